@@ -1,0 +1,69 @@
+# `make demo` and `make test` need nothing but Python 3.10-3.12 with its venv module: the environment is made on first use.
+
+PYTHON ?= python3
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+LOCK_ARGS ?=
+
+UV_VERSION := 0.13.8
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+INSTALLED := $(VENV)/.installed
+CREATED := $(VENV)/.created-by-make
+
+# Seconds without an answer before uv gives up on a download: the largest file has several hundred megabytes.
+export UV_HTTP_TIMEOUT ?= 180
+
+CHECK_VERSION := import sys; v = tuple(sys.version_info[:2]); \
+	(3, 10) <= v <= (3, 12) or sys.exit("error: Python 3.10, 3.11 or 3.12 is needed, but %s is %d.%d." % ((sys.executable,) + v))
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format lock bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED)  ## make the environment .venv (every other command does so when needed)
+
+demo: $(INSTALLED)  ## train and evaluate on a small scene made on the spot (DEMO_ARGS="key=value ...")
+	$(BIN)/python train_net.py experiment=demo $(DEMO_ARGS)
+
+test: $(INSTALLED)  ## run the tests (PYTEST_ARGS="-k name ...")
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## put the code into the common format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(UV)  ## make requirements.lock from requirements.txt (LOCK_ARGS=--upgrade for the newest indirect ones)
+	$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+		--custom-compile-command "make lock" $(LOCK_ARGS) --output-file requirements.lock requirements.txt
+
+bench: $(INSTALLED)  ## measure the rasterizer and a training step
+	$(BIN)/python benchmarks/rasterizer.py
+	$(BIN)/python benchmarks/npbg_step.py
+
+clean:  ## remove the environment and the caches, never results
+	@if [ -e $(CREATED) ]; then rm -rf $(VENV); elif [ -e $(VENV) ]; then echo "$(VENV) is kept: make did not create it"; fi
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis npbgpp.egg-info __pycache__
+	find $(wildcard npbgpp tests benchmarks) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(UV):
+	@command -v $(PYTHON) >/dev/null || { echo 'error: $(PYTHON) is not found; name a Python: make PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c '$(CHECK_VERSION)' || { echo 'Name another one: make PYTHON=python3.11' >&2; exit 1; }
+	@if [ ! -e $(VENV) ]; then mkdir $(VENV) && touch $(CREATED); fi
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+# setuptools comes from the lock as well, so the package itself is built without fetching anything.
+$(INSTALLED): requirements.txt requirements.lock setup.py | $(UV)
+	@$(BIN)/python -c '$(CHECK_VERSION)' || { echo '$(VENV) was made with it: make clean, then make PYTHON=python3.11' >&2; exit 1; }
+	$(UV) pip install --python $(BIN)/python --require-hashes --build-constraints requirements.lock -r requirements.lock
+	$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

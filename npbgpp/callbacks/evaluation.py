@@ -1,0 +1,173 @@
+"""Collects evaluated views: pictures, ``metrics.json``, a contact sheet and a table."""
+
+import io
+import json
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from npbgpp.callbacks.report import SheetRow, contact_sheet
+from npbgpp.files import write_atomically
+from npbgpp.metrics import ImageMetrics, ImageScores
+from npbgpp.systems.base import ViewResult
+
+log = logging.getLogger(__name__)
+
+_SHEET_ROWS = 6  # views per dataset on the contact sheet
+
+
+class EvaluationWriter(Callback):
+    """Writes what an evaluation found below the run folder.
+
+    * ``rendered/<dataset>/<stage>_epoch<E>/<view>_{rendered,gt,raster}.png`` (one ``<view>_debug.png`` strip during training),
+    * ``metrics.json`` of the last evaluation, ``report.png`` with up to six views per dataset,
+    * scores to the loggers and a table to the terminal.
+
+    Args:
+        run_dir: run folder.
+        metrics: supplies the protocol.
+        conditions: further words for the protocol: background, resize filter.
+        save_images: write the PNG files.
+        transform: None, or rotate_90_ccw for portrait data: turns every picture that is written.
+    """
+
+    def __init__(
+        self, run_dir: Path, metrics: ImageMetrics, conditions: dict[str, str], save_images: bool, transform: str | None = None
+    ) -> None:
+        self.run_dir, self.metrics, self.conditions = run_dir, metrics, conditions
+        self.save_images, self.transform = save_images, transform
+        self._scores: dict[str, dict[str, tuple[ImageScores, float]]] = {}
+        self._rows: dict[str, list[SheetRow]] = {}
+
+    # one evaluation is a validation or a test run
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins an evaluation."""
+        self._begin()
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins an evaluation."""
+        self._begin()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Takes the results of a batch."""
+        self._collect(trainer, outputs, "val")
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Takes the results of a batch."""
+        self._collect(trainer, outputs, "test")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the evaluation."""
+        self._finish(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the evaluation."""
+        self._finish(trainer, pl_module, "test")
+
+    def _begin(self) -> None:
+        self._scores, self._rows = {}, {}
+
+    def _collect(self, trainer: Trainer, results: list[ViewResult] | None, stage: str) -> None:
+        for result in results or []:
+            self._scores.setdefault(result.dataset, {})[result.view] = (result.scores, result.seconds)
+            rows = self._rows.setdefault(result.dataset, [])
+            rendered, target = self._turned(result.rendered), self._turned(result.target)
+            raster = None if result.raster is None else self._turned(result.raster)
+            rows.append(SheetRow(result.view, target, rendered, raster, result.scores))
+            if len(rows) > 8 * _SHEET_ROWS:  # thin out, so that a long evaluation does not keep every image
+                self._rows[result.dataset] = rows[::2]
+            if self.save_images:
+                self._save(result, rendered, target, raster, stage, _epoch(trainer, stage))
+
+    def _save(self, result: ViewResult, rendered: Tensor, target: Tensor, raster: Tensor | None, stage: str, epoch: int) -> None:
+        folder = self.run_dir / "rendered" / result.dataset / f"{stage}_epoch{epoch}"
+        if stage == "test":
+            pictures = {"rendered": rendered, "gt": target} | ({} if raster is None else {"raster": raster})
+        else:
+            pictures = {"debug": torch.cat([p for p in (raster, rendered, target) if p is not None], dim=2)}
+        for kind, picture in pictures.items():
+            _write_png(folder / f"{result.view}_{kind}.png", picture)
+
+    def _turned(self, picture: Float[Tensor, "3 _ _"]) -> Float[Tensor, "3 _ _"]:
+        return torch.rot90(picture, 1, (1, 2)) if self.transform == "rotate_90_ccw" else picture
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self._scores:
+            return
+        summary = {name: _summarise(views) for name, views in self._scores.items()}
+        for name, row in summary.items():
+            for key in ("psnr", "ssim", "lpips"):
+                if isinstance(row[key], float):
+                    pl_module.log(f"{key.upper()}/{name}", row[key])
+        protocol = asdict(self.metrics.protocol()) | self.conditions
+        content = {"stage": stage, "epoch": _epoch(trainer, stage), "protocol": protocol, "datasets": summary}
+        write_atomically(self.run_dir / "metrics.json", lambda file: file.write(json.dumps(content, indent=2).encode()))
+        self._write_sheet(summary)
+        self._print_table(summary, stage)
+
+    def _write_sheet(self, summary: dict[str, dict[str, Any]]) -> None:
+        rows: list[SheetRow] = []
+        for found in self._rows.values():
+            step = max(1, -(-len(found) // _SHEET_ROWS))
+            rows += found[::step]
+        title = "   ".join(
+            f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}, {row['views']} views" for name, row in summary.items()
+        )
+        buffer = io.BytesIO()
+        contact_sheet(title, rows).save(buffer, format="PNG")
+        write_atomically(self.run_dir / "report.png", lambda file: file.write(buffer.getvalue()))
+
+    def _print_table(self, summary: dict[str, dict[str, Any]], stage: str) -> None:
+        table = Table("dataset", "PSNR [dB]", "SSIM", "LPIPS", "views", "s/view", title=f"{stage} views")
+        for name, row in summary.items():
+            lpips = f"{row['lpips']:.4f}" if isinstance(row["lpips"], float) else "not available"
+            table.add_row(name, f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", lpips, str(row["views"]), f"{row['seconds_per_view']:.3f}")
+        Console().print(table)
+        if any(row["lpips"] is None for row in summary.values()):
+            log.info("LPIPS %s", self.metrics.protocol().lpips)
+        log.info(
+            "pictures: %s; contact sheet: %s; numbers: %s",
+            self.run_dir / "rendered",
+            self.run_dir / "report.png",
+            self.run_dir / "metrics.json",
+        )
+
+
+def _epoch(trainer: Trainer, stage: str) -> int:
+    """0-based epoch that is evaluated; after training Lightning already counts the next one."""
+    return max(trainer.current_epoch - 1, 0) if stage == "test" else trainer.current_epoch
+
+
+def _summarise(views: dict[str, tuple[ImageScores, float]]) -> dict[str, Any]:
+    """Means over the views of a dataset, and the scores of each. LPIPS is null where it is not available; the protocol says why."""
+    count = len(views)
+    scores = [s for s, _ in views.values()]
+    lpips = [s.lpips for s in scores if s.lpips is not None]
+    return {
+        "psnr": math.fsum(s.psnr for s in scores) / count,
+        "ssim": math.fsum(s.ssim for s in scores) / count,
+        "lpips": math.fsum(lpips) / count if len(lpips) == count else None,
+        "views": count,
+        "seconds_per_view": math.fsum(seconds for _, seconds in views.values()) / count,
+        "per_view": {name: asdict(s) | {"seconds": seconds} for name, (s, seconds) in views.items()},
+    }
+
+
+def _write_png(path: Path, picture: Float[Tensor, "3 _ _"]) -> None:
+    buffer = io.BytesIO()
+    to_pil_image((picture.clamp(0, 1) * 255).round().to(torch.uint8)).save(buffer, format="PNG")
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))

@@ -1,0 +1,232 @@
+"""Scene lists of a config become datasets, samplers and loaders."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import ConcatDataset, DataLoader, Sampler
+
+from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
+from npbgpp.data.parsers import PARSERS
+from npbgpp.data.scene import Batch, Scene, Stage
+from npbgpp.errors import InputError
+from npbgpp.geometry.pointcloud import CloudFile
+from npbgpp.paths import Bases
+
+_ROTATION_SEED = 123  # the authors' seed of the order of scenes
+
+
+@dataclass(frozen=True)
+class SceneLists:
+    """Names of the scenes of each purpose: folders below ``data_root``."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """The ``datasets`` group of the config; see conf/datasets/_base.yaml for the meaning of every key."""
+
+    layout: str
+    data_root: str
+    scenes: SceneLists
+    scene_name: str | None = None
+    train_on: str = "split"
+    pc_name: str = "mvs_pc.ply"
+    n_point: int | None = None
+    noise_sigma: float | None = None
+    white_bg: bool = True
+    val_indices: tuple[int, ...] | None = None
+    holdout_indices: tuple[int, ...] | None = None
+    train_num_samples: int | None = 2000
+    train_image_size: int | tuple[int, int] | None = 256
+    train_random_shift: bool = True
+    train_random_zoom: tuple[float, float] | None = None
+    image_margin: int = 0
+    cache_images: bool = False
+    selection_count: int = 3
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """One stage of the ``dataloader`` group. ``total_batch_size`` counts all devices together."""
+
+    total_batch_size: int
+    num_workers: int = 0
+    shuffle: bool = False
+    pin_memory: bool = False
+
+
+@dataclass(frozen=True)
+class DataloaderSettings:
+    """The ``dataloader`` group of the config."""
+
+    train: LoaderSettings
+    val: LoaderSettings
+    test: LoaderSettings
+    train_data_mode: str = "common"
+    train_total_batch_size: int | None = None
+
+
+class DataModule(LightningDataModule):
+    """All scenes of a run.
+
+    Scenes are parsed at construction, so that whatever is wrong with a folder is said before any work starts. At most ``scenes_per_epoch`` training
+    scenes are visited in an epoch; the sampler rotates through all of them whether or not loaders are rebuilt between epochs.
+    """
+
+    def __init__(
+        self, datasets: DatasetSettings, dataloader: DataloaderSettings, bases: Bases, scenes_per_epoch: int, evaluate_only: bool
+    ) -> None:
+        super().__init__()
+        if datasets.layout not in PARSERS:
+            raise InputError(f"datasets.layout: expected one of {', '.join(sorted(PARSERS))}, got {datasets.layout}")
+        if datasets.train_on not in ("split", "all"):
+            raise InputError(f"datasets.train_on: expected split or all, got {datasets.train_on}")
+        if dataloader.train_data_mode not in ("common", "each"):
+            raise InputError(f"dataloader.train_data_mode: expected common or each, got {dataloader.train_data_mode}")
+        self.settings, self.loader_settings = datasets, dataloader
+        self.root = bases.existing(datasets.data_root, "datasets.data_root")
+        lists = datasets.scenes
+        names = dict.fromkeys((*(() if evaluate_only else lists.train), *lists.val, *lists.test))
+        self.scenes: dict[str, Scene] = {name: self._parse(name) for name in names}
+        self.train_sets = [] if evaluate_only else [self._train_set(self.scenes[name]) for name in lists.train]
+        self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val]
+        self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
+        self.sampler = (
+            SceneRotation([len(s) for s in self.train_sets], scenes_per_epoch, dataloader.train.shuffle) if self.train_sets else None
+        )
+
+    def _parse(self, name: str) -> Scene:
+        folder = self.root / name
+        if not folder.is_dir():
+            known = sorted(p.name for p in self.root.iterdir() if p.is_dir())[:20] if self.root.is_dir() else []
+            raise InputError(
+                f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
+            )
+        cloud = CloudFile(folder / self.settings.pc_name, self.settings.n_point, self.settings.noise_sigma)
+        scene = PARSERS[self.settings.layout](folder, name, cloud, white_bg=self.settings.white_bg)
+        if not cloud.path.is_file():
+            raise InputError(
+                f"point cloud {cloud.path}: no such file; put the cloud of scene {name} there or name it with datasets.pc_name=<file>"
+            )
+        return scene.with_splits(self.settings.val_indices, self.settings.holdout_indices)
+
+    def _train_set(self, scene: Scene) -> SceneDataset:
+        s, lists = self.settings, self.settings.scenes
+        indices = scene.splits["train"]
+        if s.train_on == "all":  # pretraining uses every view that this run does not evaluate
+            evaluated = {
+                *(scene.splits["val"] if scene.name in lists.val else ()),
+                *(scene.splits["test"] if scene.name in lists.test else ()),
+            }
+            indices = tuple(i for i in range(len(scene.views)) if i not in evaluated)
+        augmentation = Augmentation(as_size(s.train_image_size), s.train_random_shift, s.train_random_zoom)
+        return SceneDataset(
+            scene.name,
+            scene,
+            indices,
+            augmentation=augmentation,
+            num_samples=s.train_num_samples,
+            image_margin=s.image_margin,
+            cache_images=s.cache_images,
+        )
+
+    def _evaluation_set(self, scene: Scene, stage: Stage) -> SceneDataset:
+        name = f"{scene.name}_{'val' if stage == 'val' else 'holdout'}"
+        return SceneDataset(name, scene, scene.splits[stage], image_margin=self.settings.image_margin)
+
+    def conditions(self) -> dict[str, str]:
+        """What else a score depends on, in words: the background of the photos and how they were resized."""
+        backgrounds = {str(view.background) for scene in self.scenes.values() for view in scene.views}
+        return {"background": "; ".join(sorted(backgrounds)) if backgrounds != {"None"} else "as photographed", "resize_filter": "none"}
+
+    def train_dataloader(self) -> DataLoader:
+        """One loader over all training scenes; its sampler picks those of the epoch."""
+        loader = self.loader_settings.train
+        per_device = self._per_device(loader, "train")
+        batches = len(self.sampler) // per_device if self.sampler is not None else 0
+        if batches == 0:
+            raise InputError(
+                f"dataloader.train.total_batch_size: one epoch has {len(self.sampler or ())} samples, fewer than a batch of {per_device}; lower the batch size "
+                "(dataloader.train_total_batch_size) or raise datasets.train_num_samples"
+            )
+        return DataLoader(
+            ConcatDataset(self.train_sets),
+            batch_size=per_device,
+            sampler=self.sampler,
+            drop_last=True,
+            collate_fn=Batch.collate,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            persistent_workers=loader.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """One loader per validation scene."""
+        return [self._evaluation_loader(s, self.loader_settings.val, "val") for s in self.val_sets]
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """One loader per test scene."""
+        return [self._evaluation_loader(s, self.loader_settings.test, "test") for s in self.test_sets]
+
+    def _evaluation_loader(self, dataset: SceneDataset, loader: LoaderSettings, stage: Stage) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self._per_device(loader, stage),
+            collate_fn=Batch.collate,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+        )
+
+    def _per_device(self, loader: LoaderSettings, stage: Stage) -> int:
+        devices = self.trainer.world_size if self.trainer is not None else 1
+        if loader.total_batch_size < 1 or loader.total_batch_size % devices:
+            raise InputError(
+                f"dataloader.{stage}.total_batch_size: expected a positive multiple of {devices} devices, got {loader.total_batch_size}"
+            )
+        return loader.total_batch_size // devices
+
+
+class SceneRotation(Sampler[int]):
+    """Indices into the concatenated training sets, from the scenes of the current epoch only.
+
+    Lightning calls ``set_epoch`` before every epoch.
+    """
+
+    def __init__(self, lengths: list[int], scenes_per_epoch: int, shuffle: bool) -> None:
+        if scenes_per_epoch < 1:
+            raise InputError(f"system.max_scenes_per_train_epoch: expected at least 1, got {scenes_per_epoch}")
+        self.lengths, self.shuffle = lengths, shuffle
+        self.scenes_per_epoch = min(scenes_per_epoch, len(lengths))
+        self.epoch = 0
+        self.seed = torch.initial_seed()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the scenes and the order of an epoch."""
+        self.epoch = epoch
+
+    def scenes(self) -> list[int]:
+        """Positions of the scenes of the current epoch; over ``ceil(S / M)`` epochs every scene comes at least once."""
+        count, per_epoch = len(self.lengths), self.scenes_per_epoch
+        epochs = -(-count // per_epoch)
+        cycle, position = divmod(self.epoch, epochs)
+        if count == per_epoch:
+            return list(range(count))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(_ROTATION_SEED + cycle * epochs)).tolist()
+        padded = order + order[: epochs * per_epoch - count]
+        return sorted(padded[position * per_epoch : (position + 1) * per_epoch])
+
+    def __len__(self) -> int:
+        return sum(self.lengths[k] for k in self.scenes())
+
+    def __iter__(self) -> Iterator[int]:
+        starts = [sum(self.lengths[:k]) for k in range(len(self.lengths))]
+        indices = torch.cat([torch.arange(starts[k], starts[k] + self.lengths[k]) for k in self.scenes()])
+        if self.shuffle:
+            generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
+            indices = indices[torch.randperm(len(indices), generator=generator)]
+        return iter(indices.tolist())

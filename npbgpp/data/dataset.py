@@ -1,0 +1,158 @@
+"""Training and evaluation items of one scene: decode, crop, zoom, margins."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from npbgpp.data.images import Photo, read_photo
+from npbgpp.data.scene import Batch, Scene, Views
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.warp import resample
+
+_CENTRE_STEP = 8  # candidate crop centres lie on a grid of this many pixels, as in the original
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training views are cut out of photos.
+
+    Attributes:
+        image_size: (height, width) of the crop in pixels; None keeps the whole image.
+        random_shift: crop around a random object pixel (any pixel without masks) instead of the image centre.
+        random_zoom: (smallest, largest) factor of the focal length, drawn uniformly; None keeps it.
+    """
+
+    image_size: tuple[int, int] | None = None
+    random_shift: bool = False
+    random_zoom: tuple[float, float] | None = None
+
+
+class SceneDataset(Dataset[Batch]):
+    """Views of one scene for one purpose.
+
+    Item i is view ``indices[i % len(indices)]``, so ``num_samples`` may exceed the number of views. Random numbers come from torch's generator of the
+    process, which DataLoader seeds per worker.
+
+    Args:
+        name: dataset name, names output folders.
+        scene: where the views come from.
+        indices: which views.
+        augmentation: crops and zooms; None gives whole views.
+        num_samples: length; None is one pass over the views.
+        image_margin: pixels at each border that do not count.
+        cache_images: keep decoded photos (8 bits) in memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scene: Scene,
+        indices: tuple[int, ...],
+        *,
+        augmentation: Augmentation | None = None,
+        num_samples: int | None = None,
+        image_margin: int = 0,
+        cache_images: bool = False,
+    ) -> None:
+        if not indices:
+            raise InputError(
+                f"dataset {name}: expected at least one view, got none; extend its split (datasets.val_indices, datasets.holdout_indices)"
+            )
+        if num_samples is not None and num_samples < 1:
+            raise InputError(f"datasets.train_num_samples: expected a positive number or null, got {num_samples}")
+        self.name, self.scene, self.indices = name, scene, indices
+        self.augmentation = augmentation or Augmentation()
+        self.num_samples, self.image_margin = num_samples, image_margin
+        self._cache: dict[int, Photo] | None = {} if cache_images else None
+        full = scene.views[indices[0]].camera.image_size
+        wanted = self.augmentation.image_size
+        if wanted is not None and (wanted[0] > full[0] or wanted[1] > full[1]):
+            raise InputError(
+                f"datasets.train_image_size: expected at most the {full[0]}x{full[1]} pixels (height x width) of scene {scene.name}, got {wanted[0]}x"
+                f"{wanted[1]}; lower it or set datasets.train_image_size=null"
+            )
+        if self.augmentation.random_shift and (wanted is None or wanted == full):
+            raise InputError(
+                f"datasets.train_random_shift: a crop smaller than the {full[0]}x{full[1]} pixels of scene {scene.name} is needed to shift it; lower "
+                "datasets.train_image_size or set datasets.train_random_shift=false"
+            )
+        if 2 * image_margin >= min(full):
+            raise InputError(f"datasets.image_margin: expected less than half of {full[0]}x{full[1]} pixels, got {image_margin}")
+
+    def __len__(self) -> int:
+        return self.num_samples if self.num_samples is not None else len(self.indices)
+
+    def __getitem__(self, item: int) -> Batch:
+        index = self.indices[item % len(self.indices)]
+        view = self.scene.views[index]
+        photo = self._photo(index)
+        layers = _layers(photo, self.image_margin)
+        camera = view.camera
+        target = self._crop(camera, photo)
+        if self.augmentation.random_zoom is not None:
+            low, high = self.augmentation.random_zoom
+            target = target.zoom(low + (high - low) * torch.rand(()).item())
+            layers = resample(layers[None], camera, target)
+        elif target is not camera:
+            top, left = (round(float(v)) for v in (camera.principal_point - target.principal_point)[0].flip(0))
+            height, width = target.image_size
+            layers = layers[None, :, top : top + height, left : left + width]
+        else:
+            layers = layers[None]
+        mask = layers[:, 4:] if photo.mask is not None else None
+        valid = layers[:, 3:4] >= 0.5
+        if mask is not None:  # the object counts also where it reaches into the margin
+            valid = valid | (mask >= 0.5)
+        views = Views(layers[:, :3], valid, target, mask, (view.name,))
+        return Batch((self.name,), (self.scene.name,), views)
+
+    def _photo(self, index: int) -> Photo:
+        if self._cache is None:
+            return read_photo(self.scene.views[index])
+        if index not in self._cache:
+            self._cache[index] = read_photo(self.scene.views[index])
+        return self._cache[index]
+
+    def _crop(self, camera: Cameras, photo: Photo) -> Cameras:
+        size = self.augmentation.image_size
+        if size is None or size == camera.image_size:
+            return camera
+        height, width = camera.image_size
+        top, left = (height - size[0]) // 2, (width - size[1]) // 2
+        if self.augmentation.random_shift:
+            corners = _candidate_corners(photo, size)
+            top, left = corners[int(torch.randint(len(corners), ()))].tolist()
+        return camera.crop(top, left, size)
+
+
+def _layers(photo: Photo, margin: int) -> Float[Tensor, "c h w"]:
+    """Colours, validity and mask as one float image, so that they are warped together."""
+    valid = torch.zeros(1, *photo.image.shape[1:])
+    valid[:, margin : valid.shape[1] - margin, margin : valid.shape[2] - margin] = 1.0
+    layers = [photo.image.float() / 255, valid]
+    if photo.mask is not None:
+        layers.append(photo.mask.float() / 255)
+    return torch.cat(layers)
+
+
+def _candidate_corners(photo: Photo, size: tuple[int, int]) -> Tensor:
+    """Top-left corners (k, 2) of crops that fit and are centred on object pixels of a coarse grid, or as far into a corner as a crop can be."""
+    height, width = photo.image.shape[1:]
+    grid = torch.zeros(height, width, dtype=torch.bool)
+    grid[::_CENTRE_STEP, ::_CENTRE_STEP] = True
+    if photo.mask is not None:
+        grid &= photo.mask[0] > 0
+    corner = grid.nonzero() - torch.tensor([size[0] // 2, size[1] // 2])
+    limit = torch.tensor([height - size[0], width - size[1]])
+    fits = ((corner >= 0) & (corner <= limit)).all(1)
+    extreme = torch.cartesian_prod(torch.tensor([0, height - size[0]]), torch.tensor([0, width - size[1]]))
+    return torch.cat([corner[fits], extreme])
+
+
+def as_size(value: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """A crop size of the config: one number is a square."""
+    return (value, value) if isinstance(value, int) else value

@@ -1,0 +1,113 @@
+"""NeRF-Synthetic ("Blender") scenes: ``transforms_{train,val,test}.json`` beside RGBA renderings (Mildenhall et al., NeRF, 2020).
+
+Each json holds ``camera_angle_x`` (horizontal field of view, radians) and ``frames`` with ``file_path`` (``.png`` is added when the name has no suffix)
+and ``transform_matrix``, camera-to-world acting on columns with axes right, up, backward. The principal point is the centre of the image. Views count
+train, then validation, then test frames. The natural split is: all train frames, every tenth validation frame but at least one, all test frames.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from npbgpp.data.images import image_size
+from npbgpp.data.scene import Scene, Stage, View
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras, rigid_defect
+from npbgpp.geometry.pointcloud import CloudFile
+
+_FILES: tuple[Stage, ...] = ("train", "val", "test")
+_VALIDATION_STEP = 10
+_WHITE = (1.0, 1.0, 1.0)
+
+
+def parse_nerf_synthetic(root: Path, name: str, cloud: CloudFile, white_bg: bool = True) -> Scene:
+    """Reads the metadata of one scene.
+
+    Args:
+        root: folder of the scene.
+        name: name of the scene.
+        cloud: its point cloud.
+        white_bg: composite on white; otherwise the stored colours are taken as they are.
+
+    Raises:
+        InputError: missing or unreadable json, frame without a usable pose, missing image, images of different sizes, duplicate views.
+    """
+    views: list[View] = []
+    splits: dict[Stage, tuple[int, ...]] = {}
+    size: tuple[int, int] | None = None
+    for stage in _FILES:
+        path = root / f"transforms_{stage}.json"
+        angle, frames = _read_json(path)
+        first = len(views)
+        for k, frame in enumerate(frames):
+            where = f"{path}: frames[{k}]"
+            image = _image_path(root, frame, where)
+            found = image_size(image)
+            if size is None:
+                size = found
+            if found != size:
+                raise InputError(
+                    f"image {image}: expected {size[1]}x{size[0]} pixels as the first image of the scene, got {found[1]}x{found[0]}; resize the image"
+                )
+            views.append(
+                View(_view_name(frame["file_path"]), image, _camera(frame, angle, size, where), True, _WHITE if white_bg else None)
+            )
+        indices = range(first, len(views))
+        splits[stage] = tuple(indices[::_VALIDATION_STEP] if stage == "val" else indices)
+    if not splits["train"]:
+        raise InputError(f"{root / 'transforms_train.json'}: expected at least one frame, got none; a scene needs photos to train on")
+    names = [view.name for view in views]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise InputError(f"{root}: views {twice[:5]} are listed more than once; every frame needs a file_path of its own")
+    return Scene(name, tuple(views), splits, cloud)
+
+
+def _read_json(path: Path) -> tuple[float, list[dict[str, Any]]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; a NeRF-Synthetic scene has transforms_train.json, transforms_val.json and transforms_test.json: correct "
+            "datasets.data_root or datasets.scene_name"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: expected a JSON file, got an unreadable one ({error}); restore it") from error
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
+        raise InputError(f"{path}: expected an object with a list 'frames', got {type(content).__name__} without it; restore the file")
+    angle = content.get("camera_angle_x")
+    if isinstance(angle, bool) or not isinstance(angle, int | float) or not 0 < angle < math.pi:
+        raise InputError(f"{path}: camera_angle_x: expected an angle in radians between 0 and pi, got {angle!r}")
+    return float(angle), content["frames"]
+
+
+def _image_path(root: Path, frame: dict[str, Any], where: str) -> Path:
+    relative = frame.get("file_path") if isinstance(frame, dict) else None
+    if not isinstance(relative, str) or not relative:
+        raise InputError(f"{where}: expected file_path, the name of an image relative to {root}, got {relative!r}")
+    path = root / relative
+    return path if path.suffix else path.with_name(path.name + ".png")
+
+
+def _view_name(file_path: str) -> str:
+    """Path components after the first, joined by '-': ./train/r_0 is train-r_0."""
+    parts = Path(file_path).with_suffix("").parts
+    return "-".join(part for part in parts if part not in (".", "..", "/"))
+
+
+def _camera(frame: dict[str, Any], angle: float, size: tuple[int, int], where: str) -> Cameras:
+    try:
+        matrix = torch.tensor(frame.get("transform_matrix"), dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        matrix = torch.zeros(0)
+    if matrix.shape != (4, 4):
+        raise InputError(f"{where}: transform_matrix: expected 4 rows of 4 numbers, got {frame.get('transform_matrix')!r}")
+    defect = rigid_defect(matrix)
+    if defect is not None:
+        raise InputError(f"{where}: transform_matrix: expected a rigid camera-to-world pose, but {defect}; correct the file")
+    height, width = size
+    focal = 0.5 * width / math.tan(0.5 * angle)
+    return Cameras.from_opengl(matrix[None], torch.tensor([[focal, focal]]), torch.tensor([[width / 2, height / 2]]), size)

@@ -1,0 +1,161 @@
+"""What the package knows of a scene and of a batch: the types that cross the border between data and systems."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.pointcloud import CloudFile
+
+Stage = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class View:
+    """One photo before it is decoded.
+
+    Attributes:
+        name: unique within the scene; names output files.
+        image: file with the photo.
+        camera: one camera, of the size of the photo.
+        alpha_is_mask: the photo has an alpha channel that is the mask of the object.
+        background: colour in [0, 1] that the photo is composited on where alpha < 1; None keeps the colours as stored.
+    """
+
+    name: str
+    image: Path
+    camera: Cameras
+    alpha_is_mask: bool = False
+    background: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene before any image is decoded.
+
+    Attributes:
+        name: names descriptor files.
+        views: all views, in the order that index lists refer to.
+        splits: natural split of the layout: indices into ``views``.
+        cloud: the point cloud file.
+    """
+
+    name: str
+    views: tuple[View, ...]
+    splits: dict[Stage, tuple[int, ...]]
+    cloud: CloudFile
+
+    def with_splits(self, val_indices: Sequence[int] | None, holdout_indices: Sequence[int] | None) -> "Scene":
+        """The scene with other validation and test views; training keeps what is left of its natural views.
+
+        Raises:
+            InputError: an index outside the scene, a view in both lists, or no training view left.
+        """
+        val, test = self.splits["val"], self.splits["test"]
+        if val_indices is not None:
+            val = tuple(val_indices)
+            test = tuple(i for i in test if i not in val)
+        if holdout_indices is not None:
+            test = tuple(holdout_indices)
+            val = val if val_indices is not None else tuple(i for i in val if i not in test)
+        for key, indices in (("val_indices", val), ("holdout_indices", test)):
+            bad = [i for i in indices if not 0 <= i < len(self.views)]
+            if bad:
+                raise InputError(
+                    f"datasets.{key}: scene {self.name} has {len(self.views)} views (indices 0 to {len(self.views) - 1}), got {bad}; "
+                    "indices count train, then validation, then test views"
+                )
+        both = sorted(set(val) & set(test))
+        if both:
+            raise InputError(
+                f"datasets.val_indices and datasets.holdout_indices of scene {self.name} share {both}; a view has one purpose only"
+            )
+        train = tuple(i for i in self.splits["train"] if i not in {*val, *test})
+        if not train:
+            raise InputError(
+                f"scene {self.name}: no training view left after datasets.val_indices and datasets.holdout_indices; shorten them"
+            )
+        return replace(self, splits={"train": train, "val": val, "test": test})
+
+
+@dataclass(frozen=True)
+class Views:
+    """b decoded views of one size.
+
+    Attributes:
+        image: colours in [0, 1].
+        valid: pixels that count in losses: not padded, not in the margin.
+        cameras: one per view.
+        mask: 1 on the object, None when the scene has no masks.
+        names: names of the views.
+    """
+
+    image: Float[Tensor, "b 3 h w"]
+    valid: Bool[Tensor, "b 1 h w"]
+    cameras: Cameras
+    mask: Float[Tensor, "b 1 h w"] | None
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "Views":
+        """The same views on another device."""
+        return replace(
+            self,
+            image=self.image.to(device),
+            valid=self.valid.to(device),
+            cameras=self.cameras.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b target views of one or several scenes.
+
+    Attributes:
+        dataset: name of the dataset the views come from (scene name plus purpose), one per view.
+        scene: name of the scene of each view.
+        target: the views to render.
+    """
+
+    dataset: tuple[str, ...]
+    scene: tuple[str, ...]
+    target: Views
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device; called by Lightning."""
+        return replace(self, target=self.target.to(device))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; called by DataLoader."""
+        target = self.target
+        mask = None if target.mask is None else target.mask.pin_memory()
+        return replace(self, target=replace(target, image=target.image.pin_memory(), valid=target.valid.pin_memory(), mask=mask))
+
+    @staticmethod
+    def collate(items: "Sequence[Batch]") -> "Batch":
+        """Joins single items. Raises InputError when the views differ in size."""
+        sizes = {item.target.cameras.image_size for item in items}
+        if len(sizes) != 1:
+            raise InputError(
+                f"views of different sizes {sorted(sizes)} cannot share a batch; set datasets.train_image_size, or a batch size of 1 "
+                "(dataloader.train_total_batch_size=1)"
+            )
+        masks = [item.target.mask for item in items]
+        known = [mask for mask in masks if mask is not None]
+        target = Views(
+            image=torch.cat([item.target.image for item in items]),
+            valid=torch.cat([item.target.valid for item in items]),
+            cameras=Cameras.cat([item.target.cameras for item in items]),
+            mask=torch.cat(known) if len(known) == len(masks) else None,
+            names=tuple(name for item in items for name in item.target.names),
+        )
+        return Batch(tuple(d for item in items for d in item.dataset), tuple(s for item in items for s in item.scene), target)

@@ -1,0 +1,128 @@
+"""Which pixel a projected point falls into: exact half-pixel centres, or the size-1 rule of the NPBG++ authors.
+
+Both rules are written as one homogeneous map followed by a step function per raster level, so that one rasteriser serves both:
+
+* ``xyw = xyz_world @ matrix + offset``; normalised coordinates ``(x, y) = xyw[:2] / (xyw[2] + epsilon)``; depth is ``xyw[2]``;
+* at a level of h x w cells, ``column = floor(start_w + slope_w * x)`` and ``row = floor(start_h + slope_h * y)``.
+
+EXACT: (x, y) are pixels of the full image from its top-left corner, a point is in the image when ``0 <= x < W`` and ``0 <= y < H``, and a level at scale
+q has cells of 1/q pixels, ``column = floor(q x)``. Levels whose scales halve nest.
+
+SIZE_MINUS_ONE: (x, y) are the authors' normalised coordinates (+x left, +y up, the short side spans -1..1 between the *centres* of its first and last
+pixel), a point is in the image when ``|x| <= bx`` and ``|y| <= by``, and every level spans the same range between its own border centres, with
+s = min(h, w): ``column = trunc((w - 1) / 2 - x (s - 1) / 2 - 1e-6 + 0.5)``. Levels do not nest. This reproduces the images of released weights.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from npbgpp.geometry.cameras import Cameras
+
+_AUTHORS_EPSILON = 1e-7
+_AUTHORS_ROUNDING_SHIFT = 1e-6
+
+
+class PixelRule(str, Enum):
+    """The value is the spelling in configs (``pixel_convention``)."""
+
+    EXACT = "exact"
+    SIZE_MINUS_ONE = "authors"
+
+
+def ndc_bounds(image_size: tuple[int, int]) -> tuple[float, float]:
+    """Largest (x, y) of the authors' normalised coordinates: 1 on the short side, long/short on the long one."""
+    height, width = image_size
+    return (1.0, height / width) if width <= height else (width / height, 1.0)
+
+
+@dataclass(frozen=True)
+class PixelGrid:
+    """One rule on images of one size (height, width); see the module docstring."""
+
+    rule: PixelRule
+    image_size: tuple[int, int]
+
+    @property
+    def epsilon(self) -> float:
+        """Added to the depth before dividing by it."""
+        return _AUTHORS_EPSILON if self.rule is PixelRule.SIZE_MINUS_ONE else 0.0
+
+    def homogeneous_map(self, cameras: Cameras) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b 3"]]:
+        """(matrix, offset) with ``xyw = xyz_world @ matrix + offset``, computed in double precision and returned in that of the cameras."""
+        if self.rule is PixelRule.SIZE_MINUS_ONE:
+            focal, principal = cameras.to_size_minus_one_ndc()
+        else:
+            focal, principal = -cameras.focal_length, cameras.principal_point
+        intrinsics = torch.zeros(len(cameras), 3, 3, dtype=torch.float64, device=cameras.R.device)
+        intrinsics[:, [0, 1], [0, 1]] = focal.double()
+        intrinsics[:, 2, :2] = principal.double()
+        intrinsics[:, 2, 2] = 1.0
+        matrix = cameras.R.double() @ intrinsics
+        offset = (cameras.T.double()[:, None] @ intrinsics)[:, 0]
+        return matrix.to(cameras.R.dtype), offset.to(cameras.R.dtype)
+
+    def normalise(self, cameras: Cameras, xyz_world: Float[Tensor, "*b n 3"]) -> Float[Tensor, "b n 3"]:
+        """(x, y, depth) of world points, seen by every camera; finite also behind the camera, not at depth 0 of the exact rule."""
+        matrix, offset = self.homogeneous_map(cameras)
+        xyw = xyz_world @ matrix + offset[:, None]
+        return torch.cat([xyw[..., :2] / (xyw[..., 2:] + self.epsilon), xyw[..., 2:]], -1)
+
+    def inside(self, x: Float[Tensor, "*n"], y: Float[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
+        """Whether normalised coordinates are in the image."""
+        if self.rule is PixelRule.SIZE_MINUS_ONE:
+            bound_x, bound_y = ndc_bounds(self.image_size)
+            return (x.abs() <= bound_x) & (y.abs() <= bound_y)
+        height, width = self.image_size
+        return (x >= 0) & (x < width) & (y >= 0) & (y < height)
+
+    def cells(
+        self, x: Float[Tensor, " n"], y: Float[Tensor, " n"], scale: float, level_size: tuple[int, int]
+    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """(row, column) in a level, int32; coordinates outside the image may give cells outside the level.
+
+        Every operation is monotone in x (and y), so ranges of coordinates map to ranges of cells also after rounding.
+        """
+        height, width = level_size
+        if self.rule is PixelRule.EXACT:
+            return (y * scale).floor_().to(torch.int32), (x * scale).floor_().to(torch.int32)
+        half = (min(height, width) - 1) / 2
+        column = x.mul(-half).add_((width - 1) / 2).sub_(_AUTHORS_ROUNDING_SHIFT).add_(0.5).to(torch.int32)  # the conversion truncates
+        row = y.mul(-half).add_((height - 1) / 2).sub_(_AUTHORS_ROUNDING_SHIFT).add_(0.5).to(torch.int32)
+        return row, column
+
+    def overflows(self, scale: float, level_size: tuple[int, int]) -> bool:
+        """Whether some point inside the image falls outside the level (sizes are rounded down, so border cells can be missing)."""
+        if self.rule is PixelRule.EXACT:
+            return (self.image_size[0] * scale, self.image_size[1] * scale) != level_size
+        half = (min(level_size) - 1) / 2
+        bound_x, bound_y = ndc_bounds(self.image_size)
+        slack = 0.01  # of a cell: more than float32 rounding, so that the answer errs on the side of checking
+        return any(half * bound - (size - 1) / 2 + slack >= 0.5 for bound, size in zip((bound_y, bound_x), level_size, strict=True))
+
+    def overlapped_cells(
+        self, axis: int, fine_scale: float, fine_size: tuple[int, int], coarse_scale: float, coarse_size: tuple[int, int]
+    ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+        """First and last cell of a coarse level that share coordinates with each cell of a fine one, along axis 0 (rows) or 1 (columns).
+
+        The ranges are widened by a hundredth of a fine cell, more than rounding can move a point.
+        """
+        slack = 0.01
+        start = torch.arange(fine_size[axis], dtype=torch.float64) - slack
+        stop = start + 1 + 2 * slack
+        if self.rule is PixelRule.EXACT:
+            first, last = start * (coarse_scale / fine_scale), stop * (coarse_scale / fine_scale)
+        else:
+            slope = (min(coarse_size) - 1) / max(min(fine_size) - 1, 1)
+            middle_fine, middle_coarse = fine_size[axis] / 2, coarse_size[axis] / 2
+            first, last = middle_coarse + (start - middle_fine) * slope, middle_coarse + (stop - middle_fine) * slope
+        limit = coarse_size[axis] - 1
+        return first.floor().long().clamp(0, limit), last.floor().long().clamp(0, limit)
+
+    def level_size(self, scale: float, supersampling: int = 1) -> tuple[int, int]:
+        """(height, width) of the raster at a scale: int(scale * size) * supersampling, as the authors round."""
+        height, width = self.image_size
+        return int(scale * height) * supersampling, int(scale * width) * supersampling

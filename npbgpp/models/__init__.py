@@ -1,0 +1,1 @@
+"""Networks: pure `nn.Module`s that know neither data sets nor training."""

@@ -1,0 +1,70 @@
+"""The multi-scale feature image that the refiner reads: levels, background feature, mask channel.
+
+Holds one weight, ``bg_feature``, under the name it has in released checkpoints.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from npbgpp.errors import InputError
+from npbgpp.render.rasterize import Level
+from npbgpp.render.splat import splat
+
+
+class NearestScatterRasterizer(nn.Module):
+    """Looks up the descriptors of the nearest points at several scales.
+
+    Args:
+        descriptor_dim: channels of a descriptor.
+        scales: raster size of each level as a share of the image, finest first.
+        ss_scale: supersampling of each level.
+        learnable: train the background feature.
+        cat_mask: append the coverage mask as a channel.
+        invert_mask_values: append 1 - mask instead (the original inverted the features here, which no release uses).
+    """
+
+    def __init__(
+        self,
+        *,
+        descriptor_dim: int,
+        scales: Sequence[float] = (1.0, 0.5, 0.25, 0.125, 0.0625),
+        ss_scale: Sequence[int] = (1, 1, 1, 1, 1),
+        learnable: bool = False,
+        cat_mask: bool = True,
+        invert_mask_values: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(scales) != len(ss_scale) or not scales:
+            raise InputError(f"system.rasterizer.ss_scale: expected one entry per scale ({len(scales)}), got {list(ss_scale)}")
+        for key, values in (("scales", scales), ("ss_scale", ss_scale)):
+            if any(v <= 0 for v in values):
+                raise InputError(f"system.rasterizer.{key}: expected positive numbers, got {list(values)}")
+        self.levels = tuple(Level(float(s), int(ss)) for s, ss in zip(scales, ss_scale, strict=True))
+        self.cat_mask, self.invert_mask_values = cat_mask, invert_mask_values
+        self.bg_feature = nn.Parameter(torch.rand(1, descriptor_dim, 1, 1), requires_grad=learnable)
+
+    def forward(self, rows: Sequence[Int[Tensor, "b _ _"]], descriptors: Float[Tensor, "m c"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Pyramid of (b, c + 1, h_k, w_k) images (c channels without ``cat_mask``) from the row shown by each cell of each level."""
+        pyramid = []
+        for row, level in zip(rows, self.levels, strict=True):
+            features, mask = splat(row, descriptors, self.bg_feature, level.supersampling)
+            pyramid.append(self._with_mask(features, mask))
+        return pyramid
+
+    def empty(self, image_size: tuple[int, int], batch: int = 1) -> list[Float[Tensor, "b _ _ _"]]:
+        """The pyramid that no point falls into."""
+        height, width = image_size
+        pyramid = []
+        for level in self.levels:
+            size = (batch, int(level.scale * height), int(level.scale * width))
+            features = self.bg_feature.expand(size[0], -1, *size[1:])
+            pyramid.append(self._with_mask(features, features.new_zeros(size[0], 1, *size[1:])))
+        return pyramid
+
+    def _with_mask(self, features: Tensor, mask: Tensor) -> Tensor:
+        if not self.cat_mask:
+            return features
+        return torch.cat([features, 1 - mask if self.invert_mask_values else mask], 1)

@@ -1,0 +1,70 @@
+"""RMSprop on the rows of a table of which a step sees only a few.
+
+Dense RMSprop (Tieleman & Hinton, 2012) touches every row at every step: ``v <- alpha v + (1 - alpha) g^2``, ``p <- p - lr g / (sqrt(v) + eps)``. A row
+whose gradient is zero keeps its value, and its ``v`` only decays. So the decay can wait: a row that is next seen after k steps without gradient first gets
+``v <- alpha^k v``. The trajectory is the same; the cost of a step grows with the rows it sees.
+
+Symbols: n rows, c columns, m rows seen by a step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass
+class RowTable:
+    """Parameters of one scene and what the optimiser remembers about them.
+
+    Attributes:
+        values: the parameters.
+        square_average: running mean of squared gradients as of ``last_step``.
+        last_step: step at which each row was last updated.
+    """
+
+    values: Float[Tensor, "n c"]
+    square_average: Float[Tensor, "n c"]
+    last_step: Int[Tensor, " n"]
+
+    @classmethod
+    def from_values(cls, values: Float[Tensor, "n c"]) -> "RowTable":
+        """A table without history."""
+        return cls(values, torch.zeros_like(values), torch.zeros(len(values), dtype=torch.int32, device=values.device))
+
+    def forget(self) -> None:
+        """Erases the history, as a newly made optimiser has none."""
+        self.square_average.zero_()
+        self.last_step.zero_()
+
+
+@dataclass
+class LazyRMSprop:
+    """RMSprop over any number of tables that share one step counter.
+
+    Attributes:
+        lr: learning rate.
+        alpha: decay of the running mean, as torch.optim.RMSprop names it.
+        eps: added to the root.
+        steps: steps begun so far.
+    """
+
+    lr: float
+    alpha: float = 0.99
+    eps: float = 1e-8
+    steps: int = 0
+
+    def begin_step(self) -> None:
+        """Counts a step; every table updated until the next call belongs to it."""
+        self.steps += 1
+
+    @torch.no_grad()
+    def update(self, table: RowTable, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"]) -> None:
+        """Updates the rows that a step saw, in place. ``rows`` must not repeat."""
+        missed = (self.steps - 1 - table.last_step[rows]).to(gradient.dtype)
+        decay = torch.pow(self.alpha, missed)[:, None]
+        average = table.square_average[rows].mul_(decay * self.alpha).addcmul_(gradient, gradient, value=1 - self.alpha)
+        table.square_average[rows] = average
+        table.last_step[rows] = self.steps
+        table.values[rows] = table.values[rows].addcdiv_(gradient, average.sqrt().add_(self.eps), value=-self.lr)

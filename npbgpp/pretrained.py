@@ -1,0 +1,154 @@
+"""Weights of pretrained backbones, found and read on this machine only: nothing here downloads.
+
+A backbone is the convolutional part (`features`) of a torchvision VGG. N is the index of a layer in that `nn.Sequential`; a state dict of a
+backbone has the keys `N.weight` and `N.bias` of its convolutions.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from npbgpp.errors import InputError
+
+BackboneName = Literal["vgg19_caffe", "vgg16"]
+
+
+@dataclass(frozen=True)
+class _Backbone:
+    file_name: str
+    title: str
+    build: Callable[..., torchvision.models.VGG]
+    older_folders: tuple[str, ...] = ()
+
+
+_BACKBONES: dict[str, _Backbone] = {
+    "vgg19_caffe": _Backbone(
+        file_name="vgg19-d01eb7cb.pth",
+        title="VGG-19 with the weights of Caffe, converted by J. Johnson",
+        build=torchvision.models.vgg19,
+        older_folders=("~/.cache/torch/models",),
+    ),
+    "vgg16": _Backbone(
+        file_name="vgg16-397923af.pth", title="VGG-16 with the ImageNet weights of torchvision", build=torchvision.models.vgg16
+    ),
+}
+
+
+def find_backbone(name: BackboneName, path: str | Path | None = None) -> Path:
+    """Path of the weight file of a backbone.
+
+    Args:
+        name: which backbone.
+        path: a file named in the configuration, it wins over every other place; None looks into the cache of `torch.hub` (which follows
+            the environment variable TORCH_HOME) and, for `vgg19_caffe`, into `~/.cache/torch/models`, where NPBG++ kept it.
+
+    Raises:
+        InputError: the given file does not exist, or no place holds the file. The message lists the places and the configuration key.
+    """
+    backbone = _BACKBONES[name]
+    if path is not None:
+        given = Path(path).expanduser()
+        if not given.is_file():
+            raise InputError(
+                f"pretrained.{name}: expected a file with {backbone.title}, found no file at {given}; "
+                f"correct the path or set the key to null to look for {backbone.file_name} in the torch hub cache"
+            )
+        return given
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    candidates = [folder / backbone.file_name for folder in (cache, *(Path(older).expanduser() for older in backbone.older_folders))]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise InputError(
+        f"{backbone.file_name} ({backbone.title}) not found; looked for {', '.join(map(str, candidates))}; "
+        f"put the file into {cache} or give its path with pretrained.{name}=PATH (nothing is downloaded)"
+    )
+
+
+def read_backbone(path: str | Path, name: BackboneName) -> dict[str, Tensor]:
+    """Convolution weights in a weight file.
+
+    Args:
+        path: a file written by `torch.save(model.state_dict())`, of the whole VGG or of its `features` alone.
+        name: the backbone whose shapes the file must have.
+
+    Returns:
+        `N.weight` (out, in, 3, 3) and `N.bias` (out,) of every convolution, float32 on the CPU.
+
+    Raises:
+        InputError: the file is truncated, is no state dict (a pickled module, for one: those can run code and are not opened), or holds
+            another network.
+    """
+    expected = f"expected a state dict of {_BACKBONES[name].title}, saved with torch.save(model.state_dict(), path)"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged or foreign file makes the unpickler raise has no common base class
+        raise InputError(
+            f"{path}: {expected}, found a file that cannot be read as one ({type(error).__name__}): truncated, "
+            "another format, or a pickled Python object; replace the file"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path}: {expected}, found an object of type {type(state).__name__}; replace the file")
+    return select_features(state, name, source=str(path))
+
+
+def select_features(state: Mapping[str, object], name: BackboneName, source: str) -> dict[str, Tensor]:
+    """The convolutions in a state dict, under the keys of the bare `features`, checked against the architecture.
+
+    Args:
+        state: tensors under `N.weight` or `features.N.weight` (likewise `.bias`); keys of the classifier are ignored.
+        name: the backbone whose shapes are wanted.
+        source: where the state comes from, for messages.
+
+    Returns:
+        As `read_backbone`. Tensors that are float32 on the CPU already are shared with `state`, not copied.
+
+    Raises:
+        InputError: a tensor is missing, of another shape, or unknown.
+    """
+    found = {str(key).removeprefix("features."): value for key, value in state.items() if not str(key).startswith("classifier")}
+    wanted = {key: tuple(tensor.shape) for key, tensor in _empty_features(name).state_dict().items()}
+    advice = f"; is this {_BACKBONES[name].title}? Replace it or correct pretrained.{name}"
+    if wrong := sorted(found.keys() ^ wanted.keys()):
+        problem = "lacks" if wrong[0] in wanted else "has the unexpected entry"
+        raise InputError(f"{source}: expected {len(wanted)} tensors features.N.weight and .bias, but it {problem} {wrong[0]!r}{advice}")
+    features = {}
+    for key, shape in wanted.items():
+        value = found[key]
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{source}: expected a tensor of shape {shape} under features.{key}, found {seen}{advice}")
+        features[key] = value.to(device="cpu", dtype=torch.float32)
+    return features
+
+
+def load_features(name: BackboneName, weights: str | Path | Mapping[str, Tensor]) -> nn.Sequential:
+    """The convolutional layers of a backbone, frozen and in evaluation mode, on the CPU.
+
+    Args:
+        name: which backbone.
+        weights: a weight file, or a state dict as `select_features` takes it.
+
+    Raises:
+        InputError: as `read_backbone`.
+    """
+    if isinstance(weights, Mapping):
+        state = select_features(weights, name, source=f"state dict for {name}")
+    else:
+        state = read_backbone(weights, name)
+    features = _empty_features(name)
+    features.load_state_dict(state, assign=True)
+    return features.requires_grad_(False).eval()
+
+
+def _empty_features(name: BackboneName) -> nn.Sequential:
+    # On the meta device there is no memory to fill and no random number is drawn, so the run's random state stays as it is.
+    with torch.device("meta"):
+        features = _BACKBONES[name].build(weights=None).features
+    assert isinstance(features, nn.Sequential)
+    return features

@@ -1,0 +1,55 @@
+"""Descriptors of the winning points become feature images: one look-up per level, and gradients only for points that won a pixel.
+
+Symbols: m compact rows (the points that won at least one pixel), c channels.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, embedding
+
+
+def splat(
+    row: Int[Tensor, "b h w"],
+    descriptors: Float[Tensor, "m c"],
+    background: Float[Tensor, "1 c 1 1"],
+    supersampling: int = 1,
+) -> tuple[Float[Tensor, "b c h2 w2"], Float[Tensor, "b 1 h2 w2"]]:
+    """Feature image and coverage of one level.
+
+    Args:
+        row: row of ``descriptors`` that each cell shows, -1 where the cell is empty.
+        descriptors: one row per visible point.
+        background: shown where a pixel is empty.
+        supersampling: cells along one side of a pixel; the features of its covered cells are averaged.
+
+    Returns:
+        Features, laid out channels-last in memory as the refiner likes them, and the coverage mask (1 where any cell of the pixel is covered, else 0).
+    """
+    channels = descriptors.shape[1]
+    first = background.reshape(1, channels) if supersampling == 1 else torch.zeros_like(background).reshape(1, channels)
+    # row 0 is the empty cell, so one look-up serves covered and empty cells and the background's gradient needs no mask
+    image = embedding(row + 1, torch.cat([first, descriptors])).permute(0, 3, 1, 2)
+    covered = (row >= 0)[:, None].to(image.dtype)
+    if supersampling == 1:
+        return image, covered
+    image, share = avg_pool2d(image, supersampling), avg_pool2d(covered, supersampling)
+    filled = share > 0
+    return torch.where(filled, image / torch.where(filled, share, 1.0), background), filled.to(image.dtype)
+
+
+def splat_reference(
+    row: Int[Tensor, "b h w"], descriptors: Float[Tensor, "m c"], background: Float[Tensor, "1 c 1 1"], supersampling: int = 1
+) -> tuple[Float[Tensor, "b c h2 w2"], Float[Tensor, "b 1 h2 w2"]]:
+    """The same, pixel by pixel. For tests."""
+    b, h, w = row.shape
+    images, masks = [], []
+    for k in range(b):
+        for i in range(0, h, supersampling):
+            for j in range(0, w, supersampling):
+                block = row[k, i : i + supersampling, j : j + supersampling].flatten().tolist()
+                seen = [descriptors[r] for r in block if r >= 0]
+                images.append(sum(seen[1:], seen[0]) / len(seen) if seen else background[0, :, 0, 0])
+                masks.append(float(bool(seen)))
+    size = (b, h // supersampling, w // supersampling)
+    return torch.stack(images).view(*size, -1).permute(0, 3, 1, 2), torch.tensor(masks).view(*size)[:, None]

@@ -1,0 +1,146 @@
+"""One run from a composed config: build data, system and trainer; train, or evaluate."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import DeviceStatsMonitor, ModelSummary
+from pytorch_lightning.loggers import Logger
+
+from npbgpp.callbacks.evaluation import EvaluationWriter
+from npbgpp.callbacks.progress import progress_callback
+from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
+from npbgpp.config import typed
+from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings
+from npbgpp.errors import InputError
+from npbgpp.metrics import ImageMetrics
+from npbgpp.paths import Bases
+from npbgpp.systems import SYSTEMS
+from npbgpp.systems.npbg import NPBG, NPBGSettings
+from npbgpp.trainer import TrainerPlan, TrainerSettings, lightning_arguments
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Run-wide keys of conf/config.yaml."""
+
+    seed: int
+    eval_only: bool
+    test_after_fit: bool
+    weights_path: str | None
+    weights_strict: bool
+    cache_dir: str | None
+
+
+def run(config: DictConfig, bases: Bases) -> None:
+    """Trains or evaluates as the config says.
+
+    Args:
+        config: composed by Hydra, with the groups of conf/.
+        bases: what relative paths refer to.
+
+    Raises:
+        InputError: anything the user supplied that cannot be used.
+    """
+    groups = {"datasets", "system", "trainer", "dataloader", "callbacks", "loggers"}
+    settings = typed(RunSettings, {k: v for k, v in _plain(config).items() if k not in groups}, "config")
+    seed_everything(settings.seed, workers=True, verbose=False)
+    if settings.cache_dir is not None:
+        torch.hub.set_dir(str(bases.existing(settings.cache_dir, "cache_dir")))
+    plan = lightning_arguments(typed(TrainerSettings, TrainerSettings.split_retired(_plain(config.trainer)), "trainer"))
+    system_settings, modules = _system_parts(config.system, plan, config.trainer)
+    data = DataModule(
+        typed(DatasetSettings, config.datasets, "datasets"),
+        typed(DataloaderSettings, config.dataloader, "dataloader"),
+        bases,
+        system_settings.max_scenes_per_train_epoch,
+        settings.eval_only,
+    )
+    lpips = system_settings.lpips_weights
+    metrics = ImageMetrics(None if lpips is None else bases.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
+    resume = None if plan.checkpoint is None else find_weights(plan.checkpoint, bases)
+    system = SYSTEMS[system_settings.system_class](
+        system_settings, data.scenes, bases, metrics, read_saved=settings.eval_only or resume is not None, **modules
+    )
+    if settings.weights_path is not None:
+        load_weights(system, find_weights(settings.weights_path, bases), settings.weights_strict)
+    writer = EvaluationWriter(
+        bases.run, metrics, data.conditions(), system_settings.save_rendered_eval_images, system_settings.postprocessing_transform
+    )
+    trainer = _trainer(config, plan, bases, writer, settings.eval_only)
+    if settings.eval_only:
+        trainer.test(system, datamodule=data, verbose=False)
+        return
+    _fit(trainer, system, data, resume)
+    if settings.test_after_fit and not trainer.interrupted:
+        trainer.test(system, datamodule=data, verbose=False)
+
+
+def _fit(trainer: Trainer, system: NPBG, data: DataModule, resume: Path | None) -> None:
+    validates = trainer.limit_val_batches != 0
+    system.check_before_training([s.scene.name for s in data.train_sets], [s.scene.name for s in data.val_sets] if validates else [])
+    trainer.fit(system, datamodule=data, ckpt_path=resume)
+
+
+def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[NPBGSettings, dict[str, torch.nn.Module]]:
+    """Flat keys of the ``system`` group as typed settings, and its networks, which name their class with ``_target_``."""
+    values = _plain(node)
+    name = values.get("system_class")
+    if name not in SYSTEMS:
+        raise InputError(f"system.system_class: expected one of {', '.join(sorted(SYSTEMS))}, got {name}")
+    targets = {key for key, value in values.items() if isinstance(value, dict) and "_target_" in value}
+    flat = {key: value for key, value in values.items() if key not in targets}
+    # Lightning leaves these two to systems that step their own optimisers
+    flat |= {"accumulate_grad_batches": trainer.accumulate_grad_batches, "gradient_clip_val": trainer.gradient_clip_val or None}
+    settings = typed(NPBGSettings, flat, "system")
+    if plan.arguments["precision"] == "16-mixed":
+        raise InputError(
+            "trainer.precision=16: the gradient scaler of float16 does not reach the descriptors; use trainer.precision=bf16 or 32"
+        )
+    modules = {}
+    for key in sorted(targets):
+        try:
+            modules[key] = instantiate(node[key], _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, InputError):
+                raise error.__cause__ from error
+            raise InputError(f"system.{key}: {' '.join(str(error).split())}; see conf/system for the keys it takes") from error
+    return settings, modules
+
+
+def _trainer(config: DictConfig, plan: TrainerPlan, bases: Bases, writer: EvaluationWriter, evaluate_only: bool) -> Trainer:
+    callbacks: list[Callback] = [writer]
+    chosen = config.callbacks.get("test" if evaluate_only else "fit")
+    if not plan.arguments["enable_checkpointing"]:
+        chosen = {k: v for k, v in (chosen or {}).items() if not v["_target_"].endswith("ModelCheckpoint")}
+    callbacks += [instantiate(node) for node in (chosen or {}).values()]
+    if plan.arguments["enable_progress_bar"]:
+        callbacks.append(progress_callback())
+    if plan.monitor_devices:
+        callbacks.append(DeviceStatsMonitor())
+    if plan.arguments["enable_model_summary"] and not evaluate_only:
+        callbacks.append(ModelSummary(plan.summary_depth if plan.summary_depth is not None else 1))
+    loggers: list[Logger] = [instantiate(node) for node in (config.loggers or {}).values()]
+    arguments = dict(plan.arguments)
+    arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
+    arguments["default_root_dir"] = arguments["default_root_dir"] or str(bases.run)
+    arguments["plugins"] = [AtomicCheckpointIO(), *(arguments.get("plugins") or [])]
+    # a bar of its own would scroll through logs that no terminal reads
+    arguments["enable_progress_bar"] = any(type(c).__name__.endswith("ProgressBar") for c in callbacks)
+    if not any(type(c).__name__ == "ModelCheckpoint" for c in callbacks):
+        arguments["enable_checkpointing"] = False
+    return Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    return {str(k): v for k, v in container.items()}

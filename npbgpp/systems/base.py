@@ -1,0 +1,108 @@
+"""What all systems share: rendering one view at a time for evaluation, scores, and the border to Lightning.
+
+A system renders (``render``) and trains (``training_step``). Evaluation lives here once: every view is rendered, timed and scored, and the result is
+handed to callbacks, which write pictures and tables.
+"""
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from npbgpp.data.scene import Batch, Scene
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.metrics import ImageMetrics, ImageScores
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Render:
+    """b rendered views.
+
+    Attributes:
+        rgb: colours; in training not clamped to [0, 1].
+        mask: probability of the object, None for systems that predict none.
+        raster: coloured points without the network, on white; None unless asked for.
+    """
+
+    rgb: Float[Tensor, "b 3 h w"]
+    mask: Float[Tensor, "b 1 h w"] | None = None
+    raster: Float[Tensor, "b 3 h w"] | None = None
+
+
+@dataclass(frozen=True)
+class ViewResult:
+    """One evaluated view; images are on the CPU in [0, 1]. ``seconds`` is the time of rendering it."""
+
+    dataset: str
+    view: str
+    rendered: Float[Tensor, "3 h w"]
+    target: Float[Tensor, "3 h w"]
+    raster: Float[Tensor, "3 h w"] | None
+    scores: ImageScores
+    seconds: float
+
+
+class System(LightningModule):
+    """A method of novel-view synthesis.
+
+    Args:
+        scenes: every scene of the run by name.
+        metrics: how views are scored.
+    """
+
+    accepts_checkpoints_of: tuple[str, ...] = ()
+
+    def __init__(self, scenes: Mapping[str, Scene], metrics: ImageMetrics) -> None:
+        super().__init__()
+        self.scenes = dict(scenes)
+        self.metrics = metrics
+
+    @abstractmethod
+    def render(self, cameras: Cameras, scene: str, raster: bool = False) -> Render:
+        """Views of a scene as its cameras see them, clamped to [0, 1]. ``raster`` asks for the picture of the bare points as well."""
+
+    def can_render(self, scene: str) -> bool:
+        """Whether a scene can be evaluated now. Validation skips scenes whose turn in training is still to come."""
+        return True
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:
+        """Results of the views of a batch, for callbacks."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:
+        """Results of the views of a batch, for callbacks."""
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> list[ViewResult]:
+        results = []
+        for k, scene in enumerate(batch.scene):
+            if not self.can_render(scene):
+                continue
+            start = time.perf_counter()
+            render = self.render(batch.target.cameras[k], scene, raster=True)
+            rendered = render.rgb[0].cpu()  # waits for the device, so the clock is honest
+            seconds = time.perf_counter() - start
+            target = self.evaluation_target(batch, k)
+            (scores,) = self.metrics(render.rgb, target[None])
+            raster = None if render.raster is None else render.raster[0].cpu()
+            results.append(ViewResult(batch.dataset[k], batch.target.names[k], rendered, target.cpu(), raster, scores, seconds))
+        return results
+
+    def evaluation_target(self, batch: Batch, k: int) -> Float[Tensor, "3 h w"]:
+        """The photo that view k is compared with."""
+        return batch.target.image[k]
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Marks the file, so that weights of another system are refused by name."""
+        checkpoint["npbgpp"] = {"format": CHECKPOINT_FORMAT, "system": type(self).__name__}
+
+    def autocast_free(self) -> torch.autocast:
+        """A context in which geometry stays in full precision under mixed precision."""
+        return torch.autocast(device_type=self.device.type, enabled=False)

@@ -1,0 +1,123 @@
+"""Descriptors of the scenes of a run: which are in memory, where they come from, where they are saved.
+
+Only the scenes that are being worked on are on the device. A scene's table is as large as its cloud; nothing is padded to the largest one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from npbgpp.errors import InputError
+from npbgpp.files import load_tensors, save_tensors
+from npbgpp.geometry.pointcloud import PointCloud
+from npbgpp.optim import RowTable
+
+
+@dataclass
+class ResidentScene:
+    """A scene on the device: its cloud, its descriptors, and a scratch column for ``unique_rows``."""
+
+    cloud: PointCloud
+    table: RowTable
+    slot: Int[Tensor, " n"]
+
+
+def unique_rows(index: Int[Tensor, " k"], slot: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " k"]]:
+    """Distinct values of ``index`` and the position of each entry among them, like ``torch.unique`` without sorting and without an order.
+
+    ``slot`` is scratch of one entry per possible value; its content does not matter and need not be cleared. Costs k, not n.
+    """
+    position = torch.arange(len(index), dtype=slot.dtype, device=slot.device)
+    slot[index] = position  # of equal entries, one position stays
+    rows = index[slot[index] == position]
+    slot[rows] = torch.arange(len(rows), dtype=slot.dtype, device=slot.device)
+    return rows, slot[index].long()
+
+
+class DescriptorStore:
+    """Loads, keeps and saves descriptor tables ``<folder>/<scene>.pth``, each a float32 tensor (n, c).
+
+    Args:
+        dim: c.
+        save_dir: where tables are written; created when first needed.
+        pretrained_dir: where tables are looked for when ``save_dir`` has none.
+        max_points: refuse clouds with more points; None takes any.
+        read_saved: take tables of an earlier run from ``save_dir``; those saved by this object are always taken.
+    """
+
+    def __init__(self, dim: int, save_dir: Path, pretrained_dir: Path | None, max_points: int | None, read_saved: bool) -> None:
+        self.dim, self.save_dir, self.pretrained_dir, self.max_points = dim, save_dir, pretrained_dir, max_points
+        self.read_saved = read_saved
+        self._saved: set[str] = set()
+
+    def _find(self, scene: str) -> Path | None:
+        folders = [self.save_dir] if self.read_saved or scene in self._saved else []
+        folders += [self.pretrained_dir] if self.pretrained_dir is not None else []
+        return next((path for folder in folders if (path := folder / f"{scene}.pth").is_file()), None)
+
+    def has(self, scene: str) -> bool:
+        """Whether saved descriptors of a scene would be taken."""
+        return self._find(scene) is not None
+
+    def initial_values(self, scene: str, points: int) -> Float[Tensor, "n c"] | None:
+        """Saved descriptors of a scene, or None when neither folder has any. Raises InputError when they belong to another cloud."""
+        path = self._find(scene)
+        return None if path is None else self._read(path, scene, points)
+
+    def _read(self, path: Path, scene: str, points: int) -> Float[Tensor, "n c"]:
+        values = load_tensors(path, "descriptors")
+        if not isinstance(values, Tensor) or values.dim() != 2:
+            raise InputError(
+                f"descriptors {path}: expected a tensor (points, {self.dim}), got {type(values).__name__}; delete or replace the file"
+            )
+        if tuple(values.shape) != (points, self.dim):
+            raise InputError(
+                f"descriptors {path}: expected {points} x {self.dim} for the cloud of scene {scene}, got {' x '.join(map(str, values.shape))}; they belong to "
+                "another cloud, n_point or descriptor_dim"
+            )
+        if not torch.isfinite(values).all():
+            raise InputError(f"descriptors {path}: some values are not finite; train the scene again")
+        return values.float()
+
+    def open(self, scene: str, cloud: PointCloud, device: torch.device, required: bool) -> ResidentScene:
+        """Brings a scene to the device with its saved descriptors, else zeros.
+
+        Raises:
+            InputError: ``required`` and no saved descriptors, or more points than ``max_points``.
+        """
+        points = len(cloud)
+        if self.max_points is not None and points > self.max_points:
+            raise InputError(
+                f"system.max_points: scene {scene} has {points} points, more than {self.max_points}; raise system.max_points (null: no limit) or thin the cloud "
+                "with datasets.n_point"
+            )
+        values = self.initial_values(scene, points)
+        if values is None and required:
+            places = " and ".join(str(f) for f in (self.save_dir, self.pretrained_dir) if f is not None)
+            raise InputError(
+                f"descriptors of scene {scene}: expected {scene}.pth in {places}, found none; train the scene first, or name the folder of its descriptors "
+                "with system.descriptors_pretrained_dir"
+            )
+        table = RowTable.from_values((torch.zeros(points, self.dim) if values is None else values).to(device))
+        cloud = PointCloud(cloud.xyz.to(device), None)
+        return ResidentScene(cloud, table, torch.empty(points, dtype=torch.int32, device=device))
+
+    def save(self, scene: str, table: RowTable) -> Path:
+        """Writes the descriptors of a scene."""
+        path = self.save_dir / f"{scene}.pth"
+        save_tensors(path, table.values.detach().cpu().contiguous())
+        self._saved.add(scene)
+        return path
+
+    def refuse_leftovers(self, scenes: Sequence[str]) -> None:
+        """Raises InputError when ``save_dir`` already holds descriptors of scenes about to be trained: they are of another run and would be replaced."""
+        found = [scene for scene in scenes if (self.save_dir / f"{scene}.pth").exists()]
+        if found and self.save_dir != self.pretrained_dir:
+            raise InputError(
+                f"system.descriptors_save_dir={self.save_dir}: already holds descriptors of {', '.join(found)} from an earlier run; choose another hydra.run.dir, "
+                f"go on from them with system.descriptors_pretrained_dir={self.save_dir}, or replace them with system.overwrite_descriptors=true"
+            )

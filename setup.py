@@ -1,0 +1,59 @@
+"""Package metadata: the supported ranges of every dependency. The exact tested versions are in requirements.txt."""
+
+from setuptools import find_packages, setup
+
+# The tests pass with the lower bounds too; the upper ones are the next release that may break the interface.
+INSTALL_REQUIRES = [
+    "hydra-core>=1.3.2,<1.4",
+    "imageio>=2.37,<3",
+    "imageio-ffmpeg>=0.6,<1",
+    "jaxtyping>=0.3.2,<0.4",
+    "lpips>=0.1.4,<0.2",
+    "numpy>=2.2,<3",
+    "omegaconf>=2.3,<2.4",
+    "pillow>=11.3,<14",
+    "plyfile>=1.1,<2",
+    # 2.6.2 and 2.6.3 were uploaded by an attacker and steal credentials on import (advisory GHSA-w37p-236h-pfx3).
+    "pytorch-lightning>=2.6,!=2.6.2,!=2.6.3,<3",
+    "rich>=14,<16",
+    "safetensors>=0.6,<1",
+    "tensorboard>=2.20,<3",
+    "timm>=1.0.20,<2",
+    "torch>=2.14.1,<3",
+    "torchmetrics>=1.8,<2",
+    "torchvision>=0.29.1,<1",
+    "wandb>=0.22,<1",
+]
+
+TEST_REQUIRES = [
+    "beartype>=0.22,<1",
+    "hypothesis>=6.140,<7",
+    "packaging>=25",
+    "pytest>=9,<10",
+    "setuptools>=77.0.3",
+]
+
+DEV_REQUIRES = [
+    "mypy>=2,<3",
+    "pre-commit>=4.3,<5",
+    "ruff>=0.17,<0.18",
+]
+
+setup(
+    name="npbgpp",
+    version="0.1.0",
+    description="Neural point-based graphics: novel views of a scene from its photos and a point cloud",
+    author="npbgpp contributors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["npbgpp", "npbgpp.*"]),
+    install_requires=INSTALL_REQUIRES,
+    extras_require={
+        "test": TEST_REQUIRES,
+        "dev": TEST_REQUIRES + DEV_REQUIRES,
+        # Optional peers: nothing here needs them. Both must be built against the installed torch.
+        "scatter": ["torch-scatter"],
+        "pytorch3d": ["pytorch3d"],
+    },
+)

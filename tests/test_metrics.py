@@ -1,0 +1,235 @@
+"""Image scores: analytic values and invariances, LPIPS with random weights, then the recordings of the released code."""
+
+import dataclasses
+import json
+import math
+import warnings
+from pathlib import Path
+
+import lpips
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from npbgpp.errors import InputError
+from npbgpp.losses import ssim
+from npbgpp.metrics import PSNR_CAP_DB, ImageMetrics, ssim_original
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "torch_home" / "hub" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def trunk_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random convolutions of VGG-16, half precision, scaled so that activations keep their size from layer to layer."""
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16(weights=None).features.state_dict()
+    generator = torch.Generator().manual_seed(5)
+    state = {}
+    for key, tensor in shapes.items():
+        scale = math.sqrt(2 / tensor[0].numel()) if tensor.ndim == 4 else 0.1
+        state[f"features.{key}"] = (scale * torch.randn(tensor.shape, generator=generator)).half()
+    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def metrics(trunk_file: Path) -> ImageMetrics:
+    return ImageMetrics(lpips_backbone=trunk_file)
+
+
+# --- PSNR and SSIM ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [0.5, 0.1, 0.01, 1e-4])
+def test_psnr_of_a_constant_error(error: float) -> None:
+    target = torch.full((1, 3, 12, 12), 0.5)
+    (scores,) = ImageMetrics()(target + error, target)
+    # float32 rounds 0.5 + 1e-4 by up to 3e-8: 3e-3 dB
+    assert scores.psnr == pytest.approx(-20 * math.log10(error), abs=3e-3)
+
+
+def test_equal_images_have_the_capped_psnr_and_scores_are_json() -> None:
+    image = images(1, 3, 12, 12)
+    (scores,) = ImageMetrics()(image, image)
+    assert scores.psnr == PSNR_CAP_DB == 100
+    assert scores.ssim == pytest.approx(1)
+    assert json.loads(json.dumps(dataclasses.asdict(scores), allow_nan=False))["lpips"] is None
+
+
+def test_batched_equals_looped_and_other_images_do_not_matter() -> None:
+    a, b = images(3, 3, 14, 17), images(3, 3, 14, 17, seed=1)
+    b[2] *= 0.1
+    together = ImageMetrics()(a, b)
+    assert len(together) == 3
+    for i, scores in enumerate(together):
+        (alone,) = ImageMetrics()(a[i : i + 1], b[i : i + 1])
+        assert scores.psnr == pytest.approx(alone.psnr, rel=1e-6)
+        assert scores.ssim == pytest.approx(alone.ssim, rel=1e-5)
+
+
+def test_scores_are_symmetric_and_fall_with_noise() -> None:
+    target, noise = 0.25 + 0.5 * images(1, 3, 16, 16), images(1, 3, 16, 16, seed=1) - 0.5
+    (little,), (much,), (swapped,) = (
+        ImageMetrics()(*p) for p in ((target + 0.1 * noise, target), (target + 0.3 * noise, target), (target, target + 0.1 * noise))
+    )
+    assert little.psnr == pytest.approx(swapped.psnr)
+    assert little.ssim == pytest.approx(swapped.ssim)
+    assert little.psnr - much.psnr == pytest.approx(20 * math.log10(3), rel=1e-4)
+    assert little.ssim > much.ssim
+
+
+def test_rendering_is_clamped() -> None:
+    target = torch.cat([torch.zeros(1, 3, 8, 16), torch.ones(1, 3, 8, 16)], dim=2)
+    (scores,) = ImageMetrics()(target * 4 - 1.5, target)
+    assert scores.psnr == PSNR_CAP_DB
+
+
+def test_margin_is_cut_from_every_side() -> None:
+    a, b = images(2, 3, 20, 24), images(2, 3, 20, 24, seed=1)
+    assert ImageMetrics(image_margin=4)(a, b) == ImageMetrics()(a[..., 4:-4, 4:-4], b[..., 4:-4, 4:-4])
+    spoiled = a.clone()
+    spoiled[..., :4, :], spoiled[..., -4:, :], spoiled[..., :4], spoiled[..., -4:] = 0, 1, 0, 1
+    assert ImageMetrics(image_margin=4)(spoiled, b) == ImageMetrics(image_margin=4)(a, b)
+
+
+@pytest.mark.parametrize("margin", [8, 10, 11, 100])
+def test_margin_that_leaves_too_little_is_refused(margin: int) -> None:
+    with pytest.raises(InputError, match=rf"at least 6x6 pixels inside image_margin={margin}, got an image of 20x30"):
+        ImageMetrics(image_margin=margin)(images(1, 3, 20, 30), images(1, 3, 20, 30))
+
+
+def test_negative_margin_and_values_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(InputError, match=r"image_margin: .* got -1"):
+        ImageMetrics(image_margin=-1)
+    good, bad = images(1, 3, 8, 8), images(1, 3, 8, 8)
+    bad[0, 0, 3, 3], bad[0, 1, 3, 3] = math.nan, math.inf
+    with pytest.raises(InputError, match="rendering: expected finite pixel values, got 2 of 192"):
+        ImageMetrics()(bad, good)
+    with pytest.raises(InputError, match="target: expected finite"):
+        ImageMetrics()(good, bad)
+
+
+def test_protocol_is_told_in_words() -> None:
+    protocol = dataclasses.asdict(ImageMetrics(image_margin=3).protocol())
+    assert protocol.keys() == {"psnr", "ssim", "lpips", "margin", "range"}
+    assert protocol["margin"] == 3
+    assert protocol["ssim"] == "11x11 gaussian, sigma 1.5, range 1"
+    assert protocol["lpips"].startswith("not available: vgg16-397923af.pth")
+
+
+# --- LPIPS --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_lpips_without_its_backbone_is_none_and_says_why(empty_cache: Path) -> None:
+    metrics = ImageMetrics()
+    (scores,) = metrics(images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1))
+    assert scores.lpips is None
+    assert str(empty_cache) in metrics.lpips_status
+    assert "system.lpips_weights=PATH" in metrics.lpips_status
+
+
+def test_lpips_backbone_in_the_cache_is_found(empty_cache: Path, trunk_file: Path, metrics: ImageMetrics) -> None:
+    empty_cache.mkdir(parents=True)
+    (empty_cache / "vgg16-397923af.pth").symlink_to(trunk_file)
+    cached = ImageMetrics()
+    assert cached.protocol().lpips == "VGG-16 trunk from vgg16-397923af.pth, heads v0.1 of the lpips package"
+    pair = images(1, 3, 16, 16), images(1, 3, 16, 16, seed=1)
+    assert cached(*pair) == metrics(*pair)
+
+
+def test_given_lpips_backbone_that_is_absent_or_foreign_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pretrained\.vgg16"):
+        ImageMetrics(lpips_backbone=tmp_path / "absent.pth")
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "foreign.pth")
+    with pytest.raises(InputError, match=r"foreign\.pth"):
+        ImageMetrics(lpips_backbone=tmp_path / "foreign.pth")
+
+
+def test_lpips_is_silent_and_draws_no_random_numbers(trunk_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics = ImageMetrics(lpips_backbone=trunk_file)
+        metrics(images(1, 3, 16, 16), images(1, 3, 16, 16, seed=1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_lpips_is_zero_for_equal_images_and_grows_with_noise(metrics: ImageMetrics) -> None:
+    target, noise = 0.25 + 0.5 * images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1) - 0.5
+    equal, little, much = (metrics(target + scale * noise, target)[0].lpips for scale in (0.0, 0.05, 0.5))
+    assert equal == 0
+    assert 0 < little < much
+
+
+def test_lpips_equals_the_package_with_the_same_weights_copied_in(trunk_file: Path, metrics: ImageMetrics) -> None:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
+    state = torch.load(trunk_file, weights_only=True)
+    slices = (reference.net.slice1, reference.net.slice2, reference.net.slice3, reference.net.slice4, reference.net.slice5)
+    convolutions = {name: layer for part in slices for name, layer in part.named_children() if isinstance(layer, torch.nn.Conv2d)}
+    assert len(convolutions) == 13
+    for name, layer in convolutions.items():
+        layer.weight.data.copy_(state[f"features.{name}.weight"])
+        layer.bias.data.copy_(state[f"features.{name}.bias"])
+    a, b = images(2, 3, 40, 33), images(2, 3, 40, 33, seed=1)
+    with torch.no_grad():
+        expected = reference(2 * a - 1, 2 * b - 1).flatten().tolist()
+    assert [scores.lpips for scores in metrics(a, b)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_lpips_refuses_images_smaller_than_its_network(metrics: ImageMetrics) -> None:
+    with pytest.raises(InputError, match="at least 16x16 pixels"):
+        metrics(images(1, 3, 15, 20), images(1, 3, 15, 20))
+
+
+def test_mixed_precision_does_not_change_scores(metrics: ImageMetrics) -> None:
+    pair = images(1, 3, 16, 16), images(1, 3, 16, 16, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = metrics(*pair)
+    assert mixed == metrics(*pair)
+
+
+# --- the SSIM of the released code --------------------------------------------------------------------------------------------------------
+
+
+def test_original_ssim_differs_by_range_and_border_only() -> None:
+    a, b = images(1, 3, 21, 21), images(1, 3, 21, 21, seed=1)
+    a[0, 0, 10, 10], b[0, 0, 10, 10] = 0, 1
+    a[0, 0, 10, 11], b[0, 0, 10, 11] = 1, 0
+    # range 1 now; windows of the inner 11x11 pixels lie inside the image, so mirroring it by hand changes nothing in them
+    wide = torch.nn.functional.pad(torch.cat([a, b]), (5, 5, 5, 5), mode="reflect")
+    assert ssim_original(wide[:1], wide[1:]).item() == pytest.approx(ssim(a, b).item(), abs=1e-5)
+
+
+def test_original_ssim_depends_on_the_batch_and_ours_does_not() -> None:
+    dark = 0.2 * images(1, 3, 16, 16), 0.2 * images(1, 3, 16, 16, seed=1)
+    bright = images(1, 3, 16, 16, seed=2), images(1, 3, 16, 16, seed=3)
+    both = tuple(torch.cat(pair) for pair in zip(dark, bright, strict=True))
+    assert ssim_original(*both)[0].item() > ssim_original(*dark).item() + 0.01
+    assert ssim(*both)[0].item() == pytest.approx(ssim(*dark).item(), abs=1e-6)
+
+
+def test_original_ssim_refuses_images_without_an_inside() -> None:
+    with pytest.raises(InputError, match="larger than 10x10 pixels, got 10x30"):
+        ssim_original(images(1, 3, 10, 30), images(1, 3, 10, 30))
+
+
+def test_recorded_psnr_and_ssim(shared: Path) -> None:
+    recorded = torch.load(shared / "parity" / "j_third_party_semantics.pt", weights_only=True)["metrics"]
+    scores = ImageMetrics()(recorded["pred"], recorded["target"])
+    torch.testing.assert_close(torch.tensor([s.psnr for s in scores]), recorded["psnr_per_image"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(ssim_original(recorded["pred"], recorded["target"]), recorded["ssim_per_image"], rtol=1e-5, atol=1e-6)
+    assert recorded["ssim_map_shape"] == [2, 3, 27 - 10, 41 - 10]

@@ -1,0 +1,290 @@
+"""The files that install, build and check the project agree with each other.
+
+Symbols: a *pin* is one `name==version` line of requirements.txt, a *range* one entry of setup.py, a *lock entry* one package of
+requirements.lock.
+"""
+
+import ast
+import importlib.metadata
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHONS = ("3.10", "3.11", "3.12")
+PACKAGING_FILES = (
+    ".ci/run",
+    ".github/workflows/ci.yml",
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    "Makefile",
+    "pyproject.toml",
+    "requirements.lock",
+    "requirements.txt",
+    "setup.py",
+)
+# Import names that are not the name of the distribution with `_` for `-`.
+DISTRIBUTION_OF = {"PIL": "pillow", "hydra": "hydra-core", "yaml": "pyyaml"}
+# Their files import each other by their plain names.
+SCRIPT_FOLDERS = ("benchmarks", "example", "tests")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def setup_arguments() -> dict[str, Any]:
+    """What setup.py hands to setuptools."""
+    captured: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **arguments: captured.update(arguments))
+        patch.chdir(ROOT)
+        runpy.run_path(str(ROOT / "setup.py"))
+    return captured
+
+
+def setup_ranges() -> dict[str, SpecifierSet]:
+    """Supported versions by package: what runs, tests and builds the project, without the optional peers."""
+    arguments = setup_arguments()
+    entries = [Requirement(line) for line in arguments["install_requires"] + arguments["extras_require"]["dev"]]
+    return {canonicalize_name(entry.name): entry.specifier for entry in entries}
+
+
+def pinned_lines(text: str) -> list[Requirement]:
+    """The `name==version; marker` parts of a requirements file, without comments and hashes."""
+    lines = (line.split("#")[0].rstrip(" \\") for line in text.splitlines() if not line.startswith((" ", "#")))
+    return [Requirement(line) for line in lines if line]
+
+
+def versions_for(requirements: list[Requirement], python: str) -> dict[str, str]:
+    """Version by package for one Python on Linux; fails where two lines apply to one package."""
+    environment = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux", "platform_system": "Linux"}
+    versions: dict[str, str] = {}
+    for requirement in requirements:
+        if requirement.marker is not None and not requirement.marker.evaluate(environment):
+            continue
+        name = canonicalize_name(requirement.name)
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "==", f"{requirement} should be pinned with =="
+        assert name not in versions, f"{name} has two versions for Python {python}"
+        versions[name] = specifier.version
+    return versions
+
+
+def imported_packages(files: list[Path]) -> set[str]:
+    """Distributions that the files import, without the standard library and the project's own modules."""
+    own = {"npbgpp", "train_net"} | {path.stem for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*")}
+    modules: set[str] = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                modules.add(node.module.split(".")[0])
+    return {canonicalize_name(DISTRIBUTION_OF.get(name, name)) for name in modules - own - set(sys.stdlib_module_names)}
+
+
+def copy_makefile(folder: Path) -> None:
+    """Put the Makefile and the files that its environment depends on into a folder."""
+    for name in ("Makefile", "requirements.txt", "requirements.lock", "setup.py"):
+        shutil.copy(ROOT / name, folder)
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what an outer make or the user's shell would hand to make."""
+    dropped = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "PYTHON", "DEMO_ARGS", "PYTEST_ARGS", "LOCK_ARGS", "DEMO_BUDGET"}
+    return {name: value for name, value in os.environ.items() if name not in dropped}
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make as from a shell, also where the tests themselves were started by make."""
+    return subprocess.run(["make", *arguments], cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_pins_lie_in_the_ranges(python: str) -> None:
+    ranges = setup_ranges()
+    pins = versions_for(pinned_lines(read("requirements.txt")), python)
+    assert set(pins) == set(ranges)
+    outside = {name: version for name, version in pins.items() if not ranges[name].contains(version)}
+    assert not outside
+
+
+def test_malicious_lightning_releases_are_excluded() -> None:
+    lightning = setup_ranges()["pytorch-lightning"]
+    assert [version for version in ("2.6.1", "2.6.2", "2.6.3", "2.6.4") if lightning.contains(version)] == ["2.6.1", "2.6.4"]
+    locked = [entry for entry in pinned_lines(read("requirements.lock")) if "lightning" in entry.name]
+    assert not [str(entry) for entry in locked if {"2.6.2", "2.6.3"} & {part.version for part in entry.specifier}]
+
+
+def test_supported_pythons_are_3_10_to_3_12() -> None:
+    supported = SpecifierSet(setup_arguments()["python_requires"])
+    assert [minor for minor in range(8, 16) if supported.contains(f"3.{minor}.1")] == [10, 11, 12]
+
+
+def test_every_subpackage_is_installed() -> None:
+    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in (ROOT / "npbgpp").rglob("*.py")}
+    assert set(setup_arguments()["packages"]) == folders
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_lock_has_every_pin_at_its_version(python: str) -> None:
+    pins = versions_for(pinned_lines(read("requirements.txt")), python)
+    locked = versions_for(pinned_lines(read("requirements.lock")), python)
+    assert {name: locked.get(name) for name in pins} == pins
+
+
+def test_every_lock_entry_has_hashes() -> None:
+    entries = re.split(r"^(?=[A-Za-z0-9])", read("requirements.lock"), flags=re.MULTILINE)[1:]
+    assert len(entries) == len(pinned_lines(read("requirements.lock"))) > len(setup_ranges())
+    complete = re.compile(r"[^\n]+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n(?:    #[^\n]*\n)*")
+    assert not [entry.splitlines()[0] for entry in entries if not complete.fullmatch(entry)]
+
+
+def test_installed_versions_are_the_pins() -> None:
+    pins = versions_for(pinned_lines(read("requirements.txt")), f"{sys.version_info.major}.{sys.version_info.minor}")
+    # A local label such as +cpu names a build of the same release.
+    installed = {name: Version(importlib.metadata.version(name)).public for name in pins}
+    assert installed == pins, "the environment is not the tested one; `make install` brings it up to date"
+
+
+def test_imports_of_the_package_are_declared() -> None:
+    arguments = setup_arguments()
+    declared = {canonicalize_name(Requirement(line).name) for line in arguments["install_requires"]}
+    optional = {canonicalize_name(line) for peer in ("scatter", "pytorch3d") for line in arguments["extras_require"][peer]}
+    files = [*(ROOT / "npbgpp").rglob("*.py"), *ROOT.glob("train_net.py")]
+    assert imported_packages(files) - declared - optional == set()
+
+
+def test_imports_of_scripts_and_tests_are_declared() -> None:
+    arguments = setup_arguments()
+    declared = {canonicalize_name(Requirement(line).name) for line in arguments["install_requires"] + arguments["extras_require"]["test"]}
+    files = [path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    assert imported_packages(files) - declared == set()
+
+
+@pytest.mark.parametrize("name", PACKAGING_FILES)
+def test_no_registry_is_named(name: str) -> None:
+    """Where packages come from is the user's setting: no address, host name or index option."""
+    found = re.findall(r"\S*://\S*|--(?:extra-)?index-url\S*|--find-links\S*|\b[\w-]+\.(?:com|dev|io|net|org)\b", read(name))
+    assert not found
+
+
+@pytest.mark.parametrize("target", ["help", "install", "demo", "test", "lint", "format", "lock", "bench", "clean"])
+def test_make_has_the_target(target: str) -> None:
+    result = make(ROOT, "--dry-run", target)
+    assert result.returncode == 0, result.stderr
+    assert re.search(rf"^make {target} ", make(ROOT, "help").stdout, flags=re.MULTILINE)
+
+
+def test_make_hands_arguments_on() -> None:
+    assert ".venv/bin/python train_net.py experiment=demo a=1 b=2\n" in make(ROOT, "--dry-run", "demo", "DEMO_ARGS=a=1 b=2").stdout
+    assert ".venv/bin/python -m pytest -k one\n" in make(ROOT, "--dry-run", "test", "PYTEST_ARGS=-k one").stdout
+
+
+def test_make_refuses_a_missing_python(tmp_path: Path) -> None:
+    copy_makefile(tmp_path)
+    result = make(tmp_path, "install", "PYTHON=no-such-python")
+    assert result.returncode != 0
+    assert "no-such-python is not found" in result.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("version", [(2, 7, 18), (3, 9, 18), (3, 13, 0)])
+def test_make_refuses_an_unsupported_python(tmp_path: Path, version: tuple[int, int, int]) -> None:
+    copy_makefile(tmp_path)
+    stand_in = tmp_path / "python-of-another-version"
+    stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = {version}; exec(sys.argv[1])" "$2"\n')
+    stand_in.chmod(0o755)
+    result = make(tmp_path, "install", f"PYTHON={stand_in}")
+    assert result.returncode != 0
+    assert f"3.10, 3.11 or 3.12 is needed, but {sys.executable} is {version[0]}.{version[1]}" in result.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("created_by_make", [True, False])
+def test_make_clean_removes_only_what_make_created(tmp_path: Path, created_by_make: bool) -> None:
+    copy_makefile(tmp_path)
+    for folder in (".venv", "experiments/run/__pycache__", "npbgpp/__pycache__", ".pytest_cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    if created_by_make:
+        (tmp_path / ".venv" / ".created-by-make").touch()
+    result = make(tmp_path, "clean")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / ".venv").exists() is not created_by_make
+    assert (tmp_path / "experiments/run/__pycache__").exists()
+    assert (tmp_path / "npbgpp").exists()
+    assert not (tmp_path / "npbgpp/__pycache__").exists()
+    assert not (tmp_path / ".pytest_cache").exists()
+
+
+# The stand-in for .venv/bin/python is a script, since a link into another environment would lose that environment's packages.
+STAND_IN_MAKEFILE = """\
+install: ; mkdir -p .venv/bin && printf '#!/bin/sh\\nexec {python} "$$@"\\n' > .venv/bin/python && chmod +x .venv/bin/python && {install}
+lint: ; {lint}
+test: ; {test}
+demo: ; folder=$$(echo '$(DEMO_ARGS)' | sed 's/.*hydra.run.dir=\\([^ ]*\\).*/\\1/'); {demo}
+"""
+WRITE_METRICS = "echo '{\"psnr\": 20.0}' > $$folder/metrics.json"
+WRITE_REPORT = f"{sys.executable} -c \"import sys; from PIL import Image; Image.new('RGB', (4, 3)).save(sys.argv[1])\" $$folder/report.png"
+
+
+def run_ci(folder: Path, **steps: str) -> subprocess.CompletedProcess[str]:
+    """Run a copy of .ci/run on a Makefile whose steps are stand-ins; a step that is not given succeeds."""
+    commands = {"install": "true", "lint": "true", "test": "true", "demo": f"{WRITE_METRICS} && {WRITE_REPORT}"} | steps
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
+    (folder / "Makefile").write_text(STAND_IN_MAKEFILE.format(python=sys.executable, **commands))
+    (folder / "tmp").mkdir()
+    environment = clean_environment() | {"TMPDIR": str(folder / "tmp")}
+    return subprocess.run(["bash", ".ci/run"], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_ci_passes_and_leaves_no_environment_behind(tmp_path: Path) -> None:
+    result = run_ci(tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "report.png 4x3" in result.stdout
+    assert not (tmp_path / ".venv").exists()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ({"install": "false"}, "install] Error 1"),
+        ({"lint": "false"}, "lint] Error 1"),
+        ({"test": "false"}, "test] Error 1"),
+        ({"demo": "false"}, "demo] Error 1"),
+        ({"demo": f"{WRITE_METRICS} && {WRITE_REPORT} && false"}, "demo] Error 1"),
+        ({"demo": WRITE_METRICS}, "report.png"),
+        ({"demo": WRITE_REPORT}, "metrics.json"),
+        ({"demo": f"{WRITE_METRICS} && touch $$folder/report.png"}, "cannot identify image file"),
+        ({"demo": f"echo '{{}}' > $$folder/metrics.json && {WRITE_REPORT}"}, "should hold an object with values"),
+    ],
+    ids=["install", "lint", "test", "demo", "demo after its files", "no report", "no metrics", "empty report", "empty metrics"],
+)
+def test_ci_fails_with_the_step_and_leaves_no_environment_behind(tmp_path: Path, steps: dict[str, str], reason: str) -> None:
+    result = run_ci(tmp_path, **steps)
+    assert result.returncode != 0
+    assert reason in result.stderr
+    assert "all passed" not in result.stdout
+    assert not (tmp_path / ".venv").exists()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_ci_keeps_an_environment_that_was_there_before(tmp_path: Path) -> None:
+    (tmp_path / ".venv").mkdir()
+    assert run_ci(tmp_path).returncode == 0
+    assert (tmp_path / ".venv").is_dir()

@@ -1,0 +1,156 @@
+"""Backbone weights: where they are looked for, what is accepted, and what every refusal says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from npbgpp.errors import InputError
+from npbgpp.pretrained import find_backbone, load_features, read_backbone, select_features
+
+
+@pytest.fixture(autouse=True)
+def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "torch_home" / "hub" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def vgg16_state() -> dict[str, Tensor]:
+    """Random VGG-16 convolutions in half precision, under the keys of the whole network."""
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16(weights=None).features.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    return {f"features.{key}": (0.05 * torch.randn(tensor.shape, generator=generator)).half() for key, tensor in shapes.items()}
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(("name", "file"), [("vgg19_caffe", "vgg19-d01eb7cb.pth"), ("vgg16", "vgg16-397923af.pth")])
+def test_torch_hub_cache_is_searched(empty_caches: Path, name: str, file: str) -> None:
+    expected = touch(empty_caches / file)
+    assert find_backbone(name) == expected
+
+
+def test_older_folder_is_searched_for_caffe_weights_only_and_last(tmp_path: Path, empty_caches: Path) -> None:
+    older = tmp_path / "home" / ".cache" / "torch" / "models"
+    expected = touch(older / "vgg19-d01eb7cb.pth")
+    touch(older / "vgg16-397923af.pth")
+    assert find_backbone("vgg19_caffe") == expected
+    with pytest.raises(InputError):
+        find_backbone("vgg16")
+    newer = touch(empty_caches / "vgg19-d01eb7cb.pth")
+    assert find_backbone("vgg19_caffe") == newer
+
+
+def test_given_path_wins_over_the_cache(tmp_path: Path, empty_caches: Path) -> None:
+    touch(empty_caches / "vgg16-397923af.pth")
+    given = touch(tmp_path / "mine.pth")
+    assert find_backbone("vgg16", given) == given
+    assert find_backbone("vgg16", str(given)) == given
+    touch(tmp_path / "home" / "mine.pth")
+    assert find_backbone("vgg16", "~/mine.pth") == tmp_path / "home" / "mine.pth"
+
+
+def test_given_path_must_exist_even_if_the_cache_has_the_file(tmp_path: Path, empty_caches: Path) -> None:
+    touch(empty_caches / "vgg16-397923af.pth")
+    with pytest.raises(InputError) as caught:
+        find_backbone("vgg16", tmp_path / "absent.pth")
+    for part in ("system.lpips_weights", str(tmp_path / "absent.pth"), "vgg16-397923af.pth"):
+        assert part in str(caught.value)
+    with pytest.raises(InputError, match="found no file"):
+        find_backbone("vgg16", tmp_path)
+
+
+def test_missing_file_message_names_file_places_and_key(tmp_path: Path, empty_caches: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        find_backbone("vgg19_caffe")
+    older = tmp_path / "home" / ".cache" / "torch" / "models"
+    for part in ("vgg19-d01eb7cb.pth", str(empty_caches), str(older), "system.vgg_weights=PATH", "nothing is downloaded"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("legacy_format", [False, True])
+@pytest.mark.parametrize("prefix", ["features.", ""])
+def test_reads_whole_networks_and_bare_features(tmp_path: Path, vgg16_state: dict[str, Tensor], prefix: str, legacy_format: bool) -> None:
+    state = {prefix + key.removeprefix("features."): value for key, value in vgg16_state.items()}
+    state |= {"classifier.0.weight": torch.zeros(4, 5), "classifier.0.bias": torch.zeros(4)}
+    torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=not legacy_format)
+    read = read_backbone(tmp_path / "weights.pth", "vgg16")
+    assert len(read) == 26
+    for key, value in vgg16_state.items():
+        assert read[key.removeprefix("features.")].dtype == torch.float32
+        assert torch.equal(read[key.removeprefix("features.")], value.float())
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, 200_000])
+@pytest.mark.parametrize("legacy_format", [False, True])
+def test_truncated_file_is_refused(tmp_path: Path, kept: int, legacy_format: bool) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"features.0.weight": torch.zeros(64, 3, 64, 64)}, path, _use_new_zipfile_serialization=not legacy_format)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"weights\.pth: expected a state dict of VGG-16 .* truncated"):
+        read_backbone(path, "vgg16")
+
+
+class _Intruder:
+    opened = False
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return _mark_opened, ("x",)
+
+
+def _mark_opened(_: str) -> None:
+    _Intruder.opened = True
+
+
+@pytest.mark.parametrize("content", [torch.nn.Linear(1, 1), _Intruder()], ids=["module", "code"])
+def test_pickled_object_is_refused_and_runs_nothing(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="pickled Python object"):
+        read_backbone(tmp_path / "weights.pth", "vgg16")
+    assert not _Intruder.opened
+
+
+def test_text_file_and_list_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>\n<title>404</title>")
+    with pytest.raises(InputError, match="another format"):
+        read_backbone(tmp_path / "page.pth", "vgg16")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="found an object of type list"):
+        read_backbone(tmp_path / "list.pth", "vgg16")
+
+
+def test_other_networks_are_refused(tmp_path: Path, vgg16_state: dict[str, Tensor]) -> None:
+    torch.save(vgg16_state, tmp_path / "vgg16.pth")
+    with pytest.raises(InputError, match=r"vgg16\.pth: .* VGG-19 .* pretrained\.vgg19_caffe"):
+        read_backbone(tmp_path / "vgg16.pth", "vgg19_caffe")
+    with pytest.raises(InputError, match=r"unexpected entry 'state_dict'"):
+        select_features({**vgg16_state, "state_dict": {}}, "vgg16", source="here")
+    missing = {key: value for key, value in vgg16_state.items() if key != "features.28.bias"}
+    with pytest.raises(InputError, match=r"here: .* lacks '28\.bias'"):
+        select_features(missing, "vgg16", source="here")
+    misshapen = {**vgg16_state, "features.5.weight": torch.zeros(128, 64, 1, 1)}
+    with pytest.raises(InputError, match=r"shape \(128, 64, 3, 3\) under features\.5\.weight, found \(128, 64, 1, 1\)"):
+        select_features(misshapen, "vgg16", source="here")
+    with pytest.raises(InputError, match=r"under features\.0\.bias, found list"):
+        select_features({**vgg16_state, "features.0.bias": [0.0] * 64}, "vgg16", source="here")
+
+
+def test_loaded_features_compute_are_frozen_and_draw_no_random_numbers(vgg16_state: dict[str, Tensor]) -> None:
+    before = torch.get_rng_state()
+    features = load_features("vgg16", vgg16_state)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not features.training
+    assert not any(parameter.requires_grad for parameter in features.parameters())
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    weight, bias = vgg16_state["features.0.weight"].float(), vgg16_state["features.0.bias"].float()
+    torch.testing.assert_close(features[:2](image), torch.relu(torch.nn.functional.conv2d(image, weight, bias, padding=1)))
