@@ -34,7 +34,7 @@ def typed(schema: type[T], node: DictConfig | dict[str, Any], prefix: str) -> T:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {prefix}.{close[0]}?" if close else f"known keys: {', '.join(sorted(fields))}"
-            raise InputError(f"{prefix}.{key}: unknown key; {hint}")
+            raise InputError(f"{prefix}.{key!s}: unknown key; {hint}")
     arguments = {}
     for name, field in fields.items():
         if name in values:

@@ -90,7 +90,7 @@ def _fit(trainer: Trainer, system: NPBG, data: DataModule, resume: Path | None) 
     trainer.fit(system, datamodule=data, ckpt_path=resume)
 
 
-def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[NPBGSettings, dict[str, torch.nn.Module]]:
+def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[NPBGSettings, dict[str, Any]]:
     """Flat keys of the ``system`` group as typed settings, and its networks, which name their class with ``_target_``."""
     values = _plain(node)
     name = values.get("system_class")

@@ -72,11 +72,11 @@ class System(LightningModule):
         """Whether a scene can be evaluated now. Validation skips scenes whose turn in training is still to come."""
         return True
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:  # type: ignore[override]
         """Results of the views of a batch, for callbacks."""
         return self._evaluate(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:  # type: ignore[override]
         """Results of the views of a batch, for callbacks."""
         return self._evaluate(batch)
 

@@ -212,12 +212,12 @@ class NPBG(System):
         if self.settings.align_during_rendering:
             cameras = align_vertically(cameras, self.rule, self.settings.up).cameras
         levels = self.rasterizer.levels
-        index: list[list[Tensor]] = [[] for _ in levels]
+        found: list[list[Tensor]] = [[] for _ in levels]
         for k, name in enumerate(scenes):
             cloud = self.resident(name, training).cloud
-            for level, found in zip(index, rasterize(cloud.xyz, cameras[k], levels, self.settings.near, self.rule), strict=True):
-                level.append(found.index)
-        maps = [torch.stack(level) for level in index]
+            for indices, fragments in zip(found, rasterize(cloud.xyz, cameras[k], levels, self.settings.near, self.rule), strict=True):
+                indices.append(fragments.index)
+        maps = [torch.stack(indices) for indices in found]
         rows = [torch.full_like(level, -1) for level in maps]
         parts, tables, start = [], [], 0
         for name in dict.fromkeys(scenes):
@@ -226,8 +226,8 @@ class NPBG(System):
             cells = [level[views] for level in maps]
             hits = [level >= 0 for level in cells]
             seen, position = unique_rows(torch.cat([level[hit] for level, hit in zip(cells, hits, strict=True)]), scene.slot)
-            position = (position + start).split([int(hit.sum()) for hit in hits])
-            for level, cell, hit, row in zip(rows, cells, hits, position, strict=True):
+            per_level = (position + start).split([int(hit.sum()) for hit in hits])
+            for level, cell, hit, row in zip(rows, cells, hits, per_level, strict=True):
                 level[views] = torch.full_like(cell, -1).masked_scatter(hit, row)
             tables.append(scene.table.values[seen])
             parts.append((name, seen, slice(start, start + len(seen))))
@@ -325,7 +325,8 @@ class NPBG(System):
     def _step(self) -> None:
         scale = self._learning_rate_scale()
         rates = self.settings.learning_rates
-        first, *others = self.optimizers() if isinstance(self.optimizers(), list) else [self.optimizers()]
+        wrapped = self.optimizers()
+        first, *others = wrapped if isinstance(wrapped, list) else [wrapped]
         clip = self.settings.gradient_clip_val
         for optimizer in (first, *others):
             for group in optimizer.param_groups:
