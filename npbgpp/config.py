@@ -87,10 +87,13 @@ def _convert_scalar(value: Any, hint: Any, failure: InputError) -> Any:
         return value
     if isinstance(value, bool) or value is None:
         raise failure
-    if hint is int and isinstance(value, int | float) and float(value).is_integer():
+    if hint is int and (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
         return int(value)
     if hint is float and isinstance(value, int | float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise failure from None
     if hint is str and isinstance(value, str | int | float):  # scene names such as 24 are numbers to yaml
         return str(value)
     if hint is Path and isinstance(value, str):

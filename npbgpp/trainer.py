@@ -11,7 +11,8 @@ from npbgpp.errors import InputError
 log = logging.getLogger(__name__)
 
 _PRECISIONS = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
-_STRATEGIES = ("dp", "ddp", "ddp_spawn", "ddp2", "ddp_cpu", "ddp_sharded", "deepspeed", "fsdp", "horovod")
+_REMOVED_STRATEGIES = ("dp", "ddp2", "ddp_cpu", "ddp_sharded", "horovod")  # of Lightning 1.4, without a counterpart in Lightning 2
+_STRATEGIES = ("ddp", "ddp_spawn", "deepspeed", "fsdp", *_REMOVED_STRATEGIES)
 _MULTI_DEVICE_STRATEGY = "ddp_find_unused_parameters_true"
 # keys of Lightning 1.4 whose job nobody does any more: accepted, and said so when they are set
 _RETIRED = {
@@ -119,7 +120,9 @@ def lightning_arguments(settings: TrainerSettings) -> TrainerPlan:
     for key, value in s.retired.items():
         log.warning("trainer.%s=%s is accepted for old command lines and does nothing: %s", key, value, _RETIRED[key])
     accelerator, devices, strategy = _devices(s)
-    precision = str(s.precision)
+    precision = _PRECISIONS.get(str(s.precision), str(s.precision))
+    if precision not in _PRECISIONS.values():
+        raise InputError(f"trainer.precision: expected one of {', '.join(_PRECISIONS)}, got {s.precision}")
     depths = {"top": 1, "full": -1, None: None}
     if s.weights_summary not in depths:
         raise InputError(f"trainer.weights_summary: expected top, full or null, got {s.weights_summary}")
@@ -133,7 +136,7 @@ def lightning_arguments(settings: TrainerSettings) -> TrainerPlan:
         "devices": devices,
         "strategy": strategy,
         "num_nodes": s.num_nodes,
-        "precision": _PRECISIONS.get(precision, precision),
+        "precision": precision,
         "max_epochs": s.max_epochs,
         "min_epochs": s.min_epochs,
         "max_steps": -1 if s.max_steps is None else s.max_steps,
@@ -172,7 +175,11 @@ def _devices(s: TrainerSettings) -> tuple[str, Any, str]:
             raise InputError(
                 f"trainer.accelerator={accelerator} names a strategy, and trainer.strategy={strategy} is given too; give one of them"
             )
-        accelerator, strategy = None, _MULTI_DEVICE_STRATEGY if accelerator == "ddp" else accelerator
+        strategy = _MULTI_DEVICE_STRATEGY if accelerator == "ddp" else accelerator
+        accelerator = "cpu" if accelerator == "ddp_cpu" else None
+    if strategy in _REMOVED_STRATEGIES:
+        log.warning("trainer: strategy %s no longer exists in Lightning 2; using %s instead", strategy, _MULTI_DEVICE_STRATEGY)
+        strategy = _MULTI_DEVICE_STRATEGY
     devices: Any = list(s.devices) if isinstance(s.devices, tuple) else s.devices
     if s.gpus is not None and devices is not None:
         raise InputError(f"trainer.gpus={s.gpus} and trainer.devices={s.devices} are two spellings of one thing; give one of them")

@@ -1,17 +1,50 @@
-"""Shape checking for every annotated function of the package, the shared recordings, and tiny scenes."""
+"""Shape checking for every annotated function of the package, the shared recordings, tiny scenes, and runs on them."""
 
 from jaxtyping import install_import_hook
 
 install_import_hook("npbgpp", "beartype.beartype")  # stays: submodules are imported later
 
-# the imports below come after the hook on purpose
+import json  # noqa: E402
+import math  # noqa: E402
 import os  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hydra import compose, initialize_config_dir  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from npbgpp.geometry.cameras import Cameras  # noqa: E402
+from npbgpp.geometry.pixel_rules import PixelRule  # noqa: E402
+from npbgpp.geometry.pointcloud import PointCloud, write_ply  # noqa: E402
+from npbgpp.paths import Bases  # noqa: E402
+from npbgpp.render.blocks import BlockedCloud  # noqa: E402
+from npbgpp.render.rasterize import Level, rasterize  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TINY_SIZE = 32
+TINY_COUNTS = {"train": 12, "val": 3, "test": 2}
+# a run on the tiny scenes that takes a second or two
+TINY_OVERRIDES = (
+    "datasets=nerf_blender_one_scene",
+    "datasets.scene_name=ball",
+    "datasets.train_image_size=null",
+    "datasets.train_random_shift=false",
+    "datasets.train_num_samples=4",
+    "system=npbg",
+    "system/loss_factors=l1_ssim",
+    "system.refiner.filters=[10,11,12,13,14]",
+    "dataloader=small",
+    "loggers=none",
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+)
 
 
 def shared_folder() -> Path | None:
@@ -41,3 +74,92 @@ def parity(shared: Path):
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def write_tiny_scene(folder: Path, points: int = 400, seed: int = 0) -> None:
+    """A coloured unit sphere in NeRF-Synthetic layout, seen from a ring at distance 3 (depth > 1), drawn by splatting its own points."""
+    generator = torch.Generator().manual_seed(seed)
+    xyz = torch.nn.functional.normalize(torch.randn(points, 3, generator=generator), dim=1)
+    rgb = ((xyz * 0.5 + 0.5) * 255).to(torch.uint8)
+    write_ply(folder / "mvs_pc.ply", PointCloud(xyz, rgb))
+    angle = 2 * math.atan(0.4)
+    focal = 0.5 * TINY_SIZE / 0.4
+    total = sum(TINY_COUNTS.values())
+    drawn = 0
+    for stage, count in TINY_COUNTS.items():
+        frames = []
+        (folder / stage).mkdir(parents=True, exist_ok=True)
+        for k in range(count):
+            pose = ring_pose(2 * math.pi * drawn / total)
+            drawn += 1
+            camera = Cameras.from_opengl(
+                pose[None], torch.tensor([[focal, focal]]), torch.full((1, 2), TINY_SIZE / 2), (TINY_SIZE, TINY_SIZE)
+            )
+            index = rasterize(BlockedCloud.build(xyz), camera, [Level(0.5)], 1.0, PixelRule.EXACT)[0].index.repeat_interleave(2, 0).repeat_interleave(2, 1)
+            pixels = torch.cat([rgb[index.clamp(min=0)], torch.full((TINY_SIZE, TINY_SIZE, 1), 255, dtype=torch.uint8)], -1)
+            pixels[index < 0] = 0
+            Image.fromarray(np.ascontiguousarray(pixels.numpy()), "RGBA").save(folder / stage / f"r_{k}.png")
+            frames.append({"file_path": f"./{stage}/r_{k}", "transform_matrix": pose.tolist()})
+        (folder / f"transforms_{stage}.json").write_text(json.dumps({"camera_angle_x": angle, "frames": frames}))
+
+
+def ring_pose(azimuth: float, distance: float = 3.0) -> torch.Tensor:
+    """Camera-to-world, axes right, up, backward, on a ring around the z axis, looking at the origin."""
+    back = torch.tensor([math.cos(azimuth), math.sin(azimuth), 0.3])
+    back = back / back.norm()
+    right = torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]), back)
+    right = right / right.norm()
+    pose = torch.eye(4)
+    pose[:3, 0], pose[:3, 1], pose[:3, 2], pose[:3, 3] = right, torch.linalg.cross(back, right), back, distance * back
+    return pose
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the tiny scenes ball, globe and moon. Never write into it: copy it."""
+    root = tmp_path_factory.mktemp("tiny")
+    for seed, name in enumerate(("ball", "globe", "moon")):
+        write_tiny_scene(root / name, points=400 + 50 * seed, seed=seed)
+    return root
+
+
+@pytest.fixture
+def run_here(tiny_root: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Runs the tiny configuration plus overrides in this process; returns the run folder."""
+    from npbgpp.run import run
+
+    def go(*overrides: str, name: str = "run", root: Path = tiny_root) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            config = compose(
+                "config",
+                overrides=[
+                    *TINY_OVERRIDES,
+                    f"datasets.data_root={root}",
+                    f"hydra.run.dir={folder}",
+                    f"hydra.runtime.output_dir={folder}",
+                    f"hydra.runtime.cwd={tmp_path}",
+                    *overrides,
+                ],
+                return_hydra_config=True,
+            )
+        HydraConfig.instance().set_config(config)
+        OmegaConf.set_struct(config, False)
+        config.pop("hydra")
+        OmegaConf.set_struct(config, True)
+        run(config, Bases(tmp_path, folder, REPOSITORY))
+        return folder
+
+    return go
+
+
+@pytest.fixture
+def run_command(tiny_root: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs ``train_net.py`` with the tiny configuration plus overrides as a user does; returns the finished process."""
+
+    def go(*overrides: str, root: Path = tiny_root, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(REPOSITORY / "train_net.py"), *TINY_OVERRIDES, f"datasets.data_root={root}", *overrides]
+        return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+
+    return go

@@ -1,5 +1,6 @@
 """Training and evaluation items of one scene: decode, crop, zoom, margins."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,8 @@ class SceneDataset(Dataset[Batch]):
         self._cache: dict[int, Photo] | None = {} if cache_images else None
         full = scene.views[indices[0]].camera.image_size
         wanted = self.augmentation.image_size
+        if wanted is not None and min(wanted) < 1:
+            raise InputError(f"datasets.train_image_size: expected positive numbers or null, got {wanted[0]}x{wanted[1]}")
         if wanted is not None and (wanted[0] > full[0] or wanted[1] > full[1]):
             raise InputError(
                 f"datasets.train_image_size: expected at most the {full[0]}x{full[1]} pixels (height x width) of scene {scene.name}, got {wanted[0]}x"
@@ -80,8 +83,11 @@ class SceneDataset(Dataset[Batch]):
                 f"datasets.train_random_shift: a crop smaller than the {full[0]}x{full[1]} pixels of scene {scene.name} is needed to shift it; lower "
                 "datasets.train_image_size or set datasets.train_random_shift=false"
             )
-        if 2 * image_margin >= min(full):
-            raise InputError(f"datasets.image_margin: expected less than half of {full[0]}x{full[1]} pixels, got {image_margin}")
+        zoom = self.augmentation.random_zoom
+        if zoom is not None and not 0 < zoom[0] <= zoom[1] < math.inf:
+            raise InputError(f"datasets.train_random_zoom: expected two positive factors, the smallest first, or null, got {list(zoom)}")
+        if not 0 <= 2 * image_margin < min(full):
+            raise InputError(f"datasets.image_margin: expected 0 or more and less than half of {full[0]}x{full[1]} pixels, got {image_margin}")
 
     def __len__(self) -> int:
         return self.num_samples if self.num_samples is not None else len(self.indices)

@@ -1,6 +1,7 @@
 """Decoding photos: 8-bit pixels, alpha composited on the background, masks."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from npbgpp.data.scene import View
 from npbgpp.errors import InputError
 
+# what Pillow raises for damaged files, a header that promises more pixels than memory holds among them
+_DECODER_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError)
+
 
 @dataclass(frozen=True)
 class Photo:
@@ -20,14 +24,14 @@ class Photo:
     mask: UInt8[Tensor, "1 h w"] | None
 
 
-def image_size(path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(height, width) from the header. Raises InputError for a missing file or one that is not an image."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
     except FileNotFoundError:
         raise InputError(f"image {path}: no such file; correct the scene's description or restore the image") from None
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except _DECODER_ERRORS as error:
         raise InputError(f"image {path}: expected a readable image, got {error}; replace the file") from error
 
 
@@ -43,7 +47,7 @@ def read_photo(view: View) -> Photo:
             pixels = np.asarray(file.convert("RGBA" if has_alpha else "RGB"))
     except FileNotFoundError:
         raise InputError(f"image {view.image}: no such file; restore it or remove the view from the scene") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except _DECODER_ERRORS as error:
         raise InputError(f"image {view.image}: expected a readable image, got {error}; replace the file") from error
     if pixels.shape[:2] != view.camera.image_size:
         height, width = view.camera.image_size

@@ -3,6 +3,7 @@
 A cloud is ``xyz`` (n, 3) in scene units and, when the file has them, ``rgb`` (n, 3) in 0..255.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,12 @@ class CloudFile:
     path: Path
     n_point: int | None = None
     noise_sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_point is not None and self.n_point < 1:
+            raise InputError(f"datasets.n_point: expected a positive number or null, got {self.n_point}")
+        if self.noise_sigma is not None and not 0 <= self.noise_sigma < math.inf:
+            raise InputError(f"datasets.noise_sigma: expected 0 or more or null, got {self.noise_sigma}")
 
     def read(self) -> PointCloud:
         """Reads the cloud. Raises InputError for a missing, unreadable, empty or non-finite cloud."""

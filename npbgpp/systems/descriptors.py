@@ -13,15 +13,15 @@ from torch import Tensor
 
 from npbgpp.errors import InputError
 from npbgpp.files import load_tensors, save_tensors
-from npbgpp.geometry.pointcloud import PointCloud
 from npbgpp.optim import RowTable
+from npbgpp.render.blocks import BlockedCloud
 
 
 @dataclass
 class ResidentScene:
     """A scene on the device: its cloud, its descriptors, and a scratch column for ``unique_rows``."""
 
-    cloud: PointCloud
+    cloud: BlockedCloud
     table: RowTable
     slot: Int[Tensor, " n"]
 
@@ -83,13 +83,13 @@ class DescriptorStore:
             raise InputError(f"descriptors {path}: some values are not finite; train the scene again")
         return values.float()
 
-    def open(self, scene: str, cloud: PointCloud, device: torch.device, required: bool) -> ResidentScene:
+    def open(self, scene: str, xyz_world: Float[Tensor, "n 3"], device: torch.device, required: bool) -> ResidentScene:
         """Brings a scene to the device with its saved descriptors, else zeros.
 
         Raises:
             InputError: ``required`` and no saved descriptors, or more points than ``max_points``.
         """
-        points = len(cloud)
+        points = len(xyz_world)
         if self.max_points is not None and points > self.max_points:
             raise InputError(
                 f"system.max_points: scene {scene} has {points} points, more than {self.max_points}; raise system.max_points (null: no limit) or thin the cloud "
@@ -103,7 +103,7 @@ class DescriptorStore:
                 "with system.descriptors_pretrained_dir"
             )
         table = RowTable.from_values((torch.zeros(points, self.dim) if values is None else values).to(device))
-        cloud = PointCloud(cloud.xyz.to(device), None)
+        cloud = BlockedCloud.build(xyz_world.to(device))
         return ResidentScene(cloud, table, torch.empty(points, dtype=torch.int32, device=device))
 
     def save(self, scene: str, table: RowTable) -> Path:

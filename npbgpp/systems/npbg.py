@@ -172,9 +172,9 @@ class NPBG(System):
             idle = [name for name in self._residents if name not in self._trained_this_epoch]
             if len(self._residents) >= limit and idle:
                 del self._residents[idle[0]]
-            cloud = self.scenes[scene].cloud.read()
-            self._check_cloud(self.scenes[scene], cloud.xyz)
-            self._residents[scene] = self.store.open(scene, cloud, self.device, required=not training)
+            xyz_world = self.scenes[scene].cloud.read().xyz
+            self._check_cloud(self.scenes[scene], xyz_world)
+            self._residents[scene] = self.store.open(scene, xyz_world, self.device, required=not training)
         if training:
             self._trained_this_epoch.add(scene)
         return self._residents[scene]
@@ -215,7 +215,7 @@ class NPBG(System):
         found: list[list[Tensor]] = [[] for _ in levels]
         for k, name in enumerate(scenes):
             cloud = self.resident(name, training).cloud
-            for indices, fragments in zip(found, rasterize(cloud.xyz, cameras[k], levels, self.settings.near, self.rule), strict=True):
+            for indices, fragments in zip(found, rasterize(cloud, cameras[k], levels, self.settings.near, self.rule), strict=True):
                 indices.append(fragments.index)
         maps = [torch.stack(indices) for indices in found]
         rows = [torch.full_like(level, -1) for level in maps]
@@ -249,7 +249,7 @@ class NPBG(System):
             return splat(visible.rows[0], colours, background)[0]
         resident = self.resident(scene, training=False)
         index = torch.stack(
-            [rasterize(resident.cloud.xyz, cameras[k], [Level(1.0)], self.settings.near, self.rule)[0].index for k in range(len(cameras))]
+            [rasterize(resident.cloud, cameras[k], [Level(1.0)], self.settings.near, self.rule)[0].index for k in range(len(cameras))]
         )
         hit = index >= 0
         seen, position = unique_rows(index[hit], resident.slot)

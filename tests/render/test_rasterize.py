@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
 from npbgpp.render import rasterize as module
+from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level, rasterize
 from npbgpp.render.reference import rasterize_reference
 
@@ -40,7 +41,7 @@ def test_equals_reference(rule, image_size, monkeypatch):
     monkeypatch.setattr(module, "_CPU_CHUNK", 512)  # several chunks and bound updates on a small cloud
     points, camera = cloud(6000, seed=1), dyadic_camera(image_size, rule)
     levels = [*PYRAMID, Level(0.5, 2), Level(0.3)]
-    fragments = rasterize(points, camera, levels, 1.0, rule)
+    fragments = rasterize(BlockedCloud.build(points, block=32), camera, levels, 1.0, rule)
     xyd = PixelGrid(rule, image_size).normalise(camera, points)[0]
     for level, found in zip(levels, fragments, strict=True):
         index, depth = rasterize_reference(xyd, image_size, level.scale, level.supersampling, 1.0, rule is PixelRule.SIZE_MINUS_ONE)
@@ -49,15 +50,24 @@ def test_equals_reference(rule, image_size, monkeypatch):
     assert (fragments[0].index >= 0).any()
 
 
-def test_bound_really_drops_points(monkeypatch):
-    """The short cut is taken on a dense cloud (and the parity test above covers its result)."""
-    seen = []
-    original = module._scatter_candidates
+def test_short_cuts_are_taken(monkeypatch):
+    """Most of a dense cloud is dropped before its cells are computed (that the result is right is shown above)."""
+    seen, original = [], module._scatter
+    monkeypatch.setattr(module, "_scatter", lambda x, *rest: (seen.append(len(x)), original(x, *rest))[1])
     monkeypatch.setattr(module, "_CPU_CHUNK", 2048)
-    monkeypatch.setattr(module, "_scatter_candidates", lambda x, *rest: (seen.append(len(x)), original(x, *rest))[1])
-    points = torch.cat([torch.rand(60_000, 2) * 2 - 1, torch.rand(60_000, 1) + 4], 1)
-    rasterize(points, dyadic_camera((64, 64), PixelRule.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
-    assert sum(seen) < 0.5 * len(points)
+    points = torch.cat([torch.rand(60_000, 2) * 2 - 1, torch.rand(60_000, 1) * 4 + 4], 1)
+    rasterize(BlockedCloud.build(points, block=64), dyadic_camera((32, 32), PixelRule.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
+    assert sum(seen) < 0.3 * len(points)
+
+
+def test_work_grows_with_what_is_visible(monkeypatch):
+    """A camera that sees a small part of a cloud projects a small part of it."""
+    seen, original = [], module._draw_blocks
+    monkeypatch.setattr(module, "_draw_blocks", lambda cloud, blocks, *rest: (seen.append(len(blocks)), original(cloud, blocks, *rest))[1])
+    points = torch.cat([torch.rand(50_000, 2) * 40 - 20, torch.full((50_000, 1), 4.0)], 1)
+    cloud = BlockedCloud.build(points, block=64)
+    rasterize(cloud, dyadic_camera((32, 32), PixelRule.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
+    assert 0 < sum(seen) < 0.1 * cloud.index.shape[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,9 +75,9 @@ def test_bound_really_drops_points(monkeypatch):
 def test_order_of_points_and_chunking_do_not_matter(seed, height, width, rule):
     points, camera = cloud(800, seed), dyadic_camera((height, width), rule)
     levels = [Level(s) for s in (1.0, 0.5, 0.25)]
-    whole = rasterize(points, camera, levels, 1.0, rule)
+    whole = rasterize(BlockedCloud.build(points, block=16), camera, levels, 1.0, rule)
     permutation = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
-    shuffled = rasterize(points[permutation], camera, levels, 1.0, rule)
+    shuffled = rasterize(BlockedCloud.build(points[permutation]), camera, levels, 1.0, rule)
     for a, b in zip(whole, shuffled, strict=True):
         assert torch.equal(a.depth, b.depth)
         hit = a.index >= 0
@@ -77,30 +87,31 @@ def test_order_of_points_and_chunking_do_not_matter(seed, height, width, rule):
 def test_ties_near_plane_and_index_beyond_float32():
     camera = dyadic_camera((16, 16), PixelRule.SIZE_MINUS_ONE)
     two = torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, 2.0], [0.0, 0.0, 2.0], [0.3, 0.0, 1.0], [-0.3, 0.0, 1.0001]])
-    found = rasterize(two, camera, [Level(1.0)], 1.0, PixelRule.SIZE_MINUS_ONE)[0]
+    found = rasterize(BlockedCloud.build(two), camera, [Level(1.0)], 1.0, PixelRule.SIZE_MINUS_ONE)[0]
     assert sorted(found.index[found.index >= 0].tolist()) == [1, 4]
     many = torch.full((2**24 + 3, 3), -1.0)
     many[-1] = torch.tensor([0.0, 0.0, 2.0])
     many[-2] = torch.tensor([0.0, 0.0, 2.0])
-    assert rasterize(many, camera, [Level(1.0)], 1.0, PixelRule.SIZE_MINUS_ONE)[0].index.max() == 2**24 + 1
+    found = rasterize(BlockedCloud.build(many), camera, [Level(1.0)], 1.0, PixelRule.SIZE_MINUS_ONE)[0]
+    assert found.index.max() == 2**24 + 1
 
 
 def test_exact_levels_are_minima_of_two_by_two_blocks():
     points, camera = cloud(3000, 5), dyadic_camera((64, 64), PixelRule.EXACT)
-    fine, coarse = rasterize(points, camera, PYRAMID[:2], 1.0, PixelRule.EXACT)
+    fine, coarse = rasterize(BlockedCloud.build(points), camera, PYRAMID[:2], 1.0, PixelRule.EXACT)
     blocks = fine.depth.unfold(0, 2, 2).unfold(1, 2, 2).amin((-1, -2))
     assert torch.equal(coarse.depth, blocks)
 
 
 def test_empty_clouds_and_errors():
     camera = dyadic_camera((32, 32), PixelRule.EXACT)
-    assert (rasterize(torch.zeros(0, 3), camera, PYRAMID, 1.0, PixelRule.EXACT)[0].index == -1).all()
+    assert (rasterize(BlockedCloud.build(torch.zeros(0, 3)), camera, PYRAMID, 1.0, PixelRule.EXACT)[0].index == -1).all()
     with pytest.raises(ValueError, match="one camera"):
-        rasterize(torch.zeros(1, 3), Cameras.cat([camera, camera]), PYRAMID, 1.0, PixelRule.EXACT)
+        rasterize(BlockedCloud.build(torch.zeros(1, 3)), Cameras.cat([camera, camera]), PYRAMID, 1.0, PixelRule.EXACT)
     with pytest.raises(ValueError, match="near"):
-        rasterize(torch.zeros(1, 3), camera, PYRAMID, -0.5, PixelRule.EXACT)
+        rasterize(BlockedCloud.build(torch.zeros(1, 3)), camera, PYRAMID, -0.5, PixelRule.EXACT)
     with pytest.raises(ValueError, match="no cell at scale"):
-        rasterize(torch.zeros(1, 3), camera, [Level(0.01)], 1.0, PixelRule.EXACT)
+        rasterize(BlockedCloud.build(torch.zeros(1, 3)), camera, [Level(0.01)], 1.0, PixelRule.EXACT)
 
 
 @pytest.mark.parametrize("case", range(2))
@@ -116,6 +127,6 @@ def test_recorded_index_pyramids(parity, case):
             recorded["raster_prp_ndc"][k : k + 1],
             (int(height), int(width)),
         )
-        fragments = rasterize(scene["points"], camera, PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
+        fragments = rasterize(BlockedCloud.build(scene["points"]), camera, PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
         for found, expected in zip(fragments, recorded["index_pyramid"], strict=True):
             assert torch.equal(found.index, expected[k].long())

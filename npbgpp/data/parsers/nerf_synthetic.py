@@ -21,6 +21,7 @@ from npbgpp.geometry.pointcloud import CloudFile
 _FILES: tuple[Stage, ...] = ("train", "val", "test")
 _VALIDATION_STEP = 10
 _WHITE = (1.0, 1.0, 1.0)
+_SMALLEST_ANGLE = 1e-6  # radians; the focal length of less is no longer a usable number
 
 
 def parse_nerf_synthetic(root: Path, name: str, cloud: CloudFile, white_bg: bool = True) -> Scene:
@@ -79,14 +80,14 @@ def _read_json(path: Path) -> tuple[float, list[dict[str, Any]]]:
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
         raise InputError(f"{path}: expected an object with a list 'frames', got {type(content).__name__} without it; restore the file")
     angle = content.get("camera_angle_x")
-    if isinstance(angle, bool) or not isinstance(angle, int | float) or not 0 < angle < math.pi:
-        raise InputError(f"{path}: camera_angle_x: expected an angle in radians between 0 and pi, got {angle!r}")
+    if isinstance(angle, bool) or not isinstance(angle, int | float) or not _SMALLEST_ANGLE < angle < math.pi:
+        raise InputError(f"{path}: camera_angle_x: expected an angle in radians between 0 and pi, got {angle!r}; correct the file")
     return float(angle), content["frames"]
 
 
 def _image_path(root: Path, frame: dict[str, Any], where: str) -> Path:
     relative = frame.get("file_path") if isinstance(frame, dict) else None
-    if not isinstance(relative, str) or not relative:
+    if not isinstance(relative, str) or not Path(relative).name:
         raise InputError(f"{where}: expected file_path, the name of an image relative to {root}, got {relative!r}")
     path = root / relative
     return path if path.suffix else path.with_name(path.name + ".png")
@@ -101,7 +102,7 @@ def _view_name(file_path: str) -> str:
 def _camera(frame: dict[str, Any], angle: float, size: tuple[int, int], where: str) -> Cameras:
     try:
         matrix = torch.tensor(frame.get("transform_matrix"), dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         matrix = torch.zeros(0)
     if matrix.shape != (4, 4):
         raise InputError(f"{where}: transform_matrix: expected 4 rows of 4 numbers, got {frame.get('transform_matrix')!r}")

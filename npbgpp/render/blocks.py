@@ -1,0 +1,72 @@
+"""A cloud cut into compact blocks, so that a view touches only the blocks it can see.
+
+Built once per scene. Points are sorted along a Morton curve (Morton 1966) and cut into blocks of equal length with bounding boxes; what lies outside the
+image, or behind surfaces already drawn, is then dropped a block at a time. Symbols: k blocks of p points.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_BLOCK = 1024
+_MORTON_BITS = 10  # per axis: finer than blocks are small
+
+
+@dataclass(frozen=True)
+class BlockedCloud:
+    """Points of one cloud, block by block.
+
+    Attributes:
+        xyz_world: coordinates, one plane per axis, which is what elementwise projection reads fastest; the last block repeats its last point.
+        index: position of each point in the cloud it was built from.
+        corners: the 8 corners of each block's bounding box.
+        count: n, number of points of the cloud.
+    """
+
+    xyz_world: Float[Tensor, "3 k p"]
+    index: Int[Tensor, "k p"]
+    corners: Float[Tensor, "k 8 3"]
+    count: int
+
+    @classmethod
+    def build(cls, xyz_world: Float[Tensor, "n 3"], block: int = _BLOCK) -> "BlockedCloud":
+        """Sorts and cuts a cloud of finite points; an empty cloud has no blocks."""
+        count = len(xyz_world)
+        order = _morton_order(xyz_world)
+        blocks = -(-count // block)
+        if blocks:
+            order = torch.cat([order, order[-1:].expand(blocks * block - count)])
+        index = order.view(blocks, block)
+        xyz = xyz_world[order].view(blocks, block, 3)
+        low, high = (xyz.amin(1), xyz.amax(1)) if blocks else (xyz.new_zeros(0, 3), xyz.new_zeros(0, 3))
+        picks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).to(xyz)
+        corners = torch.where(picks > 0, high[:, None], low[:, None])
+        return cls(xyz.permute(2, 0, 1).contiguous(), index.contiguous(), corners, count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def to(self, device: torch.device | str) -> "BlockedCloud":
+        """The same cloud on another device."""
+        return replace(self, xyz_world=self.xyz_world.to(device), index=self.index.to(device), corners=self.corners.to(device))
+
+
+def _morton_order(xyz_world: Float[Tensor, "n 3"]) -> Int[Tensor, " n"]:
+    """Indices that sort points along a Morton curve; ties keep their order."""
+    if len(xyz_world) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=xyz_world.device)
+    low, high = xyz_world.amin(0), xyz_world.amax(0)
+    cells = (xyz_world - low) / (high - low).max().clamp_min(1e-30) * (2**_MORTON_BITS - 1)
+    code = torch.zeros(len(xyz_world), dtype=torch.int32, device=xyz_world.device)
+    for axis in range(3):
+        code |= _spread_bits(cells[:, axis].to(torch.int32)) << axis
+    return torch.sort(code, stable=True).indices
+
+
+def _spread_bits(value: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Moves bit i of a 10-bit number to bit 3 i."""
+    for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
+        value = (value | (value << shift)) & mask
+    return value
