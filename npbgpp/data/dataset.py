@@ -87,7 +87,9 @@ class SceneDataset(Dataset[Batch]):
         if zoom is not None and not 0 < zoom[0] <= zoom[1] < math.inf:
             raise InputError(f"datasets.train_random_zoom: expected two positive factors, the smallest first, or null, got {list(zoom)}")
         if not 0 <= 2 * image_margin < min(full):
-            raise InputError(f"datasets.image_margin: expected 0 or more and less than half of {full[0]}x{full[1]} pixels, got {image_margin}")
+            raise InputError(
+                f"datasets.image_margin: expected 0 or more and less than half of {full[0]}x{full[1]} pixels, got {image_margin}"
+            )
 
     def __len__(self) -> int:
         return self.num_samples if self.num_samples is not None else len(self.indices)

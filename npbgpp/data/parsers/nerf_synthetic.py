@@ -67,7 +67,7 @@ def parse_nerf_synthetic(root: Path, name: str, cloud: CloudFile, white_bg: bool
     return Scene(name, tuple(views), splits, cloud)
 
 
-def _read_json(path: Path) -> tuple[float, list[dict[str, Any]]]:
+def _read_json(path: Path) -> tuple[float, list[Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def _read_json(path: Path) -> tuple[float, list[dict[str, Any]]]:
     return float(angle), content["frames"]
 
 
-def _image_path(root: Path, frame: dict[str, Any], where: str) -> Path:
+def _image_path(root: Path, frame: Any, where: str) -> Path:
     relative = frame.get("file_path") if isinstance(frame, dict) else None
     if not isinstance(relative, str) or not Path(relative).name:
         raise InputError(f"{where}: expected file_path, the name of an image relative to {root}, got {relative!r}")

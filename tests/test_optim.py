@@ -1,0 +1,104 @@
+"""The lazy RMSprop against torch's dense one."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from npbgpp.optim import LazyRMSprop, RowTable
+
+SIZES = (40, 25)
+COLUMNS = 3
+STEPS = 200
+
+
+def random_step(step: int, generator: torch.Generator, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Rows and gradients of each table in one step; row 0 is seen at the first and the last step only, the last row never."""
+    parts = []
+    for size in SIZES:
+        share = torch.rand((), generator=generator).item() ** 3  # few rows in most steps, so that many steps are missed
+        seen = torch.rand(size, generator=generator) < share
+        seen[0], seen[-1] = step in (0, STEPS - 1), False
+        rows = seen.nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        scale = 10.0 ** torch.randint(-4, 3, (), generator=generator).item()
+        parts.append((rows, scale * torch.randn(len(rows), COLUMNS, generator=generator, dtype=dtype)))
+    return parts
+
+
+def start(dtype: torch.dtype) -> tuple[list[RowTable], list[Tensor]]:
+    values = [torch.randn(size, COLUMNS, dtype=dtype) for size in SIZES]
+    return [RowTable.from_values(v.clone()) for v in values], [v.clone().requires_grad_() for v in values]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_same_trajectory_as_dense_rmsprop_with_zero_gradients(dtype, tolerance):
+    """Tables share one step counter; after ``forget`` the lazy one continues like a dense one made anew."""
+    generator = torch.Generator().manual_seed(1)
+    tables, parameters = start(dtype)
+    lazy = LazyRMSprop(0.01)
+    for _ in range(2):
+        dense = torch.optim.RMSprop(parameters, lr=0.01)
+        lazy.steps = 0
+        for table in tables:
+            table.forget()
+        for step in range(STEPS):
+            lazy.begin_step()
+            for (rows, gradient), table, parameter in zip(random_step(step, generator, dtype), tables, parameters, strict=True):
+                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad[rows] = gradient
+                lazy.update(table, rows, gradient)
+            dense.step()
+            for table, parameter in zip(tables, parameters, strict=True):
+                torch.testing.assert_close(table.values, parameter.detach(), rtol=tolerance, atol=tolerance)
+    assert (tables[0].values - parameters[0].new_tensor(0)).abs().max() > 0.5
+
+
+def test_a_table_that_joins_late_has_no_history():
+    """A scene that is opened at step 100 starts like a parameter whose gradient was zero until then."""
+    values, gradient = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    parameter = values.clone().requires_grad_()
+    dense, lazy, table = torch.optim.RMSprop([parameter], lr=0.1), LazyRMSprop(0.1, steps=99), RowTable.from_values(values.clone())
+    lazy.begin_step()
+    lazy.update(table, torch.arange(4), gradient)
+    parameter.grad = gradient
+    dense.step()
+    torch.testing.assert_close(table.values, parameter.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_outside_the_step_are_not_touched():
+    table, lazy = RowTable.from_values(torch.randn(50, 4)), LazyRMSprop(0.1)
+    for _ in range(3):
+        lazy.begin_step()
+        lazy.update(table, torch.arange(50), torch.randn(50, 4))
+    before = RowTable(table.values.clone(), table.square_average.clone(), table.last_step.clone())
+    rows = torch.tensor([7, 3, 20])
+    lazy.begin_step()
+    lazy.update(table, rows, torch.randn(3, 4))
+    others = torch.ones(50, dtype=torch.bool)
+    others[rows] = False
+    for name in ("values", "square_average", "last_step"):
+        now, then = getattr(table, name), getattr(before, name)
+        assert torch.equal(now[others], then[others])
+        assert (now[rows] != then[rows]).all()
+
+
+def test_calls_within_a_step_add_up_to_one():
+    whole, split = (RowTable.from_values(torch.ones(6, 2)) for _ in range(2))
+    gradient = torch.randn(6, 2)
+    optimizers = [LazyRMSprop(0.1), LazyRMSprop(0.1)]
+    for _ in range(3):
+        for optimizer in optimizers:
+            optimizer.begin_step()
+        optimizers[0].update(whole, torch.arange(6), gradient)
+        for rows in (torch.tensor([5, 0]), torch.tensor([1, 2, 3, 4])):
+            optimizers[1].update(split, rows, gradient[rows])
+    for name in ("values", "square_average", "last_step"):
+        assert torch.equal(getattr(whole, name), getattr(split, name))
+
+
+def test_no_rows_change_nothing():
+    table, lazy = RowTable.from_values(torch.randn(5, 2)), LazyRMSprop(0.1)
+    values = table.values.clone()
+    lazy.begin_step()
+    lazy.update(table, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2))
+    assert torch.equal(table.values, values) and not table.last_step.any()

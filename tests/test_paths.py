@@ -1,0 +1,79 @@
+"""Relative paths: launch folder, then run folder, then project; never the working directory of the process."""
+
+import pytest
+
+from npbgpp.errors import InputError
+from npbgpp.paths import Bases
+
+
+@pytest.fixture
+def bases(tmp_path, monkeypatch) -> Bases:
+    for name in ("launch", "launch/experiments/run", "project", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return Bases(tmp_path / "launch", tmp_path / "launch" / "experiments" / "run", tmp_path / "project")
+
+
+@pytest.mark.parametrize("present", [("launch", "run", "project"), ("run", "project"), ("project",), ("launch", "project")])
+def test_the_first_folder_that_has_it_wins(bases, present):
+    for name in present:
+        (getattr(bases, name) / "data").mkdir()
+    assert bases.existing("data", "datasets.data_root") == getattr(bases, present[0]) / "data"
+
+
+def test_data_roots_of_the_original_are_relative_to_the_run(bases):
+    (bases.launch / "data" / "nerf").mkdir(parents=True)
+    assert bases.existing("../../data/nerf", "datasets.data_root") == bases.launch / "data" / "nerf"
+
+
+def test_the_working_directory_does_not_count(bases, tmp_path):
+    (tmp_path / "elsewhere" / "data").mkdir()
+    with pytest.raises(InputError):
+        bases.existing("data", "datasets.data_root")
+
+
+def test_absolute_paths_are_taken_as_they_are(bases, tmp_path):
+    (bases.launch / "data").mkdir()
+    (tmp_path / "data").mkdir()
+    assert bases.existing(str(tmp_path / "data"), "datasets.data_root") == tmp_path / "data"
+    with pytest.raises(InputError, match="datasets.data_root=.*absent"):
+        bases.existing(tmp_path / "absent", "datasets.data_root")
+    assert bases.output(tmp_path / "out") == tmp_path / "out"
+
+
+def test_a_missing_path_lists_the_places(bases):
+    with pytest.raises(InputError) as caught:
+        bases.existing("absent/scene", "datasets.data_root")
+    message = str(caught.value)
+    assert message.startswith("datasets.data_root=absent/scene")
+    for base in (bases.launch, bases.run, bases.project):
+        assert str(base / "absent" / "scene") in message
+
+
+def test_a_place_is_listed_once(tmp_path):
+    with pytest.raises(InputError) as caught:
+        Bases(tmp_path, tmp_path, tmp_path).existing("absent", "key")
+    assert str(caught.value).count(str(tmp_path / "absent")) == 1
+
+
+def test_home_is_expanded(bases, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert bases.existing("~/project", "key") == tmp_path / "project"
+    assert bases.output("~/out") == tmp_path / "out"
+
+
+def test_output_goes_below_the_launch_folder(bases):
+    assert bases.output("experiments/x/descriptors") == bases.launch / "experiments" / "x" / "descriptors"
+    assert bases.output("../beside") == bases.launch.parent / "beside"
+
+
+def test_a_run_from_another_working_directory(run_here, tiny_root, tmp_path, monkeypatch):
+    """Data relative to the launch folder, descriptors saved relative to it; the working directory stays empty and unchanged."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "scenes").symlink_to(tiny_root)
+    monkeypatch.chdir(elsewhere)
+    folder = run_here("datasets.data_root=scenes", "system.descriptors_save_dir=saved/here", "datasets.train_num_samples=1", "trainer.limit_val_batches=0")
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert (tmp_path / "saved" / "here" / "ball.pth").is_file()
+    assert list(elsewhere.iterdir()) == [] and elsewhere.samefile(".")
