@@ -29,9 +29,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch.save turns what the disk says into a RuntimeError about file positions
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
         kept = "the file that was there before is unchanged" if path.exists() else "no file was left behind"
-        raise InputError(f"{path}: cannot be written ({error}); {kept}: free space or choose another folder with hydra.run.dir") from error
+        raise InputError(f"{path}: cannot be written ({reason}); {kept}: free space or choose another folder with hydra.run.dir") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 FULL_DISK = """
-import resource, sys
+import sys
 from pathlib import Path
 import torch
 from npbgpp.errors import InputError
@@ -73,8 +74,6 @@ from npbgpp.files import save_tensors
 path = Path(sys.argv[1])
 save_tensors(path, torch.zeros(4))
 before = path.read_bytes()
-if sys.argv[2] == "limit":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768))
 try:
     save_tensors(path, torch.zeros(100_000))
 except InputError as error:
@@ -84,24 +83,35 @@ assert [p.name for p in path.parent.iterdir()] == [path.name]
 """
 
 
-def run_python(*command: str) -> subprocess.CompletedProcess:
+def run_in_small_file_system(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    """Runs a command that finds a file system of 64 kB at ``folder``; it is gone when the command ends."""
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c", f"mount -t tmpfs -o size=64k tmpfs '{folder}' && exec \"$@\"", "sh"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run([*unshare, *command], capture_output=True, text=True, timeout=120, env=environment)
 
 
-@pytest.mark.parametrize("kind", ["limit", "disk"])
-def test_a_full_disk_keeps_the_old_file(tmp_path, kind):
-    """A limit on the size of files, and a file system of 64 kB where this machine lets one be mounted."""
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "file.pth"), kind]
-    if kind == "disk":
-        unshare = [shutil.which("unshare") or "unshare", "--mount", "--map-root-user", "sh", "-c"]
-        mount = f"mount -t tmpfs -o size=64k tmpfs '{tmp_path}'"
-        if shutil.which("unshare") is None or run_python(*unshare, mount).returncode != 0:
-            pytest.skip("this machine does not let a small file system be mounted")
-        command = [*unshare, f'{mount} && exec "$@"', "sh", *command]
-    done = run_python(*command)
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare(1) to mount a small file system")
+def test_a_full_disk_keeps_the_old_file(tmp_path):
+    if run_in_small_file_system(tmp_path, "true").returncode != 0:
+        pytest.skip("this machine does not let a small file system be mounted")
+    done = run_in_small_file_system(tmp_path, sys.executable, "-c", FULL_DISK, str(tmp_path / "file.pth"))
     assert done.returncode == 0, done.stderr
     assert "file.pth: cannot be written" in done.stdout and "unchanged" in done.stdout and "free space" in done.stdout
+
+
+def test_a_limit_on_the_size_of_files_keeps_the_old_file(tmp_path):
+    """As a full disk does, the limit stops a write half way."""
+    path = tmp_path / "file.pth"
+    save_tensors(path, CONTENT)
+    before = path.read_bytes()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (32768, usual[1]))
+    try:
+        with pytest.raises(InputError, match=r"file\.pth: cannot be written.*unchanged"):
+            save_tensors(path, torch.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["file.pth"]
 
 
 class Malicious:

@@ -73,7 +73,9 @@ def test_a_run_from_another_working_directory(run_here, tiny_root, tmp_path, mon
     elsewhere.mkdir()
     (tmp_path / "scenes").symlink_to(tiny_root)
     monkeypatch.chdir(elsewhere)
-    folder = run_here("datasets.data_root=scenes", "system.descriptors_save_dir=saved/here", "datasets.train_num_samples=1", "trainer.limit_val_batches=0")
+    folder = run_here(
+        "datasets.data_root=scenes", "system.descriptors_save_dir=saved/here", "datasets.train_num_samples=1", "trainer.limit_val_batches=0"
+    )
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert (tmp_path / "saved" / "here" / "ball.pth").is_file()
     assert list(elsewhere.iterdir()) == [] and elsewhere.samefile(".")

@@ -180,19 +180,21 @@ def _draw_blocks(
     chunk = _CPU_CHUNK if cloud.xyz_world.device.type == "cpu" else _ACCELERATOR_CHUNK
     finest = targets[0]
     height, width = finest.size
-    for part in blocks.split(max(1, chunk // cloud.index.shape[1])):
+    length = cloud.index.shape[1]
+    for part in blocks.split(max(1, chunk // length)):
         px, py, pz = cloud.xyz_world.index_select(1, part).flatten(1)
         x, y, depth = ((px * matrix[0][k]).add_(py, alpha=matrix[1][k]).add_(pz, alpha=matrix[2][k]).add_(offset[k]) for k in range(3))
         divisor = depth + grid.epsilon if grid.epsilon else depth
         x.div_(divisor)
         y.div_(divisor)
         row, column = grid.cells(x, y, finest.scale, finest.size)
-        framed = row.clamp_(-1, height).add_(1).mul_(width + 2).add_(column.clamp_(-1, width)).add_(1)
+        framed = row.clamp_(-1, height).mul_(width + 2).add_(column.clamp_(-1, width)).add_(width + 3)
         # threshold() sends everything at or before the near plane to infinity, behind every bound
-        candidates = (threshold(depth, near, torch.inf) < bound.framed.index_select(0, framed)).nonzero()[:, 0]
-        if len(candidates):
-            index = cloud.index.index_select(0, part).flatten().index_select(0, candidates)
-            x, y, depth = (t.index_select(0, candidates) for t in (x, y, depth))
+        chosen = (threshold(depth, near, torch.inf) < bound.framed.index_select(0, framed)).nonzero()[:, 0]
+        if len(chosen):
+            block = part.index_select(0, chosen.div(length, rounding_mode="floor"))
+            index = cloud.index.view(-1).index_select(0, block.mul_(length).add_(chosen.remainder(length)))
+            x, y, depth = (t.index_select(0, chosen) for t in (x, y, depth))
             _scatter(x, y, depth, index, grid, targets)
 
 

@@ -5,6 +5,7 @@ a scene, m points that won a pixel in this step, c channels of a descriptor, b v
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,9 +147,17 @@ class NPBG(System):
 
     # ------------------------------------------------------------------ scenes
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
-        """Refuses a run that would fail later: leftovers in the save folder, validation of scenes that nobody trains, losses without their weights."""
+        """Refuses a run that would fail later.
+
+        That is: leftovers in the save folder, resuming without descriptors, validation of scenes that nobody trains, losses without their weights.
+        """
         if not self.settings.overwrite_descriptors and not self.store.read_saved:
             self.store.refuse_leftovers(trained)
+        if self.store.read_saved and not any(self.store.has(scene) for scene in trained):
+            raise InputError(
+                f"trainer.resume_from_checkpoint: expected descriptors of {', '.join(trained)} in {self.store.save_dir}, found none; go on in the folder of the "
+                "interrupted run (hydra.run.dir), or name its descriptors with system.descriptors_pretrained_dir"
+            )
         for scene in validated:
             if scene not in trained and not self.store.has(scene):
                 raise InputError(
@@ -364,9 +373,17 @@ class NPBG(System):
     def _learning_rate_scale(self) -> float:
         if self.settings.lr_schedule == "constant":
             return 1.0
-        total = float(self.trainer.estimated_stepping_batches)
+        total = self._total_steps()
         done = min(self.trainer.global_step / total, 1.0) if total > 0 else 0.0
         return 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item()) * 0.99 + 0.01
+
+    def _total_steps(self) -> float:
+        """Optimiser steps of the run, inf when it has no end. Lightning's estimate counts batches: it does not know of the accumulation done here."""
+        limit = math.inf if self.trainer.max_steps < 0 else float(self.trainer.max_steps)
+        if self.trainer.max_epochs is None or self.trainer.max_epochs < 0:
+            return limit
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.settings.accumulate_grad_batches)
+        return min(limit, float(per_epoch * self.trainer.max_epochs))
 
     def on_fit_end(self) -> None:
         """From here on every scene must have descriptors to be rendered."""

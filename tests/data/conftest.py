@@ -20,7 +20,9 @@ from npbgpp.geometry.pointcloud import CloudFile
 
 ANGLE = 0.7
 HEIGHT, WIDTH = 48, 64
-POINTS = np.array([[0.1, 0.2, -0.45], [-0.3, 0.1, -0.15], [0.3, -0.2, 0.15], [-0.1, -0.3, 0.45]])  # at heights of their own: none hides another
+POINTS = np.array(
+    [[0.1, 0.2, -0.45], [-0.3, 0.1, -0.15], [0.3, -0.2, 0.15], [-0.1, -0.3, 0.45]]
+)  # at heights of their own: none hides another
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
 RADIUS = 0.1
 

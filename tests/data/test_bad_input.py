@@ -198,7 +198,9 @@ def test_a_header_that_promises_too_many_pixels(ball):
 
 FILES = ("transforms_train.json", "transforms_val.json", "train/r_0.png", "val/r_0.png", "mvs_pc.ply")
 places = st.floats(0, 1, exclude_max=True)
-numbers = st.one_of(st.floats(), st.integers(-(10**400), 10**400), st.integers(-3, 3), st.booleans(), st.text(max_size=3), st.none(), st.just([]))
+numbers = st.one_of(
+    st.floats(), st.integers(-(10**400), 10**400), st.integers(-3, 3), st.booleans(), st.text(max_size=3), st.none(), st.just([])
+)
 damages = st.one_of(
     st.tuples(st.just("flip"), st.lists(st.tuples(places, st.integers(1, 255)), min_size=1, max_size=6)),
     st.tuples(st.just("header"), st.lists(st.tuples(st.integers(0, 80), st.integers(1, 255)), min_size=1, max_size=3)),

@@ -87,7 +87,12 @@ def test_noise_has_its_size_and_is_the_same_every_time(file):
 
 @pytest.mark.parametrize(
     ("options", "key"),
-    [({"n_point": 0}, "n_point"), ({"n_point": -5}, "n_point"), ({"noise_sigma": -1.0}, "noise_sigma"), ({"noise_sigma": float("nan")}, "noise_sigma")],
+    [
+        ({"n_point": 0}, "n_point"),
+        ({"n_point": -5}, "n_point"),
+        ({"noise_sigma": -1.0}, "noise_sigma"),
+        ({"noise_sigma": float("nan")}, "noise_sigma"),
+    ],
 )
 def test_impossible_settings_are_refused(file, options, key):
     with pytest.raises(InputError, match=f"datasets.{key}"):
@@ -111,7 +116,11 @@ XYZ = ("float x", "float y", "float z")
         pytest.param(header(0, *XYZ), id="no points"),
         pytest.param(header(1, *XYZ) + b"1 2 nan\n", id="nan"),
         pytest.param(header(1, *XYZ) + b"1 2 inf\n", id="infinite"),
-        pytest.param(header(1, "double x", "double y", "double z") + b"1 2 1e200\n", id="too large", marks=pytest.mark.filterwarnings("ignore:overflow")),
+        pytest.param(
+            header(1, "double x", "double y", "double z") + b"1 2 1e200\n",
+            id="too large",
+            marks=pytest.mark.filterwarnings("ignore:overflow"),
+        ),
         pytest.param(header(2, *XYZ) + b"1 2 3\n", id="a line short"),
         pytest.param(header(1, *XYZ) + b"1 two 3\n", id="a word"),
         pytest.param(header(1, "float x", "float y") + b"1 2\n", id="no z"),

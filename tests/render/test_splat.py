@@ -27,7 +27,10 @@ def test_equals_reference_in_values_and_gradients(supersampling, empty):
     torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-12)
     assert torch.equal(found[1], expected[1].double())
     cotangent = torch.randn(found[0].shape, dtype=torch.float64)
-    for a, b in zip(*(torch.autograd.grad((f[0] * cotangent).sum(), [descriptors, background], materialize_grads=True) for f in (found, expected)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad((f[0] * cotangent).sum(), [descriptors, background], materialize_grads=True) for f in (found, expected)),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 

@@ -43,7 +43,8 @@ def build(parity, shared, weights, tmp_path):
         scene = Scene("recorded", views, {"train": tuple(range(len(views))), "val": (), "test": ()}, CloudFile(tmp_path / "cloud.ply"))
         system = NPBG(
             NPBGSettings(
-                "NPBG", **{"loss_factors": {"l1_d4_loss": 2500.0, "dimred_loss": 1.0}, "descriptors_pretrained_dir": "descriptors", **settings}
+                "NPBG",
+                **{"loss_factors": {"l1_d4_loss": 2500.0, "dimred_loss": 1.0}, "descriptors_pretrained_dir": "descriptors", **settings},
             ),
             {"recorded": scene},
             Bases(tmp_path, tmp_path / "run", tmp_path),

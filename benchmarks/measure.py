@@ -1,0 +1,77 @@
+"""Clock, peak memory and a surface cloud, shared by the benchmarks."""
+
+import ast
+import math
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from npbgpp.geometry.cameras import Cameras
+
+
+def best_and_median_ms(work: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Milliseconds of a piece of work after one warm-up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(1e3 * (time.perf_counter() - start))
+    return min(times), statistics.median(times)
+
+
+def in_child(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Runs work in a process of its own and adds ``peak_mib``, what its resident memory grew by at most."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        before = _resident_mib()
+        result = work()
+        result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+        os.write(writer, repr(result).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        text = stream.read().decode()
+    os.wait()
+    if not text:
+        sys.exit("the measured process ended without a result")
+    return ast.literal_eval(text)
+
+
+def _resident_mib() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def surface_cloud(count: int, seed: int = 0) -> Tensor:
+    """Half the points on a unit sphere, half on a ground square below it, in random order (n, 3)."""
+    generator = torch.Generator().manual_seed(seed)
+    sphere = torch.nn.functional.normalize(torch.randn(count // 2, 3, generator=generator), dim=1)
+    ground = torch.rand(count - count // 2, 3, generator=generator) * 6 - 3
+    ground[:, 1] = -1.0
+    return torch.cat([sphere, ground])[torch.randperm(count, generator=generator)].contiguous()
+
+
+def camera(size: int, azimuth: float = 0.0, distance: float = 4.3) -> Cameras:
+    """Looks down at the origin; 90 % of the ground is in the image."""
+    direction = torch.tensor([math.sin(azimuth), 0.35, -math.cos(azimuth)])
+    eye = distance * direction / direction.norm()
+    forward = -eye / eye.norm()
+    left = torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), forward)
+    left = left / left.norm()
+    R = torch.stack([left, torch.linalg.cross(forward, left), forward], 1)
+    focal = torch.tensor([[2.2, 2.2]])
+    return Cameras.from_size_minus_one_ndc(R[None], -(eye @ R)[None], focal, torch.zeros(1, 2), (size, size))

@@ -1,0 +1,99 @@
+"""One NPBG training step on a large cloud against the dense form: time and peak memory, each in a process of its own.
+
+Both train on 256 px crops, batch 1, with the same refiner and the same L1 loss. The dense form has one parameter over all points, dense gradients and dense
+RMSprop. Run: ``python benchmarks/npbg_step.py [--points 4000000] [--crop 256] [--steps 6]``.
+"""
+
+import argparse
+import statistics
+import time
+
+import plain
+import torch
+from measure import camera, in_child, machine, surface_cloud
+
+from npbgpp.geometry.pixel_rules import PixelRule
+from npbgpp.models.rasterizer import NearestScatterRasterizer
+from npbgpp.models.refiner import RefinerUnetV2
+from npbgpp.optim import LazyRMSprop, RowTable
+from npbgpp.render.blocks import BlockedCloud
+from npbgpp.render.rasterize import Level, rasterize
+from npbgpp.systems.descriptors import unique_rows
+
+CHANNELS = 8
+
+
+def refiner() -> RefinerUnetV2:
+    """The network of the shipped configuration."""
+    return RefinerUnetV2(in_channels=[CHANNELS + 1] * 5, out_channels=3, filters=[16, 32, 48, 64, 80], padding_mode="reflect")
+
+
+def dense_steps(points: int, crop: int, steps: int) -> dict[str, float]:
+    """The form that touches every point."""
+    torch.manual_seed(0)
+    xyz, net = surface_cloud(points), refiner()
+    descriptors, background = torch.nn.Parameter(torch.zeros(points, CHANNELS)), torch.nn.Parameter(torch.rand(CHANNELS))
+    rmsprop, adam = torch.optim.RMSprop([descriptors, background], lr=0.1), torch.optim.Adam(net.parameters(), lr=1e-4)
+    times = []
+    for step in range(steps + 1):
+        view = camera(2 * crop, azimuth=0.3 * step).crop(crop // 2, crop // 2, (crop, crop))
+        start = time.perf_counter()
+        focal, principal = view.to_size_minus_one_ndc()
+        xyd, valid = plain.project(xyz, view.R[0], view.T[0], focal[0], principal[0], 1.0, view.image_size)
+        images, _ = plain.rasterize(xyd, valid, descriptors, background, view.image_size)
+        (net(images) - 0.5).abs().mean().backward()
+        rmsprop.step()
+        adam.step()
+        rmsprop.zero_grad()
+        adam.zero_grad()
+        times.append(time.perf_counter() - start)
+    return {"ms": 1e3 * statistics.median(times[1:])}
+
+
+def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
+    """The form of this project."""
+    torch.manual_seed(0)
+    cloud, net = BlockedCloud.build(surface_cloud(points)), refiner()
+    table, slot = RowTable.from_values(torch.zeros(points, CHANNELS)), torch.empty(points, dtype=torch.int32)
+    raster = NearestScatterRasterizer(descriptor_dim=CHANNELS, learnable=True)
+    lazy = LazyRMSprop(lr=0.1)
+    rmsprop, adam = torch.optim.RMSprop(raster.parameters(), lr=0.1), torch.optim.Adam(net.parameters(), lr=1e-4)
+    levels = [Level(s) for s in plain.SCALES]
+    times = []
+    for step in range(steps + 1):
+        view = camera(2 * crop, azimuth=0.3 * step).crop(crop // 2, crop // 2, (crop, crop))
+        start = time.perf_counter()
+        maps = [f.index for f in rasterize(cloud, view, levels, 1.0, PixelRule.SIZE_MINUS_ONE)]
+        hits = [m >= 0 for m in maps]
+        rows, position = unique_rows(torch.cat([m[h] for m, h in zip(maps, hits, strict=True)]), slot)
+        parts = position.split([int(h.sum()) for h in hits])
+        compact = [torch.full_like(m, -1).masked_scatter(h, p)[None] for m, h, p in zip(maps, hits, parts, strict=True)]
+        leaf = table.values[rows].requires_grad_()
+        (net(raster(compact, leaf)) - 0.5).abs().mean().backward()
+        lazy.begin_step()
+        lazy.update(table, rows, leaf.grad)
+        rmsprop.step()
+        adam.step()
+        rmsprop.zero_grad()
+        adam.zero_grad()
+        times.append(time.perf_counter() - start)
+    return {"ms": 1e3 * statistics.median(times[1:])}
+
+
+def main() -> None:
+    """Prints both forms and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=int, default=4_000_000)
+    parser.add_argument("--crop", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=6)
+    o = parser.parse_args()
+    print(f"{machine()}\n{o.points} points, {o.crop} px crops, batch 1, one training step")
+    dense = in_child(lambda: dense_steps(o.points, o.crop, o.steps))
+    lazy = in_child(lambda: lazy_steps(o.points, o.crop, o.steps))
+    for name, result in (("dense", dense), ("this project", lazy)):
+        print(f"{name:14s} {result['ms']:8.1f} ms   peak {result['peak_mib']:8.0f} MiB")
+    print(f"dense / this: time {dense['ms'] / lazy['ms']:.1f}, memory {dense['peak_mib'] / lazy['peak_mib']:.1f}")
+
+
+if __name__ == "__main__":
+    main()

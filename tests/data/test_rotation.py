@@ -1,0 +1,128 @@
+"""Which scenes an epoch visits. S scenes, at most M per epoch, E = ceil(S / M) epochs of one round."""
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset
+
+from npbgpp.data.datamodule import SceneRotation
+from npbgpp.errors import InputError
+
+
+def visited(rotation: SceneRotation, lengths: list[int]) -> set[int]:
+    """Scenes that the indices of the epoch belong to."""
+    ends = torch.tensor(lengths).cumsum(0)
+    return set(torch.searchsorted(ends, torch.tensor(list(rotation)), right=True).tolist())
+
+
+CASES = [(5, 4), (11, 4), (3, 2), (1, 4), (4, 4), (1, 1), (7, 1), (7, 3), (8, 4), (78, 4), (6, 5), (9, 2)]
+
+
+@pytest.mark.parametrize(("scenes", "most"), CASES)
+def test_every_scene_comes_in_every_round(scenes, most):
+    lengths = [3 + k % 4 for k in range(scenes)]
+    rotation = SceneRotation(lengths, most, shuffle=True)
+    epochs = -(-scenes // most)
+    for cycle in range(3):
+        seen = set()
+        for epoch in range(cycle * epochs, (cycle + 1) * epochs):
+            rotation.set_epoch(epoch)
+            chosen = rotation.scenes()
+            assert len(chosen) == len(set(chosen)) == min(most, scenes) and chosen == sorted(chosen)
+            assert visited(rotation, lengths) == set(chosen) and len(rotation) == sum(lengths[k] for k in chosen) == len(list(rotation))
+            seen |= set(chosen)
+        assert seen == set(range(scenes))
+
+
+@pytest.mark.parametrize(("scenes", "most"), [(5, 4), (7, 3), (78, 4)])
+def test_rounds_differ_and_repeat_exactly(scenes, most):
+    def rounds(rotation: SceneRotation) -> list[list[int]]:
+        chosen = []
+        for epoch in range(12):
+            rotation.set_epoch(epoch)
+            chosen.append(rotation.scenes())
+        return chosen
+
+    first = rounds(SceneRotation([2] * scenes, most, True))
+    torch.manual_seed(99)
+    assert rounds(SceneRotation([2] * scenes, most, True)) == first, "scenes must not depend on the seed of the run"
+    assert len({tuple(chosen) for chosen in first}) > 1
+
+
+def test_every_item_of_a_chosen_scene_comes_once():
+    for shuffle in (False, True):
+        rotation = SceneRotation([4, 2, 3], 2, shuffle)
+        starts = (0, 4, 6)
+        for epoch in range(4):
+            rotation.set_epoch(epoch)
+            expected = [starts[k] + i for k in rotation.scenes() for i in range(rotation.lengths[k])]
+            assert sorted(rotation) == expected
+            assert shuffle or list(rotation) == expected
+
+
+def test_shuffling_changes_with_the_epoch_and_follows_the_seed():
+    torch.manual_seed(1)
+    rotation = SceneRotation([50], 1, True)
+    first = list(rotation)
+    assert first != sorted(first) and list(rotation) == first
+    rotation.set_epoch(1)
+    assert list(rotation) != first
+    torch.manual_seed(1)
+    assert list(SceneRotation([50], 1, True)) == first
+    torch.manual_seed(2)
+    assert list(SceneRotation([50], 1, True)) != first
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_no_scene_per_epoch_is_refused(most):
+    with pytest.raises(InputError, match="system.max_scenes_per_train_epoch.*at least 1"):
+        SceneRotation([3], most, True)
+
+
+class Numbers(Dataset):
+    """Item i is i."""
+
+    def __len__(self) -> int:
+        return 15
+
+    def __getitem__(self, item: int) -> int:
+        return item
+
+
+class Recorder(LightningModule):
+    """Notes which items each epoch brings."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.loader, self.epochs = loader, {}
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader
+
+    def training_step(self, batch, batch_idx):
+        self.epochs.setdefault(self.current_epoch, []).extend(batch.tolist())
+
+    def configure_optimizers(self):
+        return []
+
+
+@pytest.mark.parametrize("reload", [0, 1])
+def test_scenes_rotate_in_a_trainer_whether_or_not_loaders_are_rebuilt(reload, tmp_path):
+    """Five scenes of three items, four at a time: the fifth must come in the second epoch."""
+    rotation = SceneRotation([3] * 5, 4, True)
+    recorder = Recorder(DataLoader(Numbers(), batch_size=3, sampler=rotation))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        reload_dataloaders_every_n_epochs=reload,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(recorder)
+    scenes = [{item // 3 for item in items} for items in recorder.epochs.values()]
+    assert [len(s) for s in scenes] == [4, 4] and scenes[0] | scenes[1] == set(range(5))
+    assert all(len(items) == 12 for items in recorder.epochs.values())

@@ -1,0 +1,229 @@
+"""Weights on disk: what is written, what is read, and what every refusal says."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
+from npbgpp.errors import InputError
+from npbgpp.files import load_tensors, save_tensors, write_atomically
+from npbgpp.metrics import ImageMetrics
+from npbgpp.paths import Bases
+from npbgpp.systems.base import CHECKPOINT_FORMAT, Render, System
+
+QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
+
+
+class Tiny(System):
+    """A system of two small layers."""
+
+    def __init__(self) -> None:
+        super().__init__({}, ImageMetrics())
+        self.refiner, self.converter = nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def render(self, cameras, scene, raster=False) -> Render:
+        raise NotImplementedError
+
+
+class Other(Tiny):
+    """A system with the same names."""
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    return write(tmp_path / "tiny.ckpt", Tiny().state_dict())
+
+
+def write(path: Path, weights: object, **more: object) -> Path:
+    content = {"state_dict": weights, **({"npbgpp": {"format": CHECKPOINT_FORMAT, "system": "Tiny"}} | more)}
+    torch.save({key: value for key, value in content.items() if value is not None}, path)
+    return path
+
+
+def equal(system: nn.Module, weights: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, weights[name]) for name, value in system.state_dict().items() if name in weights)
+
+
+def test_everything_is_loaded_and_reported(checkpoint, caplog):
+    caplog.set_level(logging.INFO)
+    system = Tiny()
+    report = load_weights(system, checkpoint, strict=True)
+    assert set(report.loaded) == set(system.state_dict()) and report.missing == report.unexpected == ()
+    assert equal(system, torch.load(checkpoint, weights_only=True)["state_dict"])
+    assert f"weights {checkpoint}: loaded 4, missing 0, unexpected 0" in caplog.text
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_what_did_not_match_is_named(tmp_path, caplog):
+    weights = Tiny().state_dict()
+    weights["extractor.weight"] = weights.pop("converter.weight")
+    system = Tiny()
+    own = system.converter.weight.detach().clone()
+    report = load_weights(system, write(tmp_path / "part.ckpt", weights), strict=True)
+    assert report.missing == ("converter.weight",) and report.unexpected == ("extractor.weight",) and len(report.loaded) == 3
+    assert torch.equal(system.converter.weight, own)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "converter.weight" in warning and "extractor.weight" in warning
+
+
+def test_other_system_is_refused_by_name(checkpoint):
+    with pytest.raises(InputError, match="weights of system Tiny, not of Other") as caught:
+        load_weights(Other(), checkpoint, strict=True)
+    assert str(checkpoint) in str(caught.value) and "weights_strict=false" in str(caught.value)
+    assert len(load_weights(Other(), checkpoint, strict=False).loaded) == 4
+
+
+def test_relatives_are_accepted(checkpoint, monkeypatch):
+    monkeypatch.setattr(Other, "accepts_checkpoints_of", ("Tiny",))
+    assert len(load_weights(Other(), checkpoint, strict=True).loaded) == 4
+
+
+def test_files_of_the_authors_carry_no_name(tmp_path):
+    path = write(tmp_path / "released.ckpt", Tiny().state_dict(), npbgpp=None)
+    assert len(load_weights(Tiny(), path, strict=True).loaded) == 4
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_newer_format_is_refused(tmp_path, strict):
+    path = write(tmp_path / "new.ckpt", Tiny().state_dict(), npbgpp={"format": CHECKPOINT_FORMAT + 1, "system": "Tiny"})
+    with pytest.raises(InputError, match=f"format {CHECKPOINT_FORMAT + 1} is newer") as caught:
+        load_weights(Tiny(), path, strict)
+    assert str(path) in str(caught.value)
+
+
+def test_other_shapes_are_refused_or_skipped(tmp_path):
+    weights = Tiny().state_dict() | {"converter.weight": torch.zeros(2, 7)}
+    path, system = write(tmp_path / "shape.ckpt", weights), Tiny()
+    before = {name: value.clone() for name, value in system.state_dict().items()}
+    with pytest.raises(InputError, match=r"converter.weight: \(2, 7\) in the file, \(2, 3\) in the system") as caught:
+        load_weights(system, path, strict=True)
+    assert "weights_strict=false" in str(caught.value)
+    assert equal(system, before)  # refused as a whole
+    report = load_weights(system, path, strict=False)
+    assert report.missing == ("converter.weight",) and len(report.loaded) == 3
+    assert torch.equal(system.converter.weight, before["converter.weight"]) and torch.equal(
+        system.refiner.weight, weights["refiner.weight"]
+    )
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_nothing_matches(tmp_path, strict):
+    path = write(tmp_path / "else.ckpt", {"backbone.weight": torch.zeros(2)})
+    with pytest.raises(InputError, match="none of its 1 weights belongs to system Tiny") as caught:
+        load_weights(Tiny(), path, strict)
+    assert "backbone.weight" in str(caught.value) and str(path) in str(caught.value)
+
+
+class Foreign:
+    """Anything that unpickling would have to build."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Foreign(), "holds other Python objects"),
+        ({"state_dict": Foreign()}, "holds other Python objects"),
+        (torch.zeros(3), "expected a mapping 'state_dict'"),
+        ({"weights": {}}, "expected a mapping 'state_dict'"),
+        ({"state_dict": {"a": 1}}, "expected a mapping 'state_dict'"),
+    ],
+)
+def test_foreign_files(tmp_path, content, message):
+    path = tmp_path / "foreign.ckpt"
+    torch.save(content, path)
+    with pytest.raises(InputError, match=message) as caught:
+        load_weights(Tiny(), path, strict=True)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -1])
+def test_truncated_files(checkpoint, kept):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
+    with pytest.raises(InputError, match="damaged") as caught:
+        load_weights(Tiny(), checkpoint, strict=True)
+    assert str(checkpoint) in str(caught.value)
+
+
+def test_a_lightning_file_with_config_objects_is_not_unpickled(shared):
+    with pytest.raises(InputError, match="files that would run code are not read"):
+        load_tensors(shared / "parity" / "h_ckpt_lightning148_style_rgb.ckpt", "checkpoint")
+
+
+def test_where_weights_are_looked_for(tmp_path, caplog):
+    bases = Bases(tmp_path, tmp_path / "run", tmp_path)
+    path = tmp_path / "experiments" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert find_weights("experiments/checkpoints/last.ckpt", bases) == path and not caplog.records
+    assert find_weights(str(path), bases) == path
+    assert find_weights("experiments/result/checkpoints/last.ckpt", bases) == path
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "result/checkpoints/last.ckpt does not exist" in warning and str(path) in warning
+    with pytest.raises(InputError, match="did you mean last.ckpt") as caught:
+        find_weights("experiments/checkpoints/lst.ckpt", bases)
+    assert str(path.parent / "lst.ckpt") in str(caught.value)
+    with pytest.raises(InputError, match="expected a checkpoint file"):
+        find_weights("experiments/checkpoints", bases)
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    path = tmp_path / "new" / "file.bin"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="No space left on device.*the file that was there before is unchanged") as caught:
+        write_atomically(path, fail)
+    assert str(path) in str(caught.value) and "hydra.run.dir" in str(caught.value)
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file.bin"]
+    with pytest.raises(InputError, match="no file was left behind"):
+        write_atomically(path.with_name("second"), fail)
+    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    def interrupt(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, interrupt)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_lightning_writes_and_reads_through_it(tmp_path):
+    io, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
+    io.save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
+    assert io.load_checkpoint(path)["state_dict"]["w"].eq(1).all()
+    io.remove_checkpoint(path)
+    io.remove_checkpoint(path)
+    assert not path.exists()
+    save_tensors(path, Foreign())
+    with pytest.raises(InputError, match="files that would run code are not read"):
+        io.load_checkpoint(path)
+
+
+RELEASED_PREFIXES = ("rgb_converter.lin1.", "rgb_converter.lin2.", "rasterizer.bg_feature", "refiner.")
+
+
+def test_our_checkpoints_are_plain_and_named_like_the_released_ones(run_here, parity):
+    """The released network sizes, so that every name and shape can be compared with the recorded checkpoint."""
+    sizes = ("system.refiner.filters=[16,32,48,64,80]", "datasets.train_num_samples=1")
+    folder = run_here(*QUIET, *sizes)
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["npbgpp"] == {"format": CHECKPOINT_FORMAT, "system": "NPBG"}
+    weights = content["state_dict"]
+    assert all(name.startswith(RELEASED_PREFIXES) for name in weights)
+    recorded = parity("h_ckpt_npbg_without_refiner.pt")["state_dict"]
+    refiner = parity("h_ckpt_npbgpp_sphere.pt")["state_dict"]
+    recorded |= {name: value for name, value in refiner.items() if name.startswith("refiner.")}
+    assert {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in recorded.items()}
+    assert not [name for name in weights if "vgg" in name or "lpips" in name or "cached" in name]

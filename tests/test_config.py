@@ -1,0 +1,357 @@
+"""Typed settings refuse by name what they do not know, and every file of conf/ can be chosen."""
+
+import dataclasses
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from npbgpp.config import typed
+from npbgpp.data.datamodule import DataloaderSettings, DatasetSettings
+from npbgpp.errors import InputError
+from npbgpp.systems.npbg import NPBGSettings
+from npbgpp.trainer import TrainerSettings
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: int
+    inner: Inner = Inner(1)
+    share: int | float = 1.0
+    rate: float = 0.5
+    maybe: int | None = None
+    pair: tuple[float, float] | None = None
+    side: int | tuple[int, int] | None = None
+    flag: bool = False
+    either: bool | int = False
+    label: str = ""
+    place: Path = Path()
+    factors: dict[str, float] = field(default_factory=dict)
+    anything: Any = None
+
+
+ACCEPTED = [
+    ("count", 6e6, 6_000_000, int),
+    ("count", 3, 3, int),
+    ("count", -2.0, -2, int),
+    ("share", 1.0, 1.0, float),
+    ("share", 1, 1, int),
+    ("share", 0.5, 0.5, float),
+    ("rate", 2, 2.0, float),
+    ("rate", 1e-4, 1e-4, float),
+    ("maybe", None, None, type(None)),
+    ("maybe", 4.0, 4, int),
+    ("pair", [0.5, 2], (0.5, 2.0), tuple),
+    ("pair", None, None, type(None)),
+    ("side", 512, 512, int),
+    ("side", [48, 64.0], (48, 64), tuple),
+    ("flag", True, True, bool),
+    ("either", True, True, bool),
+    ("either", 3, 3, int),
+    ("label", "ball", "ball", str),
+    ("label", 24, "24", str),
+    ("place", "a/b", Path("a/b"), type(Path())),
+    ("factors", {"l1": 1, "vgg": 0.5}, {"l1": 1.0, "vgg": 0.5}, dict),
+    ("inner", {"size": 2.0, "names": ["a", "b"]}, Inner(2, ("a", "b")), Inner),
+    ("anything", [1, {"a": None}], [1, {"a": None}], list),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "expected", "kind"), ACCEPTED)
+@pytest.mark.parametrize("as_node", [False, True])
+def test_values_become_what_the_field_says(key, value, expected, kind, as_node):
+    values = {"count": 1} | {key: value}
+    result = getattr(typed(Outer, OmegaConf.create(values) if as_node else values, "group"), key)
+    assert result == expected and type(result) is kind
+
+
+REFUSED = [
+    ({"count": 0.5}, "group.count", "a whole number", "0.5"),
+    ({"count": "many"}, "group.count", "a whole number", "'many'"),
+    ({"count": True}, "group.count", "a whole number", "True"),
+    ({"count": None}, "group.count", "a whole number", "None"),
+    ({"count": float("inf")}, "group.count", "a whole number", "inf"),
+    ({"count": float("nan")}, "group.count", "a whole number", "nan"),
+    ({"count": [1]}, "group.count", "a whole number", "[1]"),
+    ({}, "group.count", "a whole number", "nothing"),
+    ({"count": "???"}, "group.count", "a whole number", "nothing"),
+    ({"rate": "fast"}, "group.rate", "a number", "'fast'"),
+    ({"rate": 10**400}, "group.rate", "a number", "1000"),
+    ({"maybe": "x"}, "group.maybe", "a whole number or null", "'x'"),
+    ({"pair": [1.0]}, "group.pair", "2 values", "[1.0]"),
+    ({"pair": [1.0, 2.0, 3.0]}, "group.pair", "2 values", "[1.0, 2.0, 3.0]"),
+    ({"pair": 1.0}, "group.pair", "a list", "1.0"),
+    ({"side": [1, 2, 3]}, "group.side", "a whole number or a list", "[1, 2, 3]"),
+    ({"flag": "yes"}, "group.flag", "true or false", "'yes'"),
+    ({"flag": 1}, "group.flag", "true or false", "1"),
+    ({"label": None}, "group.label", "a text", "None"),
+    ({"place": 3}, "group.place", "a path", "3"),
+    ({"factors": [1.0]}, "group.factors", "a mapping of names to a number", "[1.0]"),
+    ({"factors": {"l1": "x"}}, "group.factors.l1", "a number", "'x'"),
+    ({"inner": 3}, "group.inner", "Inner", "3"),
+    ({"inner": {}}, "group.inner.size", "a whole number", "nothing"),
+    ({"inner": {"size": "x"}}, "group.inner.size", "a whole number", "'x'"),
+    ({"inner": {"size": 1, "names": "abc"}}, "group.inner.names", "a list of a text", "'abc'"),
+]
+
+
+@pytest.mark.parametrize(("values", "name", "expected", "got"), REFUSED)
+def test_other_values_are_refused_by_name(values, name, expected, got):
+    base = {} if values in ({}, {"count": "???"}) else {"count": 1}
+    with pytest.raises(InputError) as caught:
+        typed(Outer, base | values, "group")
+    message = str(caught.value)
+    assert message.startswith(f"{name}: ") and expected in message and got in message, message
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"count": 1, "cuont": 2}, ["group.cuont", "unknown key", "did you mean group.count?"]),
+        ({"count": 1, "zzz": 2}, ["group.zzz", "unknown key", "known keys: anything, count, either"]),
+        ({"count": 1, "inner": {"size": 1, "nmaes": []}}, ["group.inner.nmaes", "group.inner.names?"]),
+        ({"count": 1, 7: 2}, ["group.7", "unknown key"]),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest_known_one(values, words):
+    with pytest.raises(InputError) as caught:
+        typed(Outer, values, "group")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_defaults_are_those_of_the_class():
+    assert typed(Outer, {"count": 1}, "group") == Outer(1)
+
+
+def composed(*overrides: str, datasets: str = "nerf_blender_one_scene", system: str = "npbg", full: bool = False) -> DictConfig:
+    """The config that a command line gives; ``full`` leaves the choice of datasets and system to the overrides."""
+    chosen = [] if full else [f"datasets={datasets}", f"system={system}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["hydra.runtime.output_dir=run", "hydra.runtime.cwd=launch", *chosen, *overrides])
+
+
+def choices(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml") if not p.stem.startswith("_"))
+
+
+def settings_of(config: DictConfig) -> tuple:
+    """Every group as its typed settings, as a run reads them; interpolations of Hydra's own node are not part of these."""
+    system = {k: v for k, v in OmegaConf.to_container(config.system, resolve=True).items() if not (isinstance(v, dict) and "_target_" in v)}
+    trainer = TrainerSettings.split_retired(OmegaConf.to_container(config.trainer, resolve=True))
+    return (
+        typed(DatasetSettings, config.datasets, "datasets"),
+        typed(DataloaderSettings, config.dataloader, "dataloader"),
+        typed(NPBGSettings, system, "system"),
+        typed(TrainerSettings, trainer, "trainer"),
+    )
+
+
+GROUPS = ("callbacks", "dataloader", "datasets", "experiment", "loggers", "system", "system/loss_factors", "trainer")
+
+
+def test_every_group_is_checked():
+    """A new folder below conf/ must be added above; a folder without choices would be of no use."""
+    folders = {str(p.parent.relative_to(CONF)) for p in CONF.rglob("*.yaml")} - {"."}
+    assert folders == set(GROUPS) and all(choices(group) for group in GROUPS)
+
+
+@pytest.mark.parametrize(("group", "choice"), [(g, c) for g in GROUPS for c in choices(g)])
+def test_every_choice_composes_into_valid_settings(group, choice):
+    if group == "experiment":
+        config = composed(f"experiment={choice}", full=True)
+    elif group in ("datasets", "system"):
+        config = composed(**{group: choice})
+    elif group == "loggers":
+        config = composed(f"loggers=[{choice}]")
+    else:
+        config = composed(f"{group}={choice}")
+    datasets, dataloader, system, _ = settings_of(config)
+    assert datasets.scenes.train and dataloader.train.total_batch_size >= 1 and system.loss_factors
+
+
+def test_datasets_and_system_must_be_chosen():
+    with pytest.raises(HydraException, match="datasets"):
+        composed("system=npbg", full=True)
+    with pytest.raises(HydraException, match="system"):
+        composed("datasets=nerf_blender_one_scene", full=True)
+
+
+def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {k: v for key, value in node.items() for k, v in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+ACCEPTED_OVERRIDES = [
+    ("cache_dir=.cache", ("cache_dir", ".cache")),
+    ("eval_only=true", ("eval_only", True)),
+    ("weights_path=experiments/a/checkpoints/epoch38.ckpt", ("weights_path", "experiments/a/checkpoints/epoch38.ckpt")),
+    ("weights_path='${hydra:runtime.cwd}/a.ckpt'", None),
+    ("callbacks.fit=null", ("callbacks.fit", None)),
+    ("callbacks.test=null", ("callbacks.test", None)),
+    ("dataloader.train_total_batch_size=2", ("dataloader.train.total_batch_size", 2)),
+    ("dataloader.train_data_mode=each", ("dataloader.train_data_mode", "each")),
+    ("dataloader.train.num_workers=0", ("dataloader.train.num_workers", 0)),
+    ("dataloader.train.shuffle=false", ("dataloader.train.shuffle", False)),
+    ("dataloader.val.pin_memory=true", ("dataloader.val.pin_memory", True)),
+    ("dataloader.test.total_batch_size=1", ("dataloader.test.total_batch_size", 1)),
+    ("datasets.data_root=elsewhere", ("datasets.data_root", "elsewhere")),
+    ("datasets.scene_name=hotdog", ("datasets.scenes.train", ["hotdog"])),
+    ("datasets.val_indices=[100,110]", ("datasets.val_indices", [100, 110])),
+    ("datasets.holdout_indices=[200]", ("datasets.holdout_indices", [200])),
+    ("datasets.pc_name=full.ply", ("datasets.pc_name", "full.ply")),
+    ("datasets.noise_sigma=0.01", ("datasets.noise_sigma", 0.01)),
+    ("datasets.n_point=6e6", ("datasets.n_point", 6_000_000)),
+    ("datasets.cache_images=true", ("datasets.cache_images", True)),
+    ("datasets.white_bg=false", ("datasets.white_bg", False)),
+    ("datasets.image_margin=20", ("datasets.image_margin", 20)),
+    ("datasets.train_num_samples=8", ("datasets.train_num_samples", 8)),
+    ("datasets.train_random_zoom=[0.5,2.0]", ("datasets.train_random_zoom", [0.5, 2.0])),
+    ("datasets.train_random_shift=false", ("datasets.train_random_shift", False)),
+    ("datasets.train_image_size=512", ("datasets.train_image_size", 512)),
+    ("datasets.train_image_size=null", ("datasets.train_image_size", None)),
+    ("datasets.selection_count=0", ("datasets.selection_count", 0)),
+    ("system.save_rendered_eval_images=false", ("system.save_rendered_eval_images", False)),
+    ("system.max_scenes_per_train_epoch=1", ("system.max_scenes_per_train_epoch", 1)),
+    ("system.max_points=11e6", ("system.max_points", 11_000_000)),
+    ("system.descriptors_pretrained_dir=a/descriptors", ("system.descriptors_pretrained_dir", "a/descriptors")),
+    ("system.descriptors_save_dir=experiments/a/result/descriptors", ("system.descriptors_save_dir", "experiments/a/result/descriptors")),
+    ("system.descriptor_dim=8", ("system.rasterizer.descriptor_dim", 8)),
+    ("system.bg_rgb_color=[0,0,0]", ("system.bg_rgb_color", [0, 0, 0])),
+    ("system.use_masks=true", ("system.use_masks", True)),
+    ("system.freeze_refiner=true", ("system.freeze_refiner", True)),
+    ("system.align_during_rendering=true", ("system.align_during_rendering", True)),
+    ("system.style_weight=1.0", ("system.style_weight", 1.0)),
+    ("system.style_img_path=../../example/style.png", ("system.style_img_path", "../../example/style.png")),
+    ("system.loss_factors.vgg_loss=0.5", ("system.loss_factors.vgg_loss", 0.5)),
+    ("system.rasterizer.learnable=false", ("system.rasterizer.learnable", False)),
+    ("system.rasterizer.cat_mask=false", ("system.rasterizer.cat_mask", False)),
+    ("system.rasterizer.scales=[1,0.5]", ("system.rasterizer.scales", [1, 0.5])),
+    ("system.rasterizer.ss_scale=[2,1,1,1,1]", ("system.rasterizer.ss_scale", [2, 1, 1, 1, 1])),
+    ("system.rasterizer.invert_mask_values=true", ("system.rasterizer.invert_mask_values", True)),
+    ("system.refiner.out_channels=4", ("system.refiner.out_channels", 4)),
+    ("system.refiner.filters=[8,8,8,8,8]", ("system.refiner.filters", [8] * 5)),
+    ("system.refiner.stem_conv_block_name=gated", ("system.refiner.stem_conv_block_name", "gated")),
+    ("system.refiner.encoder_conv_block_name=gated", ("system.refiner.encoder_conv_block_name", "gated")),
+    ("system.refiner.decoder_conv_block_name=gated", ("system.refiner.decoder_conv_block_name", "gated")),
+    ("system.refiner.padding_mode=zeros", ("system.refiner.padding_mode", "zeros")),
+    ("system.refiner.use_skip=false", ("system.refiner.use_skip", False)),
+    ("system.postprocessing_transform=null", ("system.postprocessing_transform", None)),
+    ("loggers=test_tube", ("loggers.tensorboard.name", "tb_logs")),
+    ("hydra.run.dir=experiments/npbg_nerf", None),
+]
+
+
+@pytest.mark.parametrize("entries", [ACCEPTED_OVERRIDES[k::4] for k in range(4)])
+def test_keys_of_the_original_are_accepted_and_arrive(entries):
+    """A quarter at a time, in which every key occurs once: composing takes most of the time."""
+    assert len({override.split("=")[0] for override, _ in entries}) == len(entries)
+    config = composed(*(override for override, _ in entries))
+    settings_of(config)
+    for key, expected in (check for _, check in entries if check is not None):
+        value = OmegaConf.select(config, key)
+        assert (OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value) == expected, key
+
+
+def test_the_authors_commands_compose():
+    """Rows for NPBG on NeRF-Synthetic scenes, as users type them."""
+    pretrain = (
+        "trainer.gpus=4 hydra.run.dir=experiments/npbg_nerf datasets=nerf_blender_pretrain datasets.train_random_zoom=[0.5,2.0] datasets.train_image_size=512 "
+        "datasets.selection_count=0 system=npbg system.descriptors_save_dir=experiments/npbg_nerf/result/descriptors trainer.max_epochs=24 "
+        "dataloader.train_data_mode=each trainer.reload_dataloaders_every_n_epochs=1 trainer.limit_val_batches=0 system.max_points=4e6"
+    )
+    datasets, dataloader, system, trainer = settings_of(composed(*pretrain.split(), full=True))
+    assert datasets.scenes.train == ("chair", "drums", "lego", "materials", "ship") and datasets.train_on == "all"
+    assert datasets.train_random_zoom == (0.5, 2.0) and dataloader.train_data_mode == "each"
+    assert system.max_points == 4_000_000 and trainer.limit_val_batches == 0 and trainer.gpus == 4
+    one = (
+        "trainer.gpus=4 hydra.run.dir=experiments/npbg_nerf_hotdog datasets=nerf_blender_one_scene datasets.scene_name=hotdog datasets.train_random_zoom=[0.5,2.0] "
+        "datasets.train_image_size=512 datasets.selection_count=0 system=npbg "
+        "system.descriptors_save_dir=npbgplusplus/experiments/npbg_nerf_hotdog/result/descriptors "
+        "system.max_scenes_per_train_epoch=1 trainer.max_epochs=20 weights_path=experiments/npbg_nerf/result/checkpoints/epoch23.ckpt system.max_points=4e6"
+    )
+    datasets, _, system, _ = settings_of(composed(*one.split(), full=True))
+    assert datasets.scenes.train == datasets.scenes.val == datasets.scenes.test == ("hotdog",) and datasets.train_on == "split"
+    assert system.max_scenes_per_train_epoch == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "datasets.scene_nmae=x",
+        "datasets.scenes.trian=[a]",
+        "system.max_point=1",
+        "system.refiner.filtres=[8]",
+        "trainer.gpu=1",
+        "dataloader.train.num_worker=2",
+        "eval_onyl=true",
+    ],
+)
+def test_misspelt_keys_are_refused_by_name(override):
+    with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
+        composed(override)
+    assert override.split("=")[0].split(".")[-1] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "name"), [("+datasets.scene_nmae=x", "datasets.scene_nmae"), ("+system.max_point=1", "system.max_point")]
+)
+def test_keys_added_by_force_are_refused_by_name(override, name):
+    with pytest.raises(InputError, match=f"{name}: unknown key; did you mean"):
+        settings_of(composed(override))
+
+
+def test_a_choice_that_does_not_exist_is_refused_with_the_ones_that_do():
+    with pytest.raises(HydraException, match=r"(?s)nerf_blender_two_scenes.*nerf_blender_one_scene"):
+        composed(datasets="nerf_blender_two_scenes")
+
+
+@pytest.mark.parametrize(
+    ("schema", "group"),
+    [(DatasetSettings, "datasets"), (DataloaderSettings, "dataloader"), (TrainerSettings, "trainer"), (NPBGSettings, "system")],
+)
+def test_every_setting_can_be_reached_without_a_plus(schema, group):
+    """A field of the settings that is in no yaml could be set with +key=value only."""
+    from_trainer = {"accumulate_grad_batches", "gradient_clip_val"} if group == "system" else {"retired"}
+    assert {f.name for f in dataclasses.fields(schema)} - set(composed()[group]) <= from_trainer
+
+
+def test_no_yaml_repeats_what_another_one_says():
+    """No two files share a run of four lines that say something; no file is as good as another."""
+    said: Counter = Counter()
+    for path in CONF.rglob("*.yaml"):
+        lines = [re.sub(r"\s*#.*", "", line).strip() for line in path.read_text().splitlines()]
+        lines = [line for line in lines if line]
+        said.update({tuple(lines[k : k + 4]) for k in range(len(lines) - 3)})
+    assert [run for run, count in said.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_experiments_hold_differences_only(name):
+    """No value of an experiment is the one that would hold without its file."""
+    content = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    parents = [entry for entry in content["defaults"] if isinstance(entry, str) and entry != "_self_"]
+    if parents:
+        base = composed(f"experiment={parents[0]}", full=True)
+    else:
+        overrides = {k.removeprefix("override /"): v for entry in content["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
+        base = composed(*(f"{k}={v}".replace("'", "").replace(" ", "") for k, v in overrides.items()), full=True)
+    base = flattened(OmegaConf.to_container(base, resolve=False))
+    own = {k: v for k, v in flattened({k: v for k, v in content.items() if k not in ("defaults", "hydra")}).items()}
+    assert own and [k for k, v in own.items() if k not in base or base[k] == v] == []
