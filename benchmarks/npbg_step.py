@@ -8,10 +8,10 @@ import argparse
 import statistics
 import time
 
-import plain
 import torch
-from measure import camera, in_child, machine, surface_cloud
 
+import plain
+from measure import camera, in_child, machine, surface_cloud
 from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.models.rasterizer import NearestScatterRasterizer
 from npbgpp.models.refiner import RefinerUnetV2

@@ -7,10 +7,10 @@ import argparse
 import sys
 import time
 
-import plain
 import torch
-from measure import best_and_median_ms, camera, machine, surface_cloud
 
+import plain
+from measure import best_and_median_ms, camera, machine, surface_cloud
 from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level, rasterize
@@ -40,7 +40,8 @@ def main() -> None:
         rows, position = unique_rows(torch.cat([m[h] for m, h in zip(maps, hits, strict=True)]), slot)
         parts = position.split([int(h.sum()) for h in hits])
         compact = [torch.full_like(m, -1).masked_scatter(h, p) for m, h, p in zip(maps, hits, parts, strict=True)]
-        images = [torch.cat(splat(c[None], features[rows], background[None, :, None, None]), 1) for c in compact]
+        visible = features[rows]
+        images = [splat(c[None], visible, background[None, :, None, None]) for c in compact]
         return images, maps
 
     def reference() -> tuple[list[torch.Tensor], list[torch.Tensor]]:

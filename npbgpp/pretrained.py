@@ -137,7 +137,7 @@ def load_features(name: BackboneName, weights: str | Path | Mapping[str, Tensor]
     Raises:
         InputError: as `read_backbone`.
     """
-    if isinstance(weights, Mapping):
+    if isinstance(weights, Mapping):  # noqa: SIM108 - mypy narrows the type in statements only
         state = select_features(weights, name, source=f"state dict for {name}")
     else:
         state = read_backbone(weights, name)

@@ -22,7 +22,8 @@ from npbgpp.errors import InputError
 from npbgpp.metrics import ImageMetrics
 from npbgpp.paths import Bases
 from npbgpp.systems import SYSTEMS
-from npbgpp.systems.npbg import NPBG, NPBGSettings
+from npbgpp.systems.npbg import NPBG
+from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.trainer import TrainerPlan, TrainerSettings, lightning_arguments
 
 log = logging.getLogger(__name__)

@@ -95,7 +95,11 @@ def write_tiny_scene(folder: Path, points: int = 400, seed: int = 0) -> None:
             camera = Cameras.from_opengl(
                 pose[None], torch.tensor([[focal, focal]]), torch.full((1, 2), TINY_SIZE / 2), (TINY_SIZE, TINY_SIZE)
             )
-            index = rasterize(BlockedCloud.build(xyz), camera, [Level(0.5)], 1.0, PixelRule.EXACT)[0].index.repeat_interleave(2, 0).repeat_interleave(2, 1)
+            index = (
+                rasterize(BlockedCloud.build(xyz), camera, [Level(0.5)], 1.0, PixelRule.EXACT)[0]
+                .index.repeat_interleave(2, 0)
+                .repeat_interleave(2, 1)
+            )
             pixels = torch.cat([rgb[index.clamp(min=0)], torch.full((TINY_SIZE, TINY_SIZE, 1), 255, dtype=torch.uint8)], -1)
             pixels[index < 0] = 0
             Image.fromarray(np.ascontiguousarray(pixels.numpy()), "RGBA").save(folder / stage / f"r_{k}.png")

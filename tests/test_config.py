@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from npbgpp.config import typed
 from npbgpp.data.datamodule import DataloaderSettings, DatasetSettings
 from npbgpp.errors import InputError
-from npbgpp.systems.npbg import NPBGSettings
+from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.trainer import TrainerSettings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -11,10 +11,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
 # makes any training command a matter of seconds; given after the README's own overrides
-SMALL = (
-    "datasets.train_num_samples=2 datasets.train_image_size=32 datasets.train_random_shift=false trainer.max_epochs=1 trainer.accelerator=cpu "
-    "dataloader.train_total_batch_size=1 dataloader.train.num_workers=0 system.refiner.filters=[10,11,12,13,14] loggers=none"
-).split()
+SMALL = """
+    datasets.train_num_samples=2 datasets.train_image_size=32 datasets.train_random_shift=false trainer.max_epochs=1 trainer.accelerator=cpu
+    dataloader.train_total_batch_size=1 dataloader.train.num_workers=0 system.refiner.filters=[10,11,12,13,14] loggers=none
+""".split()
 
 
 def commands() -> list[str]:

@@ -57,12 +57,10 @@ class ProgressLines(Callback):
 
 def total_batches(trainer: Trainer) -> int:
     """Training batches of the whole run, 0 when unknown."""
-    if trainer.max_steps > 0:
-        return trainer.max_steps
-    if not trainer.max_epochs or trainer.max_epochs < 0:
-        return 0
     batches = trainer.num_training_batches
-    return int(trainer.max_epochs * batches) if batches != float("inf") else 0
+    by_epochs = trainer.max_epochs * batches if trainer.max_epochs and trainer.max_epochs > 0 else float("inf")
+    total = min(by_epochs, trainer.max_steps if trainer.max_steps > 0 else float("inf"))
+    return int(total) if total != float("inf") else 0
 
 
 def _clock(seconds: float) -> str:

@@ -103,24 +103,13 @@ class PixelGrid:
         slack = 0.01  # of a cell: more than float32 rounding, so that the answer errs on the side of checking
         return any(half * bound - (size - 1) / 2 + slack >= 0.5 for bound, size in zip((bound_y, bound_x), level_size, strict=True))
 
-    def overlapped_cells(
-        self, axis: int, fine_scale: float, fine_size: tuple[int, int], coarse_scale: float, coarse_size: tuple[int, int]
-    ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-        """First and last cell of a coarse level that share coordinates with each cell of a fine one, along axis 0 (rows) or 1 (columns).
-
-        The ranges are widened by a hundredth of a fine cell, more than rounding can move a point.
-        """
-        slack = 0.01
-        start = torch.arange(fine_size[axis], dtype=torch.float64) - slack
-        stop = start + 1 + 2 * slack
-        if self.rule is PixelRule.EXACT:
-            first, last = start * (coarse_scale / fine_scale), stop * (coarse_scale / fine_scale)
-        else:
-            slope = (min(coarse_size) - 1) / max(min(fine_size) - 1, 1)
-            middle_fine, middle_coarse = fine_size[axis] / 2, coarse_size[axis] / 2
-            first, last = middle_coarse + (start - middle_fine) * slope, middle_coarse + (stop - middle_fine) * slope
-        limit = coarse_size[axis] - 1
-        return first.floor().long().clamp(0, limit), last.floor().long().clamp(0, limit)
+    def extent(self, device: torch.device) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
+        """Smallest and largest (x, y) of the image."""
+        if self.rule is PixelRule.SIZE_MINUS_ONE:
+            bounds = torch.tensor(ndc_bounds(self.image_size), device=device)
+            return -bounds, bounds
+        height, width = self.image_size
+        return torch.zeros(2, device=device), torch.tensor([float(width), float(height)], device=device)
 
     def level_size(self, scale: float, supersampling: int = 1) -> tuple[int, int]:
         """(height, width) of the raster at a scale: int(scale * size) * supersampling, as the authors round."""

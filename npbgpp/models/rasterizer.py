@@ -50,8 +50,7 @@ class NearestScatterRasterizer(nn.Module):
         """Pyramid of (b, c + 1, h_k, w_k) images (c channels without ``cat_mask``) from the row shown by each cell of each level."""
         pyramid = []
         for row, level in zip(rows, self.levels, strict=True):
-            features, mask = splat(row, descriptors, self.bg_feature, level.supersampling)
-            pyramid.append(self._with_mask(features, mask))
+            pyramid.append(self._masked(splat(row, descriptors, self.bg_feature, level.supersampling)))
         return pyramid
 
     def empty(self, image_size: tuple[int, int], batch: int = 1) -> list[Float[Tensor, "b _ _ _"]]:
@@ -61,10 +60,11 @@ class NearestScatterRasterizer(nn.Module):
         for level in self.levels:
             size = (batch, int(level.scale * height), int(level.scale * width))
             features = self.bg_feature.expand(size[0], -1, *size[1:])
-            pyramid.append(self._with_mask(features, features.new_zeros(size[0], 1, *size[1:])))
+            pyramid.append(self._masked(torch.cat([features, features.new_zeros(size[0], 1, *size[1:])], 1)))
         return pyramid
 
-    def _with_mask(self, features: Tensor, mask: Tensor) -> Tensor:
+    def _masked(self, image: Float[Tensor, "b c1 h w"]) -> Float[Tensor, "b _ h w"]:
+        """Drops or inverts the mask channel, as configured."""
         if not self.cat_mask:
-            return features
-        return torch.cat([features, 1 - mask if self.invert_mask_values else mask], 1)
+            return image[:, :-1]
+        return torch.cat([image[:, :-1], 1 - image[:, -1:]], 1) if self.invert_mask_values else image

@@ -7,11 +7,9 @@ Point-Based Graphics (2020), section 3.
 
 What is done beyond that is for speed only and changes no result:
 
-* blocks of the cloud outside the image are skipped; the others are drawn from near to far, and blocks behind what is already drawn are skipped
-  (hierarchical z-buffer, Greene et al. 1993);
-* ``_DepthBound`` keeps, for every cell of the finest level, the largest depth that could still win in any level there. Single points behind it are
-  dropped after one look-up, before their other cells are computed;
-* levels that nest (exact rule, scales that halve) are 2x2 minima of the next finer buffer.
+* blocks of the cloud outside the image are skipped, so that the work grows with what the image can show;
+* a point is drawn once, into a grid that refines those of all levels (``npbgpp.render.refinement``); levels are block minima of it;
+* the cloud is read in chunks that stay in the cache, into buffers that are used again: fresh ones cost more than the arithmetic.
 """
 
 from collections.abc import Sequence
@@ -20,16 +18,16 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad, threshold
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
 from npbgpp.render.blocks import BlockedCloud
+from npbgpp.render.refinement import AMBIGUOUS, refined_grid
 
 _EMPTY_KEY = 2**63 - 1
-_CPU_CHUNK = 1 << 16  # points whose temporaries stay in the cache
-_ACCELERATOR_CHUNK = 1 << 24
-_FIRST_SHARE = 8  # the nearest eighth of the blocks is drawn before the first depth bound is computed, then twice as many, ...
+_INFINITE_DEPTH_BITS = 0x7F800000
+_CPU_CHUNK = 1 << 17  # points whose temporaries stay in the cache
+_ACCELERATOR_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -82,190 +80,152 @@ def rasterize(cloud: BlockedCloud, camera: Cameras, levels: Sequence[Level], nea
     for level, size in zip(levels, sizes, strict=True):
         if min(size) < 1:
             raise ValueError(f"rasterize: image of {camera.image_size} pixels has no cell at scale {level.scale}")
-    order = sorted(range(len(levels)), key=lambda k: -levels[k].cells_per_pixel())
-    drawn = [k for position, k in enumerate(order) if position == 0 or not _nests(rule, levels[order[position - 1]], levels[k])]
-    device = cloud.xyz_world.device
-    keys: dict[int, Tensor] = {k: torch.full(sizes[k], _EMPTY_KEY, dtype=torch.int64, device=device) for k in drawn}
-    _draw(cloud, camera, grid, near, [_Target(levels[k].cells_per_pixel(), keys[k]) for k in drawn])
-    for previous, k in zip(order, order[1:], strict=False):
-        if k not in keys:
-            keys[k] = _pool_minimum(keys[previous], sizes[k])
-    return [_fragments(keys[k]) for k in range(len(levels))]
-
-
-@dataclass(frozen=True)
-class _Target:
-    """A level that points are drawn into: its cells per full-resolution pixel and its key buffer."""
-
-    scale: float
-    keys: Int[Tensor, "h w"]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.keys.shape[0], self.keys.shape[1]
-
-
-def _nests(rule: PixelRule, finer: Level, coarser: Level) -> bool:
-    """Whether a cell of the coarser level is a block of 2x2 cells of the finer one."""
-    return rule is PixelRule.EXACT and finer.cells_per_pixel() == 2 * coarser.cells_per_pixel()
-
-
-def _pool_minimum(keys: Int[Tensor, "h w"], size: tuple[int, int]) -> Int[Tensor, "h2 w2"]:
-    height, width = size
-    rows = torch.minimum(keys[0 : 2 * height : 2], keys[1 : 2 * height : 2])
-    return torch.minimum(rows[:, 0 : 2 * width : 2], rows[:, 1 : 2 * width : 2])
+    targets = tuple((level.cells_per_pixel(), size) for level, size in zip(levels, sizes, strict=True))
+    return [_fragments(keys) for keys in _Canvas(grid, targets, cloud.xyz_world.device).draw(cloud, camera, near)]
 
 
 def _fragments(keys: Int[Tensor, "h w"]) -> Fragments:
     empty = keys == _EMPTY_KEY
-    return Fragments(torch.where(empty, -1, keys & 0xFFFFFFFF), _depth(keys))
+    bits = (keys >> 32).clamp_max_(_INFINITE_DEPTH_BITS)  # empty cells hold larger bits than infinity
+    return Fragments(torch.where(empty, -1, keys & 0xFFFFFFFF), bits.to(torch.int32).view(torch.float32))
 
 
-def _depth(keys: Int[Tensor, "h w"]) -> Float[Tensor, "h w"]:
-    bits = (keys >> 32).clamp_max_(0x7F800000)  # empty cells hold larger bits than infinity
-    return bits.to(torch.int32).view(torch.float32)
+class _Canvas:
+    """Key buffers of one image: the refined grid with a spare row and column, and one buffer per level for ambiguous points."""
+
+    def __init__(self, grid: PixelGrid, targets: tuple[tuple[float, tuple[int, int]], ...], device: torch.device) -> None:
+        self.grid, self.targets = grid, targets
+        self.refined = refined_grid(grid, targets, device)
+        rows, columns = self.refined.rows.cells + 1, self.refined.columns.cells + 1
+        self.keys = torch.full((rows, columns), _EMPTY_KEY, dtype=torch.int64, device=device)
+        self.ambiguous: list[tuple[Tensor, Tensor]] = []
+        # row slots follow column slots in one table, so that both axes take one look-up
+        row_table = self.refined.rows.table
+        flags, cells = row_table & AMBIGUOUS, row_table & (AMBIGUOUS - 1)
+        self.table = torch.cat([self.refined.columns.table, cells * columns + flags])
+        axes = (self.refined.columns, self.refined.rows)
+        self.slope = torch.tensor([[axis.slope] for axis in axes], dtype=torch.float32, device=device)
+        self.shift = torch.tensor([[axes[0].shift], [axes[1].shift + len(axes[0].table)]], dtype=torch.float64, device=device).float()
+
+    def draw(self, cloud: BlockedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
+        """Keys of every level."""
+        matrix, offset = (t[0] for t in self.grid.homogeneous_map(camera.to(cloud.xyz_world.device)))
+        inner, border = _visible_blocks(cloud, matrix, offset, self.grid, near)
+        homogeneous_map = (matrix.tolist(), offset.tolist())
+        scratch = _Scratch(cloud)
+        for blocks, whole in ((inner, True), (border, False)):
+            for part in blocks.split(scratch.blocks):
+                xy, keys = self._project(cloud, part, homogeneous_map, near, whole, scratch)
+                self._lower(xy, keys, scratch)
+        self.keys[-1] = _EMPTY_KEY
+        self.keys[:, -1] = _EMPTY_KEY
+        levels = [self._level(k) for k in range(len(self.targets))]
+        if self.ambiguous:
+            xy, keys = (torch.cat(parts, -1) for parts in zip(*self.ambiguous, strict=True))
+            for level, (scale, size) in zip(levels, self.targets, strict=True):
+                self._lower_level(level, xy, keys, scale, size)
+        return levels
+
+    def _project(
+        self,
+        cloud: BlockedCloud,
+        part: Int[Tensor, " k"],
+        homogeneous_map: tuple[list[list[float]], list[float]],
+        near: float,
+        whole: bool,
+        scratch: "_Scratch",
+    ) -> tuple[Float[Tensor, "2 m"], Int[Tensor, " m"]]:
+        """Normalised coordinates and keys of the points of some blocks that are in the image; ``whole``: all of them are."""
+        matrix, offset = homogeneous_map
+        world, xyw, keys, index = scratch.of(len(part))
+        torch.index_select(cloud.xyz_world, 1, part, out=world)
+        px, py, pz = world.flatten(1)
+        for k in range(3):
+            torch.mul(px, matrix[0][k], out=xyw[k]).add_(py, alpha=matrix[1][k]).add_(pz, alpha=matrix[2][k]).add_(offset[k])
+        xy, depth = xyw[:2], xyw[2]
+        torch.index_select(cloud.index, 0, part, out=index)
+        keys.copy_(depth.view(torch.int32)).bitwise_left_shift_(32).bitwise_or_(index.view(-1))
+        outside = None if whole else depth <= near
+        xy.div_(depth.add_(self.grid.epsilon) if self.grid.epsilon else depth)
+        if outside is None:
+            return xy, keys
+        kept = (self.grid.inside(xy[0], xy[1]) & ~outside).nonzero()[:, 0]
+        return xy.index_select(1, kept), keys.index_select(0, kept)
+
+    def _lower(self, xy: Float[Tensor, "2 m"], keys: Int[Tensor, " m"], scratch: "_Scratch") -> None:
+        """Lowers the refined grid by points in the image; those in ambiguous slots wait."""
+        count = xy.shape[1]
+        slots = torch.mul(xy, self.slope, out=scratch.slots.view(-1)[: 2 * count].view(2, count)).add_(self.shift)
+        numbers = scratch.numbers.view(-1)[: 2 * count].view(2, count).copy_(slots)
+        cells = torch.index_select(self.table, 0, numbers.view(-1), out=scratch.cells.view(-1)[: 2 * count]).view(2, count)
+        cell = cells[0].add_(cells[1])
+        waiting = (cell >= AMBIGUOUS).nonzero()[:, 0]
+        if len(waiting):
+            self.ambiguous.append((xy.index_select(1, waiting), keys.index_select(0, waiting)))
+            cell.bitwise_and_(AMBIGUOUS - 1)
+            # both axes ambiguous: the flags have added up to the next bit, which the mask removes as well
+        target = scratch.targets[:count].copy_(cell)
+        self.keys.view(-1).scatter_reduce_(0, target, keys, "amin")
+
+    def _lower_level(
+        self, level: Int[Tensor, "h w"], xy: Float[Tensor, "2 m"], keys: Int[Tensor, " m"], scale: float, size: tuple[int, int]
+    ) -> None:
+        height, width = size
+        row, column = self.grid.cells(xy[0], xy[1], scale, size)
+        if self.grid.overflows(scale, size):
+            kept = ((row >= 0) & (row < height) & (column >= 0) & (column < width)).nonzero()[:, 0]
+            row, column, keys = (t.index_select(0, kept) for t in (row, column, keys))
+        # every scattered point has a cell of its own: a common dummy cell for outsiders would serialise the reduction
+        level.view(-1).scatter_reduce_(0, row.mul_(width).add_(column).to(torch.int64), keys, "amin")
+
+    def _level(self, k: int) -> Int[Tensor, "h w"]:
+        """Block minima of the refined grid."""
+        keys = self.keys
+        for axis, members in enumerate((self.refined.rows.members[k], self.refined.columns.members[k])):
+            lowest = keys.index_select(axis, members[0])
+            for others in members[1:]:
+                lowest = torch.minimum(lowest, keys.index_select(axis, others), out=lowest)
+            keys = lowest
+        return keys
 
 
-def _draw(cloud: BlockedCloud, camera: Cameras, grid: PixelGrid, near: float, targets: list[_Target]) -> None:
-    """Lowers the key buffers of ``targets`` (finest first) by every point of the cloud that can win a cell."""
-    matrix, offset = (t[0] for t in grid.homogeneous_map(camera.to(cloud.xyz_world.device)))
-    blocks, extent = _visible_blocks(cloud, matrix, offset, grid, near, targets[0])
-    plain = (matrix.tolist(), offset.tolist())
-    bound = _DepthBound(grid, targets)
-    share = max(1, len(blocks) // _FIRST_SHARE)
-    while len(blocks):
-        _draw_blocks(cloud, blocks[:share], plain, grid, near, targets, bound)
-        blocks, extent = blocks[share:], extent[share:]
-        if len(blocks):
-            bound.update()
-            visible = bound.passes(extent)
-            blocks, extent = blocks[visible], extent[visible]
-        share *= 2
+class _Scratch:
+    """Buffers for one chunk of points, used for every chunk."""
+
+    def __init__(self, cloud: BlockedCloud) -> None:
+        device, length = cloud.xyz_world.device, cloud.index.shape[1]
+        chunk = _CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
+        self.length = length
+        self.blocks = max(1, min(chunk // length, cloud.index.shape[0]))
+        count = self.blocks * length
+        self.world, self.xyw = (torch.empty(3 * count, device=device) for _ in range(2))
+        self.keys, self.index, self.targets = (torch.empty(count, dtype=torch.int64, device=device) for _ in range(3))
+        self.slots = torch.empty(2 * count, device=device)
+        self.numbers, self.cells = (torch.empty(2 * count, dtype=torch.int32, device=device) for _ in range(2))
+
+    def of(self, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """World coordinates, projected ones, keys and indices of some blocks."""
+        count = blocks * self.length
+        world = self.world[: 3 * count].view(3, blocks, self.length)
+        return world, self.xyw[: 3 * count].view(3, count), self.keys[:count], self.index[:count].view(blocks, self.length)
 
 
 def _visible_blocks(
-    cloud: BlockedCloud, matrix: Float[Tensor, "3 3"], offset: Float[Tensor, " 3"], grid: PixelGrid, near: float, finest: _Target
-) -> tuple[Int[Tensor, " k"], Float[Tensor, "k 5"]]:
-    """Blocks that may show in the image, nearest first, and their extent (first row, last row, first column, last column, nearest depth)."""
+    cloud: BlockedCloud, matrix: Float[Tensor, "3 3"], offset: Float[Tensor, " 3"], grid: PixelGrid, near: float
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " l"]]:
+    """Blocks that lie in the image as a whole, and those that may lie in it in part; blocks that cannot be seen are in neither."""
     xyw = cloud.corners @ matrix + offset
     depth = xyw[..., 2]
-    # corners and points are rounded alike, but not equally: without this a block could lose to a depth that one of its points reaches
+    # corners and points are rounded alike, but not equally; these margins are larger than the difference
     rounding = 4e-7 * (cloud.corners.abs() @ matrix[:, 2].abs() + offset[2].abs()).amax(1)
     nearest, furthest = depth.amin(1) - rounding, depth.amax(1) + rounding
     xy = xyw[..., :2] / (depth[..., None] + grid.epsilon)
-    height, width = finest.size
-    row, column = grid.cells(xy[..., 0].reshape(-1), xy[..., 1].reshape(-1), finest.scale, finest.size)
-    row, column = row.view(-1, 8).float(), column.view(-1, 8).float()
-    # one cell of slack: rounding may move a point of the block across the border of a cell that no corner crosses
-    extent = torch.stack([row.amin(1) - 1, row.amax(1) + 1, column.amin(1) - 1, column.amax(1) + 1, nearest], 1)
-    # a block that reaches behind the camera can be anywhere in the image
-    whole = extent.new_tensor([0, height - 1, 0, width - 1, near])
-    extent = torch.where((nearest <= near)[:, None], whole, extent)
-    inside = (extent[:, 1] >= 0) & (extent[:, 0] < height) & (extent[:, 3] >= 0) & (extent[:, 2] < width) & (furthest > near)
-    blocks = inside.nonzero()[:, 0]
-    order = torch.argsort(nearest[blocks])
-    return blocks[order], extent[blocks[order]]
-
-
-def _draw_blocks(
-    cloud: BlockedCloud,
-    blocks: Int[Tensor, " k"],
-    homogeneous_map: tuple[list[list[float]], list[float]],
-    grid: PixelGrid,
-    near: float,
-    targets: list[_Target],
-    bound: "_DepthBound",
-) -> None:
-    matrix, offset = homogeneous_map
-    chunk = _CPU_CHUNK if cloud.xyz_world.device.type == "cpu" else _ACCELERATOR_CHUNK
-    finest = targets[0]
-    height, width = finest.size
-    length = cloud.index.shape[1]
-    for part in blocks.split(max(1, chunk // length)):
-        px, py, pz = cloud.xyz_world.index_select(1, part).flatten(1)
-        x, y, depth = ((px * matrix[0][k]).add_(py, alpha=matrix[1][k]).add_(pz, alpha=matrix[2][k]).add_(offset[k]) for k in range(3))
-        divisor = depth + grid.epsilon if grid.epsilon else depth
-        x.div_(divisor)
-        y.div_(divisor)
-        row, column = grid.cells(x, y, finest.scale, finest.size)
-        framed = row.clamp_(-1, height).mul_(width + 2).add_(column.clamp_(-1, width)).add_(width + 3)
-        # threshold() sends everything at or before the near plane to infinity, behind every bound
-        chosen = (threshold(depth, near, torch.inf) < bound.framed.index_select(0, framed)).nonzero()[:, 0]
-        if len(chosen):
-            block = part.index_select(0, chosen.div(length, rounding_mode="floor"))
-            index = cloud.index.view(-1).index_select(0, block.mul_(length).add_(chosen.remainder(length)))
-            x, y, depth = (t.index_select(0, chosen) for t in (x, y, depth))
-            _scatter(x, y, depth, index, grid, targets)
-
-
-def _scatter(
-    x: Float[Tensor, " m"], y: Float[Tensor, " m"], depth: Float[Tensor, " m"], index: Int[Tensor, " m"], grid: PixelGrid, targets: list[_Target]
-) -> None:
-    """Lowers the key buffers by points beyond the near plane."""
-    inside = grid.inside(x, y)
-    if not inside.all():
-        keep = inside.nonzero()[:, 0]
-        x, y, depth, index = (t.index_select(0, keep) for t in (x, y, depth, index))
-    keys = depth.view(torch.int32).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(index)
-    for target in targets:
-        height, width = target.size
-        row, column = grid.cells(x, y, target.scale, target.size)
-        level_keys = keys
-        if grid.overflows(target.scale, target.size):
-            keep = ((row >= 0) & (row < height) & (column >= 0) & (column < width)).nonzero()[:, 0]
-            row, column, level_keys = (t.index_select(0, keep) for t in (row, column, keys))
-        # every scattered point has a cell of its own: a common dummy cell for outsiders would serialise the reduction
-        target.keys.view(-1).scatter_reduce_(0, row.mul_(width).add_(column).to(torch.int64), level_keys, "amin")
-
-
-class _DepthBound:
-    """For every cell of the finest level, a depth that a point there must stay below to win in any level; inf where a level is still empty.
-
-    ``framed`` has a border of -inf, so that cells outside the image, clamped to the border, are dropped by the same look-up.
-    """
-
-    def __init__(self, grid: PixelGrid, targets: list[_Target]) -> None:
-        self._targets = targets
-        finest = targets[0]
-        self._overlaps = [
-            [grid.overlapped_cells(axis, finest.scale, finest.size, t.scale, t.size) for axis in range(2)] for t in targets[1:]
-        ]
-        self._bound = torch.full(finest.size, torch.inf, device=finest.keys.device)
-        self.framed = self._frame()
-
-    def _frame(self) -> Float[Tensor, " cells"]:
-        return pad(self._bound, (1, 1, 1, 1), value=-torch.inf).view(-1)
-
-    def update(self) -> None:
-        """Takes account of what has been drawn."""
-        bound = _depth(self._targets[0].keys)
-        for target, overlaps in zip(self._targets[1:], self._overlaps, strict=True):
-            depth = _depth(target.keys)
-            for axis, (first, last) in enumerate(overlaps):
-                # a fine cell touches few coarse ones: two, or three where the levels are of almost equal size
-                parts = [depth.index_select(axis, torch.minimum(first + k, last).to(depth.device)) for k in range(int((last - first).max()) + 1)]
-                depth = parts[0]
-                for part in parts[1:]:
-                    depth = torch.maximum(depth, part)
-            bound = torch.maximum(bound, depth)
-        self._bound = bound
-        self.framed = self._frame()
-
-    def passes(self, extent: Float[Tensor, "k 5"]) -> Tensor:
-        """Which blocks are nearer than the bound somewhere in their rectangle of cells."""
-        height, width = self._bound.shape
-        first_row, last_row = extent[:, 0].clamp(0, height - 1).long(), extent[:, 1].clamp(0, height - 1).long()
-        first_column, last_column = extent[:, 2].clamp(0, width - 1).long(), extent[:, 3].clamp(0, width - 1).long()
-        span = torch.maximum(last_row - first_row, last_column - first_column) + 1
-        step = torch.ceil(torch.log2(span.float())).long()  # at 2^step cells per side, a rectangle touches at most 2x2
-        furthest = torch.full_like(extent[:, 4], -torch.inf)
-        level = self._bound[None, None]
-        for k in range(int(step.max()) + 1):
-            if k:
-                level = max_pool2d(level, 2, ceil_mode=True)
-            chosen = (step == k).nonzero()[:, 0]
-            for row in (first_row, last_row):
-                for column in (first_column, last_column):
-                    seen = level[0, 0, row[chosen] >> k, column[chosen] >> k]
-                    furthest[chosen] = torch.maximum(furthest[chosen], seen)
-        return extent[:, 4] < furthest
+    first, last = grid.extent(xy.device)
+    margin = 1e-3 * (last - first)
+    low, high = xy.amin(1), xy.amax(1)
+    before = nearest > near
+    in_part = ((high >= first - margin) & (low <= last + margin)).all(1)
+    inside = before & ((low >= first + margin) & (high <= last - margin)).all(1)
+    # the corners of a block that reaches behind the camera say nothing about where its points are
+    border = ((before & in_part) | ((furthest > near) & ~before)) & ~inside
+    return inside.nonzero()[:, 0], border.nonzero()[:, 0]

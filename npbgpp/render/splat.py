@@ -14,7 +14,7 @@ def splat(
     descriptors: Float[Tensor, "m c"],
     background: Float[Tensor, "1 c 1 1"],
     supersampling: int = 1,
-) -> tuple[Float[Tensor, "b c h2 w2"], Float[Tensor, "b 1 h2 w2"]]:
+) -> Float[Tensor, "b c1 h2 w2"]:
     """Feature image and coverage of one level.
 
     Args:
@@ -24,23 +24,25 @@ def splat(
         supersampling: cells along one side of a pixel; the features of its covered cells are averaged.
 
     Returns:
-        Features, laid out channels-last in memory as the refiner likes them, and the coverage mask (1 where any cell of the pixel is covered, else 0).
+        c feature channels and, last, the coverage mask: 1 where any cell of the pixel is covered, else 0. Laid out channels-last in memory, as one look-up
+        gives it and the refiner likes it.
     """
     channels = descriptors.shape[1]
-    first = background.reshape(1, channels) if supersampling == 1 else torch.zeros_like(background).reshape(1, channels)
+    empty = torch.cat([background.reshape(1, channels), background.new_zeros(1, 1)], 1)
+    shown = torch.cat([descriptors, descriptors.new_ones(len(descriptors), 1)], 1)
     # row 0 is the empty cell, so one look-up serves covered and empty cells and the background's gradient needs no mask
-    image = embedding(row + 1, torch.cat([first, descriptors])).permute(0, 3, 1, 2)
-    covered = (row >= 0)[:, None].to(image.dtype)
+    first = empty if supersampling == 1 else torch.zeros_like(empty)
+    image = embedding(row + 1, torch.cat([first, shown])).permute(0, 3, 1, 2)
     if supersampling == 1:
-        return image, covered
-    image, share = avg_pool2d(image, supersampling), avg_pool2d(covered, supersampling)
-    filled = share > 0
-    return torch.where(filled, image / torch.where(filled, share, 1.0), background), filled.to(image.dtype)
+        return image
+    image = avg_pool2d(image, supersampling)
+    share = image[:, -1:]
+    return torch.where(share > 0, image / torch.where(share > 0, share, 1.0), empty[:, :, None, None])
 
 
 def splat_reference(
     row: Int[Tensor, "b h w"], descriptors: Float[Tensor, "m c"], background: Float[Tensor, "1 c 1 1"], supersampling: int = 1
-) -> tuple[Float[Tensor, "b c h2 w2"], Float[Tensor, "b 1 h2 w2"]]:
+) -> Float[Tensor, "b c1 h2 w2"]:
     """The same, pixel by pixel. For tests."""
     b, h, w = row.shape
     images, masks = [], []
@@ -52,4 +54,5 @@ def splat_reference(
                 images.append(sum(seen[1:], seen[0]) / len(seen) if seen else background[0, :, 0, 0])
                 masks.append(float(bool(seen)))
     size = (b, h // supersampling, w // supersampling)
-    return torch.stack(images).view(*size, -1).permute(0, 3, 1, 2), torch.tensor(masks).view(*size)[:, None]
+    features = torch.stack(images).view(*size, -1).permute(0, 3, 1, 2)
+    return torch.cat([features, torch.tensor(masks).view(*size)[:, None].to(features)], 1)

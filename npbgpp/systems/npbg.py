@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -29,69 +28,13 @@ from npbgpp.render.rasterize import Level, rasterize
 from npbgpp.render.splat import splat
 from npbgpp.systems.base import Render, System
 from npbgpp.systems.descriptors import DescriptorStore, ResidentScene, unique_rows
+from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.objective import Objective, ObjectiveSettings
+from npbgpp.systems.visible import Visible, gather_visible
 
 log = logging.getLogger(__name__)
 
 _NEAR_CUT_WARNING = 0.05
-_WHITE = (1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class LearningRates:
-    """Initial learning rates: RMSprop for the first three, Adam for the refiner."""
-
-    descriptors: float = 0.1
-    background: float = 0.1
-    rgb_converter: float = 1e-4
-    refiner: float = 1e-4
-
-
-@dataclass(frozen=True)
-class NPBGSettings:
-    """Keys of ``conf/system/npbg.yaml`` apart from the networks; their meaning stands there."""
-
-    system_class: str
-    descriptor_dim: int = 8
-    max_scenes_per_train_epoch: int = 4
-    max_points: int | None = None
-    descriptors_pretrained_dir: str | None = None
-    descriptors_save_dir: str | None = None
-    overwrite_descriptors: bool = False
-    reset_descriptor_optimizer: bool = True
-    save_rendered_eval_images: bool = True
-    freeze_refiner: bool = False
-    use_masks: bool = False
-    bg_rgb_color: tuple[float, float, float] = _WHITE
-    align_during_rendering: bool = False
-    up: tuple[float, float, float] = (0.0, 1.0, 0.0)
-    pixel_convention: str = "authors"
-    near: float = 1.0
-    style_weight: float = 0.0
-    style_img_path: str = ""
-    vgg_weights: str | None = None
-    lpips_weights: str | None = None
-    postprocessing_transform: str | None = None
-    loss_factors: dict[str, float] = field(default_factory=dict)
-    learning_rates: LearningRates = LearningRates()
-    lr_schedule: str = "constant"
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
-
-
-@dataclass(frozen=True)
-class Visible:
-    """What b views see.
-
-    Attributes:
-        descriptors: leaf tensor with the descriptors of the m points that won a pixel; gradients stop here.
-        rows: per level, the row of ``descriptors`` that every cell shows, -1 where it is empty.
-        parts: per scene, its name, the rows of its cloud, and where they lie in ``descriptors``.
-    """
-
-    descriptors: Float[Tensor, "m c"]
-    rows: tuple[Int[Tensor, "b _ _"], ...]
-    parts: tuple[tuple[str, Int[Tensor, " _"], slice], ...]
 
 
 class NPBG(System):
@@ -119,7 +62,7 @@ class NPBG(System):
     ) -> None:
         super().__init__(scenes, metrics)
         self.automatic_optimization = False
-        self.settings = _checked(settings)
+        self.settings = settings
         self.rule = PixelRule(settings.pixel_convention)
         self.refiner, self.rasterizer = refiner, rasterizer
         self.rgb_converter = RGBConverter(settings.descriptor_dim)
@@ -151,6 +94,11 @@ class NPBG(System):
 
         That is: leftovers in the save folder, resuming without descriptors, validation of scenes that nobody trains, losses without their weights.
         """
+        if self._trainer is not None and self.trainer.world_size > 1:
+            raise InputError(
+                f"trainer.devices: NPBG trains on one device, got {self.trainer.world_size} processes; set trainer.devices=1 (descriptors are not shared "
+                "between processes)"
+            )
         if not self.settings.overwrite_descriptors and not self.store.read_saved:
             self.store.refuse_leftovers(trained)
         if self.store.read_saved and not any(self.store.has(scene) for scene in trained):
@@ -227,21 +175,7 @@ class NPBG(System):
             for indices, fragments in zip(found, rasterize(cloud, cameras[k], levels, self.settings.near, self.rule), strict=True):
                 indices.append(fragments.index)
         maps = [torch.stack(indices) for indices in found]
-        rows = [torch.full_like(level, -1) for level in maps]
-        parts, tables, start = [], [], 0
-        for name in dict.fromkeys(scenes):
-            scene = self._residents[name]
-            views = torch.tensor([k for k, other in enumerate(scenes) if other == name], device=maps[0].device)
-            cells = [level[views] for level in maps]
-            hits = [level >= 0 for level in cells]
-            seen, position = unique_rows(torch.cat([level[hit] for level, hit in zip(cells, hits, strict=True)]), scene.slot)
-            per_level = (position + start).split([int(hit.sum()) for hit in hits])
-            for level, cell, hit, row in zip(rows, cells, hits, per_level, strict=True):
-                level[views] = torch.full_like(cell, -1).masked_scatter(hit, row)
-            tables.append(scene.table.values[seen])
-            parts.append((name, seen, slice(start, start + len(seen))))
-            start += len(seen)
-        return Visible(torch.cat(tables).requires_grad_(training), tuple(rows), tuple(parts))
+        return gather_visible(maps, scenes, self._residents, training)
 
     def refine(self, cameras: Cameras, visible: Visible) -> Render:
         """Runs the network on what the views see; colours are not clamped."""
@@ -255,16 +189,15 @@ class NPBG(System):
         colours = self.rgb_converter(visible.descriptors)
         background = colours.new_ones(1, 3, 1, 1)
         if not self.settings.align_during_rendering and self.rasterizer.levels[0] == Level(1.0):
-            return splat(visible.rows[0], colours, background)[0]
+            return splat(visible.rows[0], colours, background)[:, :3]
         resident = self.resident(scene, training=False)
         index = torch.stack(
             [rasterize(resident.cloud, cameras[k], [Level(1.0)], self.settings.near, self.rule)[0].index for k in range(len(cameras))]
         )
         hit = index >= 0
         seen, position = unique_rows(index[hit], resident.slot)
-        return splat(torch.full_like(index, -1).masked_scatter(hit, position), self.rgb_converter(resident.table.values[seen]), background)[
-            0
-        ]
+        rows = torch.full_like(index, -1).masked_scatter(hit, position)
+        return splat(rows, self.rgb_converter(resident.table.values[seen]), background)[:, :3]
 
     # ---------------------------------------------------------------- training
     def on_train_epoch_start(self) -> None:
@@ -408,19 +341,3 @@ class NPBG(System):
             adam = [{"params": self.refiner.parameters(), "lr": rates.refiner, "initial_lr": rates.refiner}]
             optimizers.append(torch.optim.Adam(adam))
         return optimizers
-
-
-def _checked(settings: NPBGSettings) -> NPBGSettings:
-    rules = [rule.value for rule in PixelRule]
-    if settings.pixel_convention not in rules:
-        raise InputError(f"system.pixel_convention: expected one of {', '.join(rules)}, got {settings.pixel_convention}")
-    if settings.lr_schedule not in ("constant", "cosine"):
-        raise InputError(f"system.lr_schedule: expected constant or cosine, got {settings.lr_schedule}")
-    if settings.near < 0:
-        raise InputError(f"system.near: expected a depth of at least 0 scene units, got {settings.near}")
-    if settings.postprocessing_transform not in (None, "rotate_90_ccw"):
-        raise InputError(f"system.postprocessing_transform: expected null or rotate_90_ccw, got {settings.postprocessing_transform}")
-    for key in ("descriptor_dim", "accumulate_grad_batches", "max_scenes_per_train_epoch"):
-        if getattr(settings, key) < 1:
-            raise InputError(f"system.{key}: expected at least 1, got {getattr(settings, key)}")
-    return settings

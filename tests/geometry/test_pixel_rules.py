@@ -81,7 +81,10 @@ def test_both_rules_agree_at_full_resolution():
     """With integer-centre intrinsics the size-1 rule is the exact one at scale 1, apart from the outermost half pixel that it drops."""
     camera = Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[50.0, 50.0]]), torch.tensor([[32.0, 24.0]]), (48, 64))
     points = torch.cat([torch.rand(3000, 2) - 0.5, torch.rand(3000, 1) + 1.01], 1)
-    exact, authors = (rasterize(BlockedCloud.build(points), camera, [Level(1.0)], 1.0, rule)[0].index for rule in (PixelRule.EXACT, PixelRule.SIZE_MINUS_ONE))
+    exact, authors = (
+        rasterize(BlockedCloud.build(points), camera, [Level(1.0)], 1.0, rule)[0].index
+        for rule in (PixelRule.EXACT, PixelRule.SIZE_MINUS_ONE)
+    )
     assert (exact == authors)[1:-1, 1:-1].float().mean() > 0.995
 
 

@@ -50,20 +50,29 @@ def test_equals_reference(rule, image_size, monkeypatch):
     assert (fragments[0].index >= 0).any()
 
 
-def test_short_cuts_are_taken(monkeypatch):
-    """Most of a dense cloud is dropped before its cells are computed (that the result is right is shown above)."""
-    seen, original = [], module._scatter
-    monkeypatch.setattr(module, "_scatter", lambda x, *rest: (seen.append(len(x)), original(x, *rest))[1])
-    monkeypatch.setattr(module, "_CPU_CHUNK", 2048)
+def test_few_points_are_ambiguous(monkeypatch):
+    """Almost all points take the short cut (that both ways give the right result is shown above)."""
+    waiting, drawn = [], []
+    original = module._Canvas._lower
+    monkeypatch.setattr(module._Canvas, "_lower", lambda self, xy, *rest: (drawn.append(xy.shape[1]), original(self, xy, *rest))[1])
+    level = module._Canvas._lower_level
+    monkeypatch.setattr(
+        module._Canvas, "_lower_level", lambda self, k, xy, *rest: (waiting.append(xy.shape[1]), level(self, k, xy, *rest))[1]
+    )
     points = torch.cat([torch.rand(60_000, 2) * 2 - 1, torch.rand(60_000, 1) * 4 + 4], 1)
-    rasterize(BlockedCloud.build(points, block=64), dyadic_camera((32, 32), PixelRule.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
-    assert sum(seen) < 0.3 * len(points)
+    rasterize(BlockedCloud.build(points), dyadic_camera((256, 256), PixelRule.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
+    assert 0 < waiting[0] < 0.1 * sum(drawn)
+    waiting.clear()
+    rasterize(BlockedCloud.build(points), dyadic_camera((256, 256), PixelRule.EXACT), PYRAMID, 1.0, PixelRule.EXACT)
+    assert not waiting
 
 
 def test_work_grows_with_what_is_visible(monkeypatch):
     """A camera that sees a small part of a cloud projects a small part of it."""
-    seen, original = [], module._draw_blocks
-    monkeypatch.setattr(module, "_draw_blocks", lambda cloud, blocks, *rest: (seen.append(len(blocks)), original(cloud, blocks, *rest))[1])
+    seen, original = [], module._Canvas._project
+    monkeypatch.setattr(
+        module._Canvas, "_project", lambda self, cloud, part, *rest: (seen.append(len(part)), original(self, cloud, part, *rest))[1]
+    )
     points = torch.cat([torch.rand(50_000, 2) * 40 - 20, torch.full((50_000, 1), 4.0)], 1)
     cloud = BlockedCloud.build(points, block=64)
     rasterize(cloud, dyadic_camera((32, 32), PixelRule.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)

@@ -18,7 +18,8 @@ from npbgpp.models.refiner import RefinerUnetV2
 from npbgpp.models.rgb_converter import RGBConverter
 from npbgpp.optim import LazyRMSprop
 from npbgpp.paths import Bases
-from npbgpp.systems.npbg import NPBG, NPBGSettings
+from npbgpp.systems.npbg import NPBG
+from npbgpp.systems.npbg_settings import NPBGSettings
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,104 @@
+"""One grid that refines the grids of all levels, so that a point is drawn once and every level is a block minimum of the same buffer.
+
+Along each axis the cell borders of all levels cut the image into intervals, the refined cells. To find the interval of a coordinate without a search, the
+axis is cut into many equal slots with a table from slot to interval. A slot that holds a border, or is nearer to one than rounding can move a point, is
+*ambiguous*: its points (a few percent) are drawn into each level on their own. Where levels nest, the refined grid is the finest level and no slot is
+ambiguous.
+
+Symbols: a coordinate x of ``npbgpp.geometry.pixel_rules`` becomes ``slot = trunc(x * slope + shift)``.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
+
+_SLOTS = 1 << 16  # per axis: tables stay in the cache, and a border makes few of them ambiguous
+AMBIGUOUS = 1 << 29  # flag in the table; the rest of the entry is then a cell of the spare row or column
+
+
+@dataclass(frozen=True)
+class RefinedAxis:
+    """One axis of the refined grid.
+
+    Attributes:
+        slope: see the module docstring.
+        shift: see the module docstring.
+        table: refined cell of each slot, or AMBIGUOUS plus ``cells``.
+        cells: number of refined cells; one spare cell follows them.
+        members: per level, (longest block, cells of the level): the refined cells of each cell, the spare one where there are fewer.
+    """
+
+    slope: float
+    shift: float
+    table: Int[Tensor, " slots"]
+    cells: int
+    members: tuple[Int[Tensor, "_ _"], ...]
+
+
+@dataclass(frozen=True)
+class RefinedGrid:
+    """Rows and columns."""
+
+    rows: RefinedAxis
+    columns: RefinedAxis
+
+
+@functools.lru_cache(maxsize=64)
+def refined_grid(grid: PixelGrid, levels: tuple[tuple[float, tuple[int, int]], ...], device: torch.device) -> RefinedGrid:
+    """The common refinement of levels given as (cells per full-resolution pixel, (height, width)). Depends on sizes only, hence cached."""
+    return RefinedGrid(*(_refine(grid, [(scale, size, size[axis]) for scale, size in levels], axis, device) for axis in range(2)))
+
+
+def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], axis: int, device: torch.device) -> RefinedAxis:
+    finest_scale, finest_size, count = max(levels, key=lambda level: level[2])
+    nested = False
+    if grid.rule is PixelRule.EXACT:
+        # x counts pixels; the borders of a level, its far edge included, lie at multiples of 1 / scale
+        borders = torch.cat([torch.arange(1, n + 1, dtype=torch.float64) / scale * finest_scale for scale, _, n in levels])
+        nested = bool((borders == borders.round()).all())
+        per_cell = 1 if nested else max(8, _SLOTS // count)
+        slope, shift = finest_scale * per_cell, 0.0 if nested else 0.5
+    else:
+        half, middle = (min(finest_size) - 1) / 2, (count - 1) / 2
+        per_cell = max(8, _SLOTS // count)
+        slope, shift = -half * per_cell, (middle + 0.5) * per_cell + 0.5
+        borders = torch.cat([_borders_of_authors(size, n) for _, size, n in levels]) * -half + middle + 0.5
+    borders = borders.sort().values * per_cell
+    lower = torch.arange(count * per_cell + 2, dtype=torch.float64) - (0.0 if nested else 0.5)
+    # more than float32 rounding moves a coordinate of this size; where levels nest the arithmetic is exact
+    slack = 0.0 if nested else 0.02 + 2e-6 * len(lower)
+    before = torch.searchsorted(borders, lower - slack, right=nested)
+    clear = torch.searchsorted(borders, lower + 1 + slack) == before
+    labels, cell_of_clear = torch.unique_consecutive(before[clear], return_inverse=True)
+    cells = len(labels)
+    table = torch.full((len(lower),), AMBIGUOUS + cells, dtype=torch.int32)
+    table[clear] = cell_of_clear.to(torch.int32)
+    first_slot = torch.full((cells,), len(lower)).scatter_reduce_(0, cell_of_clear, clear.nonzero()[:, 0], "amin")
+    x = (first_slot + 0.5 - shift) / slope if slope else torch.zeros(cells)
+    members = tuple(_members(grid, x.double(), scale, size, axis, cells).to(device) for scale, size, _ in levels)
+    return RefinedAxis(slope, shift, table.to(device), cells, members)
+
+
+def _borders_of_authors(size: tuple[int, int], count: int) -> Float[Tensor, " k"]:
+    """x at the borders between the cells of a level and at its far edge; none where the level is one cell wide."""
+    half = (min(size) - 1) / 2
+    if half == 0:
+        return torch.zeros(0, dtype=torch.float64)
+    return ((count - 1) / 2 - (torch.arange(1, count + 1, dtype=torch.float64) - 0.5 + 1e-6)) / half
+
+
+def _members(grid: PixelGrid, x: Tensor, scale: float, size: tuple[int, int], axis: int, spare: int) -> Int[Tensor, "longest size"]:
+    """Refined cells of each cell of a level, from one coordinate inside each refined cell."""
+    cell = grid.cells(x, x, scale, size)[axis].long()
+    kept = (cell >= 0) & (cell < size[axis])
+    cell, number = cell[kept], torch.arange(len(x))[kept]
+    lengths = torch.bincount(cell, minlength=size[axis])
+    starts = lengths.cumsum(0) - lengths
+    table = torch.full((int(lengths.max()) if len(cell) else 1, size[axis]), spare, dtype=torch.int64)
+    table[torch.arange(len(cell)) - starts[cell], cell] = number
+    return table
