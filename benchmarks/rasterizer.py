@@ -12,10 +12,12 @@ import torch
 import plain
 from measure import best_and_median_ms, camera, machine, surface_cloud
 from npbgpp.geometry.pixel_rules import PixelRule
+from npbgpp.optim import RowTable
 from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level, rasterize
 from npbgpp.render.splat import splat
-from npbgpp.systems.descriptors import unique_rows
+from npbgpp.systems.descriptors import ResidentScene
+from npbgpp.systems.visible import gather_visible
 
 
 def main() -> None:
@@ -31,17 +33,13 @@ def main() -> None:
     start = time.perf_counter()
     cloud = BlockedCloud.build(xyz)
     build = 1e3 * (time.perf_counter() - start)
-    slot = torch.empty(options.points, dtype=torch.int32)
     levels = [Level(s) for s in plain.SCALES]
+    scene = ResidentScene(cloud, RowTable.from_values(features), torch.empty(options.points, dtype=torch.int32))
 
     def ours(rule: PixelRule) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         maps = [f.index for f in rasterize(cloud, view, levels, 1.0, rule)]
-        hits = [m >= 0 for m in maps]
-        rows, position = unique_rows(torch.cat([m[h] for m, h in zip(maps, hits, strict=True)]), slot)
-        parts = position.split([int(h.sum()) for h in hits])
-        compact = [torch.full_like(m, -1).masked_scatter(h, p) for m, h, p in zip(maps, hits, parts, strict=True)]
-        visible = features[rows]
-        images = [splat(c[None], visible, background[None, :, None, None]) for c in compact]
+        visible = gather_visible([m[None] for m in maps], ["scene"], {"scene": scene}, learn=False)
+        images = [splat(rows, visible.descriptors, background[None, :, None, None]) for rows in visible.rows]
         return images, maps
 
     def reference() -> tuple[list[torch.Tensor], list[torch.Tensor]]:

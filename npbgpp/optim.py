@@ -62,9 +62,9 @@ class LazyRMSprop:
     @torch.no_grad()
     def update(self, table: RowTable, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"]) -> None:
         """Updates the rows that a step saw, in place. ``rows`` must not repeat."""
-        missed = (self.steps - 1 - table.last_step[rows]).to(gradient.dtype)
+        missed = (self.steps - 1 - table.last_step.index_select(0, rows)).to(gradient.dtype)
         decay = torch.pow(self.alpha, missed)[:, None]
-        average = table.square_average[rows].mul_(decay * self.alpha).addcmul_(gradient, gradient, value=1 - self.alpha)
-        table.square_average[rows] = average
-        table.last_step[rows] = self.steps
-        table.values[rows] = table.values[rows].addcdiv_(gradient, average.sqrt().add_(self.eps), value=-self.lr)
+        average = table.square_average.index_select(0, rows).mul_(decay * self.alpha).addcmul_(gradient, gradient, value=1 - self.alpha)
+        table.square_average.index_copy_(0, rows, average)
+        table.last_step.index_fill_(0, rows, self.steps)
+        table.values.index_add_(0, rows, gradient / average.sqrt_().add_(self.eps), alpha=-self.lr)

@@ -7,10 +7,10 @@ image, or behind surfaces already drawn, is then dropped a block at a time. Symb
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
-_BLOCK = 1024
+_BLOCK = 2048
 _MORTON_BITS = 10  # per axis: finer than blocks are small
 
 
@@ -26,7 +26,7 @@ class BlockedCloud:
     """
 
     xyz_world: Float[Tensor, "3 k p"]
-    index: Int[Tensor, "k p"]
+    index: Int32[Tensor, "k p"]
     corners: Float[Tensor, "k 8 3"]
     count: int
 
@@ -43,7 +43,7 @@ class BlockedCloud:
         low, high = (xyz.amin(1), xyz.amax(1)) if blocks else (xyz.new_zeros(0, 3), xyz.new_zeros(0, 3))
         picks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).to(xyz)
         corners = torch.where(picks > 0, high[:, None], low[:, None])
-        return cls(xyz.permute(2, 0, 1).contiguous(), index.contiguous(), corners, count)
+        return cls(xyz.permute(2, 0, 1).contiguous(), index.to(torch.int32), corners, count)
 
     def __len__(self) -> int:
         return self.count

@@ -114,7 +114,7 @@ class _Canvas:
         homogeneous_map = (matrix.tolist(), offset.tolist())
         scratch = _Scratch(cloud)
         for blocks, whole in ((inner, True), (border, False)):
-            for part in blocks.split(scratch.blocks):
+            for part in blocks.split(scratch.blocks) if len(blocks) else ():
                 xy, keys = self._project(cloud, part, homogeneous_map, near, whole, scratch)
                 self._lower(xy, keys, scratch)
         self.keys[-1] = _EMPTY_KEY
@@ -138,12 +138,16 @@ class _Canvas:
         """Normalised coordinates and keys of the points of some blocks that are in the image; ``whole``: all of them are."""
         matrix, offset = homogeneous_map
         world, xyw, keys, index = scratch.of(len(part))
-        torch.index_select(cloud.xyz_world, 1, part, out=world)
+        first, last = int(part[0]), int(part[-1]) + 1
+        if last - first == len(part):  # blocks are in ascending order: a run of them needs no copy
+            world, index = cloud.xyz_world[:, first:last], cloud.index[first:last]
+        else:
+            torch.index_select(cloud.xyz_world, 1, part, out=world)
+            torch.index_select(cloud.index, 0, part, out=index)
         px, py, pz = world.flatten(1)
         for k in range(3):
             torch.mul(px, matrix[0][k], out=xyw[k]).add_(py, alpha=matrix[1][k]).add_(pz, alpha=matrix[2][k]).add_(offset[k])
         xy, depth = xyw[:2], xyw[2]
-        torch.index_select(cloud.index, 0, part, out=index)
         keys.copy_(depth.view(torch.int32)).bitwise_left_shift_(32).bitwise_or_(index.view(-1))
         outside = None if whole else depth <= near
         xy.div_(depth.add_(self.grid.epsilon) if self.grid.epsilon else depth)
@@ -181,11 +185,12 @@ class _Canvas:
     def _level(self, k: int) -> Int[Tensor, "h w"]:
         """Block minima of the refined grid."""
         keys = self.keys
-        for axis, members in enumerate((self.refined.rows.members[k], self.refined.columns.members[k])):
-            lowest = keys.index_select(axis, members[0])
-            for others in members[1:]:
-                lowest = torch.minimum(lowest, keys.index_select(axis, others), out=lowest)
-            keys = lowest
+        for members in (self.refined.rows.members[k], self.refined.columns.members[k]):
+            lowest = keys.index_select(0, members[0])
+            others = torch.empty_like(lowest)
+            for cells in members[1:]:
+                torch.minimum(lowest, torch.index_select(keys, 0, cells, out=others), out=lowest)
+            keys = lowest.t().contiguous()  # whole rows are read several times faster than columns; the second round turns it back
         return keys
 
 
@@ -199,8 +204,9 @@ class _Scratch:
         self.blocks = max(1, min(chunk // length, cloud.index.shape[0]))
         count = self.blocks * length
         self.world, self.xyw = (torch.empty(3 * count, device=device) for _ in range(2))
-        self.keys, self.index, self.targets = (torch.empty(count, dtype=torch.int64, device=device) for _ in range(3))
+        self.keys, self.targets = (torch.empty(count, dtype=torch.int64, device=device) for _ in range(2))
         self.slots = torch.empty(2 * count, device=device)
+        self.index = torch.empty(count, dtype=torch.int32, device=device)
         self.numbers, self.cells = (torch.empty(2 * count, dtype=torch.int32, device=device) for _ in range(2))
 
     def of(self, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -28,16 +28,19 @@ def splat(
         gives it and the refiner likes it.
     """
     channels = descriptors.shape[1]
-    empty = torch.cat([background.reshape(1, channels), background.new_zeros(1, 1)], 1)
-    shown = torch.cat([descriptors, descriptors.new_ones(len(descriptors), 1)], 1)
     # row 0 is the empty cell, so one look-up serves covered and empty cells and the background's gradient needs no mask
-    first = empty if supersampling == 1 else torch.zeros_like(empty)
-    image = embedding(row + 1, torch.cat([first, shown])).permute(0, 3, 1, 2)
+    table = descriptors.new_zeros(len(descriptors) + 1, channels + 1)
+    table[1:, :channels] = descriptors
+    table[1:, channels] = 1.0
+    if supersampling == 1:
+        table[0, :channels] = background.flatten()
+    image = embedding(row + 1, table).permute(0, 3, 1, 2)
     if supersampling == 1:
         return image
     image = avg_pool2d(image, supersampling)
     share = image[:, -1:]
-    return torch.where(share > 0, image / torch.where(share > 0, share, 1.0), empty[:, :, None, None])
+    empty = torch.cat([background, background.new_zeros(1, 1, 1, 1)], 1)
+    return torch.where(share > 0, image / torch.where(share > 0, share, 1.0), empty)
 
 
 def splat_reference(

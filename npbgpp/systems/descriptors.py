@@ -32,10 +32,10 @@ def unique_rows(index: Int[Tensor, " k"], slot: Int[Tensor, " n"]) -> tuple[Int[
     ``slot`` is scratch of one entry per possible value; its content does not matter and need not be cleared. Costs k, not n.
     """
     position = torch.arange(len(index), dtype=slot.dtype, device=slot.device)
-    slot[index] = position  # of equal entries, one position stays
-    rows = index[slot[index] == position]
-    slot[rows] = torch.arange(len(rows), dtype=slot.dtype, device=slot.device)
-    return rows, slot[index].long()
+    slot.scatter_(0, index, position)  # of equal entries, one position stays
+    rows = index.index_select(0, (slot.index_select(0, index) == position).nonzero()[:, 0])
+    slot.scatter_(0, rows, position[: len(rows)])
+    return rows, slot.index_select(0, index).long()
 
 
 class DescriptorStore:

@@ -28,7 +28,7 @@ class Visible:
 def gather_visible(
     maps: Sequence[Int[Tensor, "b _ _"]], scenes: Sequence[str], residents: Mapping[str, ResidentScene], learn: bool
 ) -> Visible:
-    """Collects the descriptors of the winning points, those of a scene once however many views and levels see them.
+    """Collects the descriptors of the winning points, for learning those of a point once, however many views and levels see it.
 
     Args:
         maps: per level, index of the point that each cell of each view shows, -1 where it is empty.
@@ -36,18 +36,27 @@ def gather_visible(
         residents: the scenes.
         learn: let gradients reach ``Visible.descriptors``.
     """
-    rows = [torch.full_like(level, -1) for level in maps]
+    sizes = [level[0].numel() for level in maps]
+    # all levels of a view side by side: (b, cells)
+    index = torch.cat([level.flatten(1) for level in maps], 1)
+    rows = torch.full_like(index, -1)
     parts, tables, start = [], [], 0
     for name in dict.fromkeys(scenes):
         scene = residents[name]
-        views = torch.tensor([k for k, other in enumerate(scenes) if other == name], device=maps[0].device)
-        cells = [level[views] for level in maps]
-        hits = [level >= 0 for level in cells]
-        seen, position = unique_rows(torch.cat([level[hit] for level, hit in zip(cells, hits, strict=True)]), scene.slot)
-        per_level = (position + start).split([int(hit.sum()) for hit in hits])
-        for level, cell, hit, row in zip(rows, cells, hits, per_level, strict=True):
-            level[views] = torch.full_like(cell, -1).masked_scatter(hit, row)
-        tables.append(scene.table.values[seen])
+        views = [k for k, other in enumerate(scenes) if other == name]
+        for_all = len(views) == len(scenes)
+        cells = index.view(-1) if for_all else index[views].view(-1)
+        hit = (cells >= 0).nonzero()[:, 0]
+        winners = cells.index_select(0, hit)
+        # without gradients to sum up, looking a descriptor up twice is cheaper than finding out that it is the same
+        seen, position = unique_rows(winners, scene.slot) if learn else (winners, torch.arange(len(winners), device=winners.device))
+        found = torch.full_like(cells, -1).index_copy_(0, hit, position.add_(start))
+        if for_all:
+            rows = found.view_as(rows)
+        else:
+            rows[views] = found.view(len(views), -1)
+        tables.append(scene.table.values.index_select(0, seen))
         parts.append((name, seen, slice(start, start + len(seen))))
         start += len(seen)
-    return Visible(torch.cat(tables).requires_grad_(learn), tuple(rows), tuple(parts))
+    levels = [flat.reshape(level.shape) for flat, level in zip(rows.split(sizes, 1), maps, strict=True)]
+    return Visible(torch.cat(tables).requires_grad_(learn), tuple(levels), tuple(parts))
