@@ -122,6 +122,15 @@ def test_ssim_of_equal_images_is_1_and_symmetric_and_batched() -> None:
     torch.testing.assert_close(ssim_loss(a, b), 1 - ssim(a, b).mean())
 
 
+@pytest.mark.parametrize("size", [(32, 48), (11, 7), (6, 6)])
+def test_ssim_loss_equals_the_library(size) -> None:
+    """The fast window of the loss against the library's, values and gradients."""
+    a, b = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True), torch.rand(2, 3, *size, dtype=torch.float64)
+    fast, plain = ssim_loss(a, b), 1 - ssim(a, b).mean()
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.autograd.grad(fast, a)[0], torch.autograd.grad(plain, a)[0], rtol=1e-6, atol=1e-9)
+
+
 def test_ssim_of_constant_images_is_the_luminance_term() -> None:
     a, b = torch.full((1, 3, 16, 16), 0.3), torch.full((1, 3, 16, 16), 0.8)
     expected = (2 * 0.3 * 0.8 + 1e-4) / (0.3**2 + 0.8**2 + 1e-4)
