@@ -86,6 +86,10 @@ def run(config: DictConfig, bases: Bases) -> None:
 
 
 def _fit(trainer: Trainer, system: NPBG, data: DataModule, resume: Path | None) -> None:
+    if trainer.world_size > 1:
+        raise InputError(
+            f"trainer.devices: NPBG trains on one device, got {trainer.world_size} processes; set trainer.devices=1 (descriptors are not shared between processes)"
+        )
     validates = trainer.limit_val_batches != 0
     system.check_before_training([s.scene.name for s in data.train_sets], [s.scene.name for s in data.val_sets] if validates else [])
     trainer.fit(system, datamodule=data, ckpt_path=resume)

@@ -188,8 +188,15 @@ def test_full_disk(run_command, small_disk):
 
 
 def test_run_folder_that_cannot_be_made(run_command, tmp_path):
-    """Hydra makes the folder before the program starts, and says so itself."""
+    """One message, and what is in the way stays."""
     (tmp_path / "file").write_text("in the way")
     done = run_command(*QUIET, f"hydra.run.dir={tmp_path}/file/run")
-    assert done.returncode == 1 and f"Not a directory: '{tmp_path}/file/run'" in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"hydra.run.dir={tmp_path}/file/run: expected a folder that can be written" in done.stderr
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_several_devices_are_refused_by_name(run_here):
+    """Descriptors are not shared between processes, so a run on several would quietly fit several scenes of its own."""
+    with pytest.raises(InputError, match=r"trainer\.devices.*one device.*2 processes"):
+        run_here("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_spawn")

@@ -94,11 +94,6 @@ class NPBG(System):
 
         That is: leftovers in the save folder, resuming without descriptors, validation of scenes that nobody trains, losses without their weights.
         """
-        if self._trainer is not None and self.trainer.world_size > 1:
-            raise InputError(
-                f"trainer.devices: NPBG trains on one device, got {self.trainer.world_size} processes; set trainer.devices=1 (descriptors are not shared "
-                "between processes)"
-            )
         if not self.settings.overwrite_descriptors and not self.store.read_saved:
             self.store.refuse_leftovers(trained)
         if self.store.read_saved and not any(self.store.has(scene) for scene in trained):
