@@ -26,7 +26,7 @@ help:  ## show this list
 
 install: $(INSTALLED)  ## make the environment .venv (every other command does so when needed)
 
-demo: $(INSTALLED)  ## train and evaluate on a small scene made on the spot (DEMO_ARGS="key=value ...")
+demo: $(INSTALLED)  ## train and evaluate on the scene in example/ (DEMO_ARGS="key=value ...")
 	$(BIN)/python train_net.py experiment=demo $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## run the tests (PYTEST_ARGS="-k name ...")
