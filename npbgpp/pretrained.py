@@ -22,6 +22,7 @@ BackboneName = Literal["vgg19_caffe", "vgg16"]
 class _Backbone:
     file_name: str
     title: str
+    key: str  # of the configuration, gives the path of the file
     build: Callable[..., torchvision.models.VGG]
     older_folders: tuple[str, ...] = ()
 
@@ -30,11 +31,15 @@ _BACKBONES: dict[str, _Backbone] = {
     "vgg19_caffe": _Backbone(
         file_name="vgg19-d01eb7cb.pth",
         title="VGG-19 with the weights of Caffe, converted by J. Johnson",
+        key="system.vgg_weights",
         build=torchvision.models.vgg19,
         older_folders=("~/.cache/torch/models",),
     ),
     "vgg16": _Backbone(
-        file_name="vgg16-397923af.pth", title="VGG-16 with the ImageNet weights of torchvision", build=torchvision.models.vgg16
+        file_name="vgg16-397923af.pth",
+        title="VGG-16 with the ImageNet weights of torchvision",
+        key="system.lpips_weights",
+        build=torchvision.models.vgg16,
     ),
 }
 
@@ -55,7 +60,7 @@ def find_backbone(name: BackboneName, path: str | Path | None = None) -> Path:
         given = Path(path).expanduser()
         if not given.is_file():
             raise InputError(
-                f"pretrained.{name}: expected a file with {backbone.title}, found no file at {given}; "
+                f"{backbone.key}: expected a file with {backbone.title}, found no file at {given}; "
                 f"correct the path or set the key to null to look for {backbone.file_name} in the torch hub cache"
             )
         return given
@@ -66,7 +71,7 @@ def find_backbone(name: BackboneName, path: str | Path | None = None) -> Path:
             return candidate
     raise InputError(
         f"{backbone.file_name} ({backbone.title}) not found; looked for {', '.join(map(str, candidates))}; "
-        f"put the file into {cache} or give its path with pretrained.{name}=PATH (nothing is downloaded)"
+        f"put the file into {cache} or give its path with {backbone.key}=PATH (nothing is downloaded)"
     )
 
 
@@ -113,7 +118,7 @@ def select_features(state: Mapping[str, object], name: BackboneName, source: str
     """
     found = {str(key).removeprefix("features."): value for key, value in state.items() if not str(key).startswith("classifier")}
     wanted = {key: tuple(tensor.shape) for key, tensor in _empty_features(name).state_dict().items()}
-    advice = f"; is this {_BACKBONES[name].title}? Replace it or correct pretrained.{name}"
+    advice = f"; is this {_BACKBONES[name].title}? Replace it or correct {_BACKBONES[name].key}"
     if wrong := sorted(found.keys() ^ wanted.keys()):
         problem = "lacks" if wrong[0] in wanted else "has the unexpected entry"
         raise InputError(f"{source}: expected {len(wanted)} tensors features.N.weight and .bias, but it {problem} {wrong[0]!r}{advice}")

@@ -92,6 +92,16 @@ def _fit(trainer: Trainer, system: NPBG, data: DataModule, resume: Path | None) 
         )
     validates = trainer.limit_val_batches != 0
     system.check_before_training([s.scene.name for s in data.train_sets], [s.scene.name for s in data.val_sets] if validates else [])
+    views = sum(len(s.indices) for s in data.train_sets)
+    device = f"{trainer.accelerator.__class__.__name__.removesuffix('Accelerator')} ({torch.get_num_threads()} threads)"
+    log.info(
+        "training %s on %s: %d scenes, %d views; results go to %s",
+        type(system).__name__,
+        device,
+        len(data.train_sets),
+        views,
+        trainer.default_root_dir,
+    )
     trainer.fit(system, datamodule=data, ckpt_path=resume)
 
 

@@ -149,7 +149,7 @@ def test_lpips_backbone_in_the_cache_is_found(empty_cache: Path, trunk_file: Pat
 
 
 def test_given_lpips_backbone_that_is_absent_or_foreign_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"pretrained\.vgg16"):
+    with pytest.raises(InputError, match=r"system\.lpips_weights"):
         ImageMetrics(lpips_backbone=tmp_path / "absent.pth")
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "foreign.pth")
     with pytest.raises(InputError, match=r"foreign\.pth"):

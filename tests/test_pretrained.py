@@ -131,7 +131,7 @@ def test_text_file_and_list_are_refused(tmp_path: Path) -> None:
 
 def test_other_networks_are_refused(tmp_path: Path, vgg16_state: dict[str, Tensor]) -> None:
     torch.save(vgg16_state, tmp_path / "vgg16.pth")
-    with pytest.raises(InputError, match=r"vgg16\.pth: .* VGG-19 .* pretrained\.vgg19_caffe"):
+    with pytest.raises(InputError, match=r"vgg16\.pth: .* VGG-19 .* system\.vgg_weights"):
         read_backbone(tmp_path / "vgg16.pth", "vgg19_caffe")
     with pytest.raises(InputError, match=r"unexpected entry 'state_dict'"):
         select_features({**vgg16_state, "state_dict": {}}, "vgg16", source="here")

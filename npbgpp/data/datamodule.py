@@ -33,6 +33,8 @@ class DatasetSettings:
     layout: str
     data_root: str
     scenes: SceneLists
+    scene_subroot: str | None = None
+    images_subroot: str | None = None
     scene_name: str | None = None
     train_on: str = "split"
     pc_name: str = "mvs_pc.ply"
@@ -89,7 +91,8 @@ class DataModule(LightningDataModule):
         if dataloader.train_data_mode not in ("common", "each"):
             raise InputError(f"dataloader.train_data_mode: expected common or each, got {dataloader.train_data_mode}")
         self.settings, self.loader_settings = datasets, dataloader
-        self.root = bases.existing(datasets.data_root, "datasets.data_root")
+        self.root = bases.existing(datasets.scene_subroot or datasets.data_root, "datasets.data_root")
+        self.images_root = bases.existing(datasets.images_subroot, "datasets.images_subroot") if datasets.images_subroot else self.root
         lists = datasets.scenes
         names = dict.fromkeys((*(() if evaluate_only else lists.train), *lists.val, *lists.test))
         self.scenes: dict[str, Scene] = {name: self._parse(name) for name in names}
@@ -108,7 +111,7 @@ class DataModule(LightningDataModule):
                 f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
             )
         cloud = CloudFile(folder / self.settings.pc_name, self.settings.n_point, self.settings.noise_sigma)
-        scene = PARSERS[self.settings.layout](folder, name, cloud, white_bg=self.settings.white_bg)
+        scene = PARSERS[self.settings.layout](folder, self.images_root / name, name, cloud, white_bg=self.settings.white_bg)
         if not cloud.path.is_file():
             raise InputError(
                 f"point cloud {cloud.path}: no such file; put the cloud of scene {name} there or name it with datasets.pc_name=<file>"

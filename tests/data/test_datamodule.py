@@ -172,3 +172,15 @@ def test_a_batch_larger_than_the_epoch_is_refused(build, size):
 def test_a_batch_of_no_views_is_refused(build):
     with pytest.raises(InputError, match="dataloader.val.total_batch_size"):
         build(loaders=dataclasses.replace(LOADERS, val=LoaderSettings(0))).val_dataloader()
+
+
+def test_images_may_lie_apart_from_the_scene(run_here, tiny_root, tmp_path):
+    """``images_subroot`` and ``scene_subroot`` of the original's configuration."""
+    scenes, images = tmp_path / "scenes", tmp_path / "pictures"
+    shutil.copytree(tiny_root / "ball", scenes / "ball", ignore=shutil.ignore_patterns("train", "val", "test"))
+    for stage in ("train", "val", "test"):
+        shutil.copytree(tiny_root / "ball" / stage, images / "ball" / stage)
+    folder = run_here(f"datasets.scene_subroot={scenes}", f"datasets.images_subroot={images}", "trainer.max_epochs=1", root=scenes)
+    assert (folder / "metrics.json").is_file()
+    with pytest.raises(InputError, match=r"train/r_0\.png: no such file"):
+        run_here(name="without", root=scenes)

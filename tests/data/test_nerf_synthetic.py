@@ -55,7 +55,7 @@ def test_a_name_with_a_suffix_is_taken_as_it_is(numbered_scene, tmp_path):
     content = json.loads(file.read_text())
     content["frames"][0]["file_path"] = "train/r_0.png"
     file.write_text(json.dumps(content))
-    view = PARSERS["nerf_synthetic"](file.parent, "numbered", CloudFile(file)).views[0]
+    view = PARSERS["nerf_synthetic"](file.parent, file.parent, "numbered", CloudFile(file)).views[0]
     assert view.image == file.parent / "train" / "r_0.png" and view.name == "train-r_0"
 
 

@@ -16,7 +16,7 @@ def lego(shared) -> Scene:
     folder = shared / "data" / "nerf_synthetic" / "lego"
     if not folder.is_dir():
         pytest.skip("the lego scene is not among the shared data")
-    return PARSERS["nerf_synthetic"](folder, "lego", CloudFile(folder / "mvs_pc.ply"))
+    return PARSERS["nerf_synthetic"](folder, folder, "lego", CloudFile(folder / "mvs_pc.ply"))
 
 
 def test_counts(lego):

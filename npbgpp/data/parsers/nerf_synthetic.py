@@ -24,11 +24,12 @@ _WHITE = (1.0, 1.0, 1.0)
 _SMALLEST_ANGLE = 1e-6  # radians; the focal length of less is no longer a usable number
 
 
-def parse_nerf_synthetic(root: Path, name: str, cloud: CloudFile, white_bg: bool = True) -> Scene:
+def parse_nerf_synthetic(root: Path, images_root: Path, name: str, cloud: CloudFile, white_bg: bool = True) -> Scene:
     """Reads the metadata of one scene.
 
     Args:
-        root: folder of the scene.
+        root: folder of the scene, with the json files.
+        images_root: folder that the image names refer to, usually the same.
         name: name of the scene.
         cloud: its point cloud.
         white_bg: composite on white; otherwise the stored colours are taken as they are.
@@ -45,7 +46,7 @@ def parse_nerf_synthetic(root: Path, name: str, cloud: CloudFile, white_bg: bool
         first = len(views)
         for k, frame in enumerate(frames):
             where = f"{path}: frames[{k}]"
-            image = _image_path(root, frame, where)
+            image = _image_path(images_root, frame, where)
             found = image_size(image)
             if size is None:
                 size = found
