@@ -18,7 +18,8 @@ from npbgpp.models.refiner import RefinerUnetV2
 from npbgpp.optim import LazyRMSprop, RowTable
 from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level, rasterize
-from npbgpp.systems.descriptors import unique_rows
+from npbgpp.systems.descriptors import ResidentScene
+from npbgpp.systems.visible import gather_visible
 
 CHANNELS = 8
 
@@ -54,7 +55,7 @@ def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
     """The form of this project."""
     torch.manual_seed(0)
     cloud, net = BlockedCloud.build(surface_cloud(points)), refiner()
-    table, slot = RowTable.from_values(torch.zeros(points, CHANNELS)), torch.empty(points, dtype=torch.int32)
+    scene = ResidentScene(cloud, RowTable.from_values(torch.zeros(points, CHANNELS)), torch.empty(points, dtype=torch.int32))
     raster = NearestScatterRasterizer(descriptor_dim=CHANNELS, learnable=True)
     lazy = LazyRMSprop(lr=0.1)
     rmsprop, adam = torch.optim.RMSprop(raster.parameters(), lr=0.1), torch.optim.Adam(net.parameters(), lr=1e-4)
@@ -63,15 +64,12 @@ def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
     for step in range(steps + 1):
         view = camera(2 * crop, azimuth=0.3 * step).crop(crop // 2, crop // 2, (crop, crop))
         start = time.perf_counter()
-        maps = [f.index for f in rasterize(cloud, view, levels, 1.0, PixelRule.SIZE_MINUS_ONE)]
-        hits = [m >= 0 for m in maps]
-        rows, position = unique_rows(torch.cat([m[h] for m, h in zip(maps, hits, strict=True)]), slot)
-        parts = position.split([int(h.sum()) for h in hits])
-        compact = [torch.full_like(m, -1).masked_scatter(h, p)[None] for m, h, p in zip(maps, hits, parts, strict=True)]
-        leaf = table.values[rows].requires_grad_()
-        (net(raster(compact, leaf)) - 0.5).abs().mean().backward()
+        maps = [f.index[None] for f in rasterize(cloud, view, levels, 1.0, PixelRule.SIZE_MINUS_ONE)]
+        visible = gather_visible(maps, ["scene"], {"scene": scene}, learn=True)
+        (net(raster(visible.rows, visible.descriptors)) - 0.5).abs().mean().backward()
         lazy.begin_step()
-        lazy.update(table, rows, leaf.grad)
+        _, seen, where = visible.parts[0]
+        lazy.update(scene.table, seen, visible.descriptors.grad[where])
         rmsprop.step()
         adam.step()
         rmsprop.zero_grad()

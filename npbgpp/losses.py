@@ -57,11 +57,7 @@ def ssim(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) 
     Raises:
         InputError: an image side is shorter than `SSIM_MIN_SIDE`.
     """
-    height, width = rendering.shape[-2:]
-    if min(height, width) < SSIM_MIN_SIDE:
-        raise InputError(
-            f"SSIM: expected images of at least {SSIM_MIN_SIDE}x{SSIM_MIN_SIDE} pixels, got {height}x{width}; use larger images"
-        )
+    _check_ssim_size(rendering)
     dtype = torch.promote_types(rendering.dtype, torch.float32)
     # The variances are small differences of large numbers: half precision leaves nothing of them.
     with torch.autocast(device_type=rendering.device.type, enabled=False):
@@ -76,11 +72,7 @@ def ssim_loss(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h 
     The same number as `1 - ssim(...).mean()` with a window that is applied along rows, then columns: a training step calls this, and the
     library's two-dimensional window takes several times longer.
     """
-    height, width = rendering.shape[-2:]
-    if min(height, width) < SSIM_MIN_SIDE:
-        raise InputError(
-            f"SSIM: expected images of at least {SSIM_MIN_SIDE}x{SSIM_MIN_SIDE} pixels, got {height}x{width}; use larger images"
-        )
+    _check_ssim_size(rendering)
     dtype = torch.promote_types(rendering.dtype, torch.float32)
     with torch.autocast(device_type=rendering.device.type, enabled=False):
         a, b = rendering.to(dtype), target.to(dtype)
@@ -90,6 +82,14 @@ def ssim_loss(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h 
         similarity = (2 * mean_a * mean_b + _SSIM_C1) * (2 * covariance + _SSIM_C2)
         similarity = similarity / ((mean_a**2 + mean_b**2 + _SSIM_C1) * (variance + _SSIM_C2))
     return 1 - similarity.mean()
+
+
+def _check_ssim_size(image: Float[Tensor, "b 3 h w"]) -> None:
+    height, width = image.shape[-2:]
+    if min(height, width) < SSIM_MIN_SIDE:
+        raise InputError(
+            f"SSIM: expected images of at least {SSIM_MIN_SIDE}x{SSIM_MIN_SIDE} pixels, got {height}x{width}; use larger images"
+        )
 
 
 def _window_means(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

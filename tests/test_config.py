@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -345,7 +344,7 @@ def test_no_yaml_repeats_what_another_one_says():
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_experiments_hold_differences_only(name):
     """No value of an experiment is the one that would hold without its file."""
-    content = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    content = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{name}.yaml"), resolve=False)
     parents = [entry for entry in content["defaults"] if isinstance(entry, str) and entry != "_self_"]
     if parents:
         base = composed(f"experiment={parents[0]}", full=True)

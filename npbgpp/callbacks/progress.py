@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 
 log = logging.getLogger(__name__)
 
@@ -70,4 +71,4 @@ def _clock(seconds: float) -> str:
 
 def progress_callback() -> Callback:
     """A bar on a terminal, lines otherwise."""
-    return RichProgressBar() if sys.stdout.isatty() else ProgressLines()
+    return RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g")) if sys.stdout.isatty() else ProgressLines()
