@@ -15,7 +15,7 @@ from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.optim import RowTable
 from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level, rasterize
-from npbgpp.render.splat import splat
+from npbgpp.render.splat import feature_table, splat
 from npbgpp.systems.descriptors import ResidentScene
 from npbgpp.systems.visible import gather_visible
 
@@ -39,7 +39,8 @@ def main() -> None:
     def ours(rule: PixelRule) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         maps = [f.index for f in rasterize(cloud, view, levels, 1.0, rule)]
         visible = gather_visible([m[None] for m in maps], ["scene"], {"scene": scene}, learn=False)
-        images = [splat(rows, visible.descriptors, background[None, :, None, None]) for rows in visible.rows]
+        table = feature_table(visible.descriptors, background[None, :, None, None])
+        images = [splat(rows, table) for rows in visible.rows]
         return images, maps
 
     def reference() -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from npbgpp.errors import InputError
 from npbgpp.render.rasterize import Level
-from npbgpp.render.splat import splat
+from npbgpp.render.splat import feature_table, splat
 
 
 class NearestScatterRasterizer(nn.Module):
@@ -48,9 +48,10 @@ class NearestScatterRasterizer(nn.Module):
 
     def forward(self, rows: Sequence[Int[Tensor, "b _ _"]], descriptors: Float[Tensor, "m c"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Pyramid of (b, c + 1, h_k, w_k) images (c channels without ``cat_mask``) from the row shown by each cell of each level."""
+        table = feature_table(descriptors, self.bg_feature)
         pyramid = []
         for row, level in zip(rows, self.levels, strict=True):
-            pyramid.append(self._masked(splat(row, descriptors, self.bg_feature, level.supersampling)))
+            pyramid.append(self._masked(splat(row, table, level.supersampling)))
         return pyramid
 
     def empty(self, image_size: tuple[int, int], batch: int = 1) -> list[Float[Tensor, "b _ _ _"]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
 
-_SLOTS = 1 << 16  # per axis: tables stay in the cache, and a border makes few of them ambiguous
+_SLOTS = 1 << 17  # per axis: tables stay in the cache, and a border makes few of them ambiguous
 AMBIGUOUS = 1 << 29  # flag in the table; the rest of the entry is then a cell of the spare row or column
 
 
@@ -70,8 +70,9 @@ def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], a
         borders = torch.cat([_borders_of_authors(size, n) for _, size, n in levels]) * -half + middle + 0.5
     borders = borders.sort().values * per_cell
     lower = torch.arange(count * per_cell + 2, dtype=torch.float64) - (0.0 if nested else 0.5)
-    # more than float32 rounding moves a coordinate of this size; where levels nest the arithmetic is exact
-    slack = 0.0 if nested else 0.02 + 2e-6 * len(lower)
+    # Twice what float32 can move a slot number: half a unit in the last place each for the product, its factors, the shift (which the table of the
+    # other axis may double) and the sum, about 4e-7 of the number in all. Where levels nest the arithmetic is exact.
+    slack = 0.0 if nested else 0.02 + 8e-7 * len(lower)
     before = torch.searchsorted(borders, lower - slack, right=nested)
     clear = torch.searchsorted(borders, lower + 1 + slack) == before
     labels, cell_of_clear = torch.unique_consecutive(before[clear], return_inverse=True)

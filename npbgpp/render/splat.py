@@ -9,38 +9,35 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, embedding
 
 
-def splat(
-    row: Int[Tensor, "b h w"],
-    descriptors: Float[Tensor, "m c"],
-    background: Float[Tensor, "1 c 1 1"],
-    supersampling: int = 1,
-) -> Float[Tensor, "b c1 h2 w2"]:
+def feature_table(descriptors: Float[Tensor, "m c"], background: Float[Tensor, "1 c 1 1"]) -> Float[Tensor, "m1 c1"]:
+    """What cells can show: row 0 is an empty one (background, mask 0), row k + 1 is descriptor k with mask 1. One table serves all levels."""
+    channels = descriptors.shape[1]
+    table = descriptors.new_zeros(len(descriptors) + 1, channels + 1)
+    table[0, :channels] = background.flatten()
+    table[1:, :channels] = descriptors
+    table[1:, channels] = 1.0
+    return table
+
+
+def splat(row: Int[Tensor, "b h w"], table: Float[Tensor, "m1 c1"], supersampling: int = 1) -> Float[Tensor, "b c1 h2 w2"]:
     """Feature image and coverage of one level.
 
     Args:
-        row: row of ``descriptors`` that each cell shows, -1 where the cell is empty.
-        descriptors: one row per visible point.
-        background: shown where a pixel is empty.
+        row: descriptor that each cell shows, -1 where the cell is empty.
+        table: see ``feature_table``.
         supersampling: cells along one side of a pixel; the features of its covered cells are averaged.
 
     Returns:
         c feature channels and, last, the coverage mask: 1 where any cell of the pixel is covered, else 0. Laid out channels-last in memory, as one look-up
         gives it and the refiner likes it.
     """
-    channels = descriptors.shape[1]
-    # row 0 is the empty cell, so one look-up serves covered and empty cells and the background's gradient needs no mask
-    table = descriptors.new_zeros(len(descriptors) + 1, channels + 1)
-    table[1:, :channels] = descriptors
-    table[1:, channels] = 1.0
-    if supersampling == 1:
-        table[0, :channels] = background.flatten()
+    # empty cells are a row like any other, so one look-up serves all and the background's gradient needs no mask
     image = embedding(row + 1, table).permute(0, 3, 1, 2)
     if supersampling == 1:
         return image
-    image = avg_pool2d(image, supersampling)
+    image = avg_pool2d(image * image[:, -1:], supersampling)
     share = image[:, -1:]
-    empty = torch.cat([background, background.new_zeros(1, 1, 1, 1)], 1)
-    return torch.where(share > 0, image / torch.where(share > 0, share, 1.0), empty)
+    return torch.where(share > 0, image / torch.where(share > 0, share, 1.0), table[0][:, None, None])
 
 
 def splat_reference(

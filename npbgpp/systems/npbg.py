@@ -25,7 +25,7 @@ from npbgpp.optim import LazyRMSprop
 from npbgpp.paths import Bases
 from npbgpp.render.coverage import cloud_coverage
 from npbgpp.render.rasterize import Level, rasterize
-from npbgpp.render.splat import splat
+from npbgpp.render.splat import feature_table, splat
 from npbgpp.systems.base import Render, System
 from npbgpp.systems.descriptors import DescriptorStore, ResidentScene, unique_rows
 from npbgpp.systems.npbg_settings import NPBGSettings
@@ -184,7 +184,7 @@ class NPBG(System):
         colours = self.rgb_converter(visible.descriptors)
         background = colours.new_ones(1, 3, 1, 1)
         if not self.settings.align_during_rendering and self.rasterizer.levels[0] == Level(1.0):
-            return splat(visible.rows[0], colours, background)[:, :3]
+            return splat(visible.rows[0], feature_table(colours, background))[:, :3]
         resident = self.resident(scene, training=False)
         index = torch.stack(
             [rasterize(resident.cloud, cameras[k], [Level(1.0)], self.settings.near, self.rule)[0].index for k in range(len(cameras))]
@@ -192,7 +192,7 @@ class NPBG(System):
         hit = index >= 0
         seen, position = unique_rows(index[hit], resident.slot)
         rows = torch.full_like(index, -1).masked_scatter(hit, position)
-        return splat(rows, self.rgb_converter(resident.table.values[seen]), background)[:, :3]
+        return splat(rows, feature_table(self.rgb_converter(resident.table.values[seen]), background))[:, :3]
 
     # ---------------------------------------------------------------- training
     def on_train_epoch_start(self) -> None:

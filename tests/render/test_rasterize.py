@@ -93,6 +93,34 @@ def test_order_of_points_and_chunking_do_not_matter(seed, height, width, rule):
         assert torch.equal(points[a.index[hit]][:, 2], points[permutation][b.index[hit]][:, 2])
 
 
+@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("image_size", [(512, 512), (363, 480), (200, 725)])
+def test_points_at_any_place_equal_one_pass_per_level(rule, image_size):
+    """Coordinates that are not exact in float32, many of them near borders: the refined grid against every level on its own."""
+    height, width = image_size
+    rotation = torch.linalg.qr(torch.randn(3, 3))[0]
+    rotation = rotation * torch.linalg.det(rotation).sign()
+    principal = torch.tensor([[width / 2 + 0.3, height / 2 - 0.7]])
+    camera = Cameras(rotation[None], torch.tensor([[0.1, -0.2, 4.0]]), torch.full((1, 2), 1.1 * width), principal, image_size)
+    points = torch.randn(100_000, 3)
+    levels, grid = [*PYRAMID, Level(0.3)], PixelGrid(rule, image_size)
+    # the projection in the order of the fast path, so that both see the same bits
+    matrix, offset = (t[0].tolist() for t in grid.homogeneous_map(camera))
+    px, py, pz = points.T.contiguous()
+    xh, yh, depth = ((px * matrix[0][k]).add_(py, alpha=matrix[1][k]).add_(pz, alpha=matrix[2][k]).add_(offset[k]) for k in range(3))
+    x, y = xh / (depth + grid.epsilon), yh / (depth + grid.epsilon)
+    seen = grid.inside(x, y) & (depth > 1.0)
+    keys = (depth.view(torch.int32).long() << 32) | torch.arange(len(points))
+    for level, found in zip(levels, rasterize(BlockedCloud.build(points), camera, levels, 1.0, rule), strict=True):
+        size = grid.level_size(level.scale)
+        row, column = grid.cells(x, y, level.scale, size)
+        kept = seen & (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+        nearest = torch.full(size, 2**63 - 1).view(-1)
+        nearest.scatter_reduce_(0, (row.long() * size[1] + column)[kept], keys[kept], "amin")
+        expected = torch.where(nearest == 2**63 - 1, -1, nearest & 0xFFFFFFFF).view(size)
+        assert torch.equal(found.index, expected)
+
+
 def test_ties_near_plane_and_index_beyond_float32():
     camera = dyadic_camera((16, 16), PixelRule.SIZE_MINUS_ONE)
     two = torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, 2.0], [0.0, 0.0, 2.0], [0.3, 0.0, 1.0], [-0.3, 0.0, 1.0001]])

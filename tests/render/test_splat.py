@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from npbgpp.render.splat import splat, splat_reference
+from npbgpp.render.splat import feature_table, splat, splat_reference
 
 
 def parts(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,7 +27,10 @@ def example(seed: int = 0, points: int = 30, empty: float = 0.4) -> tuple[torch.
 @pytest.mark.parametrize("empty", [0.0, 0.4, 1.0])
 def test_equals_reference_in_values_and_gradients(supersampling, empty):
     row, descriptors, background = example(empty=empty)
-    found, expected = (parts(f(row, descriptors, background, supersampling)) for f in (splat, splat_reference))
+    found, expected = (
+        parts(splat(row, feature_table(descriptors, background), supersampling)),
+        parts(splat_reference(row, descriptors, background, supersampling)),
+    )
     assert found[0].shape == (2, 5, 8 // supersampling, 12 // supersampling)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-12)
     assert torch.equal(found[1], expected[1])
@@ -42,7 +45,7 @@ def test_equals_reference_in_values_and_gradients(supersampling, empty):
 @pytest.mark.parametrize("supersampling", [1, 2])
 def test_gradient_reaches_exactly_the_winners(supersampling):
     row, descriptors, background = example()
-    image, covered = parts(splat(row, descriptors, background, supersampling))
+    image, covered = parts(splat(row, feature_table(descriptors, background), supersampling))
     gradient, of_background = torch.autograd.grad(image.sum(), [descriptors, background])
     winners = torch.zeros(len(descriptors), dtype=torch.bool)
     winners[row[row >= 0]] = True
@@ -53,10 +56,10 @@ def test_gradient_reaches_exactly_the_winners(supersampling):
 
 def test_memory_layout_suits_the_refiner():
     row, descriptors, background = example()
-    assert splat(row, descriptors, background).is_contiguous(memory_format=torch.channels_last)
+    assert splat(row, feature_table(descriptors, background)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_no_points_at_all():
     background = torch.randn(1, 5, 1, 1)
-    image, covered = parts(splat(torch.full((1, 4, 6), -1), torch.zeros(0, 5), background))
+    image, covered = parts(splat(torch.full((1, 4, 6), -1), feature_table(torch.zeros(0, 5), background)))
     assert torch.equal(image, background.expand(1, 5, 4, 6)) and not covered.any()
