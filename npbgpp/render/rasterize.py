@@ -12,6 +12,8 @@ What is done beyond that is for speed only and changes no result:
 * the cloud is read in chunks that stay in the cache, into buffers that are used again: fresh ones cost more than the arithmetic.
 """
 
+import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,7 +99,7 @@ class _Canvas:
         self.grid, self.targets = grid, targets
         self.refined = refined_grid(grid, targets, device)
         rows, columns = self.refined.rows.cells + 1, self.refined.columns.cells + 1
-        self.keys = torch.full((rows, columns), _EMPTY_KEY, dtype=torch.int64, device=device)
+        self.keys = _key_buffer(rows, columns, device, threading.get_ident()).fill_(_EMPTY_KEY)
         self.ambiguous: list[tuple[Tensor, Tensor]] = []
         # row slots follow column slots in one table, so that both axes take one look-up
         row_table = self.refined.rows.table
@@ -112,7 +114,10 @@ class _Canvas:
         matrix, offset = (t[0] for t in self.grid.homogeneous_map(camera.to(cloud.xyz_world.device)))
         inner, border = _visible_blocks(cloud, matrix, offset, self.grid, near)
         homogeneous_map = (matrix.tolist(), offset.tolist())
-        scratch = _Scratch(cloud)
+        chunk = _CPU_CHUNK if cloud.xyz_world.device.type == "cpu" else _ACCELERATOR_CHUNK
+        length = cloud.index.shape[1]
+        blocks_at_once = max(1, min(chunk // length, cloud.index.shape[0]))
+        scratch = _scratch(length, blocks_at_once, cloud.xyz_world.device, threading.get_ident())
         for blocks, whole in ((inner, True), (border, False)):
             for part in blocks.split(scratch.blocks) if len(blocks) else ():
                 xy, keys = self._project(cloud, part, homogeneous_map, near, whole, scratch)
@@ -197,12 +202,9 @@ class _Canvas:
 class _Scratch:
     """Buffers for one chunk of points, used for every chunk."""
 
-    def __init__(self, cloud: BlockedCloud) -> None:
-        device, length = cloud.xyz_world.device, cloud.index.shape[1]
-        chunk = _CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
-        self.length = length
-        self.blocks = max(1, min(chunk // length, cloud.index.shape[0]))
-        count = self.blocks * length
+    def __init__(self, length: int, blocks: int, device: torch.device) -> None:
+        self.length, self.blocks = length, blocks
+        count = blocks * length
         self.world, self.xyw = (torch.empty(3 * count, device=device) for _ in range(2))
         self.keys, self.targets = (torch.empty(count, dtype=torch.int64, device=device) for _ in range(2))
         self.slots = torch.empty(2 * count, device=device)
@@ -214,6 +216,17 @@ class _Scratch:
         count = blocks * self.length
         world = self.world[: 3 * count].view(3, blocks, self.length)
         return world, self.xyw[: 3 * count].view(3, count), self.keys[:count], self.index[:count].view(blocks, self.length)
+
+
+# Fresh memory costs the operating system more than the arithmetic on it costs us, so the buffers of the last images are kept, per thread.
+@functools.lru_cache(maxsize=4)
+def _scratch(length: int, blocks: int, device: torch.device, thread: int) -> _Scratch:
+    return _Scratch(length, blocks, device)
+
+
+@functools.lru_cache(maxsize=4)
+def _key_buffer(rows: int, columns: int, device: torch.device, thread: int) -> Int[Tensor, "rows columns"]:
+    return torch.empty(rows, columns, dtype=torch.int64, device=device)
 
 
 def _visible_blocks(
