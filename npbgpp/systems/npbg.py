@@ -181,18 +181,12 @@ class NPBG(System):
         return Render(image[:, :3], mask)
 
     def _raster_picture(self, cameras: Cameras, scene: str, visible: Visible) -> Float[Tensor, "b 3 h w"]:
+        if self.settings.align_during_rendering or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
+            cloud = self.resident(scene, training=False).cloud
+            drawn = [rasterize(cloud, cameras[k], [Level(1.0)], self.settings.near, self.rule)[0].index for k in range(len(cameras))]
+            visible = gather_visible([torch.stack(drawn)], [scene] * len(cameras), self._residents, learn=False)
         colours = self.rgb_converter(visible.descriptors)
-        background = colours.new_ones(1, 3, 1, 1)
-        if not self.settings.align_during_rendering and self.rasterizer.levels[0] == Level(1.0):
-            return splat(visible.rows[0], feature_table(colours, background))[:, :3]
-        resident = self.resident(scene, training=False)
-        index = torch.stack(
-            [rasterize(resident.cloud, cameras[k], [Level(1.0)], self.settings.near, self.rule)[0].index for k in range(len(cameras))]
-        )
-        hit = index >= 0
-        seen, position = unique_rows(index[hit], resident.slot)
-        rows = torch.full_like(index, -1).masked_scatter(hit, position)
-        return splat(rows, feature_table(self.rgb_converter(resident.table.values[seen]), background))[:, :3]
+        return splat(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
 
     # ---------------------------------------------------------------- training
     def on_train_epoch_start(self) -> None:
