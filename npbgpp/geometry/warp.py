@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.pixel_rules import ndc_bounds
 
 
 def resample(images: Float[Tensor, "b c h w"], source: Cameras, target: Cameras) -> Float[Tensor, "b c h2 w2"]:
@@ -24,6 +25,26 @@ def resample(images: Float[Tensor, "b c h w"], source: Cameras, target: Cameras)
     x, y = axes
     grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], -1)
     return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def resample_as_authors(images: Float[Tensor, "b c h w"], source: Cameras, target: Cameras) -> Float[Tensor, "b c h2 w2"]:
+    """The warp between intrinsics of the NPBG++ authors: like ``resample``, but it mixes two conventions, as released weights expect.
+
+    The pixels asked for are placed by their centres (the first and last one are at -1 and 1), the image is then read by pixel edges. Everything is
+    magnified by s / (s - 1), at most half a pixel at the border, and equal cameras do not give the same image: its border rows are halved.
+    """
+    axes = []
+    for k in range(2):
+        bound, source_bound = (ndc_bounds(cameras.image_size)[k] for cameras in (target, source))
+        (focal, principal), (source_focal, source_principal) = (
+            tuple(number[:, k, None].double() for number in cameras.to_size_minus_one_ndc()) for cameras in (target, source)
+        )
+        asked = torch.linspace(bound, -bound, target.image_size[1 - k], dtype=torch.float64, device=images.device)  # +x left, +y up
+        slope = (asked - principal) / focal
+        axes.append(-(source_focal * slope + source_principal) / source_bound)
+    x, y = axes
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)
+    return grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def rotate_about_centre(images: Float[Tensor, "b c h w"], degrees: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:

@@ -9,12 +9,15 @@ What is done beyond that is for speed only and changes no result:
 
 * blocks of the cloud outside the image are skipped, so that the work grows with what the image can show;
 * a point is drawn once, into a grid that refines those of all levels (``npbgpp.render.refinement``); levels are block minima of it;
-* the cloud is read in chunks that stay in the cache, into buffers that are used again: fresh ones cost more than the arithmetic.
+* the cloud is read in chunks that stay in the cache, into buffers that are used again: fresh ones cost more than the arithmetic;
+* on the CPU, every core draws its share of the chunks into a buffer of its own (scattering is serial), and the minimum of all is taken.
 """
 
 import functools
+import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +33,7 @@ _EMPTY_KEY = 2**63 - 1
 _INFINITE_DEPTH_BITS = 0x7F800000
 _CPU_CHUNK = 1 << 17  # points whose temporaries stay in the cache
 _ACCELERATOR_CHUNK = 1 << 22
+_MOST_LANES = 8  # each costs a buffer of the size of the image
 
 
 @dataclass(frozen=True)
@@ -93,14 +97,13 @@ def _fragments(keys: Int[Tensor, "h w"]) -> Fragments:
 
 
 class _Canvas:
-    """Key buffers of one image: the refined grid with a spare row and column, and one buffer per level for ambiguous points."""
+    """Key buffer of one image: the refined grid with a spare row and column."""
 
     def __init__(self, grid: PixelGrid, targets: tuple[tuple[float, tuple[int, int]], ...], device: torch.device) -> None:
         self.grid, self.targets = grid, targets
         self.refined = refined_grid(grid, targets, device)
         rows, columns = self.refined.rows.cells + 1, self.refined.columns.cells + 1
-        self.keys = _key_buffer(rows, columns, device, threading.get_ident()).fill_(_EMPTY_KEY)
-        self.ambiguous: list[tuple[Tensor, Tensor]] = []
+        self.keys = _key_buffer(rows, columns, device, threading.get_ident(), 0).fill_(_EMPTY_KEY)
         # row slots follow column slots in one table, so that both axes take one look-up
         row_table = self.refined.rows.table
         flags, cells = row_table & AMBIGUOUS, row_table & (AMBIGUOUS - 1)
@@ -111,22 +114,35 @@ class _Canvas:
 
     def draw(self, cloud: BlockedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
         """Keys of every level."""
-        matrix, offset = (t[0] for t in self.grid.homogeneous_map(camera.to(cloud.xyz_world.device)))
+        device = cloud.xyz_world.device
+        matrix, offset = (t[0] for t in self.grid.homogeneous_map(camera.to(device)))
         inner, border = _visible_blocks(cloud, matrix, offset, self.grid, near)
         homogeneous_map = (matrix.tolist(), offset.tolist())
-        chunk = _CPU_CHUNK if cloud.xyz_world.device.type == "cpu" else _ACCELERATOR_CHUNK
         length = cloud.index.shape[1]
-        blocks_at_once = max(1, min(chunk // length, cloud.index.shape[0]))
-        scratch = _scratch(length, blocks_at_once, cloud.xyz_world.device, threading.get_ident())
-        for blocks, whole in ((inner, True), (border, False)):
-            for part in blocks.split(scratch.blocks) if len(blocks) else ():
-                xy, keys = self._project(cloud, part, homogeneous_map, near, whole, scratch)
-                self._lower(xy, keys, scratch)
+        at_once = max(1, min((_CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK) // length, cloud.index.shape[0]))
+        strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
+
+        def draw_lane(lane: int, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
+            scratch = _scratch(length, at_once, device, threading.get_ident())
+            waiting = []
+            for part, whole in strokes[lane::lanes]:
+                waiting += self._lower(keys, *self._project(cloud, part, homogeneous_map, near, whole, scratch), scratch)
+            return waiting
+
+        lanes = max(1, min(torch.get_num_threads(), _MOST_LANES, len(strokes))) if device.type == "cpu" else 1
+        if lanes == 1:
+            ambiguous = draw_lane(0, self.keys)
+        else:
+            others = [_key_buffer(*self.keys.shape, device, threading.get_ident(), k).fill_(_EMPTY_KEY) for k in range(1, lanes)]
+            drawn = _single_threaded(lanes, os.getpid(), threading.get_ident()).map(draw_lane, range(lanes), (self.keys, *others))
+            ambiguous = [waiting for lane in drawn for waiting in lane]
+            for keys in others:
+                torch.minimum(self.keys, keys, out=self.keys)
         self.keys[-1] = _EMPTY_KEY
         self.keys[:, -1] = _EMPTY_KEY
         levels = [self._level(k) for k in range(len(self.targets))]
-        if self.ambiguous:
-            xy, keys = (torch.cat(parts, -1) for parts in zip(*self.ambiguous, strict=True))
+        if ambiguous:
+            xy, keys = (torch.cat(parts, -1) for parts in zip(*ambiguous, strict=True))
             for level, (scale, size) in zip(levels, self.targets, strict=True):
                 self._lower_level(level, xy, keys, scale, size)
         return levels
@@ -161,8 +177,10 @@ class _Canvas:
         kept = (self.grid.inside(xy[0], xy[1]) & ~outside).nonzero()[:, 0]
         return xy.index_select(1, kept), keys.index_select(0, kept)
 
-    def _lower(self, xy: Float[Tensor, "2 m"], keys: Int[Tensor, " m"], scratch: "_Scratch") -> None:
-        """Lowers the refined grid by points in the image; those in ambiguous slots wait."""
+    def _lower(
+        self, canvas: Int[Tensor, "_ _"], xy: Float[Tensor, "2 m"], keys: Int[Tensor, " m"], scratch: "_Scratch"
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Lowers a buffer of the refined grid by points in the image; gives back those in ambiguous slots, which wait."""
         count = xy.shape[1]
         slots = torch.mul(xy, self.slope, out=scratch.slots.view(-1)[: 2 * count].view(2, count)).add_(self.shift)
         numbers = scratch.numbers.view(-1)[: 2 * count].view(2, count).copy_(slots)
@@ -170,11 +188,11 @@ class _Canvas:
         cell = cells[0].add_(cells[1])
         waiting = (cell >= AMBIGUOUS).nonzero()[:, 0]
         if len(waiting):
-            self.ambiguous.append((xy.index_select(1, waiting), keys.index_select(0, waiting)))
             cell.bitwise_and_(AMBIGUOUS - 1)
             # both axes ambiguous: the flags have added up to the next bit, which the mask removes as well
         target = scratch.targets[:count].copy_(cell)
-        self.keys.view(-1).scatter_reduce_(0, target, keys, "amin")
+        canvas.view(-1).scatter_reduce_(0, target, keys, "amin")
+        return [(xy.index_select(1, waiting), keys.index_select(0, waiting))] if len(waiting) else []
 
     def _lower_level(
         self, level: Int[Tensor, "h w"], xy: Float[Tensor, "2 m"], keys: Int[Tensor, " m"], scale: float, size: tuple[int, int]
@@ -219,14 +237,33 @@ class _Scratch:
 
 
 # Fresh memory costs the operating system more than the arithmetic on it costs us, so the buffers of the last images are kept, per thread.
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2 * _MOST_LANES)
 def _scratch(length: int, blocks: int, device: torch.device, thread: int) -> _Scratch:
     return _Scratch(length, blocks, device)
 
 
-@functools.lru_cache(maxsize=4)
-def _key_buffer(rows: int, columns: int, device: torch.device, thread: int) -> Int[Tensor, "rows columns"]:
+@functools.lru_cache(maxsize=2 * _MOST_LANES)
+def _key_buffer(rows: int, columns: int, device: torch.device, thread: int, lane: int) -> Int[Tensor, "rows columns"]:
     return torch.empty(rows, columns, dtype=torch.int64, device=device)
+
+
+@functools.lru_cache(maxsize=2)
+def _single_threaded(count: int, process: int, thread: int) -> ThreadPoolExecutor:
+    """Threads whose tensor operations do not start threads of their own; per process, because a fork does not copy them."""
+    threads = torch.get_num_threads()
+    started = threading.Barrier(count + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # the first call in a thread takes over the setting of the process; it must not come after ours
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(count, "rasterize", start)
+    for _ in range(count):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)  # the call sets this thread and the default of new ones
+    return pool
 
 
 def _visible_blocks(

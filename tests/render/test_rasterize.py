@@ -54,7 +54,9 @@ def test_few_points_are_ambiguous(monkeypatch):
     """Almost all points take the short cut (that both ways give the right result is shown above)."""
     waiting, drawn = [], []
     original = module._Canvas._lower
-    monkeypatch.setattr(module._Canvas, "_lower", lambda self, xy, *rest: (drawn.append(xy.shape[1]), original(self, xy, *rest))[1])
+    monkeypatch.setattr(
+        module._Canvas, "_lower", lambda self, canvas, xy, *rest: (drawn.append(xy.shape[1]), original(self, canvas, xy, *rest))[1]
+    )
     level = module._Canvas._lower_level
     monkeypatch.setattr(
         module._Canvas, "_lower_level", lambda self, k, xy, *rest: (waiting.append(xy.shape[1]), level(self, k, xy, *rest))[1]

@@ -1,0 +1,193 @@
+"""From what several photos show of a point to one descriptor: order-free sums over views, a solve, an evaluation for the direction looked from.
+
+Aggregation is online. Every view adds a row of numbers per point that it sees (``observe``); rows of a point are summed in any order; ``solve`` turns the
+sums of a point into coefficients; ``describe`` evaluates them for a camera. NPBG++ (Rakhimov et al., CVPR 2022, section 3.3) regresses the feature on a
+learned basis of the viewing direction, with the mean feature as the offset.
+
+Symbols: v observations, r points with sums, c channels of a feature, m basis functions, s numbers summed per point, q coefficients per point.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from npbgpp.errors import InputError
+from npbgpp.models.direction_basis import BASES, HarmonicEmbedding, Looked, basis_network, network_inputs, spherical_harmonics
+
+_SMALLEST_WEIGHT = 1e-8
+
+
+class Aggregator(nn.Module, ABC):
+    """Sums, solve and evaluation of one kind of aggregation.
+
+    Args:
+        descriptor_dim: c.
+
+    Attributes:
+        sums: s. The first number is the total weight of the views that saw the point.
+        coefficients: q. The first c are the mean feature.
+    """
+
+    def __init__(self, descriptor_dim: int, sums: int, coefficients: int) -> None:
+        super().__init__()
+        self.descriptor_dim, self.sums, self.coefficients = descriptor_dim, sums, coefficients
+
+    @abstractmethod
+    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: Looked) -> Float[Tensor, "v s"]:
+        """What v observations of points add to their sums.
+
+        Args:
+            features: what the photo shows of each point.
+            weights: 1 for a point that is plainly visible.
+            looked: from where each point was seen.
+        """
+
+    @abstractmethod
+    def solve(self, sums: Float[Tensor, "r s"]) -> Float[Tensor, "r q"]:
+        """Coefficients of points from their sums; zeros for a point that nothing was observed of."""
+
+    @abstractmethod
+    def describe(self, coefficients: Float[Tensor, "r q"], looked: Looked) -> Float[Tensor, "r c"]:
+        """Descriptors of points as seen from somewhere. No gradient reaches the direction."""
+
+    @staticmethod
+    def seen(sums: Float[Tensor, "r s"]) -> Tensor:
+        """Which points anything was observed of (r, bool)."""
+        return sums[:, 0] > _SMALLEST_WEIGHT
+
+
+class Mean(Aggregator):
+    """Weighted mean of the features; the direction does not matter.
+
+    Args:
+        descriptor_dim: c.
+        weighted: weigh an observation; otherwise each counts 1.
+    """
+
+    def __init__(self, *, descriptor_dim: int, weighted: bool = True) -> None:
+        super().__init__(descriptor_dim, 1 + descriptor_dim, descriptor_dim)
+        self.weighted = weighted
+
+    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: Looked) -> Float[Tensor, "v s"]:
+        """See Aggregator."""
+        weight = (weights if self.weighted else torch.ones_like(weights))[:, None]
+        return torch.cat([weight, weight * features], 1)
+
+    def solve(self, sums: Float[Tensor, "r s"]) -> Float[Tensor, "r q"]:
+        """See Aggregator."""
+        weight = sums[:, :1]
+        return torch.where(weight > _SMALLEST_WEIGHT, sums[:, 1:] / weight.clamp_min(_SMALLEST_WEIGHT), 0.0)
+
+    def describe(self, coefficients: Float[Tensor, "r q"], looked: Looked) -> Float[Tensor, "r c"]:
+        """See Aggregator."""
+        return coefficients
+
+
+class Sphere(Aggregator):
+    """Ridge regression of the feature on basis functions a(d) of the viewing direction, around the mean feature.
+
+    With N views of a point, A the sum of a, Y of the features, G of a aT and B of a yT: mean = Y / N, beta = (G + diag(alpha))^-1 (B - A meanT), and the
+    descriptor for direction d is ``betaT a(d) + mean``. G is symmetric and kept once. Basis and alpha learn through the sums only.
+
+    Args:
+        descriptor_dim: c.
+        type: basis, see ``npbgpp.models.direction_basis.BASES``.
+        m: basis functions; 4 for ``spherical``.
+        depth: hidden layers of the basis beyond the first.
+        width: of the hidden layers.
+        tanh: bound the basis functions.
+        learnable_freq: learn the base frequency of the direction's harmonics.
+        learnable_alpha: learn the ridge, one positive number per basis function; otherwise 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        descriptor_dim: int,
+        type: str = "learnable_v",
+        m: int = 6,
+        depth: int = 1,
+        width: int = 16,
+        tanh: bool = False,
+        learnable_freq: bool = False,
+        learnable_alpha: bool = False,
+    ) -> None:
+        if type not in BASES:
+            raise InputError(f"system.aggregator.type: expected one of {', '.join(BASES)}, got {type}")
+        if type == "spherical" and m != 4:
+            raise InputError(f"system.aggregator.m: the spherical basis has 4 functions, got {m}; set system.aggregator.m=4")
+        for key, value in (("m", m), ("width", width), ("depth", depth + 1)):
+            if value < 1:
+                raise InputError(f"system.aggregator.{key}: expected a positive number, got {value}")
+        super().__init__(descriptor_dim, 1 + m + descriptor_dim + m * (m + 1) // 2 + m * descriptor_dim, (1 + m) * descriptor_dim)
+        self.m, self.learnable_alpha = m, learnable_alpha
+        self.type, self.tanh = type, tanh
+        if type != "spherical":
+            self.harmonic_embedding = HarmonicEmbedding(learnable_freq)
+            self.mlp = basis_network(type, m, depth, width)
+        if learnable_alpha:
+            self.alpha = nn.Parameter(torch.ones(m, 1).expm1().log())  # softplus of it is 1
+        else:
+            self.register_buffer("alpha", torch.ones(m, 1))
+        # where an entry of the upper triangle of G stands in a row of sums
+        self._place = {pair: k for k, pair in enumerate(zip(*torch.triu_indices(m, m).tolist(), strict=True))}
+
+    def basis(self, looked: Looked) -> Float[Tensor, "v m"]:
+        """Values of the basis functions."""
+        if self.type == "spherical":
+            return spherical_harmonics(looked.direction())
+        basis = self.mlp(network_inputs(self.type, self.harmonic_embedding, looked))
+        return basis.tanh() if self.tanh else basis
+
+    def _parts(self, sums: Float[Tensor, "r s"]) -> tuple[Tensor, ...]:
+        m, c = self.m, self.descriptor_dim
+        return sums.split([1, m, c, m * (m + 1) // 2, m * c], 1)
+
+    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: Looked) -> Float[Tensor, "v s"]:
+        """See Aggregator. Weights are not used: a point is seen or not."""
+        basis = self.basis(looked)
+        products = [basis[:, first, None] * basis[:, first:] for first in range(self.m)]
+        crossed = (basis[:, :, None] * features[:, None]).flatten(1)
+        return torch.cat([torch.ones_like(basis[:, :1]), basis, features, *products, crossed], 1)
+
+    def solve(self, sums: Float[Tensor, "r s"]) -> Float[Tensor, "r q"]:
+        """See Aggregator.
+
+        Cholesky, written out over columns: m is small and r is large, so that every step is one operation on r numbers. A batched library call
+        factorises matrix after matrix and is several times slower.
+        """
+        m, c = self.m, self.descriptor_dim
+        count, basis, total, gram, crossed = (part.t().contiguous() for part in self._parts(sums))
+        mean = total / count.clamp_min(1.0)
+        ridge = softplus(self.alpha[:, 0]) if self.learnable_alpha else self.alpha[:, 0]
+        right = crossed.view(m, c, -1) - basis[:, None] * mean
+        lower: dict[tuple[int, int], Tensor] = {}
+        solved: list[Tensor] = []
+        for j in range(m):
+            row = right[j]
+            for k in range(j):
+                row = row - lower[j, k] * solved[k]
+            for i in range(j, m):
+                value = gram[self._place[j, i]]
+                if i == j:
+                    value = value + ridge[j]
+                for k in range(j):
+                    value = value - lower[i, k] * lower[j, k]
+                lower[i, j] = value.sqrt() if i == j else value / lower[j, j]
+            solved.append(row / lower[j, j])
+        for j in reversed(range(m)):
+            row = solved[j]
+            for k in range(j + 1, m):
+                row = row - lower[k, j] * solved[k]
+            solved[j] = row / lower[j, j]
+        return torch.cat([mean, *solved]).t().contiguous()
+
+    def describe(self, coefficients: Float[Tensor, "r q"], looked: Looked) -> Float[Tensor, "r c"]:
+        """See Aggregator."""
+        with torch.no_grad():
+            basis = self.basis(looked)
+        mean, beta = coefficients[:, : self.descriptor_dim], coefficients[:, self.descriptor_dim :]
+        return mean + torch.einsum("rm,rmc->rc", basis, beta.view(-1, self.m, self.descriptor_dim))

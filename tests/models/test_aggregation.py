@@ -1,0 +1,145 @@
+"""Aggregators: the recordings of the authors' code, a dense reference with library solves, independence of order, and gradients."""
+
+import pytest
+import torch
+
+from npbgpp.errors import InputError
+from npbgpp.models.aggregation import Mean, Sphere
+from npbgpp.models.direction_basis import Looked
+
+
+def looked(points, R_row, T) -> Looked:
+    return Looked(points + R_row @ T, R_row[None, :, 2])
+
+
+def close(found, expected, relative=1e-5):
+    assert (found - expected).abs().max() <= relative * expected.abs().max().clamp_min(1e-12)
+
+
+def observe_all(aggregator, recording, weights=None):
+    """Sums of both recorded scenes after the three recorded updates, each view added by itself."""
+    scenes = []
+    for scene in range(2):
+        points = recording["points"][scene]
+        sums = torch.zeros(len(points), aggregator.sums)
+        for call, update in enumerate(recording["updates"]):
+            for view in range(update["features"].shape[1]):
+                rows = update["valid_mask"][scene, view].nonzero()[:, 0]
+                features = update["features"][scene, view].t()[rows]
+                weight = torch.ones(len(rows)) if weights is None else weights[call][scene, view][rows]
+                seen = looked(points[rows], update["R_row"][scene, view], update["T"][scene, view])
+                sums = sums.index_add(0, rows, aggregator.observe(features, weight, seen))
+        scenes.append(sums)
+    return torch.stack(scenes)
+
+
+def target(recording, scene):
+    return looked(recording["points"][scene], recording["target"]["R_row"][scene], recording["target"]["T"][scene])
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_sphere_is_that_of_the_recordings(parity, case):
+    recording = parity("d_aggregators.pt")
+    expected = recording["sphere"][case]
+    aggregator = Sphere(descriptor_dim=8, **expected["kwargs"])
+    aggregator.load_state_dict(expected["state_dict"])
+    m = aggregator.m
+    for update in recording["updates"]:
+        update["features"].requires_grad_(True)
+    sums = observe_all(aggregator, recording)
+    count, basis, total, gram, crossed = sums.split([1, m, 8, m * (m + 1) // 2, m * 8], 2)
+    close(count, expected["total"][..., 0])
+    close(basis, expected["xt_sum"])
+    close(total.transpose(1, 2), expected["y_sum"])
+    if "xt_dot_x_sum" in expected:
+        first, second = torch.triu_indices(m, m)
+        close(gram, expected["xt_dot_x_sum"][:, :, first, second])
+        close(crossed.view(2, -1, m, 8), expected["xt_dot_y_sum"])
+    coefficients = torch.stack([aggregator.solve(s) for s in sums])
+    close(coefficients[:, :, :8].transpose(1, 2), expected["ym"])
+    close(coefficients[:, :, 8:].reshape(2, -1, m, 8), expected["beta"], 1e-4)
+    assert torch.equal(aggregator.seen(sums.flatten(0, 1)).view(2, -1), expected["visible_mask"])
+    out = torch.stack([aggregator.describe(coefficients[k], target(recording, k)) for k in range(2)]).transpose(1, 2)
+    close(out, expected["out"], 5e-5)
+    if "cotangent" in expected:
+        (out * expected["cotangent"]).sum().backward()
+        for name, gradient in expected["grad_params"].items():
+            close(aggregator.get_parameter(name).grad, gradient, 1e-4)
+        for update, gradient in zip(recording["updates"], expected["grad_features"], strict=True):
+            close(update["features"].grad, gradient, 1e-4)
+    elif "out_index1" in expected:  # two cameras for the second scene
+        for k in range(2):
+            camera = looked(recording["points"][1], recording["target"]["R_row"][k], recording["target"]["T"][k])
+            close(aggregator.describe(coefficients[1], camera).t(), expected["out_index1"][k], 5e-5)
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_mean_is_that_of_the_recordings(parity, case):
+    recording = parity("d_aggregators.pt")
+    expected = recording["mean"][case]
+    aggregator = Mean(descriptor_dim=8, weighted=expected["weighted"])
+    sums = observe_all(aggregator, recording)
+    close(sums[..., 0], expected["features_total"])
+    scenes = [aggregator.describe(aggregator.solve(s), target(recording, k)) for k, s in enumerate(sums)]
+    close(torch.stack(scenes).transpose(1, 2), expected["out"])
+    assert torch.equal(torch.stack([aggregator.seen(s) for s in sums]), expected["visible_mask"])
+    sums = observe_all(aggregator, recording, expected["real_scores"])
+    close(sums[..., 0], expected["real_scores_total"])
+    close(torch.stack([aggregator.solve(s) for s in sums]).transpose(1, 2), expected["real_scores_out"])
+    assert torch.equal(torch.stack([aggregator.seen(s) for s in sums]), expected["real_scores_visible"])
+
+
+def dense_ridge(aggregator, directions, features):
+    """Descriptor coefficients of one point by a library solve of the full system, in double precision."""
+    a = aggregator.basis(directions).double()
+    y = features.double()
+    n = len(a)
+    mean = y.mean(0)
+    ridge = torch.diag(aggregator.alpha[:, 0].double())
+    beta = torch.linalg.inv((a.t() @ a + ridge) / n) @ (a.t() @ y / n - a.mean(0)[:, None] * mean)
+    return torch.cat([mean[None], beta]).flatten()
+
+
+def test_sums_do_not_depend_on_the_order_and_solve_the_regression():
+    aggregator = Sphere(descriptor_dim=5, m=6)
+    offsets, features = torch.randn(9, 3) * 3, torch.randn(9, 5)
+    axis = torch.tensor([[0.0, 0.0, 1.0]])
+    rows = aggregator.observe(features, torch.ones(9), Looked(offsets, axis))
+    shuffled = rows[torch.randperm(9)].sum(0, keepdim=True)
+    close(shuffled, rows.sum(0, keepdim=True))
+    expected = dense_ridge(aggregator, Looked(offsets, axis), features)
+    close(aggregator.solve(shuffled)[0].double(), expected, 1e-4)
+
+
+def test_gradients_of_the_solve_equal_those_of_a_library_solve():
+    aggregator = Sphere(descriptor_dim=3, m=4, learnable_alpha=False).double()
+    axis = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
+    offsets, features = torch.randn(7, 3).double(), torch.randn(7, 3, requires_grad=True, dtype=torch.float64)
+    weights = torch.randn(15).double()
+    fast = aggregator.solve(aggregator.observe(features, torch.ones(7).double(), Looked(offsets, axis)).sum(0, keepdim=True))[0]
+    (gradient,) = torch.autograd.grad((fast * weights).sum(), features)
+    plain = dense_ridge(aggregator, Looked(offsets, axis), features)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), features)
+    assert torch.allclose(gradient, expected, atol=1e-10)
+
+
+def test_a_point_nobody_saw_has_no_coefficients():
+    for aggregator in (Sphere(descriptor_dim=3), Mean(descriptor_dim=3)):
+        sums = torch.zeros(2, aggregator.sums)
+        assert not aggregator.solve(sums).any() and not aggregator.seen(sums).any()
+        assert aggregator.solve(torch.zeros(0, aggregator.sums)).shape == (0, aggregator.coefficients)
+
+
+def test_one_view_gives_its_feature_back():
+    aggregator = Sphere(descriptor_dim=3)
+    features = torch.randn(4, 3)
+    axis = torch.tensor([[0.0, 0.0, 1.0]])
+    coefficients = aggregator.solve(aggregator.observe(features, torch.ones(4), Looked(torch.randn(4, 3), axis)))
+    close(aggregator.describe(coefficients, Looked(torch.randn(4, 3), axis)), features)
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(InputError, match="system.aggregator.type: expected one of learnable_v"):
+        Sphere(descriptor_dim=8, type="cubic")
+    with pytest.raises(InputError, match="system.aggregator.m=4"):
+        Sphere(descriptor_dim=8, type="spherical", m=6)
