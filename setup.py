@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 # The tests pass with the lower bounds too; the upper ones are the next release that may break the interface.
 INSTALL_REQUIRES = [
+    "huggingface-hub>=0.34,<3",
     "hydra-core>=1.3.2,<1.4",
     "imageio>=2.37,<3",
     "imageio-ffmpeg>=0.6,<1",
@@ -22,6 +23,7 @@ INSTALL_REQUIRES = [
     "torch>=2.14.1,<3",
     "torchmetrics>=1.8,<2",
     "torchvision>=0.29.1,<1",
+    "tqdm>=4.67,<5",
     "wandb>=0.22,<1",
 ]
 

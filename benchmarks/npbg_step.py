@@ -55,7 +55,7 @@ def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
     """The form of this project."""
     torch.manual_seed(0)
     cloud, net = BlockedCloud.build(surface_cloud(points)), refiner()
-    scene = ResidentScene(cloud, RowTable.from_values(torch.zeros(points, CHANNELS)), torch.empty(points, dtype=torch.int32))
+    scene = ResidentScene(cloud, RowTable(torch.zeros(points, CHANNELS)), torch.empty(points, dtype=torch.int32))
     raster = NearestScatterRasterizer(descriptor_dim=CHANNELS, learnable=True)
     lazy = LazyRMSprop(lr=0.1)
     rmsprop, adam = torch.optim.RMSprop(raster.parameters(), lr=0.1), torch.optim.Adam(net.parameters(), lr=1e-4)
@@ -66,10 +66,10 @@ def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
         start = time.perf_counter()
         maps = [f.index[None] for f in rasterize(cloud, view, levels, 1.0, PixelRule.SIZE_MINUS_ONE)]
         visible = gather_visible(maps, ["scene"], {"scene": scene}, learn=True)
-        (net(raster(visible.rows, visible.descriptors)) - 0.5).abs().mean().backward()
+        (net(raster(visible.rows, visible.values)) - 0.5).abs().mean().backward()
         lazy.begin_step()
-        _, seen, where = visible.parts[0]
-        lazy.update(scene.table, seen, visible.descriptors.grad[where])
+        (part,) = visible.parts
+        lazy.update(scene.table, part.points, visible.values.grad[part.where])
         rmsprop.step()
         adam.step()
         rmsprop.zero_grad()

@@ -34,12 +34,12 @@ def main() -> None:
     cloud = BlockedCloud.build(xyz)
     build = 1e3 * (time.perf_counter() - start)
     levels = [Level(s) for s in plain.SCALES]
-    scene = ResidentScene(cloud, RowTable.from_values(features), torch.empty(options.points, dtype=torch.int32))
+    scene = ResidentScene(cloud, RowTable(features), torch.empty(options.points, dtype=torch.int32))
 
     def ours(rule: PixelRule) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         maps = [f.index for f in rasterize(cloud, view, levels, 1.0, rule)]
         visible = gather_visible([m[None] for m in maps], ["scene"], {"scene": scene}, learn=False)
-        table = feature_table(visible.descriptors, background[None, :, None, None])
+        table = feature_table(visible.values, background[None, :, None, None])
         images = [splat(rows, table) for rows in visible.rows]
         return images, maps
 

@@ -20,23 +20,24 @@ class RowTable:
 
     Attributes:
         values: the parameters.
-        square_average: running mean of squared gradients as of ``last_step``.
-        last_step: step at which each row was last updated.
+        square_average: running mean of squared gradients as of ``last_step``; None before the first update.
+        last_step: step at which each row was last updated; None before the first update.
     """
 
     values: Float[Tensor, "n c"]
-    square_average: Float[Tensor, "n c"]
-    last_step: Int[Tensor, " n"]
-
-    @classmethod
-    def from_values(cls, values: Float[Tensor, "n c"]) -> "RowTable":
-        """A table without history."""
-        return cls(values, torch.zeros_like(values), torch.zeros(len(values), dtype=torch.int32, device=values.device))
+    square_average: Float[Tensor, "n c"] | None = None
+    last_step: Int[Tensor, " n"] | None = None
 
     def forget(self) -> None:
         """Erases the history, as a newly made optimiser has none."""
-        self.square_average.zero_()
-        self.last_step.zero_()
+        self.square_average = self.last_step = None
+
+    def history(self) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
+        """(square_average, last_step), made when first asked for: tables that are only read need none."""
+        if self.square_average is None or self.last_step is None:
+            self.square_average = torch.zeros_like(self.values)
+            self.last_step = torch.zeros(len(self.values), dtype=torch.int32, device=self.values.device)
+        return self.square_average, self.last_step
 
 
 @dataclass
@@ -62,9 +63,10 @@ class LazyRMSprop:
     @torch.no_grad()
     def update(self, table: RowTable, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"]) -> None:
         """Updates the rows that a step saw, in place. ``rows`` must not repeat."""
-        missed = (self.steps - 1 - table.last_step.index_select(0, rows)).to(gradient.dtype)
+        square_average, last_step = table.history()
+        missed = (self.steps - 1 - last_step.index_select(0, rows)).to(gradient.dtype)
         decay = torch.pow(self.alpha, missed)[:, None]
-        average = table.square_average.index_select(0, rows).mul_(decay * self.alpha).addcmul_(gradient, gradient, value=1 - self.alpha)
-        table.square_average.index_copy_(0, rows, average)
-        table.last_step.index_fill_(0, rows, self.steps)
+        average = square_average.index_select(0, rows).mul_(decay * self.alpha).addcmul_(gradient, gradient, value=1 - self.alpha)
+        square_average.index_copy_(0, rows, average)
+        last_step.index_fill_(0, rows, self.steps)
         table.values.index_add_(0, rows, gradient / average.sqrt_().add_(self.eps), alpha=-self.lr)

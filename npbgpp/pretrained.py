@@ -1,7 +1,8 @@
-"""Weights of pretrained backbones, found and read on this machine only: nothing here downloads.
+"""Weights of pretrained backbones and encoders, found and read on this machine only: nothing here downloads.
 
 A backbone is the convolutional part (`features`) of a torchvision VGG. N is the index of a layer in that `nn.Sequential`; a state dict of a
-backbone has the keys `N.weight` and `N.bias` of its convolutions.
+backbone has the keys `N.weight` and `N.bias` of its convolutions. An encoder is a classifier of timm without its head, as
+`timm.create_model(name, features_only=True)` builds it.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import huggingface_hub.constants
+import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -57,14 +60,8 @@ def find_backbone(name: BackboneName, path: str | Path | None = None) -> Path:
     """
     backbone = _BACKBONES[name]
     if path is not None:
-        given = Path(path).expanduser()
-        if not given.is_file():
-            raise InputError(
-                f"{backbone.key}: expected a file with {backbone.title}, found no file at {given}; "
-                f"correct the path or set the key to null to look for {backbone.file_name} in the torch hub cache"
-            )
-        return given
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
+        return _given_file(path, backbone.key, backbone.title, f"{backbone.file_name} in the torch hub cache")
+    cache = _torch_hub_cache()
     candidates = [folder / backbone.file_name for folder in (cache, *(Path(older).expanduser() for older in backbone.older_folders))]
     for candidate in candidates:
         if candidate.is_file():
@@ -89,16 +86,7 @@ def read_backbone(path: str | Path, name: BackboneName) -> dict[str, Tensor]:
         InputError: the file is truncated, is no state dict (a pickled module, for one: those can run code and are not opened), or holds
             another network.
     """
-    expected = f"expected a state dict of {_BACKBONES[name].title}, saved with torch.save(model.state_dict(), path)"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged or foreign file makes the unpickler raise has no common base class
-        raise InputError(
-            f"{path}: {expected}, found a file that cannot be read as one ({type(error).__name__}): truncated, "
-            "another format, or a pickled Python object; replace the file"
-        ) from error
-    if not isinstance(state, Mapping):
-        raise InputError(f"{path}: {expected}, found an object of type {type(state).__name__}; replace the file")
+    state = _read_state(Path(path), f"expected a state dict of {_BACKBONES[name].title}, saved with torch.save(model.state_dict(), path)")
     return select_features(state, name, source=str(path))
 
 
@@ -122,14 +110,10 @@ def select_features(state: Mapping[str, object], name: BackboneName, source: str
     if wrong := sorted(found.keys() ^ wanted.keys()):
         problem = "lacks" if wrong[0] in wanted else "has the unexpected entry"
         raise InputError(f"{source}: expected {len(wanted)} tensors features.N.weight and .bias, but it {problem} {wrong[0]!r}{advice}")
-    features = {}
-    for key, shape in wanted.items():
-        value = found[key]
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-            seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"{source}: expected a tensor of shape {shape} under features.{key}, found {seen}{advice}")
-        features[key] = value.to(device="cpu", dtype=torch.float32)
-    return features
+    return {
+        key: _checked(found[key], shape, f"features.{key}", source, advice).to(device="cpu", dtype=torch.float32)
+        for key, shape in wanted.items()
+    }
 
 
 def load_features(name: BackboneName, weights: str | Path | Mapping[str, Tensor]) -> nn.Sequential:
@@ -157,3 +141,127 @@ def _empty_features(name: BackboneName) -> nn.Sequential:
         features = _BACKBONES[name].build(weights=None).features
     assert isinstance(features, nn.Sequential)
     return features
+
+
+@dataclass(frozen=True)
+class PublishedEncoder:
+    """Where timm publishes the ImageNet weights of an encoder.
+
+    Attributes:
+        name: of the encoder in timm.
+        file_name: what the file is called in the cache of `torch.hub`; None if it is not published that way.
+        repository: owner/name on the Hugging Face hub; None likewise.
+    """
+
+    name: str
+    file_name: str | None
+    repository: str | None
+
+
+_ENCODER_KEY = "system.feature_extractor.encoder_weights"
+_HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def find_encoder(encoder: PublishedEncoder, path: str | Path | None = None) -> Path:
+    """Path of the weight file of an encoder.
+
+    Args:
+        encoder: which one.
+        path: a file named in the configuration, it wins over every other place; None looks into the cache of `torch.hub` (which follows
+            the environment variable TORCH_HOME), then into that of the Hugging Face hub (HF_HOME), as timm fills them.
+
+    Raises:
+        InputError: the given file does not exist, or no place holds one. The message lists the places and the configuration keys.
+    """
+    title = f"the ImageNet weights of timm's {encoder.name}"
+    if path is not None:
+        return _given_file(path, _ENCODER_KEY, title, "them in the torch hub and Hugging Face caches")
+    looked_for, advice = [], ""
+    if encoder.file_name:
+        candidate = _torch_hub_cache() / encoder.file_name
+        if candidate.is_file():
+            return candidate
+        looked_for.append(str(candidate))
+        advice = f"put {encoder.file_name} into {candidate.parent}, "
+    if encoder.repository:
+        for file_name in _HUGGING_FACE_FILES:
+            cached = huggingface_hub.try_to_load_from_cache(encoder.repository, file_name)
+            if isinstance(cached, str):
+                return Path(cached)
+        looked_for.append(f"{_HUGGING_FACE_FILES[0]} of {encoder.repository} in {huggingface_hub.constants.HF_HUB_CACHE}")
+    raise InputError(
+        f"{title} not found; looked for {' and '.join(looked_for) or 'nothing, since timm publishes none'}; "
+        f"{advice}give a file with {_ENCODER_KEY}=FILE (.safetensors or .pth), or start from random weights with "
+        "system.feature_extractor.pretrained_encoder=false (nothing is downloaded)"
+    )
+
+
+def read_encoder(path: str | Path, name: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an encoder in a weight file.
+
+    Args:
+        path: a state dict of the whole classifier or of the encoder alone, `.safetensors`, or written by `torch.save` under another ending.
+        name: of the encoder in timm, for messages.
+        wanted: the state dict of the encoder that is to be filled.
+
+    Returns:
+        The tensors of the file under the keys of `wanted`, with its dtypes, on the CPU. Counters of batches (`num_batches_tracked`), which
+        files of old versions of torch lack, are those of `wanted` there.
+
+    Raises:
+        InputError: the file cannot be read (see `read_backbone`), or lacks a tensor, or has one of another shape.
+    """
+    state = _read_state(
+        Path(path), f"expected a state dict of timm's {name}, .safetensors or saved with torch.save(model.state_dict(), path)"
+    )
+    advice = f"; is this timm's {name}? Replace it, correct {_ENCODER_KEY} or set system.feature_extractor.pretrained_encoder=false"
+    found = {_spelled_alike(str(key)): value for key, value in state.items()}
+    weights = {}
+    for key, tensor in wanted.items():
+        value = found.get(_spelled_alike(key))
+        if value is None and not key.endswith("num_batches_tracked"):
+            raise InputError(f"{path}: expected {len(wanted)} tensors of the encoder, but it lacks {key!r}{advice}")
+        if value is not None:
+            tensor = _checked(value, tuple(tensor.shape), key, str(path), advice).to("cpu", tensor.dtype)
+        weights[key] = tensor
+    return weights
+
+
+def _spelled_alike(key: str) -> str:
+    # timm's wrappers for features rename: stages.0.conv becomes stages_0.conv, and some put body. or model. in front.
+    return key.removeprefix("body.").removeprefix("model.").replace(".", "_")
+
+
+def _torch_hub_cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _given_file(path: str | Path, key: str, title: str, elsewhere: str) -> Path:
+    given = Path(path).expanduser()
+    if not given.is_file():
+        raise InputError(
+            f"{key}: expected a file with {title}, found no file at {given}; correct the path or set the key to null to look for {elsewhere}"
+        )
+    return given
+
+
+def _read_state(path: Path, expected: str) -> Mapping[str, object]:
+    try:
+        state = (
+            safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # what a damaged or foreign file makes the readers raise has no common base class
+        raise InputError(
+            f"{path}: {expected}, found a file that cannot be read as one ({type(error).__name__}): truncated, "
+            "another format, or a pickled Python object; replace the file"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path}: {expected}, found an object of type {type(state).__name__}; replace the file")
+    return state
+
+
+def _checked(value: object, shape: tuple[int, ...], key: str, source: str, advice: str) -> Tensor:
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{source}: expected a tensor of shape {shape} under {key}, found {seen}{advice}")
+    return value

@@ -17,13 +17,16 @@ from npbgpp.callbacks.evaluation import EvaluationWriter
 from npbgpp.callbacks.progress import progress_callback
 from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.config import typed
-from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings
+from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, InputRule
 from npbgpp.errors import InputError
+from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.metrics import ImageMetrics
 from npbgpp.paths import Bases
 from npbgpp.systems import SYSTEMS
-from npbgpp.systems.npbg import NPBG
 from npbgpp.systems.npbg_settings import NPBGSettings
+from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
+from npbgpp.systems.point_based import PointSystem
+from npbgpp.systems.point_settings import PointSettings
 from npbgpp.trainer import TrainerPlan, TrainerSettings, lightning_arguments
 
 log = logging.getLogger(__name__)
@@ -58,21 +61,25 @@ def run(config: DictConfig, bases: Bases) -> None:
         torch.hub.set_dir(str(bases.existing(settings.cache_dir, "cache_dir")))
     plan = lightning_arguments(typed(TrainerSettings, TrainerSettings.split_retired(_plain(config.trainer)), "trainer"))
     system_settings, modules = _system_parts(config.system, plan, config.trainer)
+    reads_photos = isinstance(system_settings, NPBGPlusPlusSettings)
     data = DataModule(
         typed(DatasetSettings, config.datasets, "datasets"),
         typed(DataloaderSettings, config.dataloader, "dataloader"),
         bases,
         system_settings.max_scenes_per_train_epoch,
         settings.eval_only,
+        InputRule(system_settings.near, PixelRule(system_settings.pixel_convention)) if reads_photos else None,
     )
     lpips = system_settings.lpips_weights
     metrics = ImageMetrics(None if lpips is None else bases.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
     resume = None if plan.checkpoint is None else find_weights(plan.checkpoint, bases)
-    system = SYSTEMS[system_settings.system_class](
-        system_settings, data.scenes, bases, metrics, read_saved=settings.eval_only or resume is not None, **modules
-    )
+    if isinstance(system_settings, NPBGSettings):
+        modules["read_saved"] = settings.eval_only or resume is not None
+    system = SYSTEMS[system_settings.system_class][0](system_settings, data.scenes, bases, metrics, **modules)
     if settings.weights_path is not None:
         load_weights(system, find_weights(settings.weights_path, bases), settings.weights_strict)
+    elif resume is None:
+        system.start_without_weights(settings.eval_only)
     writer = EvaluationWriter(
         bases.run, metrics, data.conditions(), system_settings.save_rendered_eval_images, system_settings.postprocessing_transform
     )
@@ -85,10 +92,10 @@ def run(config: DictConfig, bases: Bases) -> None:
         trainer.test(system, datamodule=data, verbose=False)
 
 
-def _fit(trainer: Trainer, system: NPBG, data: DataModule, resume: Path | None) -> None:
+def _fit(trainer: Trainer, system: PointSystem, data: DataModule, resume: Path | None) -> None:
     if trainer.world_size > 1:
         raise InputError(
-            f"trainer.devices: NPBG trains on one device, got {trainer.world_size} processes; set trainer.devices=1 (descriptors are not shared between processes)"
+            f"trainer.devices: {type(system).__name__} trains on one device, got {trainer.world_size} processes; set trainer.devices=1"
         )
     validates = trainer.limit_val_batches != 0
     system.check_before_training([s.scene.name for s in data.train_sets], [s.scene.name for s in data.val_sets] if validates else [])
@@ -105,7 +112,7 @@ def _fit(trainer: Trainer, system: NPBG, data: DataModule, resume: Path | None) 
     trainer.fit(system, datamodule=data, ckpt_path=resume)
 
 
-def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[NPBGSettings, dict[str, Any]]:
+def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[PointSettings, dict[str, Any]]:
     """Flat keys of the ``system`` group as typed settings, and its networks, which name their class with ``_target_``."""
     values = _plain(node)
     name = values.get("system_class")
@@ -115,10 +122,10 @@ def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> t
     flat = {key: value for key, value in values.items() if key not in targets}
     # Lightning leaves these two to systems that step their own optimisers
     flat |= {"accumulate_grad_batches": trainer.accumulate_grad_batches, "gradient_clip_val": trainer.gradient_clip_val or None}
-    settings = typed(NPBGSettings, flat, "system")
+    settings: PointSettings = typed(SYSTEMS[name][1], flat, "system")
     if plan.arguments["precision"] == "16-mixed":
         raise InputError(
-            "trainer.precision=16: the gradient scaler of float16 does not reach the descriptors; use trainer.precision=bf16 or 32"
+            "trainer.precision=16: systems that step their own optimisers have no gradient scaler for float16; use trainer.precision=bf16 or 32"
         )
     modules = {}
     for key in sorted(targets):

@@ -16,7 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from npbgpp.config import typed
 from npbgpp.data.datamodule import DataloaderSettings, DatasetSettings
 from npbgpp.errors import InputError
+from npbgpp.systems import SYSTEMS
 from npbgpp.systems.npbg_settings import NPBGSettings
+from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
 from npbgpp.trainer import TrainerSettings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -156,12 +158,13 @@ def settings_of(config: DictConfig) -> tuple:
     return (
         typed(DatasetSettings, config.datasets, "datasets"),
         typed(DataloaderSettings, config.dataloader, "dataloader"),
-        typed(NPBGSettings, system, "system"),
+        typed(SYSTEMS[system["system_class"]][1], system, "system"),
         typed(TrainerSettings, trainer, "trainer"),
     )
 
 
-GROUPS = ("callbacks", "dataloader", "datasets", "experiment", "loggers", "system", "system/loss_factors", "trainer")
+PARTS = ("aggregator", "feature_extractor", "loss_factors", "refiner")
+GROUPS = ("callbacks", "dataloader", "datasets", "experiment", "loggers", "system", *(f"system/{part}" for part in PARTS), "trainer")
 
 
 def test_every_group_is_checked():
@@ -178,6 +181,8 @@ def test_every_choice_composes_into_valid_settings(group, choice):
         config = composed(**{group: choice})
     elif group == "loggers":
         config = composed(f"loggers=[{choice}]")
+    elif group.startswith("system/"):
+        config = composed(f"{group}={choice}", system="npbgpp_sphere")
     else:
         config = composed(f"{group}={choice}")
     datasets, dataloader, system, _ = settings_of(config)
@@ -322,13 +327,19 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_ones_that_do():
 
 
 @pytest.mark.parametrize(
-    ("schema", "group"),
-    [(DatasetSettings, "datasets"), (DataloaderSettings, "dataloader"), (TrainerSettings, "trainer"), (NPBGSettings, "system")],
+    ("schema", "group", "choice"),
+    [
+        (DatasetSettings, "datasets", "npbg"),
+        (DataloaderSettings, "dataloader", "npbg"),
+        (TrainerSettings, "trainer", "npbg"),
+        (NPBGSettings, "system", "coefficients_ft"),
+        (NPBGPlusPlusSettings, "system", "npbgpp_sphere"),
+    ],
 )
-def test_every_setting_can_be_reached_without_a_plus(schema, group):
+def test_every_setting_can_be_reached_without_a_plus(schema, group, choice):
     """A field of the settings that is in no yaml could be set with +key=value only."""
     from_trainer = {"accumulate_grad_batches", "gradient_clip_val"} if group == "system" else {"retired"}
-    assert {f.name for f in dataclasses.fields(schema)} - set(composed()[group]) <= from_trainer
+    assert {f.name for f in dataclasses.fields(schema)} - set(composed(system=choice)[group]) <= from_trainer
 
 
 def test_no_yaml_repeats_what_another_one_says():

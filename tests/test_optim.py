@@ -27,7 +27,7 @@ def random_step(step: int, generator: torch.Generator, dtype: torch.dtype) -> li
 
 def start(dtype: torch.dtype) -> tuple[list[RowTable], list[Tensor]]:
     values = [torch.randn(size, COLUMNS, dtype=dtype) for size in SIZES]
-    return [RowTable.from_values(v.clone()) for v in values], [v.clone().requires_grad_() for v in values]
+    return [RowTable(v.clone()) for v in values], [v.clone().requires_grad_() for v in values]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
@@ -61,7 +61,7 @@ def test_a_table_that_joins_late_has_no_history():
     """A scene that is opened at step 100 starts like a parameter whose gradient was zero until then."""
     values, gradient = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
     parameter = values.clone().requires_grad_()
-    dense, lazy, table = torch.optim.RMSprop([parameter], lr=0.1), LazyRMSprop(0.1, steps=99), RowTable.from_values(values.clone())
+    dense, lazy, table = torch.optim.RMSprop([parameter], lr=0.1), LazyRMSprop(0.1, steps=99), RowTable(values.clone())
     lazy.begin_step()
     lazy.update(table, torch.arange(4), gradient)
     parameter.grad = gradient
@@ -71,7 +71,7 @@ def test_a_table_that_joins_late_has_no_history():
 
 def test_forgetting_a_long_history():
     """The step counter starts anew, and steps counted before must not be taken for a time to come."""
-    table, lazy = RowTable.from_values(torch.zeros(3, 2)), LazyRMSprop(0.1, steps=100_000)
+    table, lazy = RowTable(torch.zeros(3, 2)), LazyRMSprop(0.1, steps=100_000)
     lazy.begin_step()
     lazy.update(table, torch.arange(3), torch.ones(3, 2))
     table.forget()
@@ -83,7 +83,7 @@ def test_forgetting_a_long_history():
 
 
 def test_rows_outside_the_step_are_not_touched():
-    table, lazy = RowTable.from_values(torch.randn(50, 4)), LazyRMSprop(0.1)
+    table, lazy = RowTable(torch.randn(50, 4)), LazyRMSprop(0.1)
     for _ in range(3):
         lazy.begin_step()
         lazy.update(table, torch.arange(50), torch.randn(50, 4))
@@ -100,7 +100,7 @@ def test_rows_outside_the_step_are_not_touched():
 
 
 def test_calls_within_a_step_add_up_to_one():
-    whole, split = (RowTable.from_values(torch.ones(6, 2)) for _ in range(2))
+    whole, split = (RowTable(torch.ones(6, 2)) for _ in range(2))
     gradient = torch.randn(6, 2)
     optimizers = [LazyRMSprop(0.1), LazyRMSprop(0.1)]
     for _ in range(3):
@@ -114,7 +114,7 @@ def test_calls_within_a_step_add_up_to_one():
 
 
 def test_no_rows_change_nothing():
-    table, lazy = RowTable.from_values(torch.randn(5, 2)), LazyRMSprop(0.1)
+    table, lazy = RowTable(torch.randn(5, 2)), LazyRMSprop(0.1)
     values = table.values.clone()
     lazy.begin_step()
     lazy.update(table, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2))

@@ -1,14 +1,26 @@
-"""Backbone weights: where they are looked for, what is accepted, and what every refusal says."""
+"""Backbone and encoder weights: where they are looked for, what is accepted, and what every refusal says."""
 
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor
 
 from npbgpp.errors import InputError
-from npbgpp.pretrained import find_backbone, load_features, read_backbone, select_features
+from npbgpp.pretrained import (
+    PublishedEncoder,
+    find_backbone,
+    find_encoder,
+    load_features,
+    read_backbone,
+    read_encoder,
+    select_features,
+)
+
+ENCODER = PublishedEncoder("tinynet", "tinynet-0123abcd.pth", "timm/tinynet.in1k")
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +28,7 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     return tmp_path / "torch_home" / "hub" / "checkpoints"
 
 
@@ -154,3 +167,91 @@ def test_loaded_features_compute_are_frozen_and_draw_no_random_numbers(vgg16_sta
     image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     weight, bias = vgg16_state["features.0.weight"].float(), vgg16_state["features.0.bias"].float()
     torch.testing.assert_close(features[:2](image), torch.relu(torch.nn.functional.conv2d(image, weight, bias, padding=1)))
+
+
+def in_hugging_face_cache(tmp_path: Path, file_name: str) -> Path:
+    """An empty file where a download of ENCODER would have left it."""
+    repository = tmp_path / "hf" / "models--timm--tinynet.in1k"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text("abc")
+    return touch(repository / "snapshots" / "abc" / file_name)
+
+
+def test_encoder_places_in_order(tmp_path: Path, empty_caches: Path) -> None:
+    older = in_hugging_face_cache(tmp_path, "pytorch_model.bin")
+    assert find_encoder(ENCODER) == older
+    newer = in_hugging_face_cache(tmp_path, "model.safetensors")
+    assert find_encoder(ENCODER) == newer
+    hub = touch(empty_caches / "tinynet-0123abcd.pth")
+    assert find_encoder(ENCODER) == hub
+    given = touch(tmp_path / "mine.safetensors")
+    assert find_encoder(ENCODER, given) == given
+    assert find_encoder(PublishedEncoder("tinynet", None, "timm/tinynet.in1k")) == newer
+
+
+def test_missing_encoder_message_names_file_places_and_keys(tmp_path: Path, empty_caches: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        find_encoder(ENCODER)
+    for part in (
+        "timm's tinynet",
+        f"put tinynet-0123abcd.pth into {empty_caches}",
+        f"model.safetensors of timm/tinynet.in1k in {tmp_path / 'hf'}",
+        "system.feature_extractor.encoder_weights=FILE",
+        "system.feature_extractor.pretrained_encoder=false",
+        "nothing is downloaded",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(InputError, match=r"timm publishes none; give a file with system\.feature_extractor\.encoder_weights"):
+        find_encoder(PublishedEncoder("tinynet", None, None))
+    with pytest.raises(InputError, match=r"system\.feature_extractor\.encoder_weights: .* found no file at .*absent\.pth"):
+        find_encoder(ENCODER, tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_encoder_keys_are_found_under_the_spellings_of_timm(tmp_path: Path, ending: str) -> None:
+    state = {
+        "stages.0.conv.weight": torch.randn(4, 3, 2, 2),
+        "stages.0.bn.running_mean": torch.randn(4).half(),
+        "head.weight": torch.zeros(9),
+    }
+    path = tmp_path / f"weights.{ending}"
+    if ending == "pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    for prefix in ("", "model.", "body."):
+        wanted = {
+            f"{prefix}stages_0.conv.weight": torch.zeros(4, 3, 2, 2),
+            f"{prefix}stages_0.bn.running_mean": torch.zeros(4),
+            f"{prefix}stages_0.bn.num_batches_tracked": torch.tensor(7),
+        }
+        read = read_encoder(path, "tinynet", wanted)
+        assert read.keys() == wanted.keys()
+        assert torch.equal(read[f"{prefix}stages_0.conv.weight"], state["stages.0.conv.weight"])
+        assert read[f"{prefix}stages_0.bn.running_mean"].dtype == torch.float32
+        assert torch.equal(read[f"{prefix}stages_0.bn.running_mean"], state["stages.0.bn.running_mean"].float())
+        assert read[f"{prefix}stages_0.bn.num_batches_tracked"] == 7
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_wrong_encoder_files_are_refused(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"weights.{ending}"
+    path.write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    with pytest.raises(InputError, match=rf"weights\.{ending}: expected a state dict of timm's tinynet.* cannot be read"):
+        read_encoder(path, "tinynet", {"a.weight": torch.zeros(2)})
+    state = {"a.weight": torch.zeros(3)}
+    if ending == "pth":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    with pytest.raises(InputError, match=r"shape \(2,\) under a\.weight, found \(3,\); is this timm's tinynet.*encoder_weights"):
+        read_encoder(path, "tinynet", {"a.weight": torch.zeros(2)})
+    with pytest.raises(InputError, match=r"lacks 'b\.weight'; .*pretrained_encoder=false"):
+        read_encoder(path, "tinynet", {"a.weight": torch.zeros(3), "b.weight": torch.zeros(2)})
+
+
+def test_encoder_file_that_would_run_code_is_not_opened(tmp_path: Path) -> None:
+    torch.save({"a.weight": _Intruder()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="pickled Python object"):
+        read_encoder(tmp_path / "weights.pth", "tinynet", {"a.weight": torch.zeros(2)})
+    assert not _Intruder.opened

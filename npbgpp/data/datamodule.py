@@ -1,5 +1,6 @@
 """Scene lists of a config become datasets, samplers and loaders."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Sampler
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
 from npbgpp.data.parsers import PARSERS
 from npbgpp.data.scene import Batch, Scene, Stage
+from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
+from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.geometry.pointcloud import CloudFile
 from npbgpp.paths import Bases
 
@@ -41,6 +44,9 @@ class DatasetSettings:
     n_point: int | None = None
     noise_sigma: float | None = None
     white_bg: bool = True
+    compositing: str = "authors"
+    intrinsics: str = "authors"
+    views: tuple[int, ...] | None = None
     val_indices: tuple[int, ...] | None = None
     holdout_indices: tuple[int, ...] | None = None
     train_num_samples: int | None = 2000
@@ -50,6 +56,7 @@ class DatasetSettings:
     image_margin: int = 0
     cache_images: bool = False
     selection_count: int = 3
+    selection_method: str = "multinomial"
 
 
 @dataclass(frozen=True)
@@ -73,21 +80,40 @@ class DataloaderSettings:
     train_total_batch_size: int | None = None
 
 
+@dataclass(frozen=True)
+class InputRule:
+    """What a system that reads photos says about when a photo sees a point: near plane (scene units) and pixel rule."""
+
+    near: float
+    rule: PixelRule
+
+
 class DataModule(LightningDataModule):
     """All scenes of a run.
 
     Scenes are parsed at construction, so that whatever is wrong with a folder is said before any work starts. At most ``scenes_per_epoch`` training
-    scenes are visited in an epoch; the sampler rotates through all of them whether or not loaders are rebuilt between epochs.
+    scenes are visited in an epoch; the sampler rotates through all of them whether or not loaders are rebuilt between epochs. ``inputs`` is given for
+    systems that read photos: training items then carry ``datasets.selection_count`` of them.
     """
 
     def __init__(
-        self, datasets: DatasetSettings, dataloader: DataloaderSettings, bases: Bases, scenes_per_epoch: int, evaluate_only: bool
+        self,
+        datasets: DatasetSettings,
+        dataloader: DataloaderSettings,
+        bases: Bases,
+        scenes_per_epoch: int,
+        evaluate_only: bool,
+        inputs: InputRule | None = None,
     ) -> None:
         super().__init__()
+        self.inputs = inputs
         if datasets.layout not in PARSERS:
             raise InputError(f"datasets.layout: expected one of {', '.join(sorted(PARSERS))}, got {datasets.layout}")
         if datasets.train_on not in ("split", "all"):
             raise InputError(f"datasets.train_on: expected split or all, got {datasets.train_on}")
+        for key in ("compositing", "intrinsics"):
+            if getattr(datasets, key) not in ("authors", "exact"):
+                raise InputError(f"datasets.{key}: expected authors or exact, got {getattr(datasets, key)}")
         if dataloader.train_data_mode not in ("common", "each"):
             raise InputError(f"dataloader.train_data_mode: expected common or each, got {dataloader.train_data_mode}")
         self.settings, self.loader_settings = datasets, dataloader
@@ -111,7 +137,12 @@ class DataModule(LightningDataModule):
                 f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
             )
         cloud = CloudFile(folder / self.settings.pc_name, self.settings.n_point, self.settings.noise_sigma)
-        scene = PARSERS[self.settings.layout](folder, self.images_root / name, name, cloud, white_bg=self.settings.white_bg)
+        parse, s = PARSERS[self.settings.layout], self.settings
+        options = {"white_bg": s.white_bg, "compositing": s.compositing, "intrinsics": s.intrinsics, "views": s.views}
+        takes = inspect.signature(parse).parameters
+        if s.views is not None and "views" not in takes:
+            raise InputError(f"datasets.views: layout {s.layout} has no list of views to choose; set datasets.views=null")
+        scene = parse(folder, self.images_root / name, name, cloud, **{key: value for key, value in options.items() if key in takes})
         if not cloud.path.is_file():
             raise InputError(
                 f"point cloud {cloud.path}: no such file; put the cloud of scene {name} there or name it with datasets.pc_name=<file>"
@@ -136,7 +167,14 @@ class DataModule(LightningDataModule):
             num_samples=s.train_num_samples,
             image_margin=s.image_margin,
             cache_images=s.cache_images,
+            selector=self._selector(scene, indices),
         )
+
+    def _selector(self, scene: Scene, indices: tuple[int, ...]) -> ViewSelector | None:
+        s = self.settings
+        if self.inputs is None:
+            return None
+        return ViewSelector(scene, indices, indices, s.selection_method, s.selection_count, self.inputs.near, self.inputs.rule)
 
     def _evaluation_set(self, scene: Scene, stage: Stage) -> SceneDataset:
         name = f"{scene.name}_{'val' if stage == 'val' else 'holdout'}"
@@ -145,7 +183,11 @@ class DataModule(LightningDataModule):
     def conditions(self) -> dict[str, str]:
         """What else a score depends on, in words: the background of the photos and how they were resized."""
         backgrounds = {str(view.background) for scene in self.scenes.values() for view in scene.views}
-        return {"background": "; ".join(sorted(backgrounds)) if backgrounds != {"None"} else "as photographed", "resize_filter": "none"}
+        resized = any(view.resized for scene in self.scenes.values() for view in scene.views)
+        return {
+            "background": "; ".join(sorted(backgrounds)) if backgrounds != {"None"} else "as photographed",
+            "resize_filter": "bilinear" if resized else "none",
+        }
 
     def train_dataloader(self) -> DataLoader:
         """One loader over all training scenes; its sampler picks those of the epoch."""

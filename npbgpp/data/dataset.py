@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from npbgpp.data.images import Photo, read_photo
 from npbgpp.data.scene import Batch, Scene, Views
+from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.warp import resample
@@ -46,6 +47,7 @@ class SceneDataset(Dataset[Batch]):
         num_samples: length; None is one pass over the views.
         image_margin: pixels at each border that do not count.
         cache_images: keep decoded photos (8 bits) in memory.
+        selector: chooses the input photos of every item; None gives none.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class SceneDataset(Dataset[Batch]):
         num_samples: int | None = None,
         image_margin: int = 0,
         cache_images: bool = False,
+        selector: ViewSelector | None = None,
     ) -> None:
         if not indices:
             raise InputError(
@@ -67,7 +70,7 @@ class SceneDataset(Dataset[Batch]):
             raise InputError(f"datasets.train_num_samples: expected a positive number or null, got {num_samples}")
         self.name, self.scene, self.indices = name, scene, indices
         self.augmentation = augmentation or Augmentation()
-        self.num_samples, self.image_margin = num_samples, image_margin
+        self.num_samples, self.image_margin, self.selector = num_samples, image_margin, selector
         self._cache: dict[int, Photo] | None = {} if cache_images else None
         full = scene.views[indices[0]].camera.image_size
         wanted = self.augmentation.image_size
@@ -116,7 +119,20 @@ class SceneDataset(Dataset[Batch]):
         if mask is not None:  # the object counts also where it reaches into the margin
             valid = valid | (mask >= 0.5)
         views = Views(layers[:, :3], valid, target, mask, (view.name,))
-        return Batch((self.name,), (self.scene.name,), views)
+        inputs = () if self.selector is None else (self._whole_views(self.selector.select(index, target)),)
+        return Batch((self.name,), (self.scene.name,), views, inputs)
+
+    def _whole_views(self, indices: tuple[int, ...]) -> Views:
+        views, photos = [self.scene.views[i] for i in indices], [self._photo(i) for i in indices]
+        masks = [photo.mask for photo in photos if photo.mask is not None]
+        cameras = Cameras.cat([view.camera for view in views])
+        return Views(
+            torch.stack([photo.image for photo in photos]).float() / 255,
+            torch.ones(len(views), 1, *cameras.image_size, dtype=torch.bool),
+            cameras,
+            torch.stack(masks).float() / 255 if len(masks) == len(photos) else None,
+            tuple(view.name for view in views),
+        )
 
     def _photo(self, index: int) -> Photo:
         if self._cache is None:

@@ -1,5 +1,7 @@
-"""Decoding photos: 8-bit pixels, alpha composited on the background, masks."""
+"""Decoding photos: 8-bit pixels, alpha composited on the background, masks; and finding them in folders."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from npbgpp.errors import InputError
 
 # what Pillow raises for damaged files, a header that promises more pixels than memory holds among them
 _DECODER_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError)
+_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -35,36 +38,100 @@ def image_size(path: Path) -> tuple[int, int]:
         raise InputError(f"image {path}: expected a readable image, got {error}; replace the file") from error
 
 
+def common_size(paths: Iterable[Path]) -> tuple[int, int]:
+    """(height, width) of at least one picture, from the headers. Raises InputError for the first one that differs from those before it."""
+    sizes = ((path, image_size(path)) for path in paths)
+    first, size = next(sizes)
+    for path, found in sizes:
+        if found != size:
+            raise InputError(
+                f"image {path}: expected {size[1]}x{size[0]} pixels as {first} has, got {found[1]}x{found[0]}; resize one of them"
+            )
+    return size
+
+
+def numbered_images(folder: Path) -> dict[int, Path]:
+    """Pictures (.png, .jpg, .jpeg) of a folder by the number at the end of their names, in ascending order: img_0003.jpg is 3.
+
+    Hidden files are ignored: some systems leave a ``._img_0003.jpg`` beside every picture.
+
+    Raises:
+        InputError: missing folder, no picture in it, a name without number, or a number that comes twice.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; the scene needs it: restore it or correct datasets.data_root and datasets.scene_name")
+    found: dict[int, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")):
+        number = re.search(r"[0-9]+$", path.stem)
+        if number is None:
+            raise InputError(f"image {path}: expected a name that ends in the number of the view; move or rename the file")
+        twin = found.setdefault(int(number[0]), path)
+        if twin is not path:
+            raise InputError(f"image {path}: expected one picture per number, got {twin.name} too; remove one of them")
+    if not found:
+        raise InputError(f"{folder}: expected pictures ({', '.join(_SUFFIXES)}), got none; restore them")
+    return dict(sorted(found.items()))
+
+
 def read_photo(view: View) -> Photo:
     """Decodes a view.
 
     Raises:
         InputError: unreadable file, size other than that of the camera, or a mask asked for without an alpha channel.
     """
-    try:
-        with Image.open(view.image) as file:
-            has_alpha = "A" in file.getbands() or "transparency" in file.info
-            pixels = np.asarray(file.convert("RGBA" if has_alpha else "RGB"))
-    except FileNotFoundError:
-        raise InputError(f"image {view.image}: no such file; restore it or remove the view from the scene") from None
-    except _DECODER_ERRORS as error:
-        raise InputError(f"image {view.image}: expected a readable image, got {error}; replace the file") from error
+    pixels = _decode(view.image, view.camera.image_size if view.resized else None)
     if pixels.shape[:2] != view.camera.image_size:
         height, width = view.camera.image_size
         raise InputError(
             f"image {view.image}: expected {width}x{height} pixels as the first image of the scene, got {pixels.shape[1]}x{pixels.shape[0]}; "
             "resize the image or give it its own scene"
         )
-    colour = torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1)
-    if not has_alpha:
+    colour = torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1).contiguous()
+    if view.mask is not None:
+        return _masked(view, colour, _read_mask(view.mask, view.camera.image_size))
+    if pixels.shape[2] == 3:
         if view.alpha_is_mask:
             raise InputError(
                 f"image {view.image}: expected an alpha channel (the mask of the object), got {pixels.shape[2]} channels; export RGBA"
             )
-        return Photo(colour.contiguous(), None)
-    alpha = torch.from_numpy(pixels[..., 3:].copy()).permute(2, 0, 1)
+        return Photo(colour, None)
+    alpha = torch.from_numpy(pixels[..., 3:].copy()).permute(2, 0, 1).contiguous()
     if view.background is not None:
         opacity = alpha.float() / 255
         background = torch.tensor(view.background)[:, None, None] * 255
-        colour = (colour.float() * opacity + background * (1 - opacity) + 0.5).to(torch.uint8)
-    return Photo(colour.contiguous(), alpha.contiguous() if view.alpha_is_mask else None)
+        blended = (colour.float() / 255 * opacity + background / 255 * (1 - opacity)) * 255
+        colour = (blended if view.truncates else blended + 0.5).to(torch.uint8)
+    return Photo(colour, alpha if view.alpha_is_mask else None)
+
+
+def _decode(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w c"]:
+    """Colours, with alpha as fourth channel where the file has one; resampled to ``size`` when that is given."""
+    try:
+        with Image.open(path) as file:
+            has_alpha = "A" in file.getbands() or "transparency" in file.info
+            image = file.convert("RGBA" if has_alpha else "RGB")
+            if size is not None:
+                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            return np.asarray(image)
+    except FileNotFoundError:
+        raise InputError(f"image {path}: no such file; restore it or remove the view from the scene") from None
+    except _DECODER_ERRORS as error:
+        raise InputError(f"image {path}: expected a readable image, got {error}; replace the file") from error
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> UInt8[Tensor, "1 h w"]:
+    """The mean of the three colours, rounded, so that 128 and more are one half and more."""
+    pixels = _decode(path)
+    if pixels.shape[:2] != size:
+        raise InputError(
+            f"mask {path}: expected {size[1]}x{size[0]} pixels as its photo has, got {pixels.shape[1]}x{pixels.shape[0]}; resize the mask"
+        )
+    total = torch.from_numpy(pixels[..., :3].astype(np.int16)).sum(-1)
+    return ((total + 1) // 3).to(torch.uint8)[None]
+
+
+def _masked(view: View, colour: UInt8[Tensor, "3 h w"], mask: UInt8[Tensor, "1 h w"]) -> Photo:
+    if view.background is not None:
+        background = (torch.tensor(view.background)[:, None, None] * 255 + 0.5).to(torch.uint8)
+        colour = torch.where(mask < 128, background, colour)
+    return Photo(colour, mask)

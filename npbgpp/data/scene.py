@@ -25,7 +25,11 @@ class View:
         image: file with the photo.
         camera: one camera, of the size of the photo.
         alpha_is_mask: the photo has an alpha channel that is the mask of the object.
-        background: colour in [0, 1] that the photo is composited on where alpha < 1; None keeps the colours as stored.
+        background: colour in [0, 1] that the photo is composited on where alpha < 1, or that it has where ``mask`` is dark; None keeps the colours as
+            stored.
+        mask: picture of the same size, bright on the object; an alpha channel of the photo is then ignored.
+        truncates: composited colours are cut to 8 bits, as the NPBG++ authors do, in place of rounding them.
+        resized: the photo has another size than the camera and is resampled (bilinear) when it is read.
     """
 
     name: str
@@ -33,6 +37,9 @@ class View:
     camera: Cameras
     alpha_is_mask: bool = False
     background: tuple[float, float, float] | None = None
+    mask: Path | None = None
+    truncates: bool = False
+    resized: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,11 @@ class Views:
             mask=None if self.mask is None else self.mask.to(device),
         )
 
+    def pin_memory(self) -> "Views":
+        """The same views in page-locked memory."""
+        mask = None if self.mask is None else self.mask.pin_memory()
+        return replace(self, image=self.image.pin_memory(), valid=self.valid.pin_memory(), mask=mask)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -121,24 +133,24 @@ class Batch:
         dataset: name of the dataset the views come from (scene name plus purpose), one per view.
         scene: name of the scene of each view.
         target: the views to render.
+        inputs: per target, the photos that it is to be described from, all of one size; empty for systems that read none.
     """
 
     dataset: tuple[str, ...]
     scene: tuple[str, ...]
     target: Views
+    inputs: tuple[Views, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scene)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; called by Lightning."""
-        return replace(self, target=self.target.to(device))
+        return replace(self, target=self.target.to(device), inputs=tuple(views.to(device) for views in self.inputs))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; called by DataLoader."""
-        target = self.target
-        mask = None if target.mask is None else target.mask.pin_memory()
-        return replace(self, target=replace(target, image=target.image.pin_memory(), valid=target.valid.pin_memory(), mask=mask))
+        return replace(self, target=self.target.pin_memory(), inputs=tuple(views.pin_memory() for views in self.inputs))
 
     @staticmethod
     def collate(items: "Sequence[Batch]") -> "Batch":
@@ -158,4 +170,9 @@ class Batch:
             mask=torch.cat(known) if len(known) == len(masks) else None,
             names=tuple(name for item in items for name in item.target.names),
         )
-        return Batch(tuple(d for item in items for d in item.dataset), tuple(s for item in items for s in item.scene), target)
+        return Batch(
+            tuple(d for item in items for d in item.dataset),
+            tuple(s for item in items for s in item.scene),
+            target,
+            tuple(views for item in items for views in item.inputs),
+        )

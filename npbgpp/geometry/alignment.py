@@ -69,7 +69,8 @@ def align_vertically(cameras: Cameras, rule: PixelRule, up: tuple[float, float, 
     left, top = (side - width) // 2, (side - height) // 2
     padding = Padding(left, side - width - left, top, side - height - top)
     padded = cameras.crop(-top, -left, (side, side)) if rule is PixelRule.EXACT else _pad_as_authors(cameras, padding, side)
-    focal, principal = padded.to_size_minus_one_ndc()  # any centred unit serves: the roll commutes with scaling
+    # any centred unit serves: the roll commutes with scaling
+    focal, principal = (number.to(padded.R.dtype) for number in padded.to_size_minus_one_ndc())
     degrees = _roll(padded, focal, principal, up)
     intrinsics = torch.zeros_like(padded.R)
     intrinsics[:, [0, 1], [0, 1]] = focal

@@ -36,7 +36,7 @@ class Cameras:
     Attributes:
         R: rotation world to camera, acting on row vectors.
         T: translation, scene units: the camera sees a world point x at ``x @ R + T``.
-        focal_length: (fx, fy) in pixels.
+        focal_length: (fx, fy) in pixels. Like ``principal_point`` it may be in double precision, whatever ``R`` and ``T`` are in.
         principal_point: (cx, cy) in pixels from the top-left corner of the image.
         image_size: (height, width) in pixels.
     """
@@ -175,7 +175,7 @@ class Cameras:
         xyz_cam = self.view(xyz_world)
         depth = xyz_cam[..., 2]
         uv_px = self.principal_point[:, None, :] - self.focal_length[:, None, :] * xyz_cam[..., :2] / depth[..., None]
-        return uv_px, depth
+        return uv_px.to(depth.dtype), depth
 
     def rays(self) -> tuple[Float[Tensor, "b h w 3"], Float[Tensor, "b h w 3"]]:
         """World-space (origins, unit directions) through the pixel centres."""
@@ -186,7 +186,7 @@ class Cameras:
             indexing="ij",
         )
         xy = (self.principal_point[:, None, None, :] - torch.stack([u, v], -1)) / self.focal_length[:, None, None, :]
-        xyz_cam = torch.cat([xy, torch.ones_like(xy[..., :1])], -1)
+        xyz_cam = torch.cat([xy, torch.ones_like(xy[..., :1])], -1).to(self.R.dtype)
         directions = torch.nn.functional.normalize(xyz_cam @ torch.linalg.inv(self.R)[:, None], dim=-1)
         origins = self.centers()[:, None, None, :].expand_as(directions)
         return origins, directions

@@ -2,7 +2,7 @@
 
 Both rules are written as one homogeneous map followed by a step function per raster level, so that one rasteriser serves both:
 
-* ``xyw = xyz_world @ matrix + offset``; normalised coordinates ``(x, y) = xyw[:2] / (xyw[2] + epsilon)``; depth is ``xyw[2]``;
+* ``xyd = xyz_world @ matrix + offset``; depth is ``xyd[2]``; normalised coordinates ``(x, y) = (scale * xyd[:2] + shift * depth) / (depth + epsilon)``;
 * at a level of h x w cells, ``column = floor(start_w + slope_w * x)`` and ``row = floor(start_h + slope_h * y)``.
 
 EXACT: (x, y) are pixels of the full image from its top-left corner, a point is in the image when ``0 <= x < W`` and ``0 <= y < H``, and a level at scale
@@ -40,6 +40,25 @@ def ndc_bounds(image_size: tuple[int, int]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """From world points to normalised coordinates for b cameras; see the module docstring. ``scale`` and ``shift`` are None where they are 1 and 0."""
+
+    matrix: Float[Tensor, "b 3 3"]
+    offset: Float[Tensor, "b 3"]
+    scale: Float[Tensor, "b 2"] | None
+    shift: Float[Tensor, "b 2"] | None
+    epsilon: float
+
+    def apply(self, xyz_world: Float[Tensor, "*b n 3"]) -> Float[Tensor, "b n 3"]:
+        """(x, y, depth) of every point for every camera."""
+        xyd = xyz_world @ self.matrix + self.offset[:, None]
+        xy, depth = xyd[..., :2], xyd[..., 2:]
+        if self.scale is not None and self.shift is not None:
+            xy = self.scale[:, None] * xy + self.shift[:, None] * depth
+        return torch.cat([xy / (depth + self.epsilon), depth], -1)
+
+
+@dataclass(frozen=True)
 class PixelGrid:
     """One rule on images of one size (height, width); see the module docstring."""
 
@@ -51,25 +70,25 @@ class PixelGrid:
         """Added to the depth before dividing by it."""
         return _AUTHORS_EPSILON if self.rule is PixelRule.SIZE_MINUS_ONE else 0.0
 
-    def homogeneous_map(self, cameras: Cameras) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b 3"]]:
-        """(matrix, offset) with ``xyw = xyz_world @ matrix + offset``, computed in double precision and returned in that of the cameras."""
+    def projection(self, cameras: Cameras) -> "Projection":
+        """The map of some cameras.
+
+        SIZE_MINUS_ONE keeps the order of the authors' operations, because what falls exactly where depends on rounding; EXACT needs no scale and no shift.
+        """
+        dtype = cameras.R.dtype
         if self.rule is PixelRule.SIZE_MINUS_ONE:
             focal, principal = cameras.to_size_minus_one_ndc()
-        else:
-            focal, principal = -cameras.focal_length, cameras.principal_point
+            return Projection(cameras.R, cameras.T, focal.to(dtype), principal.to(dtype), self.epsilon)
         intrinsics = torch.zeros(len(cameras), 3, 3, dtype=torch.float64, device=cameras.R.device)
-        intrinsics[:, [0, 1], [0, 1]] = focal.double()
-        intrinsics[:, 2, :2] = principal.double()
+        intrinsics[:, [0, 1], [0, 1]] = -cameras.focal_length.double()
+        intrinsics[:, 2, :2] = cameras.principal_point.double()
         intrinsics[:, 2, 2] = 1.0
-        matrix = cameras.R.double() @ intrinsics
-        offset = (cameras.T.double()[:, None] @ intrinsics)[:, 0]
-        return matrix.to(cameras.R.dtype), offset.to(cameras.R.dtype)
+        matrix, offset = cameras.R.double() @ intrinsics, (cameras.T.double()[:, None] @ intrinsics)[:, 0]
+        return Projection(matrix.to(dtype), offset.to(dtype), None, None, self.epsilon)
 
     def normalise(self, cameras: Cameras, xyz_world: Float[Tensor, "*b n 3"]) -> Float[Tensor, "b n 3"]:
         """(x, y, depth) of world points, seen by every camera; finite also behind the camera, not at depth 0 of the exact rule."""
-        matrix, offset = self.homogeneous_map(cameras)
-        xyw = xyz_world @ matrix + offset[:, None]
-        return torch.cat([xyw[..., :2] / (xyw[..., 2:] + self.epsilon), xyw[..., 2:]], -1)
+        return self.projection(cameras).apply(xyz_world)
 
     def inside(self, x: Float[Tensor, "*n"], y: Float[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
         """Whether normalised coordinates are in the image."""

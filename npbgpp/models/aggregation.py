@@ -124,7 +124,7 @@ class Sphere(Aggregator):
                 raise InputError(f"system.aggregator.{key}: expected a positive number, got {value}")
         super().__init__(descriptor_dim, 1 + m + descriptor_dim + m * (m + 1) // 2 + m * descriptor_dim, (1 + m) * descriptor_dim)
         self.m, self.learnable_alpha = m, learnable_alpha
-        self.type, self.tanh = type, tanh
+        self.basis_type, self.tanh = type, tanh
         if type != "spherical":
             self.harmonic_embedding = HarmonicEmbedding(learnable_freq)
             self.mlp = basis_network(type, m, depth, width)
@@ -137,9 +137,9 @@ class Sphere(Aggregator):
 
     def basis(self, looked: Looked) -> Float[Tensor, "v m"]:
         """Values of the basis functions."""
-        if self.type == "spherical":
+        if self.basis_type == "spherical":
             return spherical_harmonics(looked.direction())
-        basis = self.mlp(network_inputs(self.type, self.harmonic_embedding, looked))
+        basis = self.mlp(network_inputs(self.basis_type, self.harmonic_embedding, looked))
         return basis.tanh() if self.tanh else basis
 
     def _parts(self, sums: Float[Tensor, "r s"]) -> tuple[Tensor, ...]:

@@ -55,6 +55,8 @@ class HarmonicEmbedding(nn.Module):
         learnable: the base frequency is the softplus of a weight, and starts at 0.1 as the authors' does; otherwise it is pi / 2.
     """
 
+    frequencies: Tensor
+
     def __init__(self, learnable: bool) -> None:
         super().__init__()
         self.learnable = learnable

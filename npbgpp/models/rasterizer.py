@@ -6,8 +6,9 @@ Holds one weight, ``bg_feature``, under the name it has in released checkpoints.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from npbgpp.errors import InputError
 from npbgpp.render.rasterize import Level
@@ -62,6 +63,32 @@ class NearestScatterRasterizer(nn.Module):
             size = (batch, int(level.scale * height), int(level.scale * width))
             features = self.bg_feature.expand(size[0], -1, *size[1:])
             pyramid.append(self._masked(torch.cat([features, features.new_zeros(size[0], 1, *size[1:])], 1)))
+        return pyramid
+
+    def of_image(
+        self,
+        features: Float[Tensor, "b c h w"],
+        mask: Bool[Tensor, "b 1 h w"] | None,
+        corrupt: bool,
+        draws: Sequence[Float[Tensor, "b 1 _ _"]] | None = None,
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """The pyramid in which every pixel shows its own feature: nearest pixels at each level, background outside of ``mask``.
+
+        Args:
+            features: one feature per pixel.
+            mask: pixels that show theirs; None are all.
+            corrupt: drop pixels with probability scale / 2, most of them at the finest level.
+            draws: uniform numbers that decide which, one image per level; None draws them.
+        """
+        size, pyramid = features.shape[-2:], []
+        for k, level in enumerate(self.levels):
+            shape = (int(level.scale * size[0]), int(level.scale * size[1]))
+            resized = interpolate(features, shape, mode="nearest")
+            kept = torch.ones_like(resized[:, :1]) if mask is None else interpolate(mask.to(features.dtype), shape, mode="nearest")
+            if corrupt:
+                draw = torch.rand_like(kept) if draws is None else draws[k]
+                kept = kept * (draw > level.scale / 2)
+            pyramid.append(self._masked(torch.cat([torch.where(kept > 0, resized, self.bg_feature), kept], 1)))
         return pyramid
 
     def _masked(self, image: Float[Tensor, "b c1 h w"]) -> Float[Tensor, "b _ h w"]:

@@ -31,10 +31,18 @@ class BlockedCloud:
     count: int
 
     @classmethod
-    def build(cls, xyz_world: Float[Tensor, "n 3"], block: int = _BLOCK) -> "BlockedCloud":
-        """Sorts and cuts a cloud of finite points; an empty cloud has no blocks."""
-        count = len(xyz_world)
-        order = _morton_order(xyz_world)
+    def build(cls, xyz_world: Float[Tensor, "n 3"], block: int = _BLOCK, rows: Int[Tensor, " r"] | None = None) -> "BlockedCloud":
+        """Sorts and cuts a cloud of finite points; an empty cloud has no blocks.
+
+        Args:
+            xyz_world: the points.
+            block: p.
+            rows: take only these points; they keep their position in ``xyz_world`` as their index.
+        """
+        order = _morton_order(xyz_world if rows is None else xyz_world[rows])
+        if rows is not None:
+            order = rows.to(torch.int64)[order]
+        count = len(order)
         blocks = -(-count // block)
         if blocks:
             order = torch.cat([order, order[-1:].expand(blocks * block - count)])

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
+from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule, Projection
 from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.refinement import AMBIGUOUS, refined_grid
 
@@ -115,9 +115,9 @@ class _Canvas:
     def draw(self, cloud: BlockedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
         """Keys of every level."""
         device = cloud.xyz_world.device
-        matrix, offset = (t[0] for t in self.grid.homogeneous_map(camera.to(device)))
-        inner, border = _visible_blocks(cloud, matrix, offset, self.grid, near)
-        homogeneous_map = (matrix.tolist(), offset.tolist())
+        projection = self.grid.projection(camera.to(device))
+        inner, border = _visible_blocks(cloud, projection, self.grid, near)
+        numbers = _Numbers.of(projection)
         length = cloud.index.shape[1]
         at_once = max(1, min((_CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK) // length, cloud.index.shape[0]))
         strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
@@ -126,7 +126,7 @@ class _Canvas:
             scratch = _scratch(length, at_once, device, threading.get_ident())
             waiting = []
             for part, whole in strokes[lane::lanes]:
-                waiting += self._lower(keys, *self._project(cloud, part, homogeneous_map, near, whole, scratch), scratch)
+                waiting += self._lower(keys, *self._project(cloud, part, numbers, near, whole, scratch), scratch)
             return waiting
 
         lanes = max(1, min(torch.get_num_threads(), _MOST_LANES, len(strokes))) if device.type == "cpu" else 1
@@ -151,13 +151,12 @@ class _Canvas:
         self,
         cloud: BlockedCloud,
         part: Int[Tensor, " k"],
-        homogeneous_map: tuple[list[list[float]], list[float]],
+        numbers: "_Numbers",
         near: float,
         whole: bool,
         scratch: "_Scratch",
     ) -> tuple[Float[Tensor, "2 m"], Int[Tensor, " m"]]:
         """Normalised coordinates and keys of the points of some blocks that are in the image; ``whole``: all of them are."""
-        matrix, offset = homogeneous_map
         world, xyw, keys, index = scratch.of(len(part))
         first, last = int(part[0]), int(part[-1]) + 1
         if last - first == len(part):  # blocks are in ascending order: a run of them needs no copy
@@ -167,8 +166,13 @@ class _Canvas:
             torch.index_select(cloud.index, 0, part, out=index)
         px, py, pz = world.flatten(1)
         for k in range(3):
-            torch.mul(px, matrix[0][k], out=xyw[k]).add_(py, alpha=matrix[1][k]).add_(pz, alpha=matrix[2][k]).add_(offset[k])
+            of_x, of_y, of_z = numbers.matrix[k]
+            torch.mul(px, of_x, out=xyw[k]).add_(py, alpha=of_y).add_(pz, alpha=of_z).add_(numbers.offset[k])
         xy, depth = xyw[:2], xyw[2]
+        for k, (scale, shift) in enumerate(numbers.scale_and_shift):
+            xy[k].mul_(scale)
+            if shift:
+                xy[k].add_(depth * shift)
         keys.copy_(depth.view(torch.int32)).bitwise_left_shift_(32).bitwise_or_(index.view(-1))
         outside = None if whole else depth <= near
         xy.div_(depth.add_(self.grid.epsilon) if self.grid.epsilon else depth)
@@ -217,6 +221,23 @@ class _Canvas:
         return keys
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """A projection of one camera as plain numbers: columns of the matrix, offset, and scale and shift of x and y where there are any."""
+
+    matrix: list[list[float]]
+    offset: list[float]
+    scale_and_shift: list[tuple[float, float]]
+
+    @classmethod
+    def of(cls, projection: Projection) -> "_Numbers":
+        """Reads the numbers once, so that no operation waits for them."""
+        scaled: list[tuple[float, float]] = []
+        if projection.scale is not None and projection.shift is not None:
+            scaled = list(zip(projection.scale[0].tolist(), projection.shift[0].tolist(), strict=True))
+        return cls(projection.matrix[0].t().tolist(), projection.offset[0].tolist(), scaled)
+
+
 class _Scratch:
     """Buffers for one chunk of points, used for every chunk."""
 
@@ -236,13 +257,16 @@ class _Scratch:
         return world, self.xyw[: 3 * count].view(3, count), self.keys[:count], self.index[:count].view(blocks, self.length)
 
 
-# Fresh memory costs the operating system more than the arithmetic on it costs us, so the buffers of the last images are kept, per thread.
+# Fresh memory costs the operating system more than the arithmetic on it costs us, so the buffers of the last images are kept, per thread. They outlive the
+# mode they were made in: tensors made in inference mode could not be written to outside of it.
 @functools.lru_cache(maxsize=2 * _MOST_LANES)
+@torch.inference_mode(False)
 def _scratch(length: int, blocks: int, device: torch.device, thread: int) -> _Scratch:
     return _Scratch(length, blocks, device)
 
 
 @functools.lru_cache(maxsize=2 * _MOST_LANES)
+@torch.inference_mode(False)
 def _key_buffer(rows: int, columns: int, device: torch.device, thread: int, lane: int) -> Int[Tensor, "rows columns"]:
     return torch.empty(rows, columns, dtype=torch.int64, device=device)
 
@@ -267,15 +291,16 @@ def _single_threaded(count: int, process: int, thread: int) -> ThreadPoolExecuto
 
 
 def _visible_blocks(
-    cloud: BlockedCloud, matrix: Float[Tensor, "3 3"], offset: Float[Tensor, " 3"], grid: PixelGrid, near: float
+    cloud: BlockedCloud, projection: Projection, grid: PixelGrid, near: float
 ) -> tuple[Int[Tensor, " k"], Int[Tensor, " l"]]:
     """Blocks that lie in the image as a whole, and those that may lie in it in part; blocks that cannot be seen are in neither."""
-    xyw = cloud.corners @ matrix + offset
-    depth = xyw[..., 2]
+    xyd = projection.apply(cloud.corners.view(-1, 3))[0].view(-1, 8, 3)
+    depth = xyd[..., 2]
+    matrix, offset = projection.matrix[0], projection.offset[0]
     # corners and points are rounded alike, but not equally; these margins are larger than the difference
     rounding = 4e-7 * (cloud.corners.abs() @ matrix[:, 2].abs() + offset[2].abs()).amax(1)
     nearest, furthest = depth.amin(1) - rounding, depth.amax(1) + rounding
-    xy = xyw[..., :2] / (depth[..., None] + grid.epsilon)
+    xy = xyd[..., :2]
     first, last = grid.extent(xy.device)
     margin = 1e-3 * (last - first)
     low, high = xy.amin(1), xy.amax(1)

@@ -1,5 +1,8 @@
 """One method per file; ``system.system_class`` names the class."""
 
 from npbgpp.systems.npbg import NPBG
+from npbgpp.systems.npbg_settings import NPBGSettings
+from npbgpp.systems.npbgpp import NPBGPlusPlus
+from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
 
-SYSTEMS = {"NPBG": NPBG}
+SYSTEMS = {"NPBG": (NPBG, NPBGSettings), "NPBGPlusPlus": (NPBGPlusPlus, NPBGPlusPlusSettings)}

@@ -72,6 +72,9 @@ class System(LightningModule):
         """Whether a scene can be evaluated now. Validation skips scenes whose turn in training is still to come."""
         return True
 
+    def prepare(self, scene: str) -> None:
+        """Work that is done once before the views of a scene are rendered; it does not count as rendering time."""
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:  # type: ignore[override]
         """Results of the views of a batch, for callbacks."""
         return self._evaluate(batch)
@@ -85,6 +88,7 @@ class System(LightningModule):
         for k, scene in enumerate(batch.scene):
             if not self.can_render(scene):
                 continue
+            self.prepare(scene)
             start = time.perf_counter()
             render = self.render(batch.target.cameras[k], scene, raster=True)
             rendered = render.rgb[0].cpu()  # waits for the device, so the clock is honest

@@ -19,11 +19,19 @@ from npbgpp.render.blocks import BlockedCloud
 
 @dataclass
 class ResidentScene:
-    """A scene on the device: its cloud, its descriptors, and a scratch column for ``unique_rows``."""
+    """A scene on the device.
+
+    Attributes:
+        cloud: what is drawn.
+        table: descriptors, or the coefficients that they are computed from, of every point of the cloud file.
+        slot: scratch for ``unique_rows``.
+        xyz_world: points of the cloud file, kept where descriptors depend on the direction looked from.
+    """
 
     cloud: BlockedCloud
     table: RowTable
     slot: Int[Tensor, " n"]
+    xyz_world: Float[Tensor, "n 3"] | None = None
 
 
 def unique_rows(index: Int[Tensor, " k"], slot: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " k"]]:
@@ -83,28 +91,57 @@ class DescriptorStore:
             raise InputError(f"descriptors {path}: some values are not finite; train the scene again")
         return values.float()
 
+    def require(self, scene: str) -> None:
+        """Raises InputError when a scene has no saved descriptors."""
+        if not self.has(scene):
+            places = " and ".join(str(f) for f in (self.save_dir, self.pretrained_dir) if f is not None)
+            raise InputError(
+                f"descriptors of scene {scene}: expected {scene}.pth in {places}, found none; train the scene first (for coefficients: evaluate it with an NPBG++ "
+                "system, eval_only=true), or name the folder of its descriptors with system.descriptors_pretrained_dir"
+            )
+
     def open(self, scene: str, xyz_world: Float[Tensor, "n 3"], device: torch.device, required: bool) -> ResidentScene:
         """Brings a scene to the device with its saved descriptors, else zeros.
 
         Raises:
             InputError: ``required`` and no saved descriptors, or more points than ``max_points``.
         """
+        if required:
+            self.require(scene)
+        values = self._values(scene, xyz_world)
+        values = torch.zeros(len(xyz_world), self.dim) if values is None else values
+        return self._resident(xyz_world.to(device), values.to(device), None)
+
+    def open_coefficients(self, scene: str, xyz_world: Float[Tensor, "n 3"], device: torch.device, first: int) -> ResidentScene:
+        """Brings a scene to the device with its saved coefficients. Points whose coefficients from ``first`` on are all zero are not drawn.
+
+        Raises:
+            InputError: no saved coefficients, none that is not zero, or more points than ``max_points``.
+        """
+        self.require(scene)
+        values = self._values(scene, xyz_world)
+        assert values is not None
+        drawn = values[:, first:].any(1).nonzero()[:, 0].to(device)
+        if len(drawn) == 0:
+            raise InputError(
+                f"coefficients of scene {scene}: expected some that are not zero, got none in {len(values)} points; no photo saw the cloud when they were made: "
+                "evaluate the scene again with an NPBG++ system"
+            )
+        return self._resident(xyz_world.to(device), values.to(device), drawn)
+
+    def _values(self, scene: str, xyz_world: Float[Tensor, "n 3"]) -> Float[Tensor, "n c"] | None:
         points = len(xyz_world)
         if self.max_points is not None and points > self.max_points:
             raise InputError(
                 f"system.max_points: scene {scene} has {points} points, more than {self.max_points}; raise system.max_points (null: no limit) or thin the cloud "
                 "with datasets.n_point"
             )
-        values = self.initial_values(scene, points)
-        if values is None and required:
-            places = " and ".join(str(f) for f in (self.save_dir, self.pretrained_dir) if f is not None)
-            raise InputError(
-                f"descriptors of scene {scene}: expected {scene}.pth in {places}, found none; train the scene first, or name the folder of its descriptors "
-                "with system.descriptors_pretrained_dir"
-            )
-        table = RowTable.from_values((torch.zeros(points, self.dim) if values is None else values).to(device))
-        cloud = BlockedCloud.build(xyz_world.to(device))
-        return ResidentScene(cloud, table, torch.empty(points, dtype=torch.int32, device=device))
+        return self.initial_values(scene, points)
+
+    @staticmethod
+    def _resident(xyz_world: Float[Tensor, "n 3"], values: Float[Tensor, "n c"], drawn: Int[Tensor, " r"] | None) -> ResidentScene:
+        slot = torch.empty(len(values), dtype=torch.int32, device=values.device)
+        return ResidentScene(BlockedCloud.build(xyz_world, rows=drawn), RowTable(values), slot, None if drawn is None else xyz_world)
 
     def save(self, scene: str, table: RowTable) -> Path:
         """Writes the descriptors of a scene."""

@@ -1,8 +1,9 @@
 """The weighted loss of the point-based systems: which terms, with which factors.
 
 ``loss_factors`` of the config maps a term to its factor; a factor of 0 switches the term off. Terms: ``vgg_loss``, ``l1_d<k>_loss`` (L1 after downscaling by
-k), ``ssim_loss``, ``dimred_loss`` (colours of the preview), ``mask_loss`` and ``m_reg_loss`` (only with masks and a refiner that predicts one). With a
-style weight the L1 terms give way to ``style_loss`` and ``vgg_loss`` becomes the content term of the style network (spec of the original, NPBG++ code).
+k), ``ssim_loss``, ``dimred_loss`` (colours of the preview), ``mask_loss`` and ``m_reg_loss`` (only with masks and a refiner that predicts one),
+``rgb_reg_loss`` (NPBG++ only, not with a style). With a style weight the L1 terms give way to ``style_loss`` and
+``vgg_loss`` becomes the content term of the style network (spec of the original, NPBG++ code).
 """
 
 import re
@@ -22,7 +23,7 @@ from npbgpp.paths import Bases
 from npbgpp.pretrained import find_backbone
 
 _L1 = re.compile(r"l1_d(\d+)_loss")
-_NAMED = ("vgg_loss", "ssim_loss", "dimred_loss", "mask_loss", "m_reg_loss")
+_NAMED = ("vgg_loss", "ssim_loss", "dimred_loss", "mask_loss", "m_reg_loss", "rgb_reg_loss")
 _WITHOUT_VGG = "system/loss_factors=l1_ssim"
 
 
@@ -47,7 +48,9 @@ class ObjectiveSettings:
         kept = {name: factor for name, factor in factors.items() if factor != 0}
         style_image = None
         if style_weight > 0:
-            kept = {name: factor for name, factor in kept.items() if not _L1.fullmatch(name)} | {"style_loss": style_weight}
+            kept = {name: factor for name, factor in kept.items() if not _L1.fullmatch(name) and name != "rgb_reg_loss"} | {
+                "style_loss": style_weight
+            }
             style_image = bases.existing(style_img_path, "system.style_img_path")
         if not kept:
             raise InputError("system.loss_factors: every factor is 0, so nothing would be learned; give at least one term a factor")

@@ -107,9 +107,13 @@ def test_points_at_any_place_equal_one_pass_per_level(rule, image_size):
     points = torch.randn(100_000, 3)
     levels, grid = [*PYRAMID, Level(0.3)], PixelGrid(rule, image_size)
     # the projection in the order of the fast path, so that both see the same bits
-    matrix, offset = (t[0].tolist() for t in grid.homogeneous_map(camera))
+    projection = grid.projection(camera)
+    matrix, offset = projection.matrix[0].tolist(), projection.offset[0].tolist()
     px, py, pz = points.T.contiguous()
     xh, yh, depth = ((px * matrix[0][k]).add_(py, alpha=matrix[1][k]).add_(pz, alpha=matrix[2][k]).add_(offset[k]) for k in range(3))
+    if projection.scale is not None:
+        (fx, fy), (cx, cy) = projection.scale[0].tolist(), projection.shift[0].tolist()
+        xh, yh = xh * fx + depth * cx, yh * fy + depth * cy
     x, y = xh / (depth + grid.epsilon), yh / (depth + grid.epsilon)
     seen = grid.inside(x, y) & (depth > 1.0)
     keys = (depth.view(torch.int32).long() << 32) | torch.arange(len(points))

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from npbgpp.data.scene import Batch, Scene, View, Views
-from npbgpp.geometry.alignment import align_vertically
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pointcloud import CloudFile, PointCloud, write_ply
 from npbgpp.metrics import ImageMetrics
@@ -44,8 +43,12 @@ def build(parity, shared, weights, tmp_path):
         scene = Scene("recorded", views, {"train": tuple(range(len(views))), "val": (), "test": ()}, CloudFile(tmp_path / "cloud.ply"))
         system = NPBG(
             NPBGSettings(
-                "NPBG",
-                **{"loss_factors": {"l1_d4_loss": 2500.0, "dimred_loss": 1.0}, "descriptors_pretrained_dir": "descriptors", **settings},
+                **{
+                    "system_class": "NPBG",
+                    "loss_factors": {"l1_d4_loss": 2500.0, "dimred_loss": 1.0},
+                    "descriptors_pretrained_dir": "descriptors",
+                    **settings,
+                },
             ),
             {"recorded": scene},
             Bases(tmp_path, tmp_path / "run", tmp_path),
@@ -73,15 +76,15 @@ def test_recorded_images(parity, build, kind):
     system = build(align_during_rendering=kind == "aligned")
     cameras = scene_cameras(parity("h0_scene.pt"), parity("h0_scene.pt")["target_views"])
     with torch.no_grad():
-        visible = system.visible(cameras, ["recorded", "recorded"], training=False)
-        image = system.refine(cameras, visible).rgb
-    (_, seen, _) = visible.parts[0]
+        framing = system.frame(cameras)
+        visible = system.visible(framing, ["recorded", "recorded"], system.rasterizer.levels)
+        image = system.refine(framing, visible).rgb
+    seen = visible.gathered.parts[0].points
     for rows, index in zip(visible.rows, expected["index_pyramid"], strict=True):
         points = torch.where(rows >= 0, seen[rows.clamp(min=0)], -1)
         assert torch.equal(points, index.long())
     if kind == "aligned":
-        aligned = align_vertically(cameras, system.rule).cameras
-        torch.testing.assert_close(aligned.R, expected["raster_R_row"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(framing.drawn.R, expected["raster_R_row"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(image, expected["image_not_clamped"], rtol=0, atol=1e-5)
     shown = system.render(cameras, "recorded", raster=True)
     assert torch.equal(shown.rgb, image.clamp(0, 1)) and shown.mask is None
@@ -104,7 +107,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch):
     gradients: dict[str, Tensor] = {}
     of_descriptors = torch.zeros_like(start)
     rendered = []
-    original_step, original_update, original_refine = NPBG._step, LazyRMSprop.update, NPBG.refine
+    original_step, original_update, original_refine = NPBG.step, LazyRMSprop.update, NPBG.refine
 
     def step(self):
         gradients.update({name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None})
@@ -118,7 +121,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch):
         rendered.append(original_refine(self, *arguments))
         return rendered[-1]
 
-    monkeypatch.setattr(NPBG, "_step", step)
+    monkeypatch.setattr(NPBG, "step", step)
     monkeypatch.setattr(LazyRMSprop, "update", update)
     monkeypatch.setattr(NPBG, "refine", refine)
     trainer = Trainer(

@@ -96,8 +96,8 @@ def test_masks_are_learned(run_here):
 def test_pictures_show_the_background_where_the_mask_says_so(run_here, monkeypatch):
     original = NPBG.refine
 
-    def refine(self, cameras, visible):
-        render = original(self, cameras, visible)
+    def refine(self, framing, visible):
+        render = original(self, framing, visible)
         mask = torch.zeros_like(render.mask)
         mask[..., 16:] = 1.0
         return replace(render, rgb=render.rgb * 0 + 0.25, mask=mask)
@@ -268,7 +268,7 @@ def test_history_is_erased_between_epochs_only_when_asked(run_here, monkeypatch)
     original = LazyRMSprop.update
 
     def update(self, table, rows, gradient):
-        remembered.append((self.steps, table.square_average.any().item()))
+        remembered.append((self.steps, table.history()[0].any().item()))
         original(self, table, rows, gradient)
 
     monkeypatch.setattr(LazyRMSprop, "update", update)

@@ -7,6 +7,7 @@ train, then validation, then test frames. The natural split is: all train frames
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ _WHITE = (1.0, 1.0, 1.0)
 _SMALLEST_ANGLE = 1e-6  # radians; the focal length of less is no longer a usable number
 
 
-def parse_nerf_synthetic(root: Path, images_root: Path, name: str, cloud: CloudFile, white_bg: bool = True) -> Scene:
+def parse_nerf_synthetic(
+    root: Path, images_root: Path, name: str, cloud: CloudFile, white_bg: bool = True, compositing: str = "exact"
+) -> Scene:
     """Reads the metadata of one scene.
 
     Args:
@@ -33,6 +36,7 @@ def parse_nerf_synthetic(root: Path, images_root: Path, name: str, cloud: CloudF
         name: name of the scene.
         cloud: its point cloud.
         white_bg: composite on white; otherwise the stored colours are taken as they are.
+        compositing: "authors" cuts composited colours to 8 bits, "exact" rounds them.
 
     Raises:
         InputError: missing or unreadable json, frame without a usable pose, missing image, images of different sizes, duplicate views.
@@ -55,7 +59,14 @@ def parse_nerf_synthetic(root: Path, images_root: Path, name: str, cloud: CloudF
                     f"image {image}: expected {size[1]}x{size[0]} pixels as the first image of the scene, got {found[1]}x{found[0]}; resize the image"
                 )
             views.append(
-                View(_view_name(frame["file_path"]), image, _camera(frame, angle, size, where), True, _WHITE if white_bg else None)
+                View(
+                    _view_name(frame["file_path"]),
+                    image,
+                    _camera(frame, angle, size, where),
+                    alpha_is_mask=True,
+                    background=_WHITE if white_bg else None,
+                    truncates=compositing == "authors",
+                )
             )
         indices = range(first, len(views))
         splits[stage] = tuple(indices[::_VALIDATION_STEP] if stage == "val" else indices)
@@ -102,7 +113,7 @@ def _view_name(file_path: str) -> str:
 
 def _camera(frame: dict[str, Any], angle: float, size: tuple[int, int], where: str) -> Cameras:
     try:
-        matrix = torch.tensor(frame.get("transform_matrix"), dtype=torch.float32)
+        matrix = torch.tensor(frame.get("transform_matrix"), dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         matrix = torch.zeros(0)
     if matrix.shape != (4, 4):
@@ -112,4 +123,6 @@ def _camera(frame: dict[str, Any], angle: float, size: tuple[int, int], where: s
         raise InputError(f"{where}: transform_matrix: expected a rigid camera-to-world pose, but {defect}; correct the file")
     height, width = size
     focal = 0.5 * width / math.tan(0.5 * angle)
-    return Cameras.from_opengl(matrix[None], torch.tensor([[focal, focal]]), torch.tensor([[width / 2, height / 2]]), size)
+    focal_length, centre = torch.tensor([[[focal, focal]], [[width / 2, height / 2]]], dtype=torch.float64)
+    camera = Cameras.from_opengl(matrix[None], focal_length, centre, size)
+    return replace(camera, R=camera.R.float(), T=camera.T.float())

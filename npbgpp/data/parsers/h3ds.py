@@ -1,0 +1,111 @@
+"""H3DS heads (Ramon et al., H3D-Net: Few-Shot High-Fidelity 3D Head Reconstruction, 2021): see ``idr.py`` for the files.
+
+Photos are ``image/img_0000.jpg`` and so on, masks ``mask/mask_0000.jpg`` (version 0.1 of the data) or ``.png`` (version 0.2). In version 0.1 the matrices
+refer to a world that ``normalization_transform.json`` maps millimetres to; its scale is taken out, so that the world is in millimetres. Version 0.2 has no
+such file and needs none.
+
+The views of a scene are the 32 that the data set's authors published for it, other scenes have all their photos. Views are named by four digits. By
+position among the views, validation has 7, 14, 21, 28 and 5, 10, ..., 30 are held out, as far as a scene has them; every view may train,
+``Scene.with_splits`` takes these out.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from npbgpp.data.parsers.idr import IdrFolder
+from npbgpp.data.scene import Scene, Stage
+from npbgpp.errors import InputError
+from npbgpp.geometry.pointcloud import CloudFile
+
+_VALIDATION = range(7, 29, 7)
+_HELD_OUT = range(5, 31, 5)
+# Configuration "32" of the scenes of H3D-Net, from the package h3ds (version 0.1.1).
+_PUBLISHED_VIEWS = {
+    "1b2a8613401e42a8": "0 3 4 5 7 9 12 14 15 17 18 19 20 21 24 26 29 31 34 37 41 44 48 50 54 56 58 59 61 62 64 65",
+    "3b5a2eb92a501d54": "1 12 13 14 15 17 18 19 21 23 26 27 29 31 33 35 38 43 45 47 48 50 51 53 54 57 59 61 62 64 65 67",
+    "444ea0dc5e85ee0b": "0 2 9 12 13 15 17 18 19 22 24 25 27 32 34 37 40 42 43 44 46 48 50 52 54 55 57 58 59 61 63 64",
+    "5ae021f2805c0854": "1 3 4 6 7 8 9 11 13 16 17 20 22 24 25 27 29 31 33 36 38 40 42 45 48 52 53 54 56 58 63 65",
+    "5cd49557ea450c89": "0 4 12 13 14 16 17 20 21 24 26 27 29 33 36 40 43 45 46 48 50 52 54 55 57 59 60 62 63 65 67 68",
+    "609cc60fd416e187": "0 2 4 12 13 14 16 18 20 22 25 28 29 31 34 38 40 42 45 47 49 50 52 54 56 58 60 61 63 65 66 68",
+    "7dd427509fe84baa": "1 4 10 12 14 15 17 18 20 22 25 26 29 30 32 34 37 39 41 43 45 48 50 52 54 56 58 61 63 64 66 68",
+    "868765907f66fd85": "0 5 6 9 11 13 15 17 18 20 22 25 27 30 32 35 38 41 43 45 47 48 51 54 56 58 59 60 62 64 67 68",
+    "e98bae39fad2244e": "0 2 4 11 13 14 16 20 21 23 25 26 28 31 32 35 38 41 42 45 47 49 50 52 54 56 58 59 61 62 63 65",
+    "f7e930d8a9ff2091": "1 3 7 9 11 13 14 16 17 20 23 26 27 29 30 32 34 37 39 41 42 44 48 50 52 54 56 58 60 61 64 66",
+}
+
+log = logging.getLogger(__name__)
+
+
+def parse_h3ds(
+    root: Path,
+    images_root: Path,
+    name: str,
+    cloud: CloudFile,
+    white_bg: bool = True,
+    intrinsics: Literal["authors", "exact"] = "authors",
+    views: tuple[int, ...] | None = None,
+) -> Scene:
+    """Reads the metadata of one scene.
+
+    Args:
+        root: folder of the scene, with ``cameras.npz``.
+        images_root: folder with ``image`` and ``mask``, usually the same.
+        name: name of the scene; says which views were published for it.
+        cloud: its point cloud.
+        white_bg: white outside the masks; otherwise the colours are taken as they are.
+        intrinsics: authors: the mean over the views for all; exact: those of each view.
+        views: numbers of the photos to use instead of the published ones.
+
+    Raises:
+        InputError: missing or damaged files, a view without photo, mask or matrix, pictures of different sizes.
+    """
+    folder = IdrFolder.read(root, images_root)
+    numbers = _published(name, folder) if views is None else views
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise InputError(f"datasets.views: expected numbers of photos of scene {name}, each once, or null, got {list(numbers)}")
+    found = folder.views(numbers, 4, white_bg, intrinsics, _unit(root / "normalization_transform.json"))
+    splits: dict[Stage, range] = {"train": range(len(found)), "val": _VALIDATION, "test": _HELD_OUT}
+    return Scene(name, found, {stage: tuple(i for i in chosen if i < len(found)) for stage, chosen in splits.items()}, cloud)
+
+
+def _published(name: str, folder: IdrFolder) -> Sequence[int]:
+    if name not in _PUBLISHED_VIEWS:
+        return tuple(folder.images)
+    published = [int(number) for number in _PUBLISHED_VIEWS[name].split()]
+    present = [number for number in published if number in folder.images]
+    if len(present) < len(published):
+        # scores on what is left are scores on another split
+        log.warning(
+            "Scene %s: %d of its %d published views have no photo and are left out.", name, len(published) - len(present), len(published)
+        )
+    if not present:
+        raise InputError(
+            f"scene {name}: none of its published views {published} has a photo; restore them or choose photos with datasets.views"
+        )
+    return present
+
+
+def _unit(path: Path) -> float:
+    """Length of a millimetre in the world of the matrices, 1 without the file.
+
+    Of the map in the file (a similarity from millimetres) only the scale is used: the length of the first column of its inverse is millimetres per unit.
+    """
+    if not path.exists():
+        return 1.0
+    matrix = np.eye(4)
+    try:
+        for entry in json.loads(path.read_text(encoding="utf-8"))["transform"]:
+            matrix[int(entry["row"]), int(entry["column"])] = float(entry["element"])
+        millimetres = float(np.linalg.norm(np.linalg.inv(matrix)[:, 0]))
+    except (OSError, ValueError, KeyError, IndexError, TypeError, np.linalg.LinAlgError) as error:
+        raise InputError(
+            f"{path}: expected the 4x4 similarity as a list 'transform' of row, column and element, got {error}; restore it"
+        ) from error
+    if not 0 < millimetres < np.inf:
+        raise InputError(f"{path}: expected an invertible similarity of finite numbers, got {matrix.tolist()}; restore the file")
+    return 1 / millimetres

@@ -1,0 +1,238 @@
+"""Which photos a target view is described from (NPBG++, Rakhimov et al. 2022, selection of input views during training).
+
+A good input view sees what the target sees, from about 15 degrees beside it. Points of the target vote: each gives every input view a score, views are taken
+one after the other, and points that the views taken so far see vote no more.
+
+Symbols: p points, k input views, n points and d coordinates of a general set, theta the angle at a point between two camera centres.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from npbgpp.data.scene import Scene
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
+from npbgpp.render.blocks import BlockedCloud
+from npbgpp.render.rasterize import Level, rasterize
+
+METHODS = ("multinomial", "best")
+_LEVEL = Level(0.125)  # coarse cells close the holes of a sparse cloud, so that surfaces hide what is behind them
+_VOTERS = 500
+_SHARE_EPSILON = 1e-6
+
+
+def angle_scores(
+    xyz_world: Float[Tensor, "p 3"],
+    target_center: Float[Tensor, " 3"],
+    inputs: Cameras,
+    near: float,
+    rule: PixelRule,
+    lower_sigma: float = 5.0,
+    upper_sigma: float = 15.0,
+    optimal: float = 15.0,
+) -> Float[Tensor, "k p"]:
+    """How useful every input view is for every point of a target view: ``exp(-(theta - optimal)^2 / (2 sigma^2))``.
+
+    Args:
+        xyz_world: points that the target sees.
+        target_center: camera centre of the target.
+        inputs: the k input views, full images.
+        near: points at depth <= near are not seen; scene units.
+        rule: where pixels lie.
+        lower_sigma: sigma up to the optimal angle, degrees.
+        upper_sigma: sigma beyond it, degrees.
+        optimal: the angle that scores 1, degrees.
+
+    Returns:
+        Scores in 0..1; 0 where a view does not see a point: not in its image, or another of these points is nearer in the same cell of 8x8 pixels.
+    """
+    pair = _seen_pairs(xyz_world, inputs, near, rule)
+    view, point = pair // len(xyz_world), pair % len(xyz_world)
+    to_target = torch.nn.functional.normalize(target_center - xyz_world, dim=1)[point]
+    to_input = torch.nn.functional.normalize(inputs.centers()[view] - xyz_world[point], dim=1)
+    # the arc cosine loses small angles in single precision, this form does not
+    theta = torch.rad2deg(2 * torch.atan2((to_target - to_input).norm(dim=1), (to_target + to_input).norm(dim=1)))
+    sigma = torch.where(theta <= optimal, lower_sigma, upper_sigma)
+    scores = xyz_world.new_zeros(len(inputs), len(xyz_world))
+    scores.view(-1)[pair] = torch.exp(-((theta - optimal) ** 2) / (2 * sigma**2))
+    return scores
+
+
+def _seen_pairs(xyz_world: Float[Tensor, "p 3"], inputs: Cameras, near: float, rule: PixelRule) -> Int[Tensor, " m"]:
+    """``view * p + point`` of all pairs where the view sees the point; of several points at the smallest depth of a cell, all are seen."""
+    grid = PixelGrid(rule, inputs.image_size)
+    xyd = grid.normalise(inputs, xyz_world)
+    x, y, depth = xyd.unbind(-1)
+    pair = (grid.inside(x, y) & (depth > near)).view(-1).nonzero()[:, 0]
+    x, y, depth = xyd.view(-1, 3).index_select(0, pair).unbind(-1)
+    height, width = size = grid.level_size(_LEVEL.scale)
+    row, column = grid.cells(x, y, _LEVEL.scale, size)
+    if grid.overflows(_LEVEL.scale, size):
+        kept = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        pair, depth, row, column = (t[kept] for t in (pair, depth, row, column))
+    cell = (pair // len(xyz_world) * height + row) * width + column
+    nearest = depth.new_full((len(inputs) * height * width,), torch.inf).scatter_reduce_(0, cell, depth, "amin")
+    return pair[depth == nearest[cell]]
+
+
+def farthest_points(xyz: Float[Tensor, "n d"], count: int, start: int) -> Int[Tensor, " {count}"]:
+    """Indices of ``count`` different points that cover a set evenly: each is the one farthest from all before it, ties go to the lowest index.
+
+    The first is ``start``. The points are on the CPU. Raises ValueError when there are fewer than ``count`` points. (Eldar et al. 1997.)
+    """
+    if count > len(xyz):
+        raise ValueError(f"farthest_points: expected at least {count} points, got {len(xyz)}")
+    planes = np.ascontiguousarray(xyz.numpy().T)  # numpy: hundreds of tiny steps, each of which costs torch several times more
+    difference, squared = np.empty_like(planes), np.empty_like(planes[0])
+    distance = np.full_like(squared, np.inf)
+    chosen = np.empty(count, dtype=np.int64)
+    latest = start
+    for k in range(count):
+        chosen[k] = latest
+        np.subtract(planes, planes[:, latest, None], out=difference)
+        np.multiply(difference, difference, out=difference)
+        np.add.reduce(difference, 0, out=squared)
+        np.minimum(distance, squared, out=distance)
+        distance[latest] = -1.0  # below the 0 of other points at the same place
+        latest = int(distance.argmax())
+    return torch.from_numpy(chosen)
+
+
+def best_views(scores: Float[Tensor, "k p"], count: int) -> list[int]:
+    """Greedy choice without chance: the view with the largest share of the votes, again and again.
+
+    When the views chosen see all points, or no view sees any, it goes on with the largest sum of scores among the views left. Ties go to the lowest index.
+    Raises ValueError when there are fewer than ``count`` views.
+    """
+    _require_views(scores, count)
+    chosen: list[int] = []
+    voters = scores
+    for _ in range(count):
+        votes = _votes(voters)
+        if not votes.any():
+            votes = scores.sum(1)
+        votes[chosen] = -1.0
+        chosen.append(int(votes.argmax()))
+        voters = voters[:, voters[chosen[-1]] == 0]
+    return chosen
+
+
+def multinomial_views(scores: Float[Tensor, "k p"], count: int, generator: torch.Generator | None = None) -> list[int]:
+    """Random choice without replacement, every view with a probability proportional to its share of the votes.
+
+    When the views chosen see all points, or no view sees any, the views left are equally likely. None draws from torch's generator of the process.
+    Raises ValueError when there are fewer than ``count`` views.
+    """
+    _require_views(scores, count)
+    chosen: list[int] = []
+    voters = scores
+    for _ in range(count):
+        votes = _votes(voters)
+        if not votes.any():
+            votes = torch.ones_like(votes)
+        votes[chosen] = 0.0
+        chosen.append(int(torch.multinomial(votes, 1, generator=generator)))
+        voters = voters[:, voters[chosen[-1]] == 0]
+    return chosen
+
+
+def _require_views(scores: Float[Tensor, "k p"], count: int) -> None:
+    if count > len(scores):
+        raise ValueError(f"view selection: expected at least {count} views, got {len(scores)}")
+
+
+def _votes(scores: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
+    """Sum over the points of the share that each view has of the point's scores."""
+    return (scores / (scores.sum(0) + _SHARE_EPSILON)).sum(1)
+
+
+class ViewSelector:
+    """Chooses the input views of the target views of one scene.
+
+    What a whole target view sees at 1/8 of its resolution is found once per target and kept; an item then looks at these few points only. The cloud is
+    read at the first target and dropped after the last one. Copies sent to other processes carry what was found, not the cloud. Random numbers come from
+    torch's generator of the process, which DataLoader seeds per worker.
+
+    Args:
+        scene: where the views and the cloud come from.
+        inputs: indices of the views that may be chosen.
+        targets: indices of all views that ``select`` will be asked for.
+        method: "multinomial" draws, "best" takes the best ones and uses chance only for targets without any point.
+        count: how many views to choose.
+        near: points at depth <= near are not seen; scene units.
+        rule: where pixels lie.
+
+    Raises:
+        InputError: an unknown method, more views wanted than there are besides a target, or input views of different sizes.
+    """
+
+    def __init__(
+        self, scene: Scene, inputs: tuple[int, ...], targets: Iterable[int], method: str, count: int, near: float, rule: PixelRule
+    ) -> None:
+        if method not in METHODS:
+            raise InputError(f"datasets.selection_method: expected one of {', '.join(METHODS)}, got {method}; correct it")
+        self.targets = frozenset(targets)
+        available = len(inputs) - any(target in inputs for target in self.targets)
+        if not 1 <= count <= available:
+            raise InputError(
+                f"datasets.selection_count: expected at least 1 and at most the number of input views besides the target, {available} in scene "
+                f"{scene.name}, got {count}; change it or give the scene more input views"
+            )
+        cameras = [scene.views[i].camera for i in inputs]
+        sizes = sorted({camera.image_size for camera in cameras})
+        if len(sizes) != 1:
+            raise InputError(
+                f"scene {scene.name}: expected input views of one size, got {sizes} (height, width); bring the photos to one size"
+            )
+        self.scene, self.inputs, self.method, self.count, self.near, self.rule = scene, inputs, method, count, near, rule
+        self._cameras = Cameras.cat(cameras)
+        self._visible: dict[int, Float[Tensor, "n 3"]] = {}
+        self._cloud: tuple[Float[Tensor, "n 3"], BlockedCloud] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cloud": None}  # reading it again is cheaper than holding it twice
+
+    def select(self, target_index: int, target_camera: Cameras) -> tuple[int, ...]:
+        """The ``count`` input views of an item, in the order of choice, never the target itself.
+
+        Args:
+            target_index: the view that the item is cut from.
+            target_camera: its camera, cropped or zoomed as the item is. When it shows none of the points, all views are equally likely.
+        """
+        candidates = [k for k, view in enumerate(self.inputs) if view != target_index]
+        voters = self._voters(target_camera, self._visible_from(target_index))
+        scores = angle_scores(voters, target_camera.centers()[0], self._cameras, self.near, self.rule)[candidates]
+        choose = best_views if self.method == "best" and len(voters) else multinomial_views
+        return tuple(self.inputs[candidates[k]] for k in choose(scores, self.count))
+
+    def _voters(self, camera: Cameras, xyz_world: Float[Tensor, "n 3"]) -> Float[Tensor, "p 3"]:
+        """The points in the image of a camera; a random start thins them out to what random choice needs."""
+        grid = PixelGrid(self.rule, camera.image_size)
+        x, y, _ = grid.normalise(camera, xyz_world)[0].unbind(-1)
+        shown = xyz_world[grid.inside(x, y)]
+        if self.method == "best" or len(shown) <= _VOTERS:
+            return shown
+        # normalised as the authors do under both rules: pixels would outweigh depth
+        ndc = PixelGrid(PixelRule.SIZE_MINUS_ONE, camera.image_size).normalise(camera, shown)[0]
+        return shown[farthest_points(ndc, _VOTERS, int(torch.randint(len(ndc), ())))]
+
+    def _visible_from(self, target_index: int) -> Float[Tensor, "n 3"]:
+        """The points that win a cell of the coarse z-buffer of a whole target view."""
+        if target_index not in self.targets:
+            raise ValueError(f"ViewSelector: expected one of the targets {sorted(self.targets)}, got {target_index}")
+        if target_index not in self._visible:
+            if self._cloud is None:
+                xyz_world = self.scene.cloud.read().xyz
+                self._cloud = xyz_world, BlockedCloud.build(xyz_world)
+            xyz_world, blocks = self._cloud
+            index = rasterize(blocks, self.scene.views[target_index].camera, [_LEVEL], self.near, self.rule)[0].index
+            self._visible[target_index] = xyz_world[index[index >= 0]]
+            if self._visible.keys() == self.targets:
+                self._cloud = None
+        return self._visible[target_index]

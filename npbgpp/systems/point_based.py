@@ -1,0 +1,281 @@
+"""What the point-based systems share: rasterise points, look descriptors up, refine the image; compare it with a photo and step the networks.
+
+Symbols: n points of a scene, m points that won a pixel in this step, c channels of a descriptor, b views.
+"""
+
+import logging
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from npbgpp.data.scene import Batch, Scene
+from npbgpp.errors import InputError
+from npbgpp.geometry.alignment import Alignment, align_vertically
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.pixel_rules import PixelRule
+from npbgpp.metrics import ImageMetrics
+from npbgpp.models.rasterizer import NearestScatterRasterizer
+from npbgpp.models.rgb_converter import RGBConverter
+from npbgpp.paths import Bases
+from npbgpp.render.blocks import BlockedCloud
+from npbgpp.render.coverage import cloud_coverage
+from npbgpp.render.rasterize import Level, rasterize
+from npbgpp.render.splat import feature_table, splat
+from npbgpp.systems.base import Render, System
+from npbgpp.systems.objective import Objective, ObjectiveSettings
+from npbgpp.systems.point_settings import PointSettings
+from npbgpp.systems.visible import Visible
+
+log = logging.getLogger(__name__)
+
+_NEAR_CUT_WARNING = 0.05
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How views are drawn.
+
+    Attributes:
+        asked: the cameras of the views.
+        drawn: the cameras that are drawn: the same, or their upright versions.
+        alignment: how to come back from the upright versions; None without.
+    """
+
+    asked: Cameras
+    drawn: Cameras
+    alignment: Alignment | None
+
+
+class PointSystem(System):
+    """Descriptors of points, rasterised at several scales, refined by a U-Net. Where descriptors come from is up to the subclass.
+
+    Args:
+        settings: flat keys of the config.
+        scenes: every scene of the run.
+        bases: what relative paths of the config refer to.
+        metrics: how views are scored.
+        refiner: network from the pyramid to (b, 3 or 4, h, w); a fourth channel is the logit of the object mask.
+        rasterizer: levels and background feature.
+    """
+
+    def __init__(
+        self,
+        settings: PointSettings,
+        scenes: Mapping[str, Scene],
+        bases: Bases,
+        metrics: ImageMetrics,
+        refiner: nn.Module,
+        rasterizer: NearestScatterRasterizer,
+    ) -> None:
+        super().__init__(scenes, metrics)
+        self.automatic_optimization = False
+        self.settings = settings
+        self.rule = PixelRule(settings.pixel_convention)
+        self.refiner, self.rasterizer = refiner, rasterizer
+        self.rgb_converter = RGBConverter(settings.descriptor_dim)
+        if settings.freeze_refiner:
+            self.refiner.requires_grad_(False)
+        self.objective_settings = ObjectiveSettings.from_config(
+            settings.loss_factors, settings.style_weight, settings.style_img_path, settings.vgg_weights, bases
+        )
+        self._objective: Objective | None = None
+        self._last_batch_end: float | None = None
+        self._batches_in_step = 0
+
+    def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
+        """Refuses a run that would fail later. Names are of the scenes that are trained and validated."""
+        self._objective = Objective(self.objective_settings)
+
+    def start_without_weights(self, evaluate_only: bool) -> None:
+        """Begins without a checkpoint. Raises InputError when that makes no sense."""
+        if evaluate_only and any(True for _ in self.refiner.parameters()):
+            raise InputError(
+                "weights_path: expected the checkpoint of a trained system for eval_only=true, got none; the networks would be random: name it, for example "
+                "weights_path=experiments/<run>/checkpoints/last.ckpt"
+            )
+
+    def read_cloud(self, name: str) -> Float[Tensor, "n 3"]:
+        """Points of a scene. Raises InputError when no training camera sees any; warns when the near plane cuts much of what is before a camera."""
+        scene, near = self.scenes[name], self.settings.near
+        xyz_world = scene.cloud.read().xyz
+        coverage = cloud_coverage(xyz_world, [scene.views[i].camera for i in scene.splits["train"]], near, self.rule)
+        if coverage.seen == 0:
+            raise InputError(
+                f"point cloud {scene.cloud.path}: none of its {len(xyz_world)} points is seen by any training camera of scene {scene.name} beyond "
+                f"system.near={near}; cloud and cameras must share one coordinate frame and scale, or lower system.near"
+            )
+        if coverage.largest_cut > _NEAR_CUT_WARNING:
+            log.warning(
+                "scene %s: system.near=%g removes up to %.0f %% of the points before a camera; lower it for scenes of small scale",
+                scene.name,
+                near,
+                100 * coverage.largest_cut,
+            )
+        return xyz_world
+
+    # --------------------------------------------------------------- rendering
+    @abstractmethod
+    def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
+        """What views see at some levels, for evaluation."""
+
+    @abstractmethod
+    def visible_in_training(self, framing: Framing, batch: Batch) -> Visible:
+        """What the targets of a batch see at the levels of the rasteriser; gradients reach what learns."""
+
+    def frame(self, cameras: Cameras) -> Framing:
+        """How views are drawn, as ``align_during_rendering`` says."""
+        if not self.settings.align_during_rendering:
+            return Framing(cameras, cameras, None)
+        alignment = align_vertically(cameras, self.rule, self.settings.up)
+        return Framing(cameras, alignment.cameras, alignment)
+
+    def draw(self, clouds: Sequence[BlockedCloud], cameras: Cameras, levels: Sequence[Level]) -> list[Int[Tensor, "b _ _"]]:
+        """Per level, the point that each cell of each view shows, -1 where it is empty; one cloud per view."""
+        views = [rasterize(cloud, cameras[k], levels, self.settings.near, self.rule) for k, cloud in enumerate(clouds)]
+        return [torch.stack([fragments.index for fragments in level]) for level in zip(*views, strict=True)]
+
+    def render(self, cameras: Cameras, scene: str, raster: bool = False) -> Render:
+        """See System.render."""
+        framing = self.frame(cameras.to(self.device))
+        scenes = [scene] * len(cameras)
+        with torch.no_grad():
+            visible = self.visible(framing, scenes, self.rasterizer.levels)
+            render = self.refine(framing, visible)
+            rgb = render.rgb.clamp(0, 1)
+            if self.settings.use_masks and render.mask is not None:
+                rgb = torch.where(render.mask < 0.5, rgb.new_tensor(self.settings.bg_rgb_color)[:, None, None], rgb)
+            if not raster:
+                return Render(rgb, render.mask)
+            if framing.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
+                visible = self.visible(Framing(framing.asked, framing.asked, None), scenes, [Level(1.0)])
+            colours = self.rgb_converter(visible.descriptors)
+            picture = splat(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
+            return Render(rgb, render.mask, picture)
+
+    def refine(self, framing: Framing, visible: Visible) -> Render:
+        """Runs the network on what the views see; colours are not clamped."""
+        image = self.refiner(self.rasterizer(visible.rows, visible.descriptors))
+        if framing.alignment is not None:
+            image = framing.alignment.undo(image)
+        mask = image[:, 3:4].sigmoid() if image.shape[1] == 4 else None
+        return Render(image[:, :3], mask)
+
+    # ---------------------------------------------------------------- training
+    def on_train_epoch_start(self) -> None:
+        """Evaluation and saving are not training time."""
+        self._last_batch_end = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch: render, compare, step what was seen."""
+        batch = self.augment(batch)
+        framing = self.frame(batch.target.cameras)
+        visible = self.visible_in_training(framing, batch)
+        render = self.refine(framing, visible)
+        terms = self.terms(render, batch, visible)
+        factors = self.objective_settings.factors
+        loss = torch.stack([factors[name] * value for name, value in terms.items()]).sum()
+        if loss.requires_grad:  # a target that sees no point teaches a frozen network nothing
+            self.manual_backward(loss / self.settings.accumulate_grad_batches)
+        self.keep_gradients(visible)
+        self._batches_in_step += 1
+        if self._batches_in_step >= self.settings.accumulate_grad_batches:
+            self.step()
+        for name, value in terms.items():
+            self.log(name, value.detach(), batch_size=len(batch))
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        with torch.no_grad():
+            error = torch.nn.functional.mse_loss(render.rgb.detach().clamp(0, 1), batch.target.image)
+        self.log("psnr", -10 * torch.log10(error.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
+        points, now = float(self.points_of(batch)), time.perf_counter()
+        self.log("points", points, logger=False, batch_size=len(batch))
+        if self._last_batch_end is not None:
+            self.log("points_per_s", points / (now - self._last_batch_end), prog_bar=True, batch_size=len(batch))
+        self._last_batch_end = now
+
+    def augment(self, batch: Batch) -> Batch:
+        """Changes a batch before it is rendered."""
+        return batch
+
+    @abstractmethod
+    def points_of(self, batch: Batch) -> int:
+        """Points of the clouds that a batch is drawn from, counted once per view."""
+
+    def keep_gradients(self, visible: Visible) -> None:
+        """Puts aside gradients that belong to no parameter."""
+
+    def terms(self, render: Render, batch: Batch, visible: Visible) -> dict[str, Tensor]:
+        """Unweighted terms of the loss."""
+        assert self._objective is not None
+        target, compare, mask = self.compared(batch)
+        # pixels that do not count are given the target's value, so that no term sees them and no gradient leaves them
+        terms = self._objective.image_terms(torch.where(compare, render.rgb, target), target, mask)
+        if "dimred_loss" in self.objective_settings.factors and len(visible.descriptors):
+            descriptors = visible.descriptors.detach()
+            terms["dimred_loss"] = (self.rgb_converter.reconstruct(self.rgb_converter(descriptors)) - descriptors).abs().mean()
+        if mask is not None and render.mask is not None:
+            terms |= self._objective.mask_terms(render.mask, mask, self._mask_without_points)
+        return terms
+
+    def compared(self, batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Tensor, Float[Tensor, "b 1 h w"] | None]:
+        """The image to learn, the pixels of it that count, and the object mask (None without ``use_masks``)."""
+        target, compare = batch.target.image, batch.target.valid
+        if not self.settings.use_masks:
+            return target, compare, None
+        mask = batch.target.mask
+        if mask is None:
+            raise InputError(f"system.use_masks: scene {batch.scene[0]} has no masks; add them or set system.use_masks=false")
+        inside = mask >= 0.5
+        target = torch.where(inside, target, target.new_tensor(self.settings.bg_rgb_color)[:, None, None])
+        return target, compare & inside, mask
+
+    def _mask_without_points(self) -> Float[Tensor, "1 1 h w"]:
+        training = self.refiner.training
+        self.refiner.eval()  # the original keeps the statistics of norms out of this term
+        mask = self.refiner(self.rasterizer.empty((64, 64)))[:, 3:4].sigmoid()
+        self.refiner.train(training)
+        return mask
+
+    def step(self) -> None:
+        """Steps and clears every optimiser."""
+        scale = self.learning_rate_scale()
+        wrapped = self.optimizers()
+        first, *others = wrapped if isinstance(wrapped, list) else [wrapped]
+        for optimizer in (first, *others):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+            if self.settings.gradient_clip_val:
+                torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], self.settings.gradient_clip_val)
+        first.step()
+        for optimizer in others:
+            # past Lightning's wrapper: it would count every optimiser as a step of its own, and max_steps would come too early
+            optimizer.optimizer.step()
+        for optimizer in (first, *others):
+            optimizer.zero_grad()
+        self._batches_in_step = 0
+
+    def learning_rate_scale(self) -> float:
+        """Factor of every learning rate at this moment of the run."""
+        if self.settings.lr_schedule == "constant":
+            return 1.0
+        total = self._total_steps()
+        done = min(self.trainer.global_step / total, 1.0) if total > 0 else 0.0
+        return 0.5 * (1 + math.cos(done * math.pi)) * 0.99 + 0.01
+
+    def _total_steps(self) -> float:
+        """Optimiser steps of the run, inf when it has no end. Lightning's estimate counts batches: it does not know of the accumulation done here."""
+        limit = math.inf if self.trainer.max_steps < 0 else float(self.trainer.max_steps)
+        if self.trainer.max_epochs is None or self.trainer.max_epochs < 0:
+            return limit
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.settings.accumulate_grad_batches)
+        return min(limit, float(per_epoch * self.trainer.max_epochs))
+
+    def on_train_epoch_end(self) -> None:
+        """Does not lose a last part of accumulated batches."""
+        if self._batches_in_step:
+            self.step()

@@ -1,0 +1,146 @@
+"""Tiny scenes on disk in the layouts of ScanNet, DTU and H3DS, with pictures drawn by casting rays, not by projecting points.
+
+Coloured balls around POINTS, seen from a ring of cameras at distance 3, so that depths exceed 1. Symbols: K (3, 3) in pixels counted from the centre of the
+first one; w2c is world-to-camera (4, 4) acting on columns, axes right, down, forward. In DTU and H3DS scenes K alternates between views and has the mean
+``mean_intrinsics``.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from npbgpp.geometry.pointcloud import PointCloud, write_ply
+
+POINTS = np.array([[0.1, 0.2, -0.45], [-0.3, 0.1, -0.15], [0.3, -0.2, 0.15], [-0.1, -0.3, 0.45]])  # none hides another
+COLOURS = np.array([[230, 20, 20], [20, 200, 20], [20, 20, 230], [230, 200, 20]], dtype=np.uint8)
+RADIUS = 0.15
+BACKDROP = (70, 80, 90)
+
+
+def look_at_origin(azimuth: float) -> np.ndarray:
+    """w2c of a camera on the ring, with the world's z axis up in the image."""
+    eye = np.array([3 * math.cos(azimuth), 3 * math.sin(azimuth), 0.3 * math.sin(5 * azimuth)])
+    forward = -eye / np.linalg.norm(eye)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(forward, right), forward])
+    w2c = np.eye(4)
+    w2c[:3, :3], w2c[:3, 3] = rotation, -rotation @ eye
+    return w2c
+
+
+def draw(K: np.ndarray, w2c: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(h, w, 3) picture of the balls and (h, w) mask of them: every pixel follows its ray."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    rays = np.stack([columns, rows, np.ones_like(rows)], -1) @ np.linalg.inv(K).T @ w2c[:3, :3]
+    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+    offset = POINTS + w2c[:3, :3].T @ w2c[:3, 3]
+    along = rays @ offset.T
+    hit = (offset**2).sum(1) - along**2 < RADIUS**2
+    nearest = np.where(hit, along, np.inf).argmin(-1)
+    seen = hit.any(-1)
+    return np.where(seen[..., None], COLOURS[nearest], np.array(BACKDROP, dtype=np.uint8)), seen
+
+
+def centroid(image: torch.Tensor, colour: np.ndarray) -> torch.Tensor:
+    """(u, v), from the corner of the picture (3, h, w), of the pixels that have about this colour."""
+    match = (image.int() - torch.from_numpy(colour.astype(np.int32))[:, None, None]).abs().amax(0) < 40
+    assert match.sum() >= 5, "the ball is not in the picture"
+    return match.nonzero().double().mean(0).flip(0) + 0.5
+
+
+def write_cloud(path: Path, points_per_ball: int = 100) -> None:
+    """Points on the surfaces of the balls, in their colours."""
+    generator = torch.Generator().manual_seed(0)
+    normals = torch.nn.functional.normalize(torch.randn(len(POINTS), points_per_ball, 3, generator=generator), dim=2)
+    xyz = torch.from_numpy(POINTS).float()[:, None] + RADIUS * normals
+    rgb = torch.from_numpy(COLOURS)[:, None].expand(-1, points_per_ball, 3)
+    write_ply(path, PointCloud(xyz.flatten(0, 1), rgb.reshape(-1, 3)))
+
+
+def mean_intrinsics(size: tuple[int, int]) -> np.ndarray:
+    """Unequal focal lengths and a principal point that is not the centre."""
+    height, width = size
+    focal = 1.5 * min(size)
+    return np.array([[focal, 0.0, 0.47 * width], [0.0, 0.98 * focal, 0.53 * height], [0.0, 0.0, 1.0]])
+
+
+def alternating_intrinsics(size: tuple[int, int], k: int) -> np.ndarray:
+    """K of the k-th view: one pixel to the right and longer, or to the left and shorter."""
+    sign = 1 - 2 * (k % 2)
+    return mean_intrinsics(size) + sign * np.array([[2.0, 0.0, 1.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **({"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}))
+
+
+def _save_mask(path: Path, mask: np.ndarray) -> None:
+    _save(path, np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
+
+
+def _projection(K: np.ndarray, w2c: np.ndarray) -> np.ndarray:
+    P = np.eye(4)
+    P[:3] = K @ w2c[:3]
+    return P
+
+
+def write_dtu(folder: Path, views: int = 49, size: tuple[int, int] = (48, 64)) -> None:
+    """A DTU scene; the sign and scale of the matrices differ from view to view."""
+    matrices = {}
+    for k in range(views):
+        K, w2c = alternating_intrinsics(size, k), look_at_origin(2 * math.pi * k / views)
+        picture, mask = draw(K, w2c, size)
+        _save(folder / "image" / f"{k:06}.png", picture)
+        _save_mask(folder / "mask" / f"{k:03}.png", mask)
+        P = _projection(K, w2c)
+        P[:3] *= (1.0, -0.5)[k % 2]
+        matrices |= {f"world_mat_{k}": P, f"scale_mat_{k}": np.diag([9.0, 9.0, 9.0, 1.0])}
+    np.savez(folder / "cameras.npz", **matrices)
+    write_cloud(folder / "mvs_pc.ply")
+
+
+def write_h3ds(folder: Path, numbers: Iterable[int] = range(69), size: tuple[int, int] = (64, 64), version: str = "0.1") -> None:
+    """An H3DS scene with photos of these numbers; in version 0.1 its matrices refer to a world of 1/40 of the size."""
+    smaller = 40.0 if version == "0.1" else 1.0
+    matrices = {}
+    for k, number in enumerate(numbers):
+        K, w2c = alternating_intrinsics(size, k), look_at_origin(0.09 * number)
+        picture, mask = draw(K, w2c, size)
+        _save(folder / "image" / f"img_{number:04}.jpg", picture)
+        _save_mask(folder / "mask" / f"mask_{number:04}{'.jpg' if version == '0.1' else '.png'}", mask)
+        matrices[f"world_mat_{number}"] = (_projection(K, w2c) @ np.diag([smaller, smaller, smaller, 1.0])).astype(np.float32)
+    np.savez(folder / "cameras.npz", **matrices)
+    if version == "0.1":
+        turned = np.array([[0.0, -1.0, 0.0, 0.3], [1.0, 0.0, 0.0, -0.2], [0.0, 0.0, 1.0, 5.0], [0.0, 0.0, 0.0, smaller]]) / smaller
+        entries = [{"row": str(r), "column": str(c), "element": str(turned[r, c])} for r in range(4) for c in range(4)]
+        (folder / "normalization_transform.json").write_text(json.dumps({"dimension": "3", "transform": entries}))
+    write_cloud(folder / "mvs_pc.ply")
+
+
+def write_scannet(
+    folder: Path,
+    views: int = 100,
+    size: tuple[int, int] = (60, 80),
+    photo_size: tuple[int, int] | None = None,
+    principal_point: tuple[float, float] | None = None,
+) -> None:
+    """A ScanNet scene with photos 0, 3, 6, ...; ``photo_size`` is the size of the files when it is not that of K, ``principal_point`` the centre if None."""
+    K = mean_intrinsics(size)
+    K[:2, 2] = ((size[1] - 1) / 2, (size[0] - 1) / 2) if principal_point is None else principal_point
+    height, width = photo_size or size
+    to_photo = np.diag([width / size[1], height / size[0], 1.0])
+    half = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])  # from the centre of the first pixel to its corner
+    photo_K = np.linalg.inv(half) @ to_photo @ half @ K
+    extrinsics = np.stack([look_at_origin(2 * math.pi * k / views) for k in range(views)])
+    for k, w2c in enumerate(extrinsics):
+        _save(folder / "images" / f"{3 * k}.jpg", draw(photo_K, w2c, (height, width))[0])
+    np.save(folder / "intrinsics.npy", np.array({"K": K, "height": size[0], "width": size[1]}, dtype=object))
+    np.save(folder / "extrinsics.npy", extrinsics)
+    write_cloud(folder / "full.ply")
