@@ -7,6 +7,7 @@ LOCK_ARGS ?=
 
 UV_VERSION := 0.13.8
 VENV := .venv
+DEMO_DIR ?= experiments/demo
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
@@ -26,8 +27,10 @@ help:  ## show this list
 
 install: $(INSTALLED)  ## make the environment .venv (every other command does so when needed)
 
-demo: $(INSTALLED)  ## train and evaluate on the scene in example/ (DEMO_ARGS="key=value ...")
-	$(BIN)/python train_net.py experiment=demo $(DEMO_ARGS)
+demo: $(INSTALLED)  ## train NPBG++ and NPBG on the scene in example/, compare them (DEMO_ARGS="key=value ...")
+	$(BIN)/python train_net.py experiment=demo hydra.run.dir=$(DEMO_DIR)/npbgpp $(DEMO_ARGS)
+	$(BIN)/python train_net.py experiment=demo_npbg hydra.run.dir=$(DEMO_DIR)/npbg $(DEMO_ARGS)
+	$(BIN)/python -m npbgpp.compare $(DEMO_DIR)/npbgpp $(DEMO_DIR)/npbg --out $(DEMO_DIR)
 
 test: $(INSTALLED)  ## run the tests (PYTEST_ARGS="-k name ...")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,6 +1,5 @@
 """Collects evaluated views: pictures, ``metrics.json``, a contact sheet and a table."""
 
-import io
 import json
 import logging
 import math
@@ -14,8 +13,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
+from npbgpp.callbacks.pictures import write_image, write_png
 from npbgpp.callbacks.report import SheetRow, contact_sheet
 from npbgpp.files import write_atomically
 from npbgpp.metrics import ImageMetrics, ImageScores
@@ -100,7 +99,7 @@ class EvaluationWriter(Callback):
         else:
             pictures = {"debug": torch.cat([p for p in (raster, rendered, target) if p is not None], dim=2)}
         for kind, picture in pictures.items():
-            _write_png(folder / f"{result.view}_{kind}.png", picture)
+            write_png(folder / f"{result.view}_{kind}.png", picture)
 
     def _turned(self, picture: Float[Tensor, "3 _ _"]) -> Float[Tensor, "3 _ _"]:
         return torch.rot90(picture, 1, (1, 2)) if self.transform == "rotate_90_ccw" else picture
@@ -127,9 +126,7 @@ class EvaluationWriter(Callback):
         title = "   ".join(
             f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}, {row['views']} views" for name, row in summary.items()
         )
-        buffer = io.BytesIO()
-        contact_sheet(title, rows).save(buffer, format="PNG")
-        write_atomically(self.run_dir / "report.png", lambda file: file.write(buffer.getvalue()))
+        write_image(self.run_dir / "report.png", contact_sheet(title, rows))
 
     def _print_table(self, summary: dict[str, dict[str, Any]], stage: str) -> None:
         table = Table("dataset", "PSNR [dB]", "SSIM", "LPIPS", "views", "s/view", title=f"{stage} views")
@@ -165,9 +162,3 @@ def _summarise(views: dict[str, tuple[ImageScores, float]]) -> dict[str, Any]:
         "seconds_per_view": math.fsum(seconds for _, seconds in views.values()) / count,
         "per_view": {name: asdict(s) | {"seconds": seconds} for name, (s, seconds) in views.items()},
     }
-
-
-def _write_png(path: Path, picture: Float[Tensor, "3 _ _"]) -> None:
-    buffer = io.BytesIO()
-    to_pil_image((picture.clamp(0, 1) * 255).round().to(torch.uint8)).save(buffer, format="PNG")
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))

@@ -38,9 +38,33 @@ def error_picture(rendered: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w
 
 def contact_sheet(title: str, rows: Sequence[SheetRow]) -> Image.Image:
     """Draws the sheet: a title line, a header per column, one row per view. ``rows`` must not be empty."""
-    assert rows
     columns = ("ground truth", "rendering", "points", f"error (white: {ERROR_RANGE:g} or more)")
-    heights = [round(_TILE_WIDTH * row.target.shape[1] / row.target.shape[2]) for row in rows]
+    return tile_sheet(
+        title,
+        columns,
+        [
+            TileRow(f"{row.view}: {describe(row.scores)}", (row.target, row.rendered, row.raster, error_picture(row.rendered, row.target)))
+            for row in rows
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class TileRow:
+    """Pictures of one size side by side, with a line of text below. A missing one leaves its place empty, the first is there."""
+
+    caption: str
+    pictures: tuple[Float[Tensor, "3 _ _"] | None, ...]
+
+
+def tile_sheet(title: str, columns: Sequence[str], rows: Sequence[TileRow]) -> Image.Image:
+    """Draws rows of pictures below a title and a header per column. ``rows`` must not be empty."""
+    assert rows
+    heights = []
+    for row in rows:
+        first = row.pictures[0]
+        assert first is not None
+        heights.append(round(_TILE_WIDTH * first.shape[1] / first.shape[2]))
     width = len(columns) * (_TILE_WIDTH + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEADER + sum(h + _CAPTION + _GAP for h in heights)), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -50,14 +74,11 @@ def contact_sheet(title: str, rows: Sequence[SheetRow]) -> Image.Image:
         draw.text((_GAP + k * (_TILE_WIDTH + _GAP), 42), name, fill=_INK, font=small)
     top = _HEADER
     for row, height in zip(rows, heights, strict=True):
-        pictures = (row.target, row.rendered, row.raster, error_picture(row.rendered, row.target))
-        for k, picture in enumerate(pictures):
+        for k, picture in enumerate(row.pictures):
             if picture is not None:
-                tile = to_pil_image(picture).resize(
-                    (_TILE_WIDTH, height), Image.Resampling.LANCZOS if picture.shape[2] > _TILE_WIDTH else Image.Resampling.BICUBIC
-                )
-                sheet.paste(tile, (_GAP + k * (_TILE_WIDTH + _GAP), top))
-        draw.text((_GAP, top + height + 3), f"{row.view}: {describe(row.scores)}", fill=_INK, font=small)
+                resampling = Image.Resampling.LANCZOS if picture.shape[2] > _TILE_WIDTH else Image.Resampling.BICUBIC
+                sheet.paste(to_pil_image(picture).resize((_TILE_WIDTH, height), resampling), (_GAP + k * (_TILE_WIDTH + _GAP), top))
+        draw.text((_GAP, top + height + 3), row.caption, fill=_INK, font=small)
         top += height + _CAPTION + _GAP
     return sheet
 

@@ -93,10 +93,11 @@ class NPBGPlusPlus(PointSystem):
 
     # ------------------------------------------------------------- aggregation
     def prepare(self, scene: str) -> None:
-        """Aggregates a scene that is to be rendered, in place of another one."""
+        """Aggregates a scene that is to be rendered, in place of another one; in full precision, whatever the networks run in."""
         if scene not in self._aggregated:
             self._aggregated.clear()
-            self._aggregated[scene] = self._aggregate(self.scenes[scene])
+            with self.autocast_free():
+                self._aggregated[scene] = self._aggregate(self.scenes[scene])
 
     @torch.no_grad()
     def _aggregate(self, scene: Scene) -> ResidentScene:
@@ -237,8 +238,9 @@ class NPBGPlusPlus(PointSystem):
             xyz_world = xyz_scene[index[index >= 0].sort().values]
             shown = visible_points(xyz_world, inputs.cameras, self.settings.visibility_scale, near, self.rule)
             photos = upright(inputs.image, inputs.cameras, self.rule, self.settings.up, self.settings.align_view_images)
-            height, width = target.image_size
-            region = crop_to_points(photos.images, photos.cameras, xyz_world, shown, (2 * height, 2 * width), self.rule)
+            # twice the target as in the original, but not more than there is
+            size = (min(2 * target.image_size[0], photos.images.shape[2]), min(2 * target.image_size[1], photos.images.shape[3]))
+            region = crop_to_points(photos.images, photos.cameras, xyz_world, shown, size, self.rule)
             photos = replace(photos, images=region.images, cameras=region.cameras)
             shown &= in_image(xyz_world, photos.cameras, near, self.rule)
             known = shown.any(0).nonzero()[:, 0]
@@ -280,6 +282,14 @@ class NPBGPlusPlus(PointSystem):
             image = self.refiner(pyramid)[:, :3]
             terms["rgb_reg_loss"] = (torch.where(compare, image, target) - target).abs().mean()
         return terms
+
+    @torch.no_grad()
+    def pictures_of(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
+        """Adds the input photos and the colours of their features, as the network reads them."""
+        inputs, s = batch.inputs[0], self.settings
+        photos = upright(inputs.image, inputs.cameras, self.rule, s.up, s.align_view_images).images
+        features = self.rgb_converter(self.feature_extractor(photos).float().movedim(1, -1)).movedim(-1, 1)
+        return (*photos, *features, *super().pictures_of(batch, visible, render))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam over everything that is not frozen."""

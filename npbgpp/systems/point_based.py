@@ -87,6 +87,8 @@ class PointSystem(System):
         self._objective: Objective | None = None
         self._last_batch_end: float | None = None
         self._batches_in_step = 0
+        self.wants_pictures = False
+        self.pictures: tuple[Tensor, ...] = ()
 
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
         """Refuses a run that would fail later. Names are of the scenes that are trained and validated."""
@@ -132,7 +134,8 @@ class PointSystem(System):
         """How views are drawn, as ``align_during_rendering`` says."""
         if not self.settings.align_during_rendering:
             return Framing(cameras, cameras, None)
-        alignment = align_vertically(cameras, self.rule, self.settings.up)
+        with self.autocast_free():
+            alignment = align_vertically(cameras, self.rule, self.settings.up)
         return Framing(cameras, alignment.cameras, alignment)
 
     def draw(self, clouds: Sequence[BlockedCloud], cameras: Cameras, levels: Sequence[Level]) -> list[Int[Tensor, "b _ _"]]:
@@ -145,22 +148,24 @@ class PointSystem(System):
         framing = self.frame(cameras.to(self.device))
         scenes = [scene] * len(cameras)
         with torch.no_grad():
-            visible = self.visible(framing, scenes, self.rasterizer.levels)
+            with self.autocast_free():
+                visible = self.visible(framing, scenes, self.rasterizer.levels)
             render = self.refine(framing, visible)
             rgb = render.rgb.clamp(0, 1)
             if self.settings.use_masks and render.mask is not None:
                 rgb = torch.where(render.mask < 0.5, rgb.new_tensor(self.settings.bg_rgb_color)[:, None, None], rgb)
             if not raster:
                 return Render(rgb, render.mask)
-            if framing.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
-                visible = self.visible(Framing(framing.asked, framing.asked, None), scenes, [Level(1.0)])
-            colours = self.rgb_converter(visible.descriptors)
-            picture = splat(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
+            with self.autocast_free():
+                if framing.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
+                    visible = self.visible(Framing(framing.asked, framing.asked, None), scenes, [Level(1.0)])
+                colours = self.rgb_converter(visible.descriptors)
+                picture = splat(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
             return Render(rgb, render.mask, picture)
 
     def refine(self, framing: Framing, visible: Visible) -> Render:
         """Runs the network on what the views see; colours are not clamped."""
-        image = self.refiner(self.rasterizer(visible.rows, visible.descriptors))
+        image = self.refiner(self.rasterizer(visible.rows, visible.descriptors)).float()
         if framing.alignment is not None:
             image = framing.alignment.undo(image)
         mask = image[:, 3:4].sigmoid() if image.shape[1] == 4 else None
@@ -183,6 +188,8 @@ class PointSystem(System):
         if loss.requires_grad:  # a target that sees no point teaches a frozen network nothing
             self.manual_backward(loss / self.settings.accumulate_grad_batches)
         self.keep_gradients(visible)
+        if self.wants_pictures:
+            self.pictures = self.pictures_of(batch, visible, render)
         self._batches_in_step += 1
         if self._batches_in_step >= self.settings.accumulate_grad_batches:
             self.step()
@@ -197,6 +204,16 @@ class PointSystem(System):
         if self._last_batch_end is not None:
             self.log("points_per_s", points / (now - self._last_batch_end), prog_bar=True, batch_size=len(batch))
         self._last_batch_end = now
+
+    @torch.no_grad()
+    def pictures_of(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
+        """The first item of a batch to look at: its points at every level, the rendering, the photo."""
+        colours = self.rgb_converter(visible.descriptors)
+        table = feature_table(colours, colours.new_ones(1, 3, 1, 1))
+        levels = [
+            splat(rows[:1], table, level.supersampling)[0, :3] for rows, level in zip(visible.rows, self.rasterizer.levels, strict=True)
+        ]
+        return (*levels, render.rgb[0].detach(), batch.target.image[0])
 
     def augment(self, batch: Batch) -> Batch:
         """Changes a batch before it is rendered."""
