@@ -16,6 +16,12 @@ from npbgpp.systems.base import CHECKPOINT_FORMAT, System
 
 log = logging.getLogger(__name__)
 
+# what Lightning 1 wrote beside the weights: the config as OmegaConf objects, and the classes of callbacks, those of the authors among them
+_OLD_LIGHTNING = (
+    *("omegaconf.", "pytorch_lightning.", "npbgplusplus.", "pathlib.", "typing.", "collections.defaultdict"),
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")),
+)
+
 
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning checkpoints that are either complete or absent, and are read without running code from them."""
@@ -68,13 +74,13 @@ def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
 
     Args:
         system: receives the weights.
-        path: Lightning checkpoint or a file with a ``state_dict``.
+        path: Lightning checkpoint, also of Lightning 1 with its config inside, or a file with a ``state_dict``.
         strict: refuse weights of another shape and checkpoints of another system; otherwise these are skipped and reported.
 
     Raises:
         InputError: damaged file, newer format, no weights, another system, other shapes, or not one matching name.
     """
-    content = load_tensors(path, "checkpoint")
+    content = load_tensors(path, "checkpoint", _OLD_LIGHTNING)
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise InputError(f"checkpoint {path}: expected a mapping 'state_dict' of tensors, got none; this is not a checkpoint of a system")

@@ -70,7 +70,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
 
 def table_rows(runs: list[Run]) -> list[tuple[str, ...]]:
     """Cells of the table, dataset by dataset."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for dataset in dict.fromkeys(name for run in runs for name in run.metrics["datasets"]):
         for run in runs:
             scores = run.metrics["datasets"].get(dataset)

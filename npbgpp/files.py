@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import re
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,27 +52,52 @@ def save_tensors(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def load_tensors(path: Path, what: str) -> Any:
+class _StandIn:
+    """Takes the place of an object that nobody asked for: accepts whatever the object was made of and keeps none of it."""
+
+    def __init__(self, *parts: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _empty_mapping(*parts: Any) -> dict[Any, Any]:
+    """What stands in for a mapping that is filled after it was made."""
+    return {}
+
+
+def load_tensors(path: Path, what: str, bystanders: Sequence[str] = ()) -> Any:
     """Reads a torch file without running code from it.
 
     Args:
         path: the file.
         what: how to call it in messages.
+        bystanders: Python objects that may stand beside the tensors: full names, or names of packages with a dot at the end. Neither they nor their
+            packages are used: an empty object comes in their place.
 
     Raises:
-        InputError: missing, truncated, not a torch file, or one that holds objects other than tensors and plain values.
+        InputError: missing, truncated, not a torch file, or one that holds objects other than tensors, plain values and bystanders.
     """
     if not path.is_file():
         raise InputError(f"{what} {path}: no such file; correct the path")
+    foreign: list[str] = []
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        ignored = [name for name in foreign if any(name.startswith(b) if b.endswith(".") else name == b for b in bystanders)]
+        stand_ins: list[Any] = [(_empty_mapping if name == "collections.defaultdict" else _StandIn, name) for name in ignored]
+        foreign = [name for name in foreign if name not in ignored]
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        named = sorted(foreign) or re.findall(r"GLOBAL ([\w.]+)", str(error))
+        reason = ", ".join(named[:3]) if named else str(error).splitlines()[0]
         raise InputError(
             f"{what} {path}: expected tensors and plain values, got a file that is damaged or holds other Python objects ({reason}); files that would run "
-            "code are not read"
+            "code are not read: where you trust the file, open it with the program that wrote it and keep its tensors alone with torch.save"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{what} {path}: expected a file written by torch.save, got a damaged or truncated one ({reason}); copy it again"

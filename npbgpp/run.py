@@ -70,6 +70,8 @@ def run(config: DictConfig, bases: Bases) -> None:
         settings.eval_only,
         InputRule(system_settings.near, PixelRule(system_settings.pixel_convention)) if reads_photos else None,
     )
+    if settings.eval_only and not data.test_sets:
+        raise InputError("datasets.scenes.test: expected at least one scene for eval_only=true, got none; name the scenes to evaluate")
     lpips = system_settings.lpips_weights
     metrics = ImageMetrics(None if lpips is None else bases.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
     resume = None if plan.checkpoint is None else find_weights(plan.checkpoint, bases)
@@ -77,7 +79,9 @@ def run(config: DictConfig, bases: Bases) -> None:
         modules["read_saved"] = settings.eval_only or resume is not None
     system = SYSTEMS[system_settings.system_class][0](system_settings, data.scenes, bases, metrics, **modules)
     if settings.weights_path is not None:
-        load_weights(system, find_weights(settings.weights_path, bases), settings.weights_strict)
+        report = load_weights(system, find_weights(settings.weights_path, bases), settings.weights_strict)
+        if settings.weights_strict:
+            system.require_weights(report.missing)
     elif resume is None:
         system.start_without_weights(settings.eval_only)
     writer = EvaluationWriter(
@@ -95,7 +99,8 @@ def run(config: DictConfig, bases: Bases) -> None:
 def _fit(trainer: Trainer, system: PointSystem, data: DataModule, resume: Path | None) -> None:
     if trainer.world_size > 1:
         raise InputError(
-            f"trainer.devices: {type(system).__name__} trains on one device, got {trainer.world_size} processes; set trainer.devices=1"
+            f"trainer.devices: {type(system).__name__} trains on one device, got {trainer.world_size} processes; set trainer.devices=1 "
+            "(or trainer.gpus=1)"
         )
     validates = trainer.limit_val_batches != 0
     system.check_before_training([s.scene.name for s in data.train_sets], [s.scene.name for s in data.val_sets] if validates else [])

@@ -189,6 +189,9 @@ def _devices(s: TrainerSettings) -> tuple[str, Any, str]:
         if not torch.cuda.is_available():
             log.warning("trainer.gpus=%s: this machine has no usable GPU; running on the CPU instead", s.gpus)
             accelerator, devices = "cpu", 1
+        elif isinstance(devices, int) and devices > torch.cuda.device_count():
+            log.warning("trainer.gpus=%s: this machine has %d, using these", s.gpus, torch.cuda.device_count())
+            devices = torch.cuda.device_count()
     elif s.gpus is not None:
         accelerator, devices = "cpu", s.num_processes or 1
     elif s.tpu_cores is not None:

@@ -4,6 +4,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("npbgpp", "beartype.beartype")  # stays: submodules are imported later
 
+import functools  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
@@ -45,6 +46,19 @@ TINY_OVERRIDES = (
     "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
 )
+_TINY_DATA = tuple(override for override in TINY_OVERRIDES if not override.startswith("system"))
+# NPBG++ with a small random encoder and a small decoder
+TINY_NPBGPP = (
+    *_TINY_DATA,
+    "system=npbgpp_sphere",
+    "system/loss_factors=l1_ssim_npbgpp",
+    "system.refiner.filters=[10,11,12,13,14]",
+    "system.feature_extractor.encoder=test_efficientnet",
+    "system.feature_extractor.pretrained_encoder=false",
+    "system.feature_extractor.decoder_channels=[8,8,8,8,8]",
+)
+# NPBG++ without its networks: several times faster
+TINY_COLOURS = (*_TINY_DATA, "system=npbgpp_rgb", "system/loss_factors=l1_ssim_npbgpp")
 
 
 def shared_folder() -> Path | None:
@@ -127,35 +141,55 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def run_here(tiny_root: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Runs the tiny configuration plus overrides in this process; returns the run folder."""
+@pytest.fixture(scope="session")
+def run_line() -> Callable[..., Path]:
+    """Runs the overrides of a command line in this process, as ``train_net.py`` launched from a folder does; returns the run folder."""
     from npbgpp.run import run
 
-    def go(*overrides: str, name: str = "run", root: Path = tiny_root) -> Path:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
+    def go(launch: Path, *overrides: str) -> Path:
+        (*_, named) = (word.partition("=")[2] for word in overrides if word.startswith("hydra.run.dir="))
+        folder = launch / named
+        folder.mkdir(parents=True, exist_ok=True)
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-            config = compose(
-                "config",
-                overrides=[
-                    *TINY_OVERRIDES,
-                    f"datasets.data_root={root}",
-                    f"hydra.run.dir={folder}",
-                    f"hydra.runtime.output_dir={folder}",
-                    f"hydra.runtime.cwd={tmp_path}",
-                    *overrides,
-                ],
-                return_hydra_config=True,
-            )
+            config = compose("config", overrides=list(overrides), return_hydra_config=True)
+        OmegaConf.set_readonly(config.hydra, False)
+        config.hydra.runtime.output_dir, config.hydra.runtime.cwd = str(folder), str(launch)
         HydraConfig.instance().set_config(config)
         OmegaConf.set_struct(config, False)
         config.pop("hydra")
         OmegaConf.set_struct(config, True)
-        run(config, Bases(tmp_path, folder, REPOSITORY))
+        run(config, Bases(launch, folder, REPOSITORY))
         return folder
 
     return go
+
+
+@pytest.fixture(scope="session")
+def run_in(run_line, tiny_root: Path) -> Callable[..., Path]:
+    """Runs a tiny configuration plus overrides from a launch folder; returns the run folder below it."""
+
+    def go(launch: Path, *overrides: str, name: str = "run", root: Path = tiny_root, tiny: tuple[str, ...] = TINY_OVERRIDES) -> Path:
+        return run_line(launch, *tiny, f"datasets.data_root={root}", f"hydra.run.dir={launch / name}", *overrides)
+
+    return go
+
+
+@pytest.fixture
+def run_here(run_in, tmp_path: Path) -> Callable[..., Path]:
+    """Runs the tiny configuration plus overrides in this process; returns the run folder."""
+    return functools.partial(run_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def run_npbgpp(run_in) -> Callable[..., Path]:
+    """Runs a small NPBG++ plus overrides from a launch folder; returns the run folder below it."""
+    return functools.partial(run_in, tiny=TINY_NPBGPP)
+
+
+@pytest.fixture(scope="session")
+def run_colours(run_in) -> Callable[..., Path]:
+    """Runs NPBG++ without networks plus overrides from a launch folder; returns the run folder below it."""
+    return functools.partial(run_in, tiny=TINY_COLOURS)
 
 
 @pytest.fixture

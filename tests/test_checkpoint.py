@@ -1,10 +1,14 @@
 """Weights on disk: what is written, what is read, and what every refusal says."""
 
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
@@ -13,6 +17,8 @@ from npbgpp.files import load_tensors, save_tensors, write_atomically
 from npbgpp.metrics import ImageMetrics
 from npbgpp.paths import Bases
 from npbgpp.systems.base import CHECKPOINT_FORMAT, Render, System
+
+from .systems.recorded import build_system
 
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
 
@@ -150,6 +156,79 @@ def test_truncated_files(checkpoint, kept):
 def test_a_lightning_file_with_config_objects_is_not_unpickled(shared):
     with pytest.raises(InputError, match="files that would run code are not read"):
         load_tensors(shared / "parity" / "h_ckpt_lightning148_style_rgb.ckpt", "checkpoint")
+
+
+def forbid_config_objects(monkeypatch) -> None:
+    """From here on putting an object of a config together fails."""
+
+    def touched(*arguments: object) -> None:
+        raise AssertionError("a config object was built")
+
+    for kind in (DictConfig, ListConfig, AnyNode):
+        monkeypatch.setattr(kind, "__setstate__", touched, raising=False)
+
+
+def test_weights_of_an_old_lightning_file(parity, shared, tmp_path, monkeypatch):
+    system = build_system("npbgpp_rgb", {}, tmp_path)
+    path = shared / "parity" / "h_ckpt_lightning148_style_rgb.ckpt"
+    forbid_config_objects(monkeypatch)
+    with pytest.raises(AssertionError, match="a config object was built"):
+        torch.load(path, weights_only=False)
+    report = load_weights(system, path, strict=True)
+    expected = parity("h_ckpt_npbgpp_rgb.pt")["state_dict"]
+    assert set(report.loaded) == set(expected) and report.missing == report.unexpected == ()
+    assert equal(system, expected)
+
+
+def old_lightning_file(path: Path, **more: object) -> Path:
+    """A config that filled its cache of resolved values, the class of a callback, and a path."""
+    OmegaConf.register_new_resolver("once", lambda value: value, use_cache=True, replace=True)
+    config = OmegaConf.create({"a": [1, 2.5, None, "x"], "b": "${once:7}", "folder": Path("somewhere")})
+    assert config.b == 7
+    callbacks = {ModelCheckpoint: {"best_model_path": "x", "best_model_score": torch.ones(())}}
+    return write(path, Tiny().state_dict(), npbgpp=None, hyper_parameters=config, callbacks=callbacks, kind=type(config), **more)
+
+
+def test_everything_that_old_lightning_wrote_is_passed_over(tmp_path, monkeypatch):
+    path = old_lightning_file(tmp_path / "old.ckpt")
+    forbid_config_objects(monkeypatch)
+    assert len(load_weights(Tiny(), path, strict=True).loaded) == 4
+
+
+class Runs:
+    """Unpickling it makes a file, by a function that calls itself one of some package."""
+
+    def __init__(self, mark: Path, package: str) -> None:
+        self.mark, self.package = mark, package
+
+    def __reduce__(self):
+        return (sys.modules[self.package].run, (self.mark,))
+
+
+@pytest.mark.parametrize(("package", "refused"), [("somebody", True), ("omegaconf.tool", False)])
+def test_code_beside_the_weights_does_not_run(tmp_path, monkeypatch, package, refused):
+    def run(mark: Path) -> None:
+        mark.touch()
+
+    run.__module__, run.__qualname__ = package, "run"
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(run=run))
+    mark = tmp_path / "was_run"
+    path = old_lightning_file(tmp_path / "old.ckpt", extra=Runs(mark, package))
+    if refused:
+        with pytest.raises(InputError, match=r"holds other Python objects \(somebody\.run\).*keep its tensors alone") as caught:
+            load_weights(Tiny(), path, strict=True)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    else:
+        load_weights(Tiny(), path, strict=True)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)
+    assert mark.exists(), "the probe itself does nothing"
+
+
+def test_old_files_without_a_zip_name_what_they_hold(tmp_path):
+    torch.save({"state_dict": Tiny().state_dict(), "extra": Foreign()}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match=r"holds other Python objects \(\S*Foreign\)"):
+        load_weights(Tiny(), tmp_path / "old.ckpt", strict=True)
 
 
 def test_where_weights_are_looked_for(tmp_path, caplog):

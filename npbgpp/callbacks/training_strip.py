@@ -8,6 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.nn.functional import interpolate
 
 from npbgpp.callbacks.pictures import write_png
+from npbgpp.systems.base import System
 
 
 class TrainingStrip(Callback):
@@ -25,10 +26,12 @@ class TrainingStrip(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Asks for pictures when it is time."""
+        assert isinstance(pl_module, System)
         pl_module.wants_pictures = trainer.fit_loop.total_batch_idx % self.every_n_batches == 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Writes the pictures of the batch."""
+        assert isinstance(pl_module, System)
         pictures = pl_module.pictures
         if not pictures:
             return

@@ -87,7 +87,8 @@ def align_vertically(cameras: Cameras, rule: PixelRule, up: tuple[float, float, 
 
 def _roll(cameras: Cameras, focal: Tensor, principal: Tensor, up: tuple[float, float, float]) -> Float[Tensor, " b"]:
     """Degrees between the image of ``up``, drawn ahead of each camera, and the vertical of the image."""
-    foot = cameras.centers() + _REFERENCE_DISTANCE * cameras.R[:, :, 2]
+    centers = -(cameras.R @ cameras.T[:, :, None])[:, :, 0]  # of rigid cameras; the authors' sum, to the last bit
+    foot = centers + _REFERENCE_DISTANCE * cameras.R[:, :, 2]
     ends = torch.stack([foot, foot + foot.new_tensor(up)], 1)
     seen = cameras.view(ends)
     xy = (focal[:, None] * seen[..., :2] + principal[:, None] * seen[..., 2:]) / (seen[..., 2:] + 1e-7)
@@ -96,14 +97,18 @@ def _roll(cameras: Cameras, focal: Tensor, principal: Tensor, up: tuple[float, f
 
 
 def _pad_as_authors(cameras: Cameras, padding: Padding, side: int) -> Cameras:
-    """Padded intrinsics by the authors' formula, which measures borders by pixel edges while their pixels are placed by centres."""
+    """Padded intrinsics by the authors' formula, which measures borders by pixel edges while their pixels are placed by centres.
+
+    In the precision of the cameras and in their order of operations: it decides the last bits of the roll, and of a photo that is turned by it.
+    """
     height, width = cameras.image_size
-    focal, principal = cameras.to_size_minus_one_ndc()
+    focal, principal = (number.to(cameras.R.dtype) for number in cameras.to_size_minus_one_ndc())
     bounds = focal.new_tensor(ndc_bounds(cameras.image_size))
     slope_first, slope_last = (bounds - principal) / focal, (-bounds - principal) / focal
     half = focal.new_tensor([width / 2, height / 2])
     first = half / (half + half.new_tensor([padding.left, padding.top]))
     last = -half / (half + half.new_tensor([padding.right, padding.bottom]))
     new_focal = (first - last) / (slope_first - slope_last + 1e-8)
-    new_principal = first - new_focal * slope_first
-    return Cameras.from_size_minus_one_ndc(cameras.R, cameras.T, new_focal, new_principal, (side, side))
+    new_principal = last - new_focal * slope_last
+    stored = cameras.focal_length.dtype
+    return Cameras.from_size_minus_one_ndc(cameras.R, cameras.T, new_focal.to(stored), new_principal.to(stored), (side, side))

@@ -121,11 +121,15 @@ def _exact_target(cameras: Cameras, boxes: Boxes, factor: Float[Tensor, "k 1"], 
 
 
 def _authors_target(cameras: Cameras, boxes: Boxes, factor: Float[Tensor, "k 1"], size: tuple[int, int]) -> Cameras:
-    """Cameras of the crops by the authors' formula, in slopes x / z and y / z of the view."""
-    focal, principal = cameras.to_size_minus_one_ndc()
+    """Cameras of the crops by the authors' formula, in slopes x / z and y / z of the view, and in their precision: see ``rotate_about_centre``."""
+    stored, precision = cameras.focal_length.dtype, cameras.R.dtype
+    focal, principal = (number.to(precision) for number in cameras.to_size_minus_one_ndc())
     bounds, new_bounds = (focal.new_tensor(ndc_bounds(s)) for s in (cameras.image_size, size))
     frame, crop = (focal.new_tensor(s[::-1]) for s in (cameras.image_size, size))
-    centre = (boxes.centre - principal) / focal
-    half = boxes.extent_px / frame * bounds / focal  # from the centre of the box to its border
-    new_focal = factor * boxes.extent_px / crop * new_bounds / (half + 1e-8)
-    return Cameras.from_size_minus_one_ndc(cameras.R, cameras.T, new_focal, -new_focal * centre, size)
+    corner = boxes.centre + boxes.extent_px / frame * bounds
+    intrinsics = torch.diag_embed(torch.cat([focal, torch.ones_like(focal[:, :1])], 1))
+    intrinsics[:, :2, 2] = principal
+    places = torch.nn.functional.pad(torch.stack([boxes.centre, corner], -1), (0, 0, 0, 1), value=1.0)
+    centre, border = (torch.linalg.inv(intrinsics) @ places)[:, :2].unbind(-1)
+    new_focal = factor * boxes.extent_px / crop * new_bounds / (border - centre + 1e-8)
+    return Cameras.from_size_minus_one_ndc(cameras.R, cameras.T, new_focal.to(stored), (-new_focal * centre).to(stored), size)

@@ -132,8 +132,6 @@ class Sphere(Aggregator):
             self.alpha = nn.Parameter(torch.ones(m, 1).expm1().log())  # softplus of it is 1
         else:
             self.register_buffer("alpha", torch.ones(m, 1))
-        # where an entry of the upper triangle of G stands in a row of sums
-        self._place = {pair: k for k, pair in enumerate(zip(*torch.triu_indices(m, m).tolist(), strict=True))}
 
     def basis(self, looked: Looked) -> Float[Tensor, "v m"]:
         """Values of the basis functions."""
@@ -141,10 +139,6 @@ class Sphere(Aggregator):
             return spherical_harmonics(looked.direction())
         basis = self.mlp(network_inputs(self.basis_type, self.harmonic_embedding, looked))
         return basis.tanh() if self.tanh else basis
-
-    def _parts(self, sums: Float[Tensor, "r s"]) -> tuple[Tensor, ...]:
-        m, c = self.m, self.descriptor_dim
-        return sums.split([1, m, c, m * (m + 1) // 2, m * c], 1)
 
     def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: Looked) -> Float[Tensor, "v s"]:
         """See Aggregator. Weights are not used: a point is seen or not."""
@@ -157,32 +151,25 @@ class Sphere(Aggregator):
         """See Aggregator.
 
         Cholesky, written out over columns: m is small and r is large, so that every step is one operation on r numbers. A batched library call
-        factorises matrix after matrix and is several times slower.
+        factorises matrix after matrix and is several times slower. The right-hand side goes below G, so that the elimination of G solves for it too.
         """
         m, c = self.m, self.descriptor_dim
-        count, basis, total, gram, crossed = (part.t().contiguous() for part in self._parts(sums))
+        count, basis, total, gram, crossed = sums.t().contiguous().split([1, m, c, m * (m + 1) // 2, m * c])
         mean = total / count.clamp_min(1.0)
-        ridge = softplus(self.alpha[:, 0]) if self.learnable_alpha else self.alpha[:, 0]
-        right = crossed.view(m, c, -1) - basis[:, None] * mean
-        lower: dict[tuple[int, int], Tensor] = {}
-        solved: list[Tensor] = []
-        for j in range(m):
-            row = right[j]
-            for k in range(j):
-                row = row - lower[j, k] * solved[k]
-            for i in range(j, m):
-                value = gram[self._place[j, i]]
-                if i == j:
-                    value = value + ridge[j]
-                for k in range(j):
-                    value = value - lower[i, k] * lower[j, k]
-                lower[i, j] = value.sqrt() if i == j else value / lower[j, j]
-            solved.append(row / lower[j, j])
+        ridge = softplus(self.alpha) if self.learnable_alpha else self.alpha
+        columns: list[Tensor] = []  # j holds rows j to m of the factor, then row j of what is solved for
+        for j, (below, right) in enumerate(zip(gram.split(list(range(m, 0, -1))), crossed.split(c), strict=True)):
+            # not fused: of a point that one view saw, the right side is a difference of equal products, which must stay exactly zero
+            column = torch.cat([below[:1] + ridge[j], below[1:], right - basis[j] * mean])
+            for k, eliminated in enumerate(columns):
+                column.addcmul_(eliminated[j - k :], eliminated[j - k], value=-1)
+            columns.append(column * column[0].rsqrt())
+        solved = [column[m - j :] for j, column in enumerate(columns)]
         for j in reversed(range(m)):
             row = solved[j]
             for k in range(j + 1, m):
-                row = row - lower[k, j] * solved[k]
-            solved[j] = row / lower[j, j]
+                row = torch.addcmul(row, columns[j][k - j], solved[k], value=-1)
+            solved[j] = row / columns[j][0]
         return torch.cat([mean, *solved]).t().contiguous()
 
     def describe(self, coefficients: Float[Tensor, "r q"], looked: Looked) -> Float[Tensor, "r c"]:

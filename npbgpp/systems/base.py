@@ -55,6 +55,10 @@ class System(LightningModule):
     Args:
         scenes: every scene of the run by name.
         metrics: how views are scored.
+
+    Attributes:
+        wants_pictures: set before a training batch: keep pictures of it.
+        pictures: those of the last batch that were wanted.
     """
 
     accepts_checkpoints_of: tuple[str, ...] = ()
@@ -63,6 +67,8 @@ class System(LightningModule):
         super().__init__()
         self.scenes = dict(scenes)
         self.metrics = metrics
+        self.wants_pictures = False
+        self.pictures: tuple[Tensor, ...] = ()
 
     @abstractmethod
     def render(self, cameras: Cameras, scene: str, raster: bool = False) -> Render:

@@ -85,7 +85,7 @@ class DescriptorStore:
         if tuple(values.shape) != (points, self.dim):
             raise InputError(
                 f"descriptors {path}: expected {points} x {self.dim} for the cloud of scene {scene}, got {' x '.join(map(str, values.shape))}; they belong to "
-                "another cloud, n_point or descriptor_dim"
+                "another cloud, n_point, descriptor_dim or aggregator"
             )
         if not torch.isfinite(values).all():
             raise InputError(f"descriptors {path}: some values are not finite; train the scene again")

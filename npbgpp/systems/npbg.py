@@ -58,6 +58,8 @@ class NPBG(PointSystem):
     ) -> None:
         super().__init__(settings, scenes, bases, metrics, refiner, rasterizer)
         self.aggregator = None if aggregator is None else aggregator.requires_grad_(False)
+        if aggregator is not None:
+            self.require_channels("system.aggregator", aggregator.descriptor_dim)
         pretrained = settings.descriptors_pretrained_dir
         self.store = DescriptorStore(
             settings.descriptor_dim if aggregator is None else aggregator.coefficients,

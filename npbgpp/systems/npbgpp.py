@@ -24,7 +24,7 @@ from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.regions import crop_to_points
 from npbgpp.metrics import ImageMetrics
 from npbgpp.models.aggregation import Aggregator
-from npbgpp.models.feature_extractor import UNet
+from npbgpp.models.feature_extractor import IdentityExtractor, UNet
 from npbgpp.models.rasterizer import NearestScatterRasterizer
 from npbgpp.optim import RowTable
 from npbgpp.paths import Bases
@@ -68,22 +68,36 @@ class NPBGPlusPlus(PointSystem):
         metrics: ImageMetrics,
         refiner: nn.Module,
         rasterizer: NearestScatterRasterizer,
-        feature_extractor: nn.Module,
+        feature_extractor: UNet | IdentityExtractor,
         aggregator: Aggregator,
     ) -> None:
         super().__init__(settings, scenes, bases, metrics, refiner, rasterizer)
-        if feature_extractor.out_channels != settings.descriptor_dim:
-            raise InputError(
-                f"system.feature_extractor: gives {feature_extractor.out_channels} channels, expected system.descriptor_dim={settings.descriptor_dim}"
-            )
+        self.require_channels("system.feature_extractor", feature_extractor.out_channels)
+        self.require_channels("system.aggregator", aggregator.descriptor_dim)
         self.feature_extractor, self.aggregator = feature_extractor, aggregator
         if settings.freeze_feature_extractor:
             feature_extractor.requires_grad_(False)
         if settings.freeze_aggregator:
             aggregator.requires_grad_(False)
+        self._check_places()
         self.descriptors_dir = bases.run / "descriptors"
         self._clouds: dict[str, tuple[BlockedCloud, Tensor]] = {}
         self._aggregated: dict[str, ResidentScene] = {}
+
+    def _check_places(self) -> None:
+        """Refuses a depth buffer without cells, and a device that is not there, before work starts."""
+        scale, device = self.settings.visibility_scale, self.settings.state_device
+        for scene in self.scenes.values():
+            height, width = min((view.camera.image_size for view in scene.views), key=min)
+            if scale is not None and int(scale * min(height, width)) < 1:
+                raise InputError(
+                    f"system.visibility_scale: expected a depth buffer of at least one cell, got {scale} for photos of scene {scene.name} of {height}x{width} "
+                    "pixels; raise it"
+                )
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"system.state_device: expected a device of this machine, such as cpu, or null, got {device}") from error
 
     def start_without_weights(self, evaluate_only: bool) -> None:
         """See PointSystem. Starts from the published weights of the encoder when the config asks for them."""

@@ -78,6 +78,7 @@ class PointSystem(System):
         self.settings = settings
         self.rule = PixelRule(settings.pixel_convention)
         self.refiner, self.rasterizer = refiner, rasterizer
+        self.require_channels("system.rasterizer", rasterizer.bg_feature.shape[1])
         self.rgb_converter = RGBConverter(settings.descriptor_dim)
         if settings.freeze_refiner:
             self.refiner.requires_grad_(False)
@@ -87,8 +88,23 @@ class PointSystem(System):
         self._objective: Objective | None = None
         self._last_batch_end: float | None = None
         self._batches_in_step = 0
-        self.wants_pictures = False
-        self.pictures: tuple[Tensor, ...] = ()
+
+    def require_channels(self, key: str, channels: int) -> None:
+        """Raises InputError when a network was made for descriptors of another width."""
+        if channels != self.settings.descriptor_dim:
+            raise InputError(
+                f"{key}: has {channels} channels, expected system.descriptor_dim={self.settings.descriptor_dim}; make them agree"
+            )
+
+    def require_weights(self, missing: Sequence[str]) -> None:
+        """Raises InputError when the weights that a checkpoint lacks leave a network random, as a whole or in part."""
+        lacking = {name.partition(".")[0] for name in missing}
+        networks = [f"system.{name}" for name in ("feature_extractor", "aggregator", "refiner") if name in lacking]
+        if networks:
+            raise InputError(
+                f"weights_path: the checkpoint lacks weights of {' and '.join(networks)}, which would be random ({', '.join(missing[:3])}, ...); choose the "
+                "networks that it was trained with, or begin these anew with weights_strict=false"
+            )
 
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
         """Refuses a run that would fail later. Names are of the scenes that are trained and validated."""

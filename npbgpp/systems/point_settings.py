@@ -39,6 +39,8 @@ class PointSettings:
             raise InputError(f"system.lr_schedule: expected constant or cosine, got {self.lr_schedule}")
         if self.near < 0:
             raise InputError(f"system.near: expected a depth of at least 0 scene units, got {self.near}")
+        if not any(self.up):
+            raise InputError(f"system.up: expected a direction, got {list(self.up)}")
         if self.postprocessing_transform not in (None, "rotate_90_ccw"):
             raise InputError(f"system.postprocessing_transform: expected null or rotate_90_ccw, got {self.postprocessing_transform}")
         for key in ("descriptor_dim", "accumulate_grad_batches", "max_scenes_per_train_epoch"):

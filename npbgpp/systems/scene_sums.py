@@ -12,7 +12,8 @@ from torch import Tensor
 
 from npbgpp.models.aggregation import Aggregator
 
-_ROWS_AT_ONCE = 1 << 15  # of a solve: its temporaries stay in the cache
+POINTS_AT_ONCE = 1 << 15  # of an update, best in parts: what is computed of points is much larger than they are
+_ROWS_AT_ONCE = 1 << 12  # of a solve: its temporaries stay in the cache
 
 
 class SceneSums:
@@ -27,7 +28,6 @@ class SceneSums:
     def __init__(self, points: int, aggregator: Aggregator, device: torch.device | str) -> None:
         self._aggregator = aggregator
         self._row = torch.full((points,), -1, dtype=torch.int32, device=device)
-        self._point = torch.empty(points, dtype=torch.int32, device=device)
         self._table = torch.empty(points, aggregator.sums, device=device)
         self._seen = 0
 
@@ -37,32 +37,26 @@ class SceneSums:
 
     def bytes_used(self) -> int:
         """Memory of the state."""
-        width = self._table.shape[1] * self._table.element_size() + self._point.element_size()
-        return self._seen * width + len(self._row) * self._row.element_size()
+        return self._table[: self._seen].nbytes + self._row.nbytes
 
     @torch.no_grad()
     def add(self, points: Int[Tensor, " v"], observed: Float[Tensor, "v s"]) -> None:
-        """Adds what one view shows of some points; ``points`` must not repeat."""
+        """Adds what one view shows of some points; ``points`` must not repeat. Parts of at most ``POINTS_AT_ONCE`` are fastest."""
         points, observed = points.to(self._table.device), observed.to(self._table.device)
         rows = self._row.index_select(0, points)
         first = (rows < 0).nonzero()[:, 0]
-        known = (rows >= 0).nonzero()[:, 0]
-        if len(known):
-            mine = rows.index_select(0, known).long()
-            sums = self._table.index_select(0, mine)
-            sums += observed if len(known) == len(points) else observed.index_select(0, known)
-            self._table.index_copy_(0, mine, sums)
         if len(first):
             start, stop = self._seen, self._seen + len(first)
-            fresh = (points if len(first) == len(points) else points.index_select(0, first)).long()
-            self._row.index_copy_(0, fresh, torch.arange(start, stop, dtype=torch.int32, device=rows.device))
-            self._point[start:stop] = fresh
-            self._table[start:stop] = observed if len(first) == len(points) else observed.index_select(0, first)
+            fresh = points.index_select(0, first).long()
+            new = torch.arange(start, stop, dtype=torch.int32, device=rows.device)
+            rows.index_copy_(0, first, new)
+            self._row.index_copy_(0, fresh, new)
+            self._table[start:stop] = 0.0
             self._seen = stop
+        self._table.index_add_(0, rows, observed)
 
     @torch.no_grad()
     def coefficients(self) -> Iterator[tuple[Int[Tensor, " r"], Float[Tensor, "r q"]]]:
-        """Points and their coefficients, some at a time."""
-        for start in range(0, self._seen, _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, self._seen)
-            yield self._point[start:stop], self._aggregator.solve(self._table[start:stop])
+        """Points in ascending order and their coefficients, some at a time."""
+        for points in (self._row >= 0).nonzero()[:, 0].split(_ROWS_AT_ONCE):
+            yield points, self._aggregator.solve(self._table.index_select(0, self._row.index_select(0, points)))

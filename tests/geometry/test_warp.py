@@ -3,7 +3,7 @@
 import torch
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.warp import resample, resample_as_authors
+from npbgpp.geometry.warp import resample, resample_as_authors, rotate_about_centre
 
 
 def plain_camera(size: tuple[int, int], batch: int = 1) -> Cameras:
@@ -46,3 +46,12 @@ def test_authors_warp_comes_near_the_exact_one_where_content_is_smooth():
     ramp = torch.arange(80.0).expand(1, 1, 60, 80)
     apart = (resample_as_authors(ramp, source, target) - resample(ramp, source, target)).abs().max()
     assert 0.1 < apart <= 0.5
+
+
+def test_mixed_precision_moves_no_pixel():
+    images, camera = torch.rand(2, 3, 60, 80), plain_camera((60, 80), 2)
+    degrees = torch.tensor([33.0, -7.0])
+    plain = resample_as_authors(images, camera, camera.zoom(1.3)), rotate_about_centre(images, degrees)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = resample_as_authors(images, camera, camera.zoom(1.3)), rotate_about_centre(images, degrees)
+    assert all(torch.equal(a, b) for a, b in zip(plain, mixed, strict=True))

@@ -1,7 +1,8 @@
 """The feature pyramid: against recordings of the authors' code, and the pyramid without points.
 
-Of the recordings, ``full_image_background`` (a background picture instead of one feature) has no counterpart here, and ``invert_mask_values`` is mended:
-the original inverted the features and left the mask as it was, ours inverts the mask and leaves the features.
+Of the recordings, ``full_image_background`` (a background picture instead of one feature) has no counterpart here: checkpoints hold one
+feature, and it is one row of the table that cells look their features up in. ``invert_mask_values`` is mended: the original inverted the features and left
+the mask as it was, ours inverts the mask and leaves the features.
 """
 
 import pytest
@@ -118,6 +119,46 @@ def test_recorded_pyramid_without_points(recorded, inverted):
     found = build(recorded, scales=scales, invert_mask_values=inverted).empty((64, 48))
     for level, wanted in zip(found, expected, strict=True):
         assert torch.equal(level, wanted)
+
+
+def recorded_image(recorded: dict) -> tuple[Tensor, Tensor]:
+    return recorded["module"]["multi_img_in"], recorded["module"]["multi_mask_in"]
+
+
+def test_recorded_pyramid_of_an_image(recorded):
+    image, mask = recorded_image(recorded)
+    plain = build(recorded).of_image(image, None, corrupt=False)
+    for level, expected in zip(plain, recorded["module"]["multi_scale_img_no_mask_no_corrupt"], strict=True):
+        assert torch.equal(level, expected)
+    assert torch.equal(build(recorded).of_image(image, mask, corrupt=False)[0], recorded["module"]["masked_img"])
+
+
+def test_recorded_pyramid_with_missing_pixels(recorded):
+    image, mask = recorded_image(recorded)
+    draws = recorded["module"]["corrupt_draws"]
+    corrupted = build(recorded).of_image(image, mask, corrupt=True, draws=draws)
+    for level, expected in zip(corrupted, recorded["module"]["multi_scale_img_corrupt"], strict=True):
+        assert torch.equal(level, expected)
+
+
+def test_recorded_mask_of_an_image_is_inverted(recorded):
+    image, mask = recorded_image(recorded)
+    found = build(recorded, invert_mask_values=True).of_image(image, mask, corrupt=False)[0]
+    assert torch.equal(found, recorded["module"]["masked_img_inverted"])
+
+
+def test_pixels_go_missing_as_often_as_levels_are_fine():
+    module = NearestScatterRasterizer(descriptor_dim=3)
+    for level, (image, whole) in zip(
+        module.levels,
+        zip(*(module.of_image(torch.rand(4, 3, 128, 128), None, corrupt) for corrupt in (True, False)), strict=True),
+        strict=True,
+    ):
+        assert torch.equal(whole[:, 3:], torch.ones_like(whole[:, 3:]))
+        missing = image[:, 3] == 0
+        count = missing.numel()
+        assert abs(missing.float().mean().item() - level.scale / 2) < 4 * (level.scale / 2 / count) ** 0.5
+        assert torch.equal(image[:, :3].movedim(1, -1)[missing], module.bg_feature[0, :, 0, 0].expand(int(missing.sum()), 3))
 
 
 @pytest.mark.parametrize("settings", [{}, {"cat_mask": False}, {"ss_scale": [2, 1, 1, 1, 1]}, {"invert_mask_values": True}])

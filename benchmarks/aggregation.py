@@ -1,0 +1,203 @@
+"""Online aggregation of NPBG++ against a plain dense form: one view's update, the solve, and the state; results compared before anything is timed.
+
+The dense form keeps sums of every point, as the authors' code does: every view samples, evaluates the basis and adds up at all points, masked by visibility,
+and the solve inverts a matrix per point. It shares no helper with the package. Times and peaks of both are taken in a process of their own each; peaks
+are above the inputs (points, one feature map, what each view sees). Run: ``python benchmarks/aggregation.py [--points 100000 1000000 4000000]``.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from measure import best_and_median_ms, camera, in_child, machine, surface_cloud
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.pixel_rules import PixelRule
+from npbgpp.models.aggregation import Sphere
+from npbgpp.models.direction_basis import Looked
+from npbgpp.systems.input_views import sample_features
+from npbgpp.systems.scene_sums import POINTS_AT_ONCE, SceneSums
+
+BASIS, CHANNELS, SIZE, SHARE = 6, 8, 512, 0.14
+VIEWS = 8  # added before the update of another view is timed
+
+
+@dataclass(frozen=True)
+class View:
+    """A camera and the points that it sees."""
+
+    camera: Cameras
+    visible: Tensor
+    points: Tensor
+
+
+class Inputs:
+    """The same points, features, views and basis network in every process."""
+
+    def __init__(self, count: int) -> None:
+        torch.manual_seed(0)
+        self.xyz, self.features = surface_cloud(count), torch.rand(CHANNELS, SIZE, SIZE)
+        self.aggregator = Sphere(descriptor_dim=CHANNELS, m=BASIS).requires_grad_(False)
+        self.views = [self.view(0.26 * k, torch.rand(count) < SHARE) for k in range(VIEWS)]
+
+    @staticmethod
+    def view(azimuth: float, visible: Tensor) -> View:
+        """A view of the points of a mask."""
+        return View(camera(SIZE, azimuth), visible, visible.nonzero()[:, 0])
+
+
+class Ours:
+    """The form of this project: sums for the points that some view saw."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs, self.count = inputs, len(inputs.xyz)
+        self.sums = SceneSums(self.count, inputs.aggregator, "cpu")
+
+    def update(self, view: View) -> None:
+        """Adds a view."""
+        for points in view.points.split(POINTS_AT_ONCE):
+            xyz = self.inputs.xyz[points]
+            sampled = sample_features(self.inputs.features, xyz, view.camera, PixelRule.SIZE_MINUS_ONE)
+            looked = Looked(xyz - view.camera.centers(), view.camera.R[:, :, 2])
+            self.sums.add(points, self.inputs.aggregator.observe(sampled, sampled.new_ones(len(sampled)), looked))
+
+    def solve(self) -> Tensor:
+        """Mean and beta of every point."""
+        coefficients = torch.zeros(self.count, self.inputs.aggregator.coefficients)
+        for points, solved in self.sums.coefficients():
+            coefficients.index_copy_(0, points, solved)
+        return coefficients
+
+    def bytes_used(self) -> int:
+        """Of the state."""
+        return self.sums.bytes_used()
+
+    def bytes_kept(self) -> int:
+        """For rendering."""
+        return self.solve().nbytes
+
+
+class Dense:
+    """Every step over all points, every sum made anew."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs, count = inputs, len(inputs.xyz)
+        self.layers = [(layer.weight, layer.bias) for layer in inputs.aggregator.mlp if hasattr(layer, "weight")]
+        self.alpha = torch.ones(BASIS)
+        self.seen, self.a, self.y = torch.zeros(count, 1), torch.zeros(count, BASIS), torch.zeros(count, CHANNELS)
+        self.gram, self.crossed = torch.zeros(count, BASIS * BASIS), torch.zeros(count, BASIS * CHANNELS)
+
+    def update(self, view: View) -> None:
+        """Adds a view."""
+        xyz, R, T = self.inputs.xyz, view.camera.R[0], view.camera.T[0]
+        focal, half = view.camera.focal_length[0] / ((SIZE - 1) / 2), SIZE / 2
+        shift = (half - view.camera.principal_point[0]) / ((SIZE - 1) / 2)
+        cam = xyz @ R + T
+        xy = (focal * cam[:, :2] + shift * cam[:, 2:]) / (cam[:, 2:] + 1e-7)
+        y = F.grid_sample(self.inputs.features[None], -xy[None, None], align_corners=False)[0, :, 0].t()
+        offset = xyz + R @ T
+        direction = offset / (offset.norm(dim=1, keepdim=True) + 1e-7)
+        phase = (direction[:, :, None] * (torch.pi / 2 * torch.tensor([1.0, 2.0, 4.0]))).flatten(1)
+        a = torch.cat([phase.sin(), phase.cos()], 1)
+        for k, (weight, bias) in enumerate(self.layers):
+            a = F.linear(F.leaky_relu(a) if k else a, weight, bias)
+        mask = view.visible[:, None].float()
+        a, y = a * mask, y * mask
+        self.seen, self.a, self.y = self.seen + mask, self.a + a, self.y + y
+        self.gram = self.gram + (a[:, :, None] * a[:, None]).flatten(1)
+        self.crossed = self.crossed + (a[:, :, None] * y[:, None]).flatten(1)
+
+    def solve(self, cholesky: bool = False) -> Tensor:
+        """Mean and beta of every point, by the inverse or by the library's Cholesky solve."""
+        seen = self.seen.clamp_min(1.0)
+        self.mean = self.y / seen
+        left = (self.gram.view(-1, BASIS, BASIS) + self.alpha.diag()) / seen[:, :, None]
+        right = (self.crossed.view(-1, BASIS, CHANNELS) - self.a[:, :, None] * self.mean[:, None]) / seen[:, :, None]
+        self.beta = torch.cholesky_solve(right, torch.linalg.cholesky_ex(left)[0]) if cholesky else torch.inverse(left) @ right
+        return torch.cat([self.mean, self.beta.flatten(1)], 1)
+
+    def bytes_used(self) -> int:
+        """Of the state."""
+        return sum(t.nbytes for t in (self.seen, self.a, self.y, self.gram, self.crossed))
+
+    def bytes_kept(self) -> int:
+        """For rendering: nothing is let go."""
+        return self.bytes_used() + self.mean.nbytes + self.beta.nbytes
+
+
+def compare(count: int) -> dict[str, float]:
+    """Largest difference of the coefficients of seen points, relative to the largest coefficient."""
+    inputs = Inputs(count)
+    ours, dense = Ours(inputs), Dense(inputs)
+    for view in inputs.views[:3]:
+        ours.update(view)
+        dense.update(view)
+    seen = dense.seen[:, 0] > 0
+    found, expected = ours.solve(), dense.solve()[seen]
+    if len(ours.sums) != seen.sum() or found[~seen].any():
+        sys.exit("the two do not see the same points")
+    return {"seen": int(seen.sum()), "worst": ((found[seen] - expected).abs().max() / expected.abs().max()).item()}
+
+
+def _memory_mib(name: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def timed(make: type[Ours] | type[Dense], count: int, repeats: int) -> dict[str, float]:
+    """Times and peaks of the phases, and sizes of the state."""
+    inputs, result = Inputs(count), {}
+    base = _memory_mib("VmRSS")
+
+    def phase(name: str, work: Callable[[], object]) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        result[f"{name} best"], result[f"{name} median"] = best_and_median_ms(work, repeats)
+        result[f"{name} peak"] = _memory_mib("VmHWM") - base
+
+    phase("first view", lambda: make(inputs).update(inputs.views[0]))
+    state = make(inputs)
+    state.update(inputs.views[0])
+    result["state, one view"] = state.bytes_used() / 2**20
+    for view in inputs.views[1:]:
+        state.update(view)
+    phase("another view", lambda: state.update(inputs.views[0]))
+    state.update(inputs.view(2.5, torch.ones(count, dtype=torch.bool)))
+    result["state, all seen"] = state.bytes_used() / 2**20
+    phase("solve", state.solve)
+    result["kept to render"] = state.bytes_kept() / 2**20
+    if isinstance(state, Dense):
+        phase("library Cholesky", lambda: state.solve(cholesky=True))
+    return result
+
+
+def main() -> None:
+    """Prints a table per size, with the ratios of this run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(f"{machine()}\n{BASIS} basis functions, {CHANNELS} channels, {SHARE:.0%} of the points seen by a view, feature map {SIZE}x{SIZE}")
+    for count in options.points:
+        same = in_child(lambda count=count: compare(count))
+        print(f"\n{count} points; compared at the {same['seen']} that three views see: relative difference {same['worst']:.1e}")
+        if same["worst"] > 1e-4:
+            sys.exit("the coefficients differ")
+        ours = in_child(lambda count=count: timed(Ours, count, options.repeats))
+        dense = in_child(lambda count=count: timed(Dense, count, max(3, options.repeats // 3)))
+        print(f"{'ms best / median, peak MiB':26s} {'dense':>26s} {'this project':>26s}   dense / this: best, median, peak")
+        for name in ("first view", "another view", "solve", "library Cholesky"):
+            mine = name if name in ("first view", "another view") else "solve"
+            left, right = ([r[f"{n} {k}"] for k in ("best", "median", "peak")] for r, n in ((dense, name), (ours, mine)))
+            ratios = "".join(f"{a / b:7.1f}" for a, b in zip(left, right, strict=True))
+            print(f"{name:26s} " + " ".join(f"{a:8.1f} /{b:8.1f} {c:6.0f}" for a, b, c in (left, right)) + f"   {ratios}")
+        for name in ("state, one view", "state, all seen", "kept to render"):
+            print(f"{name + ', MiB':26s} {dense[name]:26.0f} {ours[name]:26.0f}   {dense[name] / ours[name]:7.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The recorded scene on disk, and the shipped systems built for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from npbgpp.config import typed
+from npbgpp.data.scene import Scene, View
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.pointcloud import CloudFile, PointCloud, write_ply
+from npbgpp.metrics import ImageMetrics
+from npbgpp.paths import Bases
+from npbgpp.systems import SYSTEMS
+from npbgpp.systems.npbgpp import NPBGPlusPlus
+from npbgpp.systems.point_based import PointSystem
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def scene_cameras(recorded: dict, views: list[int]) -> Cameras:
+    """Cameras of some recorded views; intrinsics in double precision, from which the recorded ones come back to the last bit."""
+    count = len(views)
+    intrinsics = (recorded["fcl_ndc"].double().expand(count, 2), recorded["prp_ndc"].double().expand(count, 2))
+    return Cameras.from_size_minus_one_ndc(recorded["R_row"][views], recorded["T"][views], *intrinsics, tuple(recorded["image_size"]))
+
+
+def write_scene(recorded: dict, folder: Path) -> Scene:
+    """The recorded scene as files: a PNG per view, and its cloud."""
+    write_ply(folder / "cloud.ply", PointCloud(recorded["points"]))
+    views = []
+    for k, image in enumerate(recorded["images_uint8"]):
+        to_pil_image(image).save(folder / f"view{k}.png")
+        views.append(View(f"view{k}", folder / f"view{k}.png", scene_cameras(recorded, [k])))
+    splits = {"train": tuple(recorded["input_views"]), "val": (), "test": tuple(recorded["target_views"])}
+    return Scene("recorded", tuple(views), splits, CloudFile(folder / "cloud.ply"))
+
+
+def build_system(name: str, scenes: dict[str, Scene], folder: Path, *overrides: str) -> PointSystem:
+    """A system as ``system=<name>`` describes it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose(
+            "config", overrides=["datasets=nerf_blender_one_scene", f"system={name}", *(f"system.{o}" for o in overrides)]
+        ).system
+    networks = {str(key) for key, value in node.items() if OmegaConf.is_dict(value) and "_target_" in value}
+    values = OmegaConf.to_container(node, resolve=True)
+    modules = {key: instantiate(node[key], _convert_="all") for key in networks}
+    system, settings = SYSTEMS[values["system_class"]]
+    flat = {key: value for key, value in values.items() if key not in networks}
+    return system(typed(settings, flat, "system"), scenes, Bases(folder, folder / "run", folder), ImageMetrics(), **modules)
+
+
+def build_npbgpp(parity: Callable[[str], Any], folder: Path, name: str, *overrides: str, changes: dict | None = None) -> NPBGPlusPlus:
+    """A recorded NPBG++ with its weights; ``changes`` are of the scene, such as other intrinsics."""
+    scene = write_scene(parity("h0_scene.pt") | (changes or {}), folder)
+    system = build_system(name, {"recorded": scene}, folder, *overrides)
+    assert isinstance(system, NPBGPlusPlus)
+    weights = parity("h_ckpt_npbgpp_rgb.pt" if name == "npbgpp_rgb" else "h_ckpt_npbgpp_sphere.pt")["state_dict"]
+    system.load_state_dict({key: value for key, value in weights.items() if name == "npbgpp_sphere" or "aggregator" not in key})
+    return system
+
+
+def close_to_largest(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Compares with a tolerance relative to the largest number expected."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())
