@@ -27,7 +27,13 @@ def main(config: DictConfig) -> None:
     bases = Bases(launch=Path(runtime.cwd), run=Path(runtime.output_dir), project=PROJECT)
     # what Lightning says about itself, and deprecations between libraries, would bury what matters here
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*treespec, LeafSpec.*"):
+    noise = (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*treespec, LeafSpec.*",
+        ".*module.s. in eval mode.*",
+    )
+    for message in noise:
         warnings.filterwarnings("ignore", message=message)
     try:
         run(config, bases)

@@ -105,7 +105,8 @@ def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
     system.load_state_dict(fitting, strict=False)
     report = LoadReport(tuple(fitting), tuple(k for k in own if k not in fitting), tuple(k for k in weights if k not in own))
     log.info("weights %s: %s", path, report)
-    if report.missing or report.unexpected:
+    surprising = [name for name in report.unexpected if name.partition(".")[0] not in system.has_no_use_for]
+    if report.missing or surprising:
         log.warning("weights %s: not everything matched: %s", path, report)
     return report
 

@@ -1,7 +1,8 @@
 """Scene lists of a config become datasets, samplers and loaders."""
 
 import inspect
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.geometry.pointcloud import CloudFile
 from npbgpp.paths import Bases
+
+log = logging.getLogger(__name__)
 
 _ROTATION_SEED = 123  # the authors' seed of the order of scenes
 
@@ -126,7 +129,11 @@ class DataModule(LightningDataModule):
         self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val]
         self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
         self.sampler = (
-            SceneRotation([len(s) for s in self.train_sets], scenes_per_epoch, dataloader.train.shuffle) if self.train_sets else None
+            SceneRotation(
+                [len(s) for s in self.train_sets], scenes_per_epoch, dataloader.train.shuffle, [s.scene.name for s in self.train_sets]
+            )
+            if self.train_sets
+            else None
         )
 
     def _parse(self, name: str) -> Scene:
@@ -242,17 +249,19 @@ class SceneRotation(Sampler[int]):
     Lightning calls ``set_epoch`` before every epoch.
     """
 
-    def __init__(self, lengths: list[int], scenes_per_epoch: int, shuffle: bool) -> None:
+    def __init__(self, lengths: list[int], scenes_per_epoch: int, shuffle: bool, names: Sequence[str] = ()) -> None:
         if scenes_per_epoch < 1:
             raise InputError(f"system.max_scenes_per_train_epoch: expected at least 1, got {scenes_per_epoch}")
-        self.lengths, self.shuffle = lengths, shuffle
+        self.lengths, self.shuffle, self.names = lengths, shuffle, names
         self.scenes_per_epoch = min(scenes_per_epoch, len(lengths))
         self.epoch = 0
         self.seed = torch.initial_seed()
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the scenes and the order of an epoch."""
+        """Chooses the scenes and the order of an epoch, and says which they are when not all take part."""
         self.epoch = epoch
+        if self.names and self.scenes_per_epoch < len(self.lengths):
+            log.info("epoch %d: scenes %s", epoch, ", ".join(self.names[k] for k in self.scenes()))
 
     def scenes(self) -> list[int]:
         """Positions of the scenes of the current epoch; over ``ceil(S / M)`` epochs every scene comes at least once."""

@@ -62,6 +62,8 @@ class System(LightningModule):
     """
 
     accepts_checkpoints_of: tuple[str, ...] = ()
+    # networks of other systems that their checkpoints may hold and this one has no use for
+    has_no_use_for: tuple[str, ...] = ()
 
     def __init__(self, scenes: Mapping[str, Scene], metrics: ImageMetrics) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ class NPBG(PointSystem):
 
     settings: NPBGSettings
     accepts_checkpoints_of = ("NPBGPlusPlus",)
+    has_no_use_for = ("feature_extractor", "aggregator")
 
     def __init__(
         self,

@@ -126,3 +126,13 @@ def test_scenes_rotate_in_a_trainer_whether_or_not_loaders_are_rebuilt(reload, t
     scenes = [{item // 3 for item in items} for items in recorder.epochs.values()]
     assert [len(s) for s in scenes] == [4, 4] and scenes[0] | scenes[1] == set(range(5))
     assert all(len(items) == 12 for items in recorder.epochs.values())
+
+
+def test_scenes_of_an_epoch_are_said_when_not_all_take_part(caplog):
+    caplog.set_level("INFO", "npbgpp")
+    names = ["a", "b", "c"]
+    rotation = SceneRotation([2, 2, 2], 2, True, names)
+    rotation.set_epoch(1)
+    assert caplog.messages == ["epoch 1: scenes " + ", ".join(names[k] for k in rotation.scenes())]
+    SceneRotation([2, 2, 2], 3, True, names).set_epoch(1)
+    assert len(caplog.messages) == 1

@@ -166,12 +166,14 @@ def test_options_train_evaluate_and_matter(run, two_steps, options):
     assert found.shape == (400, 8 if "mean" in options[0] else 56)
 
 
-def test_masks_are_learned(run):
+def test_masks_are_learned(run, two_steps):
     folder = run(*LOGGED, "system.use_masks=true", "system.refiner.out_channels=4", FEW, "test_after_fit=true")
     for name in ("mask_loss", "m_reg_loss", "l1_d1_loss", "ssim_loss", "dimred_loss", "rgb_reg_loss", "loss"):
         values = logged(folder, name)
         assert len(values) == 2 and all(math.isfinite(v) for v in values), name
     assert len(scores(folder, "ball_holdout")) == 2
+    # a random refiner is about as wrong everywhere, and the ball covers half of the photos
+    assert logged(folder, "rgb_reg_loss")[0] < 0.75 * logged(two_steps, "rgb_reg_loss")[0]
 
 
 def test_losses_see_nothing_outside_the_mask(run):
@@ -348,6 +350,22 @@ def test_every_validation_reads_the_photos_with_the_weights_of_its_epoch(run, mo
     view = ("datasets.val_indices=[13]", "datasets.holdout_indices=[12]", "datasets.scenes.val=[]", "datasets.scenes.test=[ball]")
     again = run("eval_only=true", *view, f"weights_path={folder}/checkpoints/epoch1.ckpt", name="again")
     assert scores(folder, "ball_val") == scores(again, "ball_holdout")
+
+
+def test_points_that_no_photo_shows_are_not_drawn(run_colours, tmp_path, monkeypatch):
+    """The two input photos show the far side of what is rendered."""
+    drawn: list[Tensor] = []
+    look = NPBGPlusPlus.visible
+
+    def visible(self, *view):
+        found = look(self, *view)
+        drawn.extend(part.points for part in found.gathered.parts)
+        return found
+
+    monkeypatch.setattr(NPBGPlusPlus, "visible", visible)
+    far_side = "datasets.val_indices=[0,1,2,3,4,5,8,9,10,11]"
+    seen = descriptors(run_colours(tmp_path, "eval_only=true", far_side, "system.visibility_scale=0.5")).any(1)
+    assert 50 < seen.sum() < 300 and drawn and seen[torch.cat(drawn).long()].all()
 
 
 def test_scenes_of_one_evaluation_do_not_mix(run_colours, tmp_path):
