@@ -21,7 +21,7 @@ from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.models.aggregation import Sphere
 from npbgpp.models.direction_basis import Looked
 from npbgpp.systems.input_views import sample_features
-from npbgpp.systems.scene_sums import POINTS_AT_ONCE, SceneSums
+from npbgpp.systems.scene_sums import SceneSums
 
 BASIS, CHANNELS, SIZE, SHARE = 6, 8, 512, 0.14
 VIEWS = 8  # added before the update of another view is timed
@@ -60,17 +60,19 @@ class Ours:
 
     def update(self, view: View) -> None:
         """Adds a view."""
-        for points in view.points.split(POINTS_AT_ONCE):
+
+        def observe(points: Tensor) -> Tensor:
             xyz = self.inputs.xyz[points]
             sampled = sample_features(self.inputs.features, xyz, view.camera, PixelRule.SIZE_MINUS_ONE)
             looked = Looked(xyz - view.camera.centers(), view.camera.R[:, :, 2])
-            self.sums.add(points, self.inputs.aggregator.observe(sampled, sampled.new_ones(len(sampled)), looked))
+            return self.inputs.aggregator.observe(sampled, sampled.new_ones(len(sampled)), looked)
+
+        self.sums.add_view(view.points, observe)
 
     def solve(self) -> Tensor:
         """Mean and beta of every point."""
         coefficients = torch.zeros(self.count, self.inputs.aggregator.coefficients)
-        for points, solved in self.sums.coefficients():
-            coefficients.index_copy_(0, points, solved)
+        self.sums.solve_into(coefficients)
         return coefficients
 
     def bytes_used(self) -> int:

@@ -14,10 +14,8 @@ What is done beyond that is for speed only and changes no result:
 """
 
 import functools
-import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +25,13 @@ from torch import Tensor
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule, Projection
 from npbgpp.render.blocks import BlockedCloud
+from npbgpp.render.lanes import MOST_LANES, single_threaded_pool
 from npbgpp.render.refinement import AMBIGUOUS, refined_grid
 
 _EMPTY_KEY = 2**63 - 1
 _INFINITE_DEPTH_BITS = 0x7F800000
 _CPU_CHUNK = 1 << 17  # points whose temporaries stay in the cache
 _ACCELERATOR_CHUNK = 1 << 22
-_MOST_LANES = 8  # each costs a buffer of the size of the image
 
 
 @dataclass(frozen=True)
@@ -129,12 +127,12 @@ class _Canvas:
                 waiting += self._lower(keys, *self._project(cloud, part, numbers, near, whole, scratch), scratch)
             return waiting
 
-        lanes = max(1, min(torch.get_num_threads(), _MOST_LANES, len(strokes))) if device.type == "cpu" else 1
+        lanes = max(1, min(torch.get_num_threads(), MOST_LANES, len(strokes))) if device.type == "cpu" else 1
         if lanes == 1:
             ambiguous = draw_lane(0, self.keys)
         else:
             others = [_key_buffer(*self.keys.shape, device, threading.get_ident(), k).fill_(_EMPTY_KEY) for k in range(1, lanes)]
-            drawn = _single_threaded(lanes, os.getpid(), threading.get_ident()).map(draw_lane, range(lanes), (self.keys, *others))
+            drawn = single_threaded_pool(lanes).map(draw_lane, range(lanes), (self.keys, *others))
             ambiguous = [waiting for lane in drawn for waiting in lane]
             for keys in others:
                 torch.minimum(self.keys, keys, out=self.keys)
@@ -259,35 +257,16 @@ class _Scratch:
 
 # Fresh memory costs the operating system more than the arithmetic on it costs us, so the buffers of the last images are kept, per thread. They outlive the
 # mode they were made in: tensors made in inference mode could not be written to outside of it.
-@functools.lru_cache(maxsize=2 * _MOST_LANES)
+@functools.lru_cache(maxsize=2 * MOST_LANES)
 @torch.inference_mode(False)
 def _scratch(length: int, blocks: int, device: torch.device, thread: int) -> _Scratch:
     return _Scratch(length, blocks, device)
 
 
-@functools.lru_cache(maxsize=2 * _MOST_LANES)
+@functools.lru_cache(maxsize=2 * MOST_LANES)
 @torch.inference_mode(False)
 def _key_buffer(rows: int, columns: int, device: torch.device, thread: int, lane: int) -> Int[Tensor, "rows columns"]:
     return torch.empty(rows, columns, dtype=torch.int64, device=device)
-
-
-@functools.lru_cache(maxsize=2)
-def _single_threaded(count: int, process: int, thread: int) -> ThreadPoolExecutor:
-    """Threads whose tensor operations do not start threads of their own; per process, because a fork does not copy them."""
-    threads = torch.get_num_threads()
-    started = threading.Barrier(count + 1)
-
-    def start() -> None:
-        torch.get_num_threads()  # the first call in a thread takes over the setting of the process; it must not come after ours
-        torch.set_num_threads(1)
-        started.wait()
-
-    pool = ThreadPoolExecutor(count, "rasterize", start)
-    for _ in range(count):
-        pool.submit(int)
-    started.wait()
-    torch.set_num_threads(threads)  # the call sets this thread and the default of new ones
-    return pool
 
 
 def _visible_blocks(

@@ -129,15 +129,12 @@ class NPBGPlusPlus(PointSystem):
         for first, last in passes:
             sums = SceneSums(last - first, self.aggregator, home)
             for k in inputs:
-                points, observed = self._observe(scene, k, cloud, xyz_world, first, last)
-                sums.add(points - first, observed)
+                self._add_view(sums, scene, k, cloud, xyz_world, first, last)
                 progress.update()
                 if progress.disable and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
                     said = time.monotonic()
                     log.info("scene %s: %d of %d photos read", scene.name, inputs.index(k) + 1, len(inputs))
-            for points, solved in sums.coefficients():
-                coefficients[points.long() + first] = solved
-                seen[points.long() + first] = True
+            seen[first:last] = sums.solve_into(coefficients[first:last])
         progress.close()
         if not seen.any():
             raise InputError(
@@ -151,10 +148,10 @@ class NPBGPlusPlus(PointSystem):
         drawn = BlockedCloud.build(xyz_world, rows=seen.nonzero()[:, 0].to(self.device))
         return ResidentScene(drawn, RowTable(coefficients), slot, xyz_world)
 
-    def _observe(
-        self, scene: Scene, view: int, cloud: BlockedCloud, xyz_world: Float[Tensor, "n 3"], first: int, last: int
-    ) -> tuple[Int[Tensor, " v"], Float[Tensor, "v s"]]:
-        """Points first to last that one photo shows, and what it adds to their sums."""
+    def _add_view(
+        self, sums: SceneSums, scene: Scene, view: int, cloud: BlockedCloud, xyz_world: Float[Tensor, "n 3"], first: int, last: int
+    ) -> None:
+        """Adds what one photo shows of points first to last to their sums."""
         camera = scene.views[view].camera.to(self.device)
         scale, near = self.settings.visibility_scale, self.settings.near
         if scale is None:
@@ -166,9 +163,9 @@ class NPBGPlusPlus(PointSystem):
         image = read_photo(scene.views[view]).image.to(self.device).float()[None] / 255
         photo = upright(image, camera, self.rule, self.settings.up, self.settings.align_view_images)
         points = points[in_image(xyz_world[points], photo.cameras, near, self.rule)[0]]
-        if len(points) == 0:
-            return points, xyz_world.new_zeros(0, self.aggregator.sums)
-        return points, self._what_a_view_adds(self.feature_extractor(photo.images)[0], photo, 0, xyz_world[points])
+        if len(points):
+            features = self.feature_extractor(photo.images)[0]
+            sums.add_view(points - first, lambda part: self._what_a_view_adds(features, photo, 0, xyz_world[part + first]))
 
     def _what_a_view_adds(
         self, features: Float[Tensor, "c h w"], photos: InputViews, view: int, xyz_world: Float[Tensor, "v 3"]

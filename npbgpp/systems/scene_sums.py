@@ -4,15 +4,16 @@ A view touches only the rows of the points that it sees. Rows are handed out in 
 out of is reserved but, on the CPU, not taken from the system.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from npbgpp.models.aggregation import Aggregator
+from npbgpp.render.lanes import in_lanes
 
-POINTS_AT_ONCE = 1 << 15  # of an update, best in parts: what is computed of points is much larger than they are
+_POINTS_AT_ONCE = 1 << 14  # of an update: what is computed of points is much larger than they are
 _ROWS_AT_ONCE = 1 << 12  # of a solve: its temporaries stay in the cache
 
 
@@ -40,8 +41,15 @@ class SceneSums:
         return self._table[: self._seen].nbytes + self._row.nbytes
 
     @torch.no_grad()
+    def add_view(self, points: Int[Tensor, " v"], observe: Callable[[Int[Tensor, " w"]], Float[Tensor, "w s"]]) -> None:
+        """Adds what one view shows of some points, which must not repeat. ``observe`` says what it shows of a part of them."""
+        parts = points.split(_POINTS_AT_ONCE)
+        for part, observed in zip(parts, (in_lanes if points.device.type == "cpu" else map)(observe, parts), strict=True):
+            self.add(part, observed)
+
+    @torch.no_grad()
     def add(self, points: Int[Tensor, " v"], observed: Float[Tensor, "v s"]) -> None:
-        """Adds what one view shows of some points; ``points`` must not repeat. Parts of at most ``POINTS_AT_ONCE`` are fastest."""
+        """Adds numbers to the sums of some points, which must not repeat."""
         points, observed = points.to(self._table.device), observed.to(self._table.device)
         rows = self._row.index_select(0, points)
         first = (rows < 0).nonzero()[:, 0]
@@ -56,7 +64,14 @@ class SceneSums:
         self._table.index_add_(0, rows, observed)
 
     @torch.no_grad()
-    def coefficients(self) -> Iterator[tuple[Int[Tensor, " r"], Float[Tensor, "r q"]]]:
-        """Points in ascending order and their coefficients, some at a time."""
-        for points in (self._row >= 0).nonzero()[:, 0].split(_ROWS_AT_ONCE):
-            yield points, self._aggregator.solve(self._table.index_select(0, self._row.index_select(0, points)))
+    def solve_into(self, coefficients: Float[Tensor, "n q"]) -> Bool[Tensor, " n"]:
+        """Writes the coefficients of the points that some view saw; returns which these are. On the device of the sums."""
+        seen = self._row >= 0
+
+        def solve(points: Int[Tensor, " r"]) -> None:
+            coefficients.index_copy_(0, points, self._aggregator.solve(self._table.index_select(0, self._row.index_select(0, points))))
+
+        parts = seen.nonzero()[:, 0].split(_ROWS_AT_ONCE)
+        for _ in (in_lanes if self._table.device.type == "cpu" else map)(solve, parts):
+            pass
+        return seen

@@ -54,10 +54,16 @@ def summed(aggregator: Aggregator, observations: list[Observation]) -> tuple[Sce
     """The state after all views, and (n, q) coefficients, NaN for points that it does not speak of."""
     sums = SceneSums(POINTS, aggregator, "cpu")
     for o in observations:
-        sums.add(o.points, aggregator.observe(o.features, torch.ones(len(o.points)), o.looked))
+        slot = torch.full((POINTS,), -1)
+        slot[o.points] = torch.arange(len(o.points))
+
+        def observe(part, o=o, slot=slot):
+            rows = slot[part]
+            return aggregator.observe(o.features[rows], torch.ones(len(rows)), Looked(o.looked.offset[rows], o.looked.axis))
+
+        sums.add_view(o.points, observe)
     coefficients = torch.full((POINTS, aggregator.coefficients), torch.nan)
-    for points, solved in sums.coefficients():
-        coefficients[points.long()] = solved
+    sums.solve_into(coefficients)
     return sums, coefficients
 
 
