@@ -14,7 +14,7 @@ from npbgpp.models.aggregation import Aggregator
 from npbgpp.render.lanes import in_lanes
 
 _POINTS_AT_ONCE = 1 << 14  # of an update: what is computed of points is much larger than they are
-_ROWS_AT_ONCE = 1 << 12  # of a solve: its temporaries stay in the cache
+_ROWS_AT_ONCE = 1 << 14  # of a solve: its temporaries stay in the cache
 
 
 class SceneSums:
