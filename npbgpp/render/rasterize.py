@@ -30,7 +30,7 @@ from npbgpp.render.refinement import AMBIGUOUS, refined_grid
 
 _EMPTY_KEY = 2**63 - 1
 _INFINITE_DEPTH_BITS = 0x7F800000
-_CPU_CHUNK = 1 << 16  # points whose temporaries stay in the cache
+_CPU_CHUNK = 1 << 17  # points whose temporaries stay in the cache
 _ACCELERATOR_CHUNK = 1 << 22
 
 
