@@ -190,7 +190,13 @@ def test_make_has_the_target(target: str) -> None:
 
 
 def test_make_hands_arguments_on() -> None:
-    assert ".venv/bin/python train_net.py experiment=demo a=1 b=2\n" in make(ROOT, "--dry-run", "demo", "DEMO_ARGS=a=1 b=2").stdout
+    demo = make(ROOT, "--dry-run", "demo", "DEMO_DIR=there", "DEMO_ARGS=a=1 b=2").stdout
+    for command in (
+        "train_net.py experiment=demo hydra.run.dir=there/npbgpp a=1 b=2",
+        "train_net.py experiment=demo_npbg hydra.run.dir=there/npbg a=1 b=2",
+        "-m npbgpp.compare there/npbgpp there/npbg --out there",
+    ):
+        assert f".venv/bin/python {command}\n" in demo
     assert ".venv/bin/python -m pytest -k one\n" in make(ROOT, "--dry-run", "test", "PYTEST_ARGS=-k one").stdout
 
 
@@ -235,15 +241,19 @@ STAND_IN_MAKEFILE = """\
 install: ; mkdir -p .venv/bin && printf '#!/bin/sh\\nexec {python} "$$@"\\n' > .venv/bin/python && chmod +x .venv/bin/python && {install}
 lint: ; {lint}
 test: ; {test}
-demo: ; folder=$$(echo '$(DEMO_ARGS)' | sed 's/.*hydra.run.dir=\\([^ ]*\\).*/\\1/'); {demo}
+demo: ; folder='$(DEMO_DIR)'; mkdir -p $$folder/npbgpp $$folder/npbg; {demo}
 """
-WRITE_METRICS = "echo '{\"psnr\": 20.0}' > $$folder/metrics.json"
-WRITE_REPORT = f"{sys.executable} -c \"import sys; from PIL import Image; Image.new('RGB', (4, 3)).save(sys.argv[1])\" $$folder/report.png"
+METRICS = '{\\"datasets\\": {\\"a\\": {\\"psnr\\": 20.0, \\"views\\": 2}}}'
+WRITE_METRICS = f'for run in npbgpp npbg; do echo "{METRICS}" > $$folder/$$run/metrics.json; done'
+DRAW = f"{sys.executable} -c \"import sys; from PIL import Image; [Image.new('RGB', (4, 3)).save(p) for p in sys.argv[1:]]\""
+WRITE_REPORT = f"{DRAW} $$folder/npbgpp/report.png $$folder/npbg/report.png"
+WRITE_COMPARISON = f"{DRAW} $$folder/comparison.png"
+WRITE_ALL = f"{WRITE_METRICS} && {WRITE_REPORT} && {WRITE_COMPARISON}"
 
 
 def run_ci(folder: Path, **steps: str) -> subprocess.CompletedProcess[str]:
     """Run a copy of .ci/run on a Makefile whose steps are stand-ins; a step that is not given succeeds."""
-    commands = {"install": "true", "lint": "true", "test": "true", "demo": f"{WRITE_METRICS} && {WRITE_REPORT}"} | steps
+    commands = {"install": "true", "lint": "true", "test": "true", "demo": WRITE_ALL} | steps
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
     (folder / "Makefile").write_text(STAND_IN_MAKEFILE.format(python=sys.executable, **commands))
@@ -267,13 +277,25 @@ def test_ci_passes_and_leaves_no_environment_behind(tmp_path: Path) -> None:
         ({"lint": "false"}, "lint] Error 1"),
         ({"test": "false"}, "test] Error 1"),
         ({"demo": "false"}, "demo] Error 1"),
-        ({"demo": f"{WRITE_METRICS} && {WRITE_REPORT} && false"}, "demo] Error 1"),
-        ({"demo": WRITE_METRICS}, "report.png"),
-        ({"demo": WRITE_REPORT}, "metrics.json"),
-        ({"demo": f"{WRITE_METRICS} && touch $$folder/report.png"}, "cannot identify image file"),
-        ({"demo": f"echo '{{}}' > $$folder/metrics.json && {WRITE_REPORT}"}, "should hold an object with values"),
+        ({"demo": f"{WRITE_ALL} && false"}, "demo] Error 1"),
+        ({"demo": f"{WRITE_METRICS} && {WRITE_COMPARISON}"}, "report.png"),
+        ({"demo": f"{WRITE_REPORT} && {WRITE_COMPARISON}"}, "metrics.json"),
+        ({"demo": f"{WRITE_METRICS} && {WRITE_REPORT}"}, "comparison.png"),
+        ({"demo": f"{WRITE_ALL} && : > $$folder/npbg/report.png"}, "cannot identify image file"),
+        ({"demo": f"{WRITE_ALL} && echo '{{}}' > $$folder/npbg/metrics.json"}, "KeyError: 'datasets'"),
     ],
-    ids=["install", "lint", "test", "demo", "demo after its files", "no report", "no metrics", "empty report", "empty metrics"],
+    ids=[
+        "install",
+        "lint",
+        "test",
+        "demo",
+        "demo after its files",
+        "no report",
+        "no metrics",
+        "no pictures",
+        "empty report",
+        "empty metrics",
+    ],
 )
 def test_ci_fails_with_the_step_and_leaves_no_environment_behind(tmp_path: Path, steps: dict[str, str], reason: str) -> None:
     result = run_ci(tmp_path, **steps)

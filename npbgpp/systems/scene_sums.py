@@ -67,11 +67,13 @@ class SceneSums:
     def solve_into(self, coefficients: Float[Tensor, "n q"]) -> Bool[Tensor, " n"]:
         """Writes the coefficients of the points that some view saw; returns which these are. On the device of the sums."""
         seen = self._row >= 0
+        points = seen.nonzero()[:, 0]
+        owner = torch.empty_like(points).index_copy_(0, self._row.index_select(0, points).long(), points)  # of each row
 
-        def solve(points: Int[Tensor, " r"]) -> None:
-            coefficients.index_copy_(0, points, self._aggregator.solve(self._table.index_select(0, self._row.index_select(0, points))))
+        def solve(start: int) -> None:
+            stop = start + _ROWS_AT_ONCE
+            coefficients.index_copy_(0, owner[start:stop], self._aggregator.solve(self._table[: self._seen][start:stop]))
 
-        parts = seen.nonzero()[:, 0].split(_ROWS_AT_ONCE)
-        for _ in (in_lanes if self._table.device.type == "cpu" else map)(solve, parts):
+        for _ in (in_lanes if self._table.device.type == "cpu" else map)(solve, range(0, self._seen, _ROWS_AT_ONCE)):
             pass
         return seen
