@@ -54,12 +54,13 @@ def read_runs(folders: list[Path]) -> list[Run]:
         path = folder / "metrics.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            assert isinstance(content["datasets"], dict)
+            if not isinstance(content["datasets"], dict):
+                raise ValueError("no scores per dataset")
         except FileNotFoundError:
             raise InputError(
                 f"run {folder}: expected {path}, there is none; evaluate the run first (test_after_fit=true or eval_only=true)"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: expected the metrics of a run, got an unreadable file ({error}); evaluate the run again") from error
         contents.append(content)
     depth = 1

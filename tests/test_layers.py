@@ -23,7 +23,7 @@ ALLOWED = {
     "models": ("errors", "pretrained", "geometry", "render", "models"),
     "losses": ("errors", "pretrained"),
     "metrics": ("errors", "losses", "pretrained"),
-    "data": ("errors", "paths", "geometry", "render.blocks", "render.rasterize", "data"),
+    "data": ("errors", "paths", "geometry", "render.blocks", "render.rasterize", "render.visibility", "data"),
     "systems": SYSTEMS,
     "checkpoint": ("errors", "files", "paths", "systems.base"),
     "callbacks": ("errors", "files", "metrics", "systems.base", "callbacks"),

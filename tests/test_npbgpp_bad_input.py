@@ -197,3 +197,12 @@ def test_more_gpus_than_there_are(monkeypatch, caplog):
     told = lightning_arguments(TrainerSettings(gpus=4)).arguments
     assert (told["accelerator"], told["devices"], told["strategy"]) == ("gpu", 1, "auto")
     assert "trainer.gpus=4: this machine has 1" in caplog.text
+
+
+def test_choices_that_a_layout_or_a_system_does_not_have_are_refused(run_in, tmp_path):
+    with pytest.raises(InputError, match="datasets.intrinsics: layout nerf_synthetic has no such choice, got exact; leave it at authors"):
+        run_in(tmp_path, *QUIET, "datasets.intrinsics=exact")
+    with pytest.raises(InputError, match="datasets.views: layout nerf_synthetic has no such choice"):
+        run_in(tmp_path, *QUIET, "datasets.views=[1,2]")
+    with pytest.raises(InputError, match="system.loss_factors.rgb_reg_loss: NPBG reads no photos"):
+        run_in(tmp_path, *QUIET, "system/loss_factors=l1_ssim_npbgpp")

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -147,8 +147,10 @@ class DataModule(LightningDataModule):
         parse, s = PARSERS[self.settings.layout], self.settings
         options = {"white_bg": s.white_bg, "compositing": s.compositing, "intrinsics": s.intrinsics, "views": s.views}
         takes = inspect.signature(parse).parameters
-        if s.views is not None and "views" not in takes:
-            raise InputError(f"datasets.views: layout {s.layout} has no list of views to choose; set datasets.views=null")
+        defaults = {field.name: field.default for field in fields(s)}
+        for key, value in options.items():
+            if key not in takes and value != defaults[key]:
+                raise InputError(f"datasets.{key}: layout {s.layout} has no such choice, got {value}; leave it at {defaults[key]}")
         scene = parse(folder, self.images_root / name, name, cloud, **{key: value for key, value in options.items() if key in takes})
         if not cloud.path.is_file():
             raise InputError(

@@ -124,13 +124,12 @@ class SceneDataset(Dataset[Batch]):
 
     def _whole_views(self, indices: tuple[int, ...]) -> Views:
         views, photos = [self.scene.views[i] for i in indices], [self._photo(i) for i in indices]
-        masks = [photo.mask for photo in photos if photo.mask is not None]
         cameras = Cameras.cat([view.camera for view in views])
         return Views(
             torch.stack([photo.image for photo in photos]).float() / 255,
             torch.ones(len(views), 1, *cameras.image_size, dtype=torch.bool),
             cameras,
-            torch.stack(masks).float() / 255 if len(masks) == len(photos) else None,
+            None,  # features are read from whole photos
             tuple(view.name for view in views),
         )
 

@@ -6,7 +6,7 @@ one after the other, and points that the views taken so far see vote no more.
 Symbols: p points, k input views, n points and d coordinates of a general set, theta the angle at a point between two camera centres.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
 from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level, rasterize
+from npbgpp.render.visibility import visible_points
 
 METHODS = ("multinomial", "best")
 _LEVEL = Level(0.125)  # coarse cells close the holes of a sparse cloud, so that surfaces hide what is behind them
@@ -52,33 +53,15 @@ def angle_scores(
     Returns:
         Scores in 0..1; 0 where a view does not see a point: not in its image, or another of these points is nearer in the same cell of 8x8 pixels.
     """
-    pair = _seen_pairs(xyz_world, inputs, near, rule)
-    view, point = pair // len(xyz_world), pair % len(xyz_world)
+    view, point = visible_points(xyz_world, inputs, _LEVEL.scale, near, rule).nonzero().unbind(1)
     to_target = torch.nn.functional.normalize(target_center - xyz_world, dim=1)[point]
     to_input = torch.nn.functional.normalize(inputs.centers()[view] - xyz_world[point], dim=1)
     # the arc cosine loses small angles in single precision, this form does not
     theta = torch.rad2deg(2 * torch.atan2((to_target - to_input).norm(dim=1), (to_target + to_input).norm(dim=1)))
     sigma = torch.where(theta <= optimal, lower_sigma, upper_sigma)
     scores = xyz_world.new_zeros(len(inputs), len(xyz_world))
-    scores.view(-1)[pair] = torch.exp(-((theta - optimal) ** 2) / (2 * sigma**2))
+    scores[view, point] = torch.exp(-((theta - optimal) ** 2) / (2 * sigma**2))
     return scores
-
-
-def _seen_pairs(xyz_world: Float[Tensor, "p 3"], inputs: Cameras, near: float, rule: PixelRule) -> Int[Tensor, " m"]:
-    """``view * p + point`` of all pairs where the view sees the point; of several points at the smallest depth of a cell, all are seen."""
-    grid = PixelGrid(rule, inputs.image_size)
-    xyd = grid.normalise(inputs, xyz_world)
-    x, y, depth = xyd.unbind(-1)
-    pair = (grid.inside(x, y) & (depth > near)).view(-1).nonzero()[:, 0]
-    x, y, depth = xyd.view(-1, 3).index_select(0, pair).unbind(-1)
-    height, width = size = grid.level_size(_LEVEL.scale)
-    row, column = grid.cells(x, y, _LEVEL.scale, size)
-    if grid.overflows(_LEVEL.scale, size):
-        kept = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        pair, depth, row, column = (t[kept] for t in (pair, depth, row, column))
-    cell = (pair // len(xyz_world) * height + row) * width + column
-    nearest = depth.new_full((len(inputs) * height * width,), torch.inf).scatter_reduce_(0, cell, depth, "amin")
-    return pair[depth == nearest[cell]]
 
 
 def farthest_points(xyz: Float[Tensor, "n d"], count: int, start: int) -> Int[Tensor, " {count}"]:
@@ -110,17 +93,7 @@ def best_views(scores: Float[Tensor, "k p"], count: int) -> list[int]:
     When the views chosen see all points, or no view sees any, it goes on with the largest sum of scores among the views left. Ties go to the lowest index.
     Raises ValueError when there are fewer than ``count`` views.
     """
-    _require_views(scores, count)
-    chosen: list[int] = []
-    voters = scores
-    for _ in range(count):
-        votes = _votes(voters)
-        if not votes.any():
-            votes = scores.sum(1)
-        votes[chosen] = -1.0
-        chosen.append(int(votes.argmax()))
-        voters = voters[:, voters[chosen[-1]] == 0]
-    return chosen
+    return _take_turns(scores, count, scores.sum(1), lambda votes: int(votes.argmax()))
 
 
 def multinomial_views(scores: Float[Tensor, "k p"], count: int, generator: torch.Generator | None = None) -> list[int]:
@@ -129,22 +102,27 @@ def multinomial_views(scores: Float[Tensor, "k p"], count: int, generator: torch
     When the views chosen see all points, or no view sees any, the views left are equally likely. None draws from torch's generator of the process.
     Raises ValueError when there are fewer than ``count`` views.
     """
-    _require_views(scores, count)
+    return _take_turns(
+        scores, count, scores.new_ones(len(scores)), lambda v: int(torch.multinomial(v.clamp(min=0.0), 1, generator=generator))
+    )
+
+
+def _take_turns(
+    scores: Float[Tensor, "k p"], count: int, without_voters: Float[Tensor, " k"], pick: Callable[[Float[Tensor, " k"]], int]
+) -> list[int]:
+    """Picks view after view by its votes; points that a picked view sees vote no more. Votes of views already picked are -1."""
+    if count > len(scores):
+        raise ValueError(f"view selection: expected at least {count} views, got {len(scores)}")
     chosen: list[int] = []
     voters = scores
     for _ in range(count):
         votes = _votes(voters)
         if not votes.any():
-            votes = torch.ones_like(votes)
-        votes[chosen] = 0.0
-        chosen.append(int(torch.multinomial(votes, 1, generator=generator)))
+            votes = without_voters.clone()
+        votes[chosen] = -1.0
+        chosen.append(pick(votes))
         voters = voters[:, voters[chosen[-1]] == 0]
     return chosen
-
-
-def _require_views(scores: Float[Tensor, "k p"], count: int) -> None:
-    if count > len(scores):
-        raise ValueError(f"view selection: expected at least {count} views, got {len(scores)}")
 
 
 def _votes(scores: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:

@@ -15,14 +15,18 @@ import torch
 
 MOST_LANES = 8  # each costs buffers of its own
 
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_lanes(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Results of ``work`` for tensors on the CPU, in order, computed as many at a time as there are threads. Gradient mode is that of the caller."""
-    lanes = min(torch.get_num_threads(), MOST_LANES)
+def lanes_on(device: torch.device) -> int:
+    """How many items are worked on at a time: one on an accelerator."""
+    return min(torch.get_num_threads(), MOST_LANES) if device.type == "cpu" else 1
+
+
+def in_lanes(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
+    """Results of ``work`` on tensors of a device, in order. Gradient mode is that of the caller."""
+    lanes = lanes_on(device)
     if lanes == 1 or len(items) < 2:
         yield from map(work, items)
         return
@@ -34,12 +38,7 @@ def in_lanes(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[
 
     # no further ahead than the lanes reach: results can be large
     for first in range(0, len(items), lanes):
-        yield from single_threaded_pool(lanes).map(work_as_the_caller, items[first : first + lanes])
-
-
-def single_threaded_pool(lanes: int) -> ThreadPoolExecutor:
-    """Threads for work that this thread waits for; kept for the next call."""
-    return _pool(lanes, os.getpid(), threading.get_ident())
+        yield from _pool(lanes, os.getpid(), threading.get_ident()).map(work_as_the_caller, items[first : first + lanes])
 
 
 # per process, because a fork does not copy threads; per calling thread, so that nobody waits for the work of others

@@ -25,7 +25,7 @@ from torch import Tensor
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule, Projection
 from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.lanes import MOST_LANES, single_threaded_pool
+from npbgpp.render.lanes import MOST_LANES, in_lanes, lanes_on
 from npbgpp.render.refinement import AMBIGUOUS, refined_grid
 
 _EMPTY_KEY = 2**63 - 1
@@ -120,22 +120,20 @@ class _Canvas:
         at_once = max(1, min((_CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK) // length, cloud.index.shape[0]))
         strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
 
-        def draw_lane(lane: int, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
+        lanes = max(1, min(lanes_on(device), len(strokes)))
+        others = [_key_buffer(*self.keys.shape, device, threading.get_ident(), k).fill_(_EMPTY_KEY) for k in range(1, lanes)]
+        canvases = [self.keys, *others]
+
+        def draw_lane(lane: int) -> list[tuple[Tensor, Tensor]]:
             scratch = _scratch(length, at_once, device, threading.get_ident())
             waiting = []
             for part, whole in strokes[lane::lanes]:
-                waiting += self._lower(keys, *self._project(cloud, part, numbers, near, whole, scratch), scratch)
+                waiting += self._lower(canvases[lane], *self._project(cloud, part, numbers, near, whole, scratch), scratch)
             return waiting
 
-        lanes = max(1, min(torch.get_num_threads(), MOST_LANES, len(strokes))) if device.type == "cpu" else 1
-        if lanes == 1:
-            ambiguous = draw_lane(0, self.keys)
-        else:
-            others = [_key_buffer(*self.keys.shape, device, threading.get_ident(), k).fill_(_EMPTY_KEY) for k in range(1, lanes)]
-            drawn = single_threaded_pool(lanes).map(draw_lane, range(lanes), (self.keys, *others))
-            ambiguous = [waiting for lane in drawn for waiting in lane]
-            for keys in others:
-                torch.minimum(self.keys, keys, out=self.keys)
+        ambiguous = [waiting for lane in in_lanes(draw_lane, range(lanes), device) for waiting in lane]
+        for keys in others:
+            torch.minimum(self.keys, keys, out=self.keys)
         self.keys[-1] = _EMPTY_KEY
         self.keys[:, -1] = _EMPTY_KEY
         levels = [self._level(k) for k in range(len(self.targets))]

@@ -26,19 +26,21 @@ def visible_points(
         rule: where pixels lie.
     """
     grid = PixelGrid(rule, cameras.image_size)
-    x, y, depth = grid.normalise(cameras, xyz_world).unbind(-1)
-    shown = grid.inside(x, y) & (depth > near)
+    xyd = grid.normalise(cameras, xyz_world)
+    shown = grid.inside(xyd[..., 0], xyd[..., 1]) & (xyd[..., 2] > near)
     if scale is None:
         return shown
-    height, width = grid.level_size(scale)
-    if min(height, width) < 1:
+    height, width = size = grid.level_size(scale)
+    if min(size) < 1:
         raise ValueError(f"visible_points: image of {cameras.image_size} pixels has no cell at scale {scale}")
-    for k in range(len(cameras)):
-        candidates = shown[k].nonzero()[:, 0]
-        row, column = grid.cells(x[k, candidates], y[k, candidates], scale, (height, width))
+    pair = shown.view(-1).nonzero()[:, 0]  # view * n + point
+    x, y, depth = xyd.view(-1, 3).index_select(0, pair).unbind(-1)
+    row, column = grid.cells(x, y, scale, size)
+    if grid.overflows(scale, size):
         held = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        cell = torch.where(held, row * width + column, height * width).to(torch.int64)
-        depths = torch.where(held, depth[k, candidates], torch.inf)
-        nearest = depths.new_full((height * width + 1,), torch.inf).scatter_reduce_(0, cell, depths, "amin")
-        shown[k, candidates] = held & (depths == nearest[cell])
-    return shown
+        pair, depth, row, column = (t[held] for t in (pair, depth, row, column))
+    cell = (pair // max(len(xyz_world), 1) * height + row) * width + column
+    nearest = depth.new_full((len(cameras) * height * width,), torch.inf).scatter_reduce_(0, cell, depth, "amin")
+    seen = torch.zeros_like(shown)
+    seen.view(-1)[pair[depth == nearest[cell]]] = True
+    return seen

@@ -61,6 +61,8 @@ class NPBG(PointSystem):
         self.aggregator = None if aggregator is None else aggregator.requires_grad_(False)
         if aggregator is not None:
             self.require_channels("system.aggregator", aggregator.descriptor_dim)
+        if "rgb_reg_loss" in self.objective_settings.factors:
+            raise InputError("system.loss_factors.rgb_reg_loss: NPBG reads no photos and has no such term; set it to 0")
         pretrained = settings.descriptors_pretrained_dir
         self.store = DescriptorStore(
             settings.descriptor_dim if aggregator is None else aggregator.coefficients,

@@ -160,6 +160,8 @@ class NPBGPlusPlus(PointSystem):
             index = rasterize(cloud, camera, [Level(scale)], near, self.rule)[0].index
             points = index[index >= 0].sort().values
         points = points[(points >= first) & (points < last)]
+        if len(points) == 0:
+            return
         image = read_photo(scene.views[view]).image.to(self.device).float()[None] / 255
         photo = upright(image, camera, self.rule, self.settings.up, self.settings.align_view_images)
         points = points[in_image(xyz_world[points], photo.cameras, near, self.rule)[0]]

@@ -44,7 +44,7 @@ class SceneSums:
     def add_view(self, points: Int[Tensor, " v"], observe: Callable[[Int[Tensor, " w"]], Float[Tensor, "w s"]]) -> None:
         """Adds what one view shows of some points, which must not repeat. ``observe`` says what it shows of a part of them."""
         parts = points.split(_POINTS_AT_ONCE)
-        for part, observed in zip(parts, (in_lanes if points.device.type == "cpu" else map)(observe, parts), strict=True):
+        for part, observed in zip(parts, in_lanes(observe, parts, points.device), strict=True):
             self.add(part, observed)
 
     @torch.no_grad()
@@ -74,6 +74,6 @@ class SceneSums:
             stop = start + _ROWS_AT_ONCE
             coefficients.index_copy_(0, owner[start:stop], self._aggregator.solve(self._table[: self._seen][start:stop]))
 
-        for _ in (in_lanes if self._table.device.type == "cpu" else map)(solve, range(0, self._seen, _ROWS_AT_ONCE)):
+        for _ in in_lanes(solve, range(0, self._seen, _ROWS_AT_ONCE), self._table.device):
             pass
         return seen

@@ -8,11 +8,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from pytorch_lightning import Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 
 from npbgpp.config import typed
-from npbgpp.data.scene import Scene, View
+from npbgpp.data.scene import Batch, Scene, View
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pointcloud import CloudFile, PointCloud, write_ply
 from npbgpp.metrics import ImageMetrics
@@ -64,6 +66,23 @@ def build_npbgpp(parity: Callable[[str], Any], folder: Path, name: str, *overrid
     weights = parity("h_ckpt_npbgpp_rgb.pt" if name == "npbgpp_rgb" else "h_ckpt_npbgpp_sphere.pt")["state_dict"]
     system.load_state_dict({key: value for key, value in weights.items() if name == "npbgpp_sphere" or "aggregator" not in key})
     return system
+
+
+def train(system: PointSystem, batch: Batch, folder: Path) -> Trainer:
+    """One training step on a recorded batch."""
+    trainer = Trainer(
+        max_epochs=1,
+        limit_val_batches=0,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    system.check_before_training(["recorded"], [])
+    trainer.fit(system, DataLoader([batch], batch_size=None))
+    return trainer
 
 
 def close_to_largest(found: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from npbgpp.data.scene import Batch, Scene, View, Views
 from npbgpp.geometry.cameras import Cameras
@@ -19,6 +17,8 @@ from npbgpp.optim import LazyRMSprop
 from npbgpp.paths import Bases
 from npbgpp.systems.npbg import NPBG
 from npbgpp.systems.npbg_settings import NPBGSettings
+
+from .recorded import close_to_largest, scene_cameras, train
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,6 @@ def build(parity, shared, weights, tmp_path):
     return make
 
 
-def scene_cameras(recorded: dict, views: list[int]) -> Cameras:
-    count = len(views)
-    intrinsics = (recorded["fcl_ndc"].expand(count, 2), recorded["prp_ndc"].expand(count, 2))
-    return Cameras.from_size_minus_one_ndc(recorded["R_row"][views], recorded["T"][views], *intrinsics, tuple(recorded["image_size"]))
-
-
 @pytest.mark.parametrize("kind", ["plain", "aligned"])
 def test_recorded_images(parity, build, kind):
     recorded = parity("h4_npbg.pt")
@@ -91,7 +85,7 @@ def test_recorded_images(parity, build, kind):
     torch.testing.assert_close(shown.raster, recorded["raster_rgb"], rtol=0, atol=1e-5)
 
 
-def test_recorded_training_step(parity, build, weights, monkeypatch):
+def test_recorded_training_step(parity, build, weights, monkeypatch, tmp_path):
     """Losses, gradients and parameters of one step on two crops.
 
     The term that trains the colours of the preview (``dimred_loss``) is a sum over every number of the cloud in the original and a mean over the points
@@ -124,17 +118,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch):
     monkeypatch.setattr(NPBG, "step", step)
     monkeypatch.setattr(LazyRMSprop, "update", update)
     monkeypatch.setattr(NPBG, "refine", refine)
-    trainer = Trainer(
-        max_epochs=1,
-        limit_val_batches=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    system.check_before_training(["recorded"], [])
-    trainer.fit(system, DataLoader([Batch(("recorded",) * 2, ("recorded",) * 2, views)], batch_size=None))
+    trainer = train(system, Batch(("recorded",) * 2, ("recorded",) * 2, views), tmp_path)
 
     torch.testing.assert_close(rendered[0].rgb.detach(), recorded["rendered"], rtol=0, atol=1e-5)
     terms = recorded["loss_terms"]
@@ -177,7 +161,3 @@ def build_converter(weights: dict[str, Tensor]) -> RGBConverter:
     prefix = "rgb_converter."
     converter.load_state_dict({name.removeprefix(prefix): value.clone() for name, value in weights.items() if name.startswith(prefix)})
     return converter
-
-
-def close_to_largest(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())

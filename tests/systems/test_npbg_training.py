@@ -1,10 +1,8 @@
 """What training NPBG does to descriptors, networks and files, on tiny scenes."""
 
-import csv
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,20 +16,9 @@ from npbgpp.optim import LazyRMSprop
 from npbgpp.systems.descriptors import DescriptorStore
 from npbgpp.systems.npbg import NPBG
 
+from .run_files import descriptors, logged, weights
+
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
-
-
-def weights(folder: Path, name: str = "last") -> dict[str, Tensor]:
-    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
-
-
-def descriptors(folder: Path, scene: str = "ball") -> Tensor:
-    return torch.load(folder / "descriptors" / f"{scene}.pth", weights_only=True)
-
-
-def logged(folder: Path, name: str) -> list[float]:
-    with open(folder / "csv_logs" / "metrics.csv", newline="") as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What training NPBG++ does to networks, batches and scenes, and what its evaluation gives, on tiny data."""
 
-import csv
 import json
 import math
 import shutil
@@ -19,24 +18,13 @@ from npbgpp.geometry.pointcloud import read_ply
 from npbgpp.systems.npbgpp import NPBGPlusPlus
 from npbgpp.systems.scene_sums import SceneSums
 
+from .run_files import descriptors, logged, weights
+
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
 LOGGED = ("loggers=[csv]", "trainer.log_every_n_steps=1")
 FEW = "datasets.train_num_samples=2"
 NO_CHANCE = ("datasets.selection_method=best", "system.color_aug_p=0", "system.loss_factors.rgb_reg_loss=0")
 THREE_SCENES = ("datasets.scenes.train=[ball,globe,moon]", "datasets.scenes.val=[]", "system.max_scenes_per_train_epoch=2")
-
-
-def weights(folder: Path, name: str = "last") -> dict[str, Tensor]:
-    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
-
-
-def descriptors(folder: Path, scene: str = "ball") -> Tensor:
-    return torch.load(folder / "descriptors" / f"{scene}.pth", weights_only=True)
-
-
-def logged(folder: Path, name: str) -> list[float]:
-    with open(folder / "csv_logs" / "metrics.csv", newline="") as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
 def scores(folder: Path, dataset: str) -> dict[str, tuple[float, float]]:

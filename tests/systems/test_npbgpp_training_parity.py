@@ -3,14 +3,11 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from npbgpp.data.images import read_photo
 from npbgpp.data.scene import Batch, Views
@@ -21,7 +18,7 @@ from npbgpp.systems import npbgpp as module
 from npbgpp.systems.npbgpp import NPBGPlusPlus
 from npbgpp.systems.point_based import PointSystem
 
-from .recorded import build_npbgpp, close_to_largest
+from .recorded import build_npbgpp, close_to_largest, train
 
 RECORDED_LOSS = "loss_factors={vgg_loss:0,rgb_reg_loss:0,l1_d4_loss:2500.0,dimred_loss:1.0}"
 
@@ -91,22 +88,6 @@ def recorded_batch(system: PointSystem, sample: dict) -> Batch:
         images, torch.ones_like(images[:, :1]).bool(), Cameras.cat([v.camera for v in views]), None, tuple(v.name for v in views)
     )
     return Batch(("recorded",), ("recorded",), Views(batch["img"], ~batch["empty"], cameras, None, ("target",)), (inputs,))
-
-
-def train(system: PointSystem, batch: Batch, folder: Path) -> Trainer:
-    trainer = Trainer(
-        max_epochs=1,
-        limit_val_batches=0,
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    system.check_before_training(["recorded"], [])
-    trainer.fit(system, DataLoader([batch], batch_size=None))
-    return trainer
 
 
 def gradient_tolerance(name: str) -> float:
