@@ -70,19 +70,25 @@ def mean_intrinsics(size: tuple[int, int]) -> np.ndarray:
     return np.array([[focal, 0.0, 0.47 * width], [0.0, 0.98 * focal, 0.53 * height], [0.0, 0.0, 1.0]])
 
 
+def central_intrinsics(size: tuple[int, int]) -> np.ndarray:
+    """One focal length and the principal point in the middle: what every layout can express."""
+    height, width = size
+    return np.array([[1.5 * min(size), 0.0, width / 2 - 0.5], [0.0, 1.5 * min(size), height / 2 - 0.5], [0.0, 0.0, 1.0]])
+
+
 def alternating_intrinsics(size: tuple[int, int], k: int) -> np.ndarray:
     """K of the k-th view: one pixel to the right and longer, or to the left and shorter."""
     sign = 1 - 2 * (k % 2)
     return mean_intrinsics(size) + sign * np.array([[2.0, 0.0, 1.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
 
 
-def _save(path: Path, pixels: np.ndarray) -> None:
+def save_picture(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **({"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}))
 
 
-def _save_mask(path: Path, mask: np.ndarray) -> None:
-    _save(path, np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
+def save_mask(path: Path, mask: np.ndarray) -> None:
+    save_picture(path, np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
 
 
 def _projection(K: np.ndarray, w2c: np.ndarray) -> np.ndarray:
@@ -97,8 +103,8 @@ def write_dtu(folder: Path, views: int = 49, size: tuple[int, int] = (48, 64)) -
     for k in range(views):
         K, w2c = alternating_intrinsics(size, k), look_at_origin(2 * math.pi * k / views)
         picture, mask = draw(K, w2c, size)
-        _save(folder / "image" / f"{k:06}.png", picture)
-        _save_mask(folder / "mask" / f"{k:03}.png", mask)
+        save_picture(folder / "image" / f"{k:06}.png", picture)
+        save_mask(folder / "mask" / f"{k:03}.png", mask)
         P = _projection(K, w2c)
         P[:3] *= (1.0, -0.5)[k % 2]
         matrices |= {f"world_mat_{k}": P, f"scale_mat_{k}": np.diag([9.0, 9.0, 9.0, 1.0])}
@@ -113,8 +119,8 @@ def write_h3ds(folder: Path, numbers: Iterable[int] = range(69), size: tuple[int
     for k, number in enumerate(numbers):
         K, w2c = alternating_intrinsics(size, k), look_at_origin(0.09 * number)
         picture, mask = draw(K, w2c, size)
-        _save(folder / "image" / f"img_{number:04}.jpg", picture)
-        _save_mask(folder / "mask" / f"mask_{number:04}{'.jpg' if version == '0.1' else '.png'}", mask)
+        save_picture(folder / "image" / f"img_{number:04}.jpg", picture)
+        save_mask(folder / "mask" / f"mask_{number:04}{'.jpg' if version == '0.1' else '.png'}", mask)
         matrices[f"world_mat_{number}"] = (_projection(K, w2c) @ np.diag([smaller, smaller, smaller, 1.0])).astype(np.float32)
     np.savez(folder / "cameras.npz", **matrices)
     if version == "0.1":
@@ -140,7 +146,7 @@ def write_scannet(
     photo_K = np.linalg.inv(half) @ to_photo @ half @ K
     extrinsics = np.stack([look_at_origin(2 * math.pi * k / views) for k in range(views)])
     for k, w2c in enumerate(extrinsics):
-        _save(folder / "images" / f"{3 * k}.jpg", draw(photo_K, w2c, (height, width))[0])
+        save_picture(folder / "images" / f"{3 * k}.jpg", draw(photo_K, w2c, (height, width))[0])
     np.save(folder / "intrinsics.npy", np.array({"K": K, "height": size[0], "width": size[1]}, dtype=object))
     np.save(folder / "extrinsics.npy", extrinsics)
     write_cloud(folder / "full.ply")

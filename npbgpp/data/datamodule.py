@@ -9,13 +9,14 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
-from npbgpp.data.parsers import PARSERS
+from npbgpp.data.parsers import LAYOUTS
 from npbgpp.data.scene import Batch, Scene, Stage
+from npbgpp.data.splits import ViewChoice
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.geometry.pointcloud import CloudFile
 from npbgpp.paths import Bases
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,9 @@ class DatasetSettings:
     compositing: str = "authors"
     intrinsics: str = "authors"
     views: tuple[int, ...] | None = None
-    val_indices: tuple[int, ...] | None = None
-    holdout_indices: tuple[int, ...] | None = None
+    downscale: float = 1.0
+    val_indices: ViewChoice | None = None
+    holdout_indices: ViewChoice | None = None
     train_num_samples: int | None = 2000
     train_image_size: int | tuple[int, int] | None = 256
     train_random_shift: bool = True
@@ -110,8 +112,8 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.inputs = inputs
-        if datasets.layout not in PARSERS:
-            raise InputError(f"datasets.layout: expected one of {', '.join(sorted(PARSERS))}, got {datasets.layout}")
+        if datasets.layout not in LAYOUTS:
+            raise InputError(f"datasets.layout: expected one of {', '.join(sorted(LAYOUTS))}, got {datasets.layout}")
         if datasets.train_on not in ("split", "all"):
             raise InputError(f"datasets.train_on: expected split or all, got {datasets.train_on}")
         for key in ("compositing", "intrinsics"):
@@ -144,7 +146,7 @@ class DataModule(LightningDataModule):
                 f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
             )
         cloud = CloudFile(folder / self.settings.pc_name, self.settings.n_point, self.settings.noise_sigma)
-        parse, s = PARSERS[self.settings.layout], self.settings
+        parse, s = LAYOUTS[self.settings.layout].parse, self.settings
         options = {"white_bg": s.white_bg, "compositing": s.compositing, "intrinsics": s.intrinsics, "views": s.views}
         takes = inspect.signature(parse).parameters
         defaults = {field.name: field.default for field in fields(s)}

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from npbgpp.data.lens import undistort
 from npbgpp.data.scene import View
 from npbgpp.errors import InputError
 
@@ -73,6 +74,28 @@ def numbered_images(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def picture_folder(root: Path, downscale: float) -> Path:
+    """``images_8`` for a downscale of 8 where a scene has that folder, else ``images``."""
+    reduced = root / f"images_{downscale:g}"
+    return reduced if downscale != 1 and reduced.is_dir() else root / "images"
+
+
+def fitted(view: View, downscale: float) -> View:
+    """The view at 1/downscale of the size of its camera, and never larger than its photo unless it is that already.
+
+    Raises:
+        InputError: less than one pixel is left, or the photo cannot be read.
+    """
+    stated, found = view.camera.image_size, image_size(view.image)
+    wanted = (round(stated[0] / downscale), round(stated[1] / downscale))
+    # photos that were reduced since their camera was estimated keep their size
+    size = wanted if view.resized else (min(wanted[0], found[0]), min(wanted[1], found[1]))
+    if min(size) < 1:
+        raise InputError(f"datasets.downscale: view {view.name} has {stated[1]}x{stated[0]} pixels, got {downscale:g}; lower it")
+    lens = None if view.lens is None else view.lens.resized(size)
+    return replace(view, camera=view.camera.resize(size), lens=lens, resized=size != found)
+
+
 def read_photo(view: View) -> Photo:
     """Decodes a view.
 
@@ -86,16 +109,19 @@ def read_photo(view: View) -> Photo:
             f"image {view.image}: expected {width}x{height} pixels as the first image of the scene, got {pixels.shape[1]}x{pixels.shape[0]}; "
             "resize the image or give it its own scene"
         )
-    colour = torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1).contiguous()
+    channels = torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+    if view.lens is not None:
+        channels = undistort(channels, view.lens, view.camera)
+    colour = channels[:3]
     if view.mask is not None:
-        return _masked(view, colour, _read_mask(view.mask, view.camera.image_size))
-    if pixels.shape[2] == 3:
+        return _masked(view, colour, _read_mask(view))
+    if len(channels) == 3:
         if view.alpha_is_mask:
             raise InputError(
-                f"image {view.image}: expected an alpha channel (the mask of the object), got {pixels.shape[2]} channels; export RGBA"
+                f"image {view.image}: expected an alpha channel (the mask of the object), got {len(channels)} channels; export RGBA"
             )
         return Photo(colour, None)
-    alpha = torch.from_numpy(pixels[..., 3:].copy()).permute(2, 0, 1).contiguous()
+    alpha = channels[3:]
     if view.background is not None:
         opacity = alpha.float() / 255
         background = torch.tensor(view.background)[:, None, None] * 255
@@ -119,15 +145,19 @@ def _decode(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray
         raise InputError(f"image {path}: expected a readable image, got {error}; replace the file") from error
 
 
-def _read_mask(path: Path, size: tuple[int, int]) -> UInt8[Tensor, "1 h w"]:
+def _read_mask(view: View) -> UInt8[Tensor, "1 h w"]:
     """The mean of the three colours, rounded, so that 128 and more are one half and more."""
-    pixels = _decode(path)
-    if pixels.shape[:2] != size:
+    assert view.mask is not None
+    size = image_size(view.image)
+    if image_size(view.mask) != size:
+        found = image_size(view.mask)
         raise InputError(
-            f"mask {path}: expected {size[1]}x{size[0]} pixels as its photo has, got {pixels.shape[1]}x{pixels.shape[0]}; resize the mask"
+            f"mask {view.mask}: expected {size[1]}x{size[0]} pixels as its photo has, got {found[1]}x{found[0]}; resize the mask"
         )
+    pixels = _decode(view.mask, view.camera.image_size if view.resized else None)
     total = torch.from_numpy(pixels[..., :3].astype(np.int16)).sum(-1)
-    return ((total + 1) // 3).to(torch.uint8)[None]
+    mask = ((total + 1) // 3).to(torch.uint8)[None]
+    return mask if view.lens is None else undistort(mask, view.lens, view.camera)
 
 
 def _masked(view: View, colour: UInt8[Tensor, "3 h w"], mask: UInt8[Tensor, "1 h w"]) -> Photo:

@@ -9,11 +9,28 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from npbgpp.data.cloud_file import CloudFile
+from npbgpp.data.lens import Lens
+from npbgpp.data.splits import ViewChoice, choose_views
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import CloudFile
 
 Stage = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class DepthMap:
+    """A picture of depths beside a photo.
+
+    Attributes:
+        path: 16-bit picture, 0 where no depth is known.
+        camera: one camera, of the size of the picture.
+        unit: scene units per step of its values.
+    """
+
+    path: Path
+    camera: Cameras
+    unit: float
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,9 @@ class View:
             stored.
         mask: picture of the same size, bright on the object; an alpha channel of the photo is then ignored.
         truncates: composited colours are cut to 8 bits, as the NPBG++ authors do, in place of rounding them.
-        resized: the photo has another size than the camera and is resampled (bilinear) when it is read.
+        resized: the photo has another size than the camera and is resampled (bilinear) when it is read; so is its mask.
+        lens: distortion of the photo at the size of the camera, taken out when it is read; ``camera`` is the pinhole camera of the result.
+        depth: depths that belong to the photo.
     """
 
     name: str
@@ -40,6 +59,8 @@ class View:
     mask: Path | None = None
     truncates: bool = False
     resized: bool = False
+    lens: Lens | None = None
+    depth: DepthMap | None = None
 
 
 @dataclass(frozen=True)
@@ -51,33 +72,35 @@ class Scene:
         views: all views, in the order that index lists refer to.
         splits: natural split of the layout: indices into ``views``.
         cloud: the point cloud file.
+        carried_points: file with points that came with the poses, for scenes without a cloud of their own.
+        notes: what the user should know of how the folder was read, such as photos left out; one sentence each.
     """
 
     name: str
     views: tuple[View, ...]
     splits: dict[Stage, tuple[int, ...]]
     cloud: CloudFile
+    carried_points: Path | None = None
+    notes: tuple[str, ...] = ()
 
-    def with_splits(self, val_indices: Sequence[int] | None, holdout_indices: Sequence[int] | None) -> "Scene":
+    def with_splits(self, val_views: ViewChoice | None, holdout_views: ViewChoice | None) -> "Scene":
         """The scene with other validation and test views; training keeps what is left of its natural views.
 
+        Of views that two rules choose (every n-th, a share), the test views are taken first.
+
         Raises:
-            InputError: an index outside the scene, a view in both lists, or no training view left.
+            InputError: a choice that cannot be read, a view outside the scene, a view in both lists, or no training view left.
         """
         val, test = self.splits["val"], self.splits["test"]
-        if val_indices is not None:
-            val = tuple(val_indices)
+        names = [view.name for view in self.views]
+        where = f"scene {self.name}"
+        if val_views is not None:
+            val = choose_views(val_views, names, "datasets.val_indices", where)
             test = tuple(i for i in test if i not in val)
-        if holdout_indices is not None:
-            test = tuple(holdout_indices)
-            val = val if val_indices is not None else tuple(i for i in val if i not in test)
-        for key, indices in (("val_indices", val), ("holdout_indices", test)):
-            bad = [i for i in indices if not 0 <= i < len(self.views)]
-            if bad:
-                raise InputError(
-                    f"datasets.{key}: scene {self.name} has {len(self.views)} views (indices 0 to {len(self.views) - 1}), got {bad}; "
-                    "indices count train, then validation, then test views"
-                )
+        if holdout_views is not None:
+            test = choose_views(holdout_views, names, "datasets.holdout_indices", where)
+            if val_views is None or isinstance(val_views, str | float):
+                val = tuple(i for i in val if i not in test)
         both = sorted(set(val) & set(test))
         if both:
             raise InputError(

@@ -1,9 +1,8 @@
-"""Point clouds: reading PLY files, sub-sampling, noise.
+"""Point clouds and PLY files.
 
 A cloud is ``xyz`` (n, 3) in scene units and, when the file has them, ``rgb`` (n, 3) in 0..255.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from torch import Tensor
 
 from npbgpp.errors import InputError
 
-_SUBSAMPLE_SEED = 123  # the authors' generator seed: the same n_point gives the same points as their code
-
 
 @dataclass(frozen=True)
 class PointCloud:
@@ -27,39 +24,6 @@ class PointCloud:
 
     def __len__(self) -> int:
         return self.xyz.shape[0]
-
-
-@dataclass(frozen=True)
-class CloudFile:
-    """Where a cloud lies and what is done to it when it is read.
-
-    Attributes:
-        path: a PLY file.
-        n_point: keep at most this many points, drawn without replacement with a fixed seed; None keeps all.
-        noise_sigma: standard deviation of normal noise added once at loading, scene units; None adds none.
-    """
-
-    path: Path
-    n_point: int | None = None
-    noise_sigma: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.n_point is not None and self.n_point < 1:
-            raise InputError(f"datasets.n_point: expected a positive number or null, got {self.n_point}")
-        if self.noise_sigma is not None and not 0 <= self.noise_sigma < math.inf:
-            raise InputError(f"datasets.noise_sigma: expected 0 or more or null, got {self.noise_sigma}")
-
-    def read(self) -> PointCloud:
-        """Reads the cloud. Raises InputError for a missing, unreadable, empty or non-finite cloud."""
-        cloud = read_ply(self.path)
-        if self.n_point is not None and self.n_point < len(cloud):
-            generator = torch.Generator().manual_seed(_SUBSAMPLE_SEED)
-            keep = torch.randperm(len(cloud), generator=generator)[: self.n_point]
-            cloud = PointCloud(cloud.xyz[keep], None if cloud.rgb is None else cloud.rgb[keep])
-        if self.noise_sigma:
-            generator = torch.Generator().manual_seed(_SUBSAMPLE_SEED)
-            cloud = PointCloud(cloud.xyz + self.noise_sigma * torch.randn(cloud.xyz.shape, generator=generator), cloud.rgb)
-        return cloud
 
 
 def read_ply(path: Path) -> PointCloud:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from npbgpp.data.parsers import PARSERS
+from npbgpp.data.cloud_file import CloudFile
+from npbgpp.data.parsers import LAYOUTS
 from npbgpp.data.scene import Scene
-from npbgpp.geometry.pointcloud import CloudFile
 
 ANGLE = 0.7
 HEIGHT, WIDTH = 48, 64
@@ -66,7 +66,7 @@ class Dots:
 
     def parse(self, **options: bool) -> Scene:
         folder = self.root / self.name
-        return PARSERS["nerf_synthetic"](folder, folder, self.name, CloudFile(folder / "mvs_pc.ply"), **options)
+        return LAYOUTS["nerf_synthetic"].parse(folder, folder, self.name, CloudFile(folder / "mvs_pc.ply"), **options)
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +103,6 @@ def numbered_scene(tmp_path: Path) -> Callable[[int, int, int], Scene]:
                 os.link(folder / "picture.png", folder / stage / f"r_{k}.png")
             frames = [{"file_path": f"./{stage}/r_{k}", "transform_matrix": pose} for k in range(count)]
             (folder / f"transforms_{stage}.json").write_text(json.dumps({"camera_angle_x": ANGLE, "frames": frames}))
-        return PARSERS["nerf_synthetic"](folder, folder, "numbered", CloudFile(folder / "mvs_pc.ply"))
+        return LAYOUTS["nerf_synthetic"].parse(folder, folder, "numbered", CloudFile(folder / "mvs_pc.ply"))
 
     return write

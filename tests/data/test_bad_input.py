@@ -14,16 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import PARSERS
+from npbgpp.data.parsers import LAYOUTS
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import CloudFile
 
 
 def read_everything(folder: Path) -> Scene:
     """Parses a scene, decodes all its photos and reads its cloud."""
-    scene = PARSERS["nerf_synthetic"](folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"))
+    scene = LAYOUTS["nerf_synthetic"].parse(folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"))
     for view in scene.views:
         read_photo(view)
     scene.cloud.read()
@@ -182,7 +182,7 @@ def test_one_message_names_what_is_wrong(ball, spoil, words):
 def test_a_truncated_image_is_caught_when_it_is_decoded(ball):
     """Its header is whole, so that parsing alone cannot know."""
     cut("val/r_1.png", 0.6)(ball)
-    scene = PARSERS["nerf_synthetic"](ball, ball, "ball", CloudFile(ball / "mvs_pc.ply"))
+    scene = LAYOUTS["nerf_synthetic"].parse(ball, ball, "ball", CloudFile(ball / "mvs_pc.ply"))
     with pytest.raises(InputError, match=r"val/r_1\.png"):
         read_photo(scene.views[13])
 

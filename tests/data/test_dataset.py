@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
 from npbgpp.data.images import read_photo
 from npbgpp.data.scene import Batch, Scene, View, Views
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import CloudFile
 
 EVERY = (0, 1, 2, 3)
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import max_pool2d
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import PARSERS
+from npbgpp.data.parsers import LAYOUTS
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import CloudFile
 
 from ..scene_writers import BACKDROP, COLOURS, POINTS, alternating_intrinsics, centroid, mean_intrinsics, write_dtu
 
@@ -24,7 +24,7 @@ SIZE = (48, 64)
 
 
 def parse(folder: Path, **options) -> Scene:
-    return PARSERS["dtu"](folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), **options)
+    return LAYOUTS["dtu"].parse(folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), **options)
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -75,7 +75,7 @@ def test_views_and_splits_of_the_data_set(whole):
     assert scene.splits["val"] == (5, 15, 25, 35, 45) and scene.splits["test"] == (7, 12, 17, 22, 27, 32, 37, 42, 47)
     train = scene.with_splits(None, None).splits["train"]
     assert sorted({*train, *scene.splits["val"], *scene.splits["test"]}) == list(range(49)) and len(train) == 35
-    other = scene.with_splits([0], [1, 2])
+    other = scene.with_splits((0,), (1, 2))
     assert other.splits["train"] == tuple(range(3, 49)), "views that no longer validate train"
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import PARSERS
+from npbgpp.data.parsers import LAYOUTS
 from npbgpp.data.parsers.h3ds import _PUBLISHED_VIEWS
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import CloudFile
 
 from ..scene_writers import COLOURS, POINTS, alternating_intrinsics, centroid, write_h3ds
 
@@ -25,7 +25,7 @@ HELD_OUT = {
 
 
 def parse(folder: Path, **options) -> Scene:
-    return PARSERS["h3ds"](folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), **options)
+    return LAYOUTS["h3ds"].parse(folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), **options)
 
 
 @pytest.fixture(scope="module")

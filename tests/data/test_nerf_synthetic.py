@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import PARSERS
+from npbgpp.data.parsers import LAYOUTS
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import CloudFile
 
 
 def centroid(image: torch.Tensor, colour: np.ndarray) -> torch.Tensor:
@@ -55,30 +55,30 @@ def test_a_name_with_a_suffix_is_taken_as_it_is(numbered_scene, tmp_path):
     content = json.loads(file.read_text())
     content["frames"][0]["file_path"] = "train/r_0.png"
     file.write_text(json.dumps(content))
-    view = PARSERS["nerf_synthetic"](file.parent, file.parent, "numbered", CloudFile(file)).views[0]
+    view = LAYOUTS["nerf_synthetic"].parse(file.parent, file.parent, "numbered", CloudFile(file)).views[0]
     assert view.image == file.parent / "train" / "r_0.png" and view.name == "train-r_0"
 
 
 def test_val_and_holdout_indices_replace_the_natural_split(dots):
     scene = dots.parse()
-    both = scene.with_splits([1, 6], [2])
+    both = scene.with_splits((1, 6), (2,))
     assert both.splits == {"train": (0, 3), "val": (1, 6), "test": (2,)}
-    only_val = scene.with_splits([6], None)
+    only_val = scene.with_splits((6,), None)
     assert only_val.splits == {"train": (0, 1, 2, 3), "val": (6,), "test": (7,)}
-    only_test = scene.with_splits(None, [4, 0])
+    only_test = scene.with_splits(None, (4, 0))
     assert only_test.splits == {"train": (1, 2, 3), "val": (), "test": (4, 0)}
     assert scene.with_splits(None, None) == scene
-    assert scene.with_splits([], None).splits["val"] == ()
+    assert scene.with_splits((), None).splits["val"] == ()
 
 
 @pytest.mark.parametrize(
     ("val", "test", "words"),
     [
-        ([8], None, ["datasets.val_indices", "dots", "[8]", "0 to 7"]),
-        ([-1], None, ["datasets.val_indices", "[-1]"]),
-        (None, [5, 99], ["datasets.holdout_indices", "[99]"]),
-        ([1, 2], [2, 3], ["datasets.val_indices", "datasets.holdout_indices", "[2]"]),
-        ([0, 1], [2, 3], ["dots", "no training view left"]),
+        ((8,), None, ["datasets.val_indices", "dots", "[8]", "0 to 7"]),
+        ((-1,), None, ["datasets.val_indices", "[-1]"]),
+        (None, (5, 99), ["datasets.holdout_indices", "[99]"]),
+        ((1, 2), (2, 3), ["datasets.val_indices", "datasets.holdout_indices", "[2]"]),
+        ((0, 1), (2, 3), ["dots", "no training view left"]),
     ],
 )
 def test_wrong_indices_are_refused(dots, val, test, words):

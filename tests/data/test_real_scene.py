@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn.functional import max_pool2d
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import PARSERS
+from npbgpp.data.parsers import LAYOUTS
 from npbgpp.data.scene import Scene
-from npbgpp.geometry.pointcloud import CloudFile
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def lego(shared) -> Scene:
     folder = shared / "data" / "nerf_synthetic" / "lego"
     if not folder.is_dir():
         pytest.skip("the lego scene is not among the shared data")
-    return PARSERS["nerf_synthetic"](folder, folder, "lego", CloudFile(folder / "mvs_pc.ply"))
+    return LAYOUTS["nerf_synthetic"].parse(folder, folder, "lego", CloudFile(folder / "mvs_pc.ply"))
 
 
 def test_counts(lego):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import PARSERS
+from npbgpp.data.parsers import LAYOUTS
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import CloudFile
 
 from ..scene_writers import COLOURS, POINTS, centroid, mean_intrinsics, write_scannet
 
@@ -22,7 +22,7 @@ SIZE = (60, 80)
 
 
 def parse(folder: Path, **options) -> Scene:
-    return PARSERS["scannet"](folder, folder, folder.name, CloudFile(folder / "full.ply"), **options)
+    return LAYOUTS["scannet"].parse(folder, folder, folder.name, CloudFile(folder / "full.ply"), **options)
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from npbgpp.data import view_selection as module
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.data.view_selection import ViewSelector, angle_scores, best_views, farthest_points, multinomial_views
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.geometry.pointcloud import CloudFile, PointCloud, write_ply
+from npbgpp.geometry.pointcloud import PointCloud, write_ply
 from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level, rasterize
 

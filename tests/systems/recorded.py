@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 
 from npbgpp.config import typed
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.scene import Batch, Scene, View
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import CloudFile, PointCloud, write_ply
+from npbgpp.geometry.pointcloud import PointCloud, write_ply
 from npbgpp.metrics import ImageMetrics
 from npbgpp.paths import Bases
 from npbgpp.systems import SYSTEMS

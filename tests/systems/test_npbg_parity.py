@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.scene import Batch, Scene, View, Views
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import CloudFile, PointCloud, write_ply
+from npbgpp.geometry.pointcloud import PointCloud, write_ply
 from npbgpp.metrics import ImageMetrics
 from npbgpp.models.rasterizer import NearestScatterRasterizer
 from npbgpp.models.refiner import RefinerUnetV2

@@ -7,10 +7,10 @@ Photos are ``image/000000.png`` and so on, masks ``mask/000.png``; the world is 
 from pathlib import Path
 from typing import Literal
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.parsers.idr import IdrFolder
 from npbgpp.data.scene import Scene, Stage
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import CloudFile
 
 _VALIDATION = range(5, 46, 10)
 _HELD_OUT = range(7, 48, 5)

@@ -17,10 +17,10 @@ from typing import Literal
 
 import numpy as np
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.parsers.idr import IdrFolder
 from npbgpp.data.scene import Scene, Stage
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import CloudFile
 
 _VALIDATION = range(7, 29, 7)
 _HELD_OUT = range(5, 31, 5)

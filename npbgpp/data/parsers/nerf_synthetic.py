@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import image_size
 from npbgpp.data.scene import Scene, Stage, View
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras, rigid_defect
-from npbgpp.geometry.pointcloud import CloudFile
 
 _FILES: tuple[Stage, ...] = ("train", "val", "test")
 _VALIDATION_STEP = 10

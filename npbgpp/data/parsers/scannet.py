@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import image_size, numbered_images
 from npbgpp.data.safe_pickle import DAMAGED_FILE, read_pickled_dict
 from npbgpp.data.scene import Scene, Stage, View
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras, rigid_defect
-from npbgpp.geometry.pointcloud import CloudFile
 
 _LARGEST_SIDE = 1 << 16  # pixels
 
