@@ -14,9 +14,10 @@ INSTALL_REQUIRES = [
     "omegaconf>=2.3,<2.4",
     "pillow>=11.3,<14",
     "plyfile>=1.1,<2",
-    "pycolmap>=4,<5",
+    "pycolmap>=4.2,<5",
     # 2.6.2 and 2.6.3 were uploaded by an attacker and steal credentials on import (advisory GHSA-w37p-236h-pfx3).
     "pytorch-lightning>=2.6,!=2.6.2,!=2.6.3,<3",
+    "pyyaml>=6,<7",
     "rich>=14,<16",
     "safetensors>=0.6,<1",
     "tensorboard>=2.20,<3",

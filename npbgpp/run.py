@@ -13,6 +13,7 @@ from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import DeviceStatsMonitor, ModelSummary
 from pytorch_lightning.loggers import Logger
 
+from npbgpp.callbacks.data_wait import DataWait
 from npbgpp.callbacks.evaluation import EvaluationWriter
 from npbgpp.callbacks.progress import progress_callback
 from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
@@ -144,7 +145,7 @@ def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> t
 
 
 def _trainer(config: DictConfig, plan: TrainerPlan, bases: Bases, writer: EvaluationWriter, evaluate_only: bool) -> Trainer:
-    callbacks: list[Callback] = [writer]
+    callbacks: list[Callback] = [writer] if evaluate_only else [writer, DataWait()]
     chosen = config.callbacks.get("test" if evaluate_only else "fit")
     if not plan.arguments["enable_checkpointing"]:
         chosen = {k: v for k, v in (chosen or {}).items() if not v["_target_"].endswith("ModelCheckpoint")}

@@ -97,31 +97,41 @@ def _projection(K: np.ndarray, w2c: np.ndarray) -> np.ndarray:
     return P
 
 
-def write_dtu(folder: Path, views: int = 49, size: tuple[int, int] = (48, 64)) -> None:
-    """A DTU scene; the sign and scale of the matrices differ from view to view."""
+def write_dtu(folder: Path, views: int = 49, size: tuple[int, int] = (48, 64), K: np.ndarray | None = None) -> None:
+    """A DTU scene; the sign and scale of the matrices differ from view to view. K alternates if None."""
     matrices = {}
     for k in range(views):
-        K, w2c = alternating_intrinsics(size, k), look_at_origin(2 * math.pi * k / views)
-        picture, mask = draw(K, w2c, size)
+        view_K, w2c = alternating_intrinsics(size, k) if K is None else K, look_at_origin(2 * math.pi * k / views)
+        picture, mask = draw(view_K, w2c, size)
         save_picture(folder / "image" / f"{k:06}.png", picture)
         save_mask(folder / "mask" / f"{k:03}.png", mask)
-        P = _projection(K, w2c)
+        P = _projection(view_K, w2c)
         P[:3] *= (1.0, -0.5)[k % 2]
         matrices |= {f"world_mat_{k}": P, f"scale_mat_{k}": np.diag([9.0, 9.0, 9.0, 1.0])}
     np.savez(folder / "cameras.npz", **matrices)
     write_cloud(folder / "mvs_pc.ply")
 
 
-def write_h3ds(folder: Path, numbers: Iterable[int] = range(69), size: tuple[int, int] = (64, 64), version: str = "0.1") -> None:
-    """An H3DS scene with photos of these numbers; in version 0.1 its matrices refer to a world of 1/40 of the size."""
+def write_h3ds(
+    folder: Path,
+    numbers: Iterable[int] = range(69),
+    size: tuple[int, int] = (64, 64),
+    version: str = "0.1",
+    K: np.ndarray | None = None,
+    step: float = 0.09,
+) -> None:
+    """An H3DS scene with photos of these numbers; in version 0.1 its matrices refer to a world of 1/40 of the size.
+
+    K alternates if None; ``step`` is the angle on the ring between photos of consecutive numbers.
+    """
     smaller = 40.0 if version == "0.1" else 1.0
     matrices = {}
     for k, number in enumerate(numbers):
-        K, w2c = alternating_intrinsics(size, k), look_at_origin(0.09 * number)
-        picture, mask = draw(K, w2c, size)
+        view_K, w2c = alternating_intrinsics(size, k) if K is None else K, look_at_origin(step * number)
+        picture, mask = draw(view_K, w2c, size)
         save_picture(folder / "image" / f"img_{number:04}.jpg", picture)
         save_mask(folder / "mask" / f"mask_{number:04}{'.jpg' if version == '0.1' else '.png'}", mask)
-        matrices[f"world_mat_{number}"] = (_projection(K, w2c) @ np.diag([smaller, smaller, smaller, 1.0])).astype(np.float32)
+        matrices[f"world_mat_{number}"] = (_projection(view_K, w2c) @ np.diag([smaller, smaller, smaller, 1.0])).astype(np.float32)
     np.savez(folder / "cameras.npz", **matrices)
     if version == "0.1":
         turned = np.array([[0.0, -1.0, 0.0, 0.3], [1.0, 0.0, 0.0, -0.2], [0.0, 0.0, 1.0, 5.0], [0.0, 0.0, 0.0, smaller]]) / smaller
@@ -136,10 +146,15 @@ def write_scannet(
     size: tuple[int, int] = (60, 80),
     photo_size: tuple[int, int] | None = None,
     principal_point: tuple[float, float] | None = None,
+    K: np.ndarray | None = None,
 ) -> None:
-    """A ScanNet scene with photos 0, 3, 6, ...; ``photo_size`` is the size of the files when it is not that of K, ``principal_point`` the centre if None."""
-    K = mean_intrinsics(size)
-    K[:2, 2] = ((size[1] - 1) / 2, (size[0] - 1) / 2) if principal_point is None else principal_point
+    """A ScanNet scene with photos 0, 3, 6, ...
+
+    ``photo_size`` is the size of the files when it is not that of K. Without K the focal lengths differ, and ``principal_point`` is the centre if None.
+    """
+    if K is None:
+        K = mean_intrinsics(size)
+        K[:2, 2] = ((size[1] - 1) / 2, (size[0] - 1) / 2) if principal_point is None else principal_point
     height, width = photo_size or size
     to_photo = np.diag([width / size[1], height / size[0], 1.0])
     half = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])  # from the centre of the first pixel to its corner

@@ -173,12 +173,20 @@ def test_every_group_is_checked():
     assert folders == set(GROUPS) and all(choices(group) for group in GROUPS)
 
 
+# choices for the user's own scenes, which have no name that could be known
+SCENES_TO_NAME = {
+    "auto_one_scene": ("datasets.scene_name=a",),
+    "colmap_one_scene": ("datasets.scene_name=a",),
+    "npbg_scenes": ("datasets.names=[a,b]",),
+}
+
+
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g in GROUPS for c in choices(g)])
 def test_every_choice_composes_into_valid_settings(group, choice):
     if group == "experiment":
         config = composed(f"experiment={choice}", full=True)
     elif group in ("datasets", "system"):
-        config = composed(**{group: choice})
+        config = composed(*SCENES_TO_NAME.get(choice, ()), **{group: choice})
     elif group == "loggers":
         config = composed(f"loggers=[{choice}]")
     elif group.startswith("system/"):

@@ -5,11 +5,13 @@ here, not by ``pycolmap``: its readers trust the counts in a file, and a damaged
 axes right, down, forward; pixels count from the top-left corner, centres at +0.5.
 """
 
+import math
 import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +20,16 @@ from torch import Tensor
 
 from npbgpp.data.lens import MODELS, Lens
 from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import rigid_defect
 from npbgpp.geometry.pointcloud import PointCloud
 
 _LARGEST_SIDE = 1 << 16  # pixels
+_LARGEST_TRANSLATION = 1e15  # scene units; squares of more are no longer usable numbers in single precision
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
+_POINT = np.dtype([("number", "<i8"), ("xyz", "<f8", 3), ("rgb", "u1", 3)])  # in the file an error and a track follow
+_TRACK_LENGTH = struct.Struct("<Q")
+_TRACK_LENGTH_AT = _POINT.itemsize + 8  # bytes from the start of a point
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class ModelImage:
         name: file name below the folder of photos, unique.
         camera: number of its lens.
         world_to_cam: its pose.
-        uv_px: where it shows points.
-        point: the number of each of these points, -1 where it belongs to none.
+        uv_px: places that were found in it again, or may be.
+        point: the number of the point that each of them shows, -1 where none is known.
     """
 
     name: str
@@ -68,9 +76,14 @@ class ColmapModel:
     @classmethod
     def read(cls, folder: Path) -> "ColmapModel":
         """Reads a model. Raises InputError when a file is missing or damaged, a pose or lens unusable, or a photo listed twice."""
-        lenses = dict(_records(folder, "cameras", _cameras_bin, _cameras_txt))
-        images = sorted(_records(folder, "images", _images_bin, _images_txt), key=lambda image: image.name)
+        path = model_file(folder, "cameras")
+        cameras = _parsed(path, lambda p: [*(_cameras_bin if p.suffix == ".bin" else _cameras_txt)(p)])
+        lenses = dict(cameras)
+        if len(lenses) < len(cameras):
+            raise InputError(f"{path}: {len(cameras)} cameras share {len(lenses)} numbers; reconstruct the scene again")
         path = model_file(folder, "images")
+        images = _parsed(path, lambda p: [*(_images_bin if p.suffix == ".bin" else _images_txt)(p)])
+        images.sort(key=lambda image: image.name)
         if not images:
             raise InputError(f"{path}: expected registered photos, got none; reconstruct the scene again")
         for image, following in zip(images, [*images[1:], None], strict=True):
@@ -91,11 +104,11 @@ def find_models(root: Path) -> list[tuple[Path, int]]:
     """Sub-models of a scene with their numbers of photos, the largest first: below ``sparse``, in ``sparse``, or in the folder itself.
 
     Raises:
-        InputError: a model whose file of photos cannot be read.
+        InputError: a folder or a file of photos that cannot be read.
     """
-    places = [root / "sparse", *sorted(p for p in root.glob("sparse/*") if p.is_dir()), root]
-    found = [(place, _count_images(place)) for place in places if _exists(place, "images") and _exists(place, "cameras")]
-    return sorted(found, key=lambda model: -model[1])
+    places = [root / "sparse", *sorted(root.glob("sparse/*")), root]
+    counts = [(place, _parsed(place, _count_images)) for place in places]
+    return sorted(((place, count) for place, count in counts if count is not None), key=lambda model: -model[1])
 
 
 def model_file(folder: Path, stem: str) -> Path:
@@ -106,43 +119,37 @@ def model_file(folder: Path, stem: str) -> Path:
 
 def read_points(path: Path) -> SparsePoints:
     """Reads ``points3D.bin`` or ``points3D.txt``. Raises InputError when it is missing, damaged, empty or not finite."""
-    records = [*_read(path, _points_bin if path.suffix == ".bin" else _points_txt)]
-    if not records:
+    points = _parsed(path, _points_bin if path.suffix == ".bin" else _points_txt)
+    if not len(points):
         raise InputError(f"{path}: expected points, got none; reconstruct the scene again")
-    number, xyz, rgb = (np.array(column) for column in zip(*records, strict=True))
+    xyz = points["xyz"]
     bad = int((~np.isfinite(xyz)).any(1).sum())
     if bad:
         raise InputError(f"{path}: {bad} of {len(xyz)} points have coordinates that are not finite; reconstruct the scene again")
-    cloud = PointCloud(torch.from_numpy(xyz.astype(np.float32)), torch.from_numpy(rgb.astype(np.uint8)))
-    if not cloud.xyz.isfinite().all():
+    if np.abs(xyz).max() > np.finfo(np.float32).max:
         raise InputError(f"{path}: expected coordinates of usual size, got up to {np.abs(xyz).max():.3g}; rescale the model")
-    return SparsePoints(cloud, number.astype(np.int64))
+    cloud = PointCloud(torch.from_numpy(xyz.astype(np.float32)), torch.from_numpy(points["rgb"].copy()))
+    return SparsePoints(cloud, points["number"].copy())
 
 
-def _exists(folder: Path, stem: str) -> bool:
-    return (folder / f"{stem}.bin").is_file() or (folder / f"{stem}.txt").is_file()
-
-
-def _count_images(folder: Path) -> int:
-    path = model_file(folder, "images")
-    if path.suffix == ".bin":
-        with path.open("rb") as file:
-            return int.from_bytes(file.read(8), "little")
-    return sum(1 for _ in _read(path, lambda p: iter(_lines(p)))) // 2
-
-
-def _records(folder: Path, stem: str, binary: Callable, text: Callable) -> list:
-    path = model_file(folder, stem)
-    return [*_read(path, binary if path.suffix == ".bin" else text)]
-
-
-def _read(path: Path, records: Callable[[Path], Iterator]) -> Iterator:
+def _parsed(path: Path, parse: Callable[[Path], _T]) -> _T:
     try:
-        yield from records(path)
+        return parse(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; a COLMAP model needs cameras, images and points3D: copy it again") from None
     except (OSError, ValueError, OverflowError, struct.error, IndexError) as error:
         raise InputError(f"{path}: expected a file of a COLMAP model, got a damaged or other one ({error}); copy it again") from error
+
+
+def _count_images(folder: Path) -> int | None:
+    """None for a folder without a model."""
+    path = model_file(folder, "images")
+    if not (path.is_file() and model_file(folder, "cameras").is_file()):
+        return None
+    if path.suffix == ".bin":
+        with path.open("rb") as file:
+            return int.from_bytes(file.read(8), "little")
+    return len(_image_lines(path))
 
 
 class _Reader:
@@ -177,7 +184,16 @@ class _Reader:
 
 def _lines(path: Path) -> list[str]:
     """Lines without comments; empty ones stay, because a photo without points has one."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if not line.startswith("#")]
+
+
+def _image_lines(path: Path) -> list[tuple[str, str]]:
+    """The two lines of each photo; the second one of the last photo may be missing."""
+    lines = _lines(path)
+    while lines and not lines[-1]:
+        lines.pop()
+    lines.append("")
+    return list(zip(lines[::2], lines[1::2], strict=False))
 
 
 def _lens(number: int, model: str, height: int, width: int, params: tuple[float, ...]) -> tuple[int, Lens]:
@@ -210,9 +226,13 @@ def _cameras_txt(path: Path) -> Iterator[tuple[int, Lens]]:
 
 def _image(name: str, camera: int, pose_numbers: np.ndarray, uv_px: np.ndarray, point: np.ndarray) -> ModelImage:
     """The pose is a quaternion (w, x, y, z), which need not have length 1, and a translation."""
-    if not name or name.startswith("/") or ".." in Path(name).parts:
+    place = PurePosixPath(name)
+    if not place.name or place.is_absolute() or ".." in place.parts or "\0" in name:
         raise ValueError(f"photo {name!r} is no name of a file below the folder of photos")
-    w, x, y, z = (pose_numbers[:4] / np.linalg.norm(pose_numbers[:4])).tolist()
+    length = math.hypot(*pose_numbers[:4])
+    if not (0 < length < np.inf and np.abs(pose_numbers[4:]).max() < _LARGEST_TRANSLATION):
+        raise ValueError(f"photo {name} has the pose {pose_numbers.tolist()}, a quaternion and a translation")
+    w, x, y, z = (pose_numbers[:4] / length).tolist()
     pose = torch.eye(4, dtype=torch.float64)
     pose[:3, :3] = torch.tensor(
         [
@@ -223,47 +243,55 @@ def _image(name: str, camera: int, pose_numbers: np.ndarray, uv_px: np.ndarray, 
         dtype=torch.float64,
     )
     pose[:3, 3] = torch.from_numpy(pose_numbers[4:])
-    if not pose.float().isfinite().all():
-        raise ValueError(f"the pose of photo {name} is not finite")
-    return ModelImage(name, camera, pose, uv_px, point)
+    defect = rigid_defect(pose.float())
+    if defect is not None:
+        raise ValueError(f"photo {name} has no usable pose: {defect}")
+    return ModelImage(name, camera, pose, uv_px, np.where(np.isfinite(uv_px).all(1), point, -1))
 
 
 def _images_bin(path: Path) -> Iterator[ModelImage]:
     reader = _Reader(path)
-    for _ in range(reader.count(65)):
+    for _ in range(reader.count(73)):
         _, *pose, camera = reader.take("i7di")
         name = reader.name()
         seen = reader.array(_OBSERVATION, reader.count(_OBSERVATION.itemsize))
-        yield _image(name, camera, np.array(pose), seen["xy"].copy(), seen["point"].copy())
+        yield _image(name, camera, np.array(pose), seen["xy"].copy(), seen["point"])
 
 
 def _images_txt(path: Path) -> Iterator[ModelImage]:
-    lines = _lines(path)
-    while lines and not lines[-1]:
-        lines.pop()
-    for first, second in zip(lines[::2], [*lines[1::2], ""][: len(lines[::2])], strict=True):
+    for first, second in _image_lines(path):
         _, *pose, camera, name = re.split(r"\s+", first, maxsplit=9)
-        seen = np.array(second.split(), dtype=np.float64).reshape(-1, 3)
         numbers = np.array(pose, dtype=np.float64)
         if len(numbers) != 7:
             raise ValueError(f"a photo has {len(numbers)} numbers for its pose in place of 7")
-        point = np.where(np.isfinite(seen[:, 2]), seen[:, 2], -1).astype(np.int64)
-        yield _image(name, int(camera), numbers, seen[:, :2], point)
+        seen = np.array(second.split(), dtype=np.float64).reshape(-1, 3)
+        known = np.abs(seen[:, 2]) < 2.0**53  # above, numbers are not exact
+        yield _image(name, int(camera), numbers, seen[:, :2], np.where(known, seen[:, 2], -1).astype(np.int64))
 
 
-def _points_bin(path: Path) -> Iterator[tuple]:
+def _points_bin(path: Path) -> np.ndarray:
+    """Tracks differ in length: one walk finds the points, then all are read at once."""
     reader = _Reader(path)
-    for _ in range(reader.count(51)):
-        number, x, y, z, r, g, b, _ = reader.take("q3d3Bd")
-        track = reader.count(8)
-        reader.place += 8 * track
-        yield number, (x, y, z), (r, g, b)
+    content, starts = reader.content, []
+    count = reader.count(_TRACK_LENGTH_AT + 8)
+    place = reader.place
+    for _ in range(count):
+        starts.append(place)
+        place += _TRACK_LENGTH_AT + 8 + 8 * _TRACK_LENGTH.unpack_from(content, place + _TRACK_LENGTH_AT)[0]
+    if place > len(content):
+        raise ValueError(f"its last point has a track that ends after {len(content)} bytes")
+    if not starts:
+        return np.zeros(0, _POINT)
+    windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(content, np.uint8), _POINT.itemsize)
+    return windows[starts].view(_POINT)[:, 0]
 
 
-def _points_txt(path: Path) -> Iterator[tuple]:
+def _points_txt(path: Path) -> np.ndarray:
+    records = []
     for line in filter(None, _lines(path)):
         number, x, y, z, r, g, b, *_ = line.split()
         colour = (int(r), int(g), int(b))
         if not all(0 <= value <= 255 for value in colour):
             raise ValueError(f"point {number} has the colour {colour}")
-        yield int(number), (float(x), float(y), float(z)), colour
+        records.append((int(number), (float(x), float(y), float(z)), colour))
+    return np.array(records, _POINT)

@@ -1,17 +1,21 @@
 """Scene lists of a config become datasets, samplers and loaders."""
 
-import inspect
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 
 from npbgpp.data.cloud_file import CloudFile
+from npbgpp.data.cloud_manifest import CloudManifest
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
-from npbgpp.data.parsers import LAYOUTS
+from npbgpp.data.parsers import read_scene, with_cloud
+from npbgpp.data.parsers.npbg import scene_folder
+from npbgpp.data.photo_cache import PhotoCache, available_bytes
 from npbgpp.data.scene import Batch, Scene, Stage
 from npbgpp.data.splits import ViewChoice
 from npbgpp.data.view_selection import ViewSelector
@@ -43,6 +47,7 @@ class DatasetSettings:
     scene_subroot: str | None = None
     images_subroot: str | None = None
     scene_name: str | None = None
+    names: tuple[str, ...] | None = None
     train_on: str = "split"
     pc_name: str = "mvs_pc.ply"
     n_point: int | None = None
@@ -52,6 +57,7 @@ class DatasetSettings:
     intrinsics: str = "authors"
     views: tuple[int, ...] | None = None
     downscale: float = 1.0
+    paths_file: Path | None = None
     val_indices: ViewChoice | None = None
     holdout_indices: ViewChoice | None = None
     train_num_samples: int | None = 2000
@@ -59,7 +65,8 @@ class DatasetSettings:
     train_random_shift: bool = True
     train_random_zoom: tuple[float, float] | None = None
     image_margin: int = 0
-    cache_images: bool = False
+    cache_images: bool = True
+    cache_memory_gb: float = 4.0
     selection_count: int = 3
     selection_method: str = "multinomial"
 
@@ -112,8 +119,6 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.inputs = inputs
-        if datasets.layout not in LAYOUTS:
-            raise InputError(f"datasets.layout: expected one of {', '.join(sorted(LAYOUTS))}, got {datasets.layout}")
         if datasets.train_on not in ("split", "all"):
             raise InputError(f"datasets.train_on: expected split or all, got {datasets.train_on}")
         for key in ("compositing", "intrinsics"):
@@ -121,14 +126,26 @@ class DataModule(LightningDataModule):
                 raise InputError(f"datasets.{key}: expected authors or exact, got {getattr(datasets, key)}")
         if dataloader.train_data_mode not in ("common", "each"):
             raise InputError(f"dataloader.train_data_mode: expected common or each, got {dataloader.train_data_mode}")
-        self.settings, self.loader_settings = datasets, dataloader
-        self.root = bases.existing(datasets.scene_subroot or datasets.data_root, "datasets.data_root")
+        self.settings, self.loader_settings, self.bases = datasets, dataloader, bases
+        if datasets.names is not None and datasets.names != datasets.scenes.train:
+            raise InputError(
+                f"datasets.names: these scenes have their names elsewhere, got {list(datasets.names)}; use datasets.scene_name, datasets.scenes or "
+                "datasets=npbg_scenes"
+            )
+        # NPBG's yaml of paths says where scenes are
+        self.root = (
+            bases.launch
+            if datasets.paths_file is not None
+            else bases.existing(datasets.scene_subroot or datasets.data_root, "datasets.data_root")
+        )
         self.images_root = bases.existing(datasets.images_subroot, "datasets.images_subroot") if datasets.images_subroot else self.root
         lists = datasets.scenes
         names = dict.fromkeys((*(() if evaluate_only else lists.train), *lists.val, *lists.test))
+        self.leaks: dict[str, int] = {}  # test views that the cloud of a scene was made from
         self.scenes: dict[str, Scene] = {name: self._parse(name) for name in names}
+        self._photos = self._caches() if datasets.cache_images else {}
         self.train_sets = [] if evaluate_only else [self._train_set(self.scenes[name]) for name in lists.train]
-        self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val]
+        self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val if self._validates(name)]
         self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
         self.sampler = (
             SceneRotation(
@@ -139,26 +156,65 @@ class DataModule(LightningDataModule):
         )
 
     def _parse(self, name: str) -> Scene:
-        folder = self.root / name
+        s = self.settings
+        paths_file = None if s.paths_file is None else self.bases.existing(s.paths_file, "datasets.paths_file")
+        folder = self.root / name if paths_file is None else scene_folder(paths_file, name)
         if not folder.is_dir():
             known = sorted(p.name for p in self.root.iterdir() if p.is_dir())[:20] if self.root.is_dir() else []
             raise InputError(
                 f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
             )
-        cloud = CloudFile(folder / self.settings.pc_name, self.settings.n_point, self.settings.noise_sigma)
-        parse, s = LAYOUTS[self.settings.layout].parse, self.settings
-        options = {"white_bg": s.white_bg, "compositing": s.compositing, "intrinsics": s.intrinsics, "views": s.views}
-        takes = inspect.signature(parse).parameters
-        defaults = {field.name: field.default for field in fields(s)}
-        for key, value in options.items():
-            if key not in takes and value != defaults[key]:
-                raise InputError(f"datasets.{key}: layout {s.layout} has no such choice, got {value}; leave it at {defaults[key]}")
-        scene = parse(folder, self.images_root / name, name, cloud, **{key: value for key, value in options.items() if key in takes})
-        if not cloud.path.is_file():
-            raise InputError(
-                f"point cloud {cloud.path}: no such file; put the cloud of scene {name} there or name it with datasets.pc_name=<file>"
+        cloud = CloudFile(folder / s.pc_name, s.n_point, s.noise_sigma)
+        choices = {key: getattr(s, key) for key in ("white_bg", "compositing", "intrinsics", "views", "downscale")}
+        choices["paths_file"] = paths_file
+        scene = with_cloud(read_scene(s.layout, folder, self.images_root / name, name, cloud, choices), folder)
+        for note in scene.notes:
+            log.info("scene %s: %s", name, note)
+        scene = scene.with_splits(self._choice("val_indices"), self._choice("holdout_indices"))
+        manifest = CloudManifest.read(scene.cloud.path)
+        seen = manifest.saw(scene.views[i].name for i in scene.splits["test"]) if manifest is not None else ()
+        if seen:
+            self.leaks[name] = len(seen)
+            log.warning(
+                "scene %s: its cloud %s was made from %d of the test views (%s), so that scores are not those of unseen photos; make it again: %s",
+                name,
+                scene.cloud.path.name,
+                len(seen),
+                ", ".join(seen[:5]),
+                f"python -m npbgpp.prepare cloud scene={folder} overwrite=true",
             )
-        return scene.with_splits(self.settings.val_indices, self.settings.holdout_indices)
+        return scene
+
+    def _choice(self, key: str) -> ViewChoice | None:
+        """A choice of views; a file that it names is looked for below the usual folders."""
+        choice = getattr(self.settings, key)
+        if isinstance(choice, str) and not choice.startswith("every:"):
+            return str(self.bases.existing(choice, f"datasets.{key}"))
+        return choice
+
+    def _validates(self, name: str) -> bool:
+        if not self.scenes[name].splits["val"]:
+            log.warning("scene %s has no validation views and is not validated; choose some with datasets.val_indices", name)
+        return bool(self.scenes[name].splits["val"])
+
+    def _caches(self) -> dict[str, PhotoCache]:
+        """Photos of the scenes, in the order of their use, until the budget is used up."""
+        s = self.settings
+        if not 0 < s.cache_memory_gb < math.inf:
+            raise InputError(
+                f"datasets.cache_memory_gb: expected a positive number, got {s.cache_memory_gb}; datasets.cache_images=false keeps no photos"
+            )
+        left = min(int(s.cache_memory_gb * (1 << 30)), available_bytes() // 2)
+        caches = {}
+        for name, scene in self.scenes.items():
+            caches[name] = PhotoCache(scene.views, left)
+            left -= caches[name].size
+        kept, all_photos = sum(c.kept for c in caches.values()), sum(len(c.views) for c in caches.values())
+        if kept < all_photos:
+            log.info(
+                "%d of %d photos fit into datasets.cache_memory_gb and free memory, the others are decoded every time", kept, all_photos
+            )
+        return caches
 
     def _train_set(self, scene: Scene) -> SceneDataset:
         s, lists = self.settings, self.settings.scenes
@@ -177,7 +233,7 @@ class DataModule(LightningDataModule):
             augmentation=augmentation,
             num_samples=s.train_num_samples,
             image_margin=s.image_margin,
-            cache_images=s.cache_images,
+            photos=self._photos.get(scene.name),
             selector=self._selector(scene, indices),
         )
 
@@ -189,15 +245,17 @@ class DataModule(LightningDataModule):
 
     def _evaluation_set(self, scene: Scene, stage: Stage) -> SceneDataset:
         name = f"{scene.name}_{'val' if stage == 'val' else 'holdout'}"
-        return SceneDataset(name, scene, scene.splits[stage], image_margin=self.settings.image_margin)
+        return SceneDataset(name, scene, scene.splits[stage], image_margin=self.settings.image_margin, photos=self._photos.get(scene.name))
 
     def conditions(self) -> dict[str, str]:
-        """What else a score depends on, in words: the background of the photos and how they were resized."""
+        """What else a score depends on, in words: the background of the photos, how they were resized, whether clouds know test views."""
         backgrounds = {str(view.background) for scene in self.scenes.values() for view in scene.views}
         resized = any(view.resized for scene in self.scenes.values() for view in scene.views)
         return {
             "background": "; ".join(sorted(backgrounds)) if backgrounds != {"None"} else "as photographed",
             "resize_filter": "bilinear" if resized else "none",
+            "cloud": "; ".join(f"made from {count} test views of {name}" for name, count in self.leaks.items())
+            or "not known to be made from test views",
         }
 
     def train_dataloader(self) -> DataLoader:
@@ -210,6 +268,8 @@ class DataModule(LightningDataModule):
                 f"dataloader.train.total_batch_size: one epoch has {len(self.sampler or ())} samples, fewer than a batch of {per_device}; lower the batch size "
                 "(dataloader.train_total_batch_size) or raise datasets.train_num_samples"
             )
+        if loader.num_workers > 0:
+            self._look()
         return DataLoader(
             ConcatDataset(self.train_sets),
             batch_size=per_device,
@@ -220,6 +280,13 @@ class DataModule(LightningDataModule):
             pin_memory=loader.pin_memory,
             persistent_workers=loader.num_workers > 0,
         )
+
+    def _look(self) -> None:
+        """What input views are chosen by is found once, here, rather than by every worker from a copy of the clouds of its own."""
+        selectors = {train.scene.name: train.selector for train in self.train_sets if train.selector is not None}
+        for k, (name, selector) in enumerate(selectors.items()):
+            log.info("finding what the views of scene %s see (%d of %d)", name, k + 1, len(selectors))
+            selector.look()
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader per validation scene."""

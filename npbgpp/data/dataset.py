@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from npbgpp.data.images import Photo, read_photo
+from npbgpp.data.photo_cache import PhotoCache
 from npbgpp.data.scene import Batch, Scene, Views
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
@@ -46,7 +47,7 @@ class SceneDataset(Dataset[Batch]):
         augmentation: crops and zooms; None gives whole views.
         num_samples: length; None is one pass over the views.
         image_margin: pixels at each border that do not count.
-        cache_images: keep decoded photos (8 bits) in memory.
+        photos: where decoded photos are kept; None decodes them every time.
         selector: chooses the input photos of every item; None gives none.
     """
 
@@ -59,7 +60,7 @@ class SceneDataset(Dataset[Batch]):
         augmentation: Augmentation | None = None,
         num_samples: int | None = None,
         image_margin: int = 0,
-        cache_images: bool = False,
+        photos: PhotoCache | None = None,
         selector: ViewSelector | None = None,
     ) -> None:
         if not indices:
@@ -71,15 +72,16 @@ class SceneDataset(Dataset[Batch]):
         self.name, self.scene, self.indices = name, scene, indices
         self.augmentation = augmentation or Augmentation()
         self.num_samples, self.image_margin, self.selector = num_samples, image_margin, selector
-        self._cache: dict[int, Photo] | None = {} if cache_images else None
-        full = scene.views[indices[0]].camera.image_size
+        self.photos = photos
+        sizes = [scene.views[i].camera.image_size for i in indices]
+        full = (min(height for height, _ in sizes), min(width for _, width in sizes))
         wanted = self.augmentation.image_size
         if wanted is not None and min(wanted) < 1:
             raise InputError(f"datasets.train_image_size: expected positive numbers or null, got {wanted[0]}x{wanted[1]}")
         if wanted is not None and (wanted[0] > full[0] or wanted[1] > full[1]):
             raise InputError(
-                f"datasets.train_image_size: expected at most the {full[0]}x{full[1]} pixels (height x width) of scene {scene.name}, got {wanted[0]}x"
-                f"{wanted[1]}; lower it or set datasets.train_image_size=null"
+                f"datasets.train_image_size: expected at most the {full[0]}x{full[1]} pixels (height x width) of the smallest photo of scene "
+                f"{scene.name}, got {wanted[0]}x{wanted[1]}; lower it or set datasets.train_image_size=null"
             )
         if self.augmentation.random_shift and (wanted is None or wanted == full):
             raise InputError(
@@ -100,20 +102,15 @@ class SceneDataset(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         index = self.indices[item % len(self.indices)]
         view = self.scene.views[index]
-        photo = self._photo(index)
-        layers = _layers(photo, self.image_margin)
-        camera = view.camera
+        photo, camera = self._photo(index), view.camera
         target = self._crop(camera, photo)
         if self.augmentation.random_zoom is not None:
             low, high = self.augmentation.random_zoom
             target = target.zoom(low + (high - low) * torch.rand(()).item())
-            layers = resample(layers[None], camera, target)
-        elif target is not camera:
-            top, left = (round(float(v)) for v in (camera.principal_point - target.principal_point)[0].flip(0))
-            height, width = target.image_size
-            layers = layers[None, :, top : top + height, left : left + width]
-        else:
-            layers = layers[None]
+        top, left, size = _shown(camera, target)
+        layers = _layers(photo, self.image_margin, top, left, size)[None]
+        if self.augmentation.random_zoom is not None:
+            layers = resample(layers, camera.crop(top, left, size), target)
         mask = layers[:, 4:] if photo.mask is not None else None
         valid = layers[:, 3:4] >= 0.5
         if mask is not None:  # the object counts also where it reaches into the margin
@@ -134,11 +131,7 @@ class SceneDataset(Dataset[Batch]):
         )
 
     def _photo(self, index: int) -> Photo:
-        if self._cache is None:
-            return read_photo(self.scene.views[index])
-        if index not in self._cache:
-            self._cache[index] = read_photo(self.scene.views[index])
-        return self._cache[index]
+        return read_photo(self.scene.views[index]) if self.photos is None else self.photos.read(index)
 
     def _crop(self, camera: Cameras, photo: Photo) -> Cameras:
         size = self.augmentation.image_size
@@ -152,24 +145,36 @@ class SceneDataset(Dataset[Batch]):
         return camera.crop(top, left, size)
 
 
-def _layers(photo: Photo, margin: int) -> Float[Tensor, "c h w"]:
-    """Colours, validity and mask as one float image, so that they are warped together."""
-    valid = torch.zeros(1, *photo.image.shape[1:])
-    valid[:, margin : valid.shape[1] - margin, margin : valid.shape[2] - margin] = 1.0
-    layers = [photo.image.float() / 255, valid]
+def _shown(camera: Cameras, target: Cameras) -> tuple[int, int, tuple[int, int]]:
+    """(top, left, size) of the pixels of a photo that a crop or zoom of it is made of; a zoom also reads those around its pixels."""
+    ratio = (camera.focal_length / target.focal_length)[0].double()
+    first = camera.principal_point[0].double() - target.principal_point[0].double() * ratio
+    last = first + torch.tensor(target.image_size[::-1]) * ratio
+    around = 0.0 if torch.equal(camera.focal_length, target.focal_length) else 1.0
+    (left, top), (right, bottom) = (first - around + 1e-3).floor().int().tolist(), (last + around - 1e-3).ceil().int().tolist()
+    height, width = camera.image_size
+    top, left = max(top, 0), max(left, 0)
+    return top, left, (min(bottom, height) - top, min(right, width) - left)
+
+
+def _layers(photo: Photo, margin: int, top: int, left: int, size: tuple[int, int]) -> Float[Tensor, "c h w"]:
+    """Colours, validity and mask of a part of a photo as one float image, so that they are warped together."""
+    height, width = photo.image.shape[1:]
+    part = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
+    valid = torch.zeros(1, *size)
+    valid[:, max(margin - top, 0) : max(height - margin - top, 0), max(margin - left, 0) : max(width - margin - left, 0)] = 1.0
+    layers = [photo.image[part].float() / 255, valid]
     if photo.mask is not None:
-        layers.append(photo.mask.float() / 255)
+        layers.append(photo.mask[part].float() / 255)
     return torch.cat(layers)
 
 
 def _candidate_corners(photo: Photo, size: tuple[int, int]) -> Tensor:
     """Top-left corners (k, 2) of crops that fit and are centred on object pixels of a coarse grid, or as far into a corner as a crop can be."""
     height, width = photo.image.shape[1:]
-    grid = torch.zeros(height, width, dtype=torch.bool)
-    grid[::_CENTRE_STEP, ::_CENTRE_STEP] = True
-    if photo.mask is not None:
-        grid &= photo.mask[0] > 0
-    corner = grid.nonzero() - torch.tensor([size[0] // 2, size[1] // 2])
+    step = _CENTRE_STEP
+    grid = torch.ones(-(-height // step), -(-width // step), dtype=torch.bool) if photo.mask is None else photo.mask[0, ::step, ::step] > 0
+    corner = grid.nonzero() * step - torch.tensor([size[0] // 2, size[1] // 2])
     limit = torch.tensor([height - size[0], width - size[1]])
     fits = ((corner >= 0) & (corner <= limit)).all(1)
     extreme = torch.cartesian_prod(torch.tensor([0, height - size[0]]), torch.tensor([0, width - size[1]]))

@@ -63,6 +63,8 @@ def numbered_images(folder: Path) -> dict[int, Path]:
         raise InputError(f"{folder}: no such folder; the scene needs it: restore it or correct datasets.data_root and datasets.scene_name")
     found: dict[int, Path] = {}
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")):
+        if not path.name.isprintable():
+            raise InputError(f"image {str(path)!r}: expected a name of printable UTF-8 letters; rename the file")
         number = re.search(r"[0-9]+$", path.stem)
         if number is None:
             raise InputError(f"image {path}: expected a name that ends in the number of the view; move or rename the file")

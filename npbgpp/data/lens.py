@@ -29,10 +29,27 @@ MODELS = {
     8: ("SIMPLE_RADIAL_FISHEYE", 4),
     9: ("RADIAL_FISHEYE", 5),
     10: ("THIN_PRISM_FISHEYE", 12),
+    11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    12: ("SIMPLE_DIVISION", 4),
+    13: ("DIVISION", 5),
+    14: ("SIMPLE_FISHEYE", 3),
+    15: ("FISHEYE", 4),
+    16: ("EUCM", 6),
 }
 _PARAMETERS = dict(MODELS.values())
-_ONE_FOCAL_LENGTH = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
+# models with one focal length, and those that say the same with two: their further coefficients are 0
+_TWO_FOCAL_LENGTHS = {
+    "SIMPLE_PINHOLE": "PINHOLE",
+    "SIMPLE_RADIAL": "OPENCV",
+    "RADIAL": "OPENCV",
+    "SIMPLE_RADIAL_FISHEYE": "OPENCV_FISHEYE",
+    "RADIAL_FISHEYE": "OPENCV_FISHEYE",
+    "SIMPLE_DIVISION": "DIVISION",
+    "SIMPLE_FISHEYE": "FISHEYE",
+}
+_PIXELS = (1e-3, 1e9)  # smallest focal length, and largest number of all; others make cameras that are not finite in single precision
 _LARGEST_ZOOM = 4.0  # of the pinhole image that a lens fills
+_BLOCK = 1 << 18  # pixels whose rays are followed at once
 
 
 @dataclass(frozen=True)
@@ -45,7 +62,7 @@ class Lens:
         image_size: (height, width) of the photos in pixels.
 
     Raises:
-        InputError: an unknown model, another number of parameters, numbers that are not finite, or no positive focal length.
+        InputError: an unknown model, another number of parameters, numbers that are not finite, or focal lengths that are not positive.
     """
 
     model: str
@@ -58,34 +75,45 @@ class Lens:
         count = _PARAMETERS[self.model]
         if len(self.params) != count:
             raise InputError(f"camera model {self.model}: expected {count} parameters, got {len(self.params)}; restore the file")
-        if not all(math.isfinite(p) for p in self.params) or min(self.focal_length) <= 0:
-            raise InputError(f"camera model {self.model}: expected finite parameters and positive focal lengths, got {list(self.params)}")
+        pixels = (*self.focal_length, *map(abs, self.principal_point))
+        if not all(map(math.isfinite, self.params)) or min(self.focal_length) < _PIXELS[0] or max(pixels) > _PIXELS[1]:
+            raise InputError(
+                f"camera model {self.model}: expected finite parameters and positive focal lengths, got {list(self.params)}; correct the file"
+            )
 
     @property
     def focal_length(self) -> tuple[float, float]:
         """(fx, fy) in pixels."""
-        return (self.params[0], self.params[0 if self.model in _ONE_FOCAL_LENGTH else 1])
+        return (self.params[0], self.params[0 if self.model in _TWO_FOCAL_LENGTHS else 1])
 
     @property
     def principal_point(self) -> tuple[float, float]:
         """(cx, cy) in pixels."""
-        first = 1 if self.model in _ONE_FOCAL_LENGTH else 2
+        first = 1 if self.model in _TWO_FOCAL_LENGTHS else 2
         return (self.params[first], self.params[first + 1])
 
     @property
     def distorts(self) -> bool:
         """Whether the image differs from that of a pinhole camera."""
-        first = 3 if self.model in _ONE_FOCAL_LENGTH else 4
         # fisheye models bend rays also when all their coefficients are 0
-        return "FISHEYE" in self.model or any(self.params[first:])
+        if "FISHEYE" in self.model:
+            return True
+        # the last parameter of EUCM shapes what the one before it turns on
+        return any(self._coefficients[: 1 if self.model == "EUCM" else None])
+
+    @property
+    def _coefficients(self) -> tuple[float, ...]:
+        return self.params[3 if self.model in _TWO_FOCAL_LENGTHS else 4 :]
 
     def resized(self, image_size: tuple[int, int]) -> "Lens":
-        """The lens of the same photos resampled to another (height, width)."""
+        """The lens of the same photos resampled to another (height, width); as sides are whole pixels, it may have two focal lengths where this has one."""
+        if image_size == self.image_size:
+            return self
         y, x = image_size[0] / self.image_size[0], image_size[1] / self.image_size[1]
-        # sides are whole pixels, so that both scales may differ a little: one focal length takes their mean
-        scales = ((x + y) / 2, x, y) if self.model in _ONE_FOCAL_LENGTH else (x, y, x, y)
-        head = tuple(p * s for p, s in zip(self.params, scales, strict=False))
-        return Lens(self.model, head + self.params[len(scales) :], image_size)
+        model = _TWO_FOCAL_LENGTHS.get(self.model, self.model)
+        (fx, fy), (cx, cy) = self.focal_length, self.principal_point
+        params = (fx * x, fy * y, cx * x, cy * y, *self._coefficients)
+        return Lens(model, params + (0.0,) * (_PARAMETERS[model] - len(params)), image_size)
 
     def shown_at(self, xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         """uv_px where the photo shows rays (x, y, 1), axes right, down, forward; nan where the lens does not show a ray."""
@@ -96,9 +124,26 @@ class Lens:
         return camera.img_from_cam(np.column_stack([xy, np.ones(len(xy))]))
 
 
-@functools.lru_cache(maxsize=4)
+def _border(lens: Lens, count: int) -> Float[np.ndarray, "4*{count} 2"]:
+    """Rays (x, y) of the pinhole camera of a lens through ``count`` places on each side of its image: centres of pixels in the corners."""
+    height, width = lens.image_size
+    u, v = np.linspace(0.5, width - 0.5, count), np.linspace(0.5, height - 0.5, count)
+    sides = [np.column_stack([u, np.full(count, y)]) for y in (0.5, height - 0.5)]
+    sides += [np.column_stack([np.full(count, x), v]) for x in (0.5, width - 0.5)]
+    return (np.concatenate(sides) - lens.principal_point) / lens.focal_length
+
+
+def _folds(lens: Lens, rays: Float[np.ndarray, "n 2"]) -> bool:
+    """Whether on the way to one of these rays, seen from the principal point, the photo turns back: beyond that it would be shown again, mirrored."""
+    steps = np.linspace(0, 1, 33)
+    at = lens.shown_at((steps[:, None, None] * rays).reshape(-1, 2)).reshape(len(steps), -1, 2)
+    distance = np.linalg.norm(at - lens.principal_point, axis=-1)
+    return not (np.diff(distance, axis=0) >= 0).all()
+
+
+@functools.lru_cache(maxsize=16)
 def fill_zoom(lens: Lens) -> float:
-    """By how much the pinhole image of a lens is magnified (at least 1) so that each of its pixels lies in the photo.
+    """By how much the pinhole image of a lens is magnified (at least 1) so that each of its pixels lies in the photo, and no part of that is shown twice.
 
     The pinhole image has the size, the principal point and, times this factor, the focal length of the lens.
 
@@ -106,16 +151,11 @@ def fill_zoom(lens: Lens) -> float:
         InputError: no magnification up to 4 does: the parameters are not those of a lens for such photos.
     """
     height, width = lens.image_size
-    u, v = np.arange(width) + 0.5, np.arange(height) + 0.5
-    border = np.concatenate(
-        [np.column_stack([u, np.full(width, y)]) for y in (0.5, height - 0.5)]
-        + [np.column_stack([np.full(height, x), v]) for x in (0.5, width - 0.5)]
-    )
-    rays = (border - lens.principal_point) / lens.focal_length
+    border, some = _border(lens, max(lens.image_size)), _border(lens, 33)
 
     def fills(zoom: float) -> bool:
-        at = lens.shown_at(rays / zoom)
-        return bool(((at >= 0) & (at <= (width, height))).all())
+        at = lens.shown_at(border / zoom)
+        return bool(((at >= 0) & (at <= (width, height))).all()) and not _folds(lens, some / zoom)
 
     if fills(1.0):
         return 1.0
@@ -140,9 +180,15 @@ def pinhole(lens: Lens) -> tuple[Float[Tensor, "1 2"], Float[Tensor, "1 2"]]:
 @functools.lru_cache(maxsize=2)
 def _sampling_grid(lens: Lens, focal_length: tuple[float, float], principal_point: tuple[float, float]) -> Float[Tensor, "1 h w 2"]:
     height, width = lens.image_size
-    v, u = np.mgrid[:height, :width] + 0.5
-    at = lens.shown_at((np.stack([u, v], -1).reshape(-1, 2) - principal_point) / focal_length) / (width, height) * 2 - 1
-    return torch.from_numpy(np.nan_to_num(at, nan=2.0).astype(np.float32)).view(1, height, width, 2)
+    grid = np.empty((height, width, 2), np.float32)
+    u = np.arange(width) + 0.5
+    rows = max(1, _BLOCK // width)
+    for top in range(0, height, rows):
+        block = grid[top : top + rows]
+        uv = np.stack(np.meshgrid(u, np.arange(top, top + len(block)) + 0.5), -1).reshape(-1, 2)
+        at = lens.shown_at((uv - principal_point) / focal_length)
+        block[:] = (np.nan_to_num(at / (width, height), nan=2.0) * 2 - 1).reshape(block.shape)
+    return torch.from_numpy(grid)[None]
 
 
 def undistort(image: UInt8[Tensor, "c h w"], lens: Lens, camera: Cameras) -> UInt8[Tensor, "c h w"]:

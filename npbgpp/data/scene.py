@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,11 +10,9 @@ from torch import Tensor
 
 from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.lens import Lens
-from npbgpp.data.splits import ViewChoice, choose_views
+from npbgpp.data.splits import Stage, ViewChoice, choose_views
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-
-Stage = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,7 @@ class Scene:
         cloud: the point cloud file.
         carried_points: file with points that came with the poses, for scenes without a cloud of their own.
         notes: what the user should know of how the folder was read, such as photos left out; one sentence each.
+        layout: name of the layout that it was read as.
     """
 
     name: str
@@ -82,11 +80,12 @@ class Scene:
     cloud: CloudFile
     carried_points: Path | None = None
     notes: tuple[str, ...] = ()
+    layout: str = ""
 
     def with_splits(self, val_views: ViewChoice | None, holdout_views: ViewChoice | None) -> "Scene":
         """The scene with other validation and test views; training keeps what is left of its natural views.
 
-        Of views that two rules choose (every n-th, a share), the test views are taken first.
+        Of views that two rules choose (every n-th, a share), the test views are taken first, and validation leaves one view to train.
 
         Raises:
             InputError: a choice that cannot be read, a view outside the scene, a view in both lists, or no training view left.
@@ -99,8 +98,9 @@ class Scene:
             test = tuple(i for i in test if i not in val)
         if holdout_views is not None:
             test = choose_views(holdout_views, names, "datasets.holdout_indices", where)
-            if val_views is None or isinstance(val_views, str | float):
-                val = tuple(i for i in val if i not in test)
+        if val_views is None or isinstance(val_views, str | float):
+            val = tuple(i for i in val if i not in test)
+            val = val if {*self.splits["train"]} - {*val, *test} else ()
         both = sorted(set(val) & set(test))
         if both:
             raise InputError(

@@ -3,20 +3,33 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from npbgpp.errors import InputError
 
+Stage = Literal["train", "val", "test"]
 ViewChoice = tuple[int, ...] | float | str
 _FORMS = "a list of indices, every:<n>, every:<n>+<first>, a share such as 0.1, or a file with names or indices, one per line"
+
+
+def rule_splits(count: int, holdout: str, val: str) -> dict[Stage, tuple[int, ...]]:
+    """Splits of layouts without published ones: ``holdout`` and ``val`` are rules, test views are taken first, and one view at least is left to train.
+
+    Every view may train, ``Scene.with_splits`` takes the others out.
+    """
+    names = [str(k) for k in range(count)]
+    test = choose_views(holdout, names, "holdout", "the scene")
+    validation = tuple(i for i in choose_views(val, names, "val", "the scene") if i not in test)
+    return {"train": tuple(range(count)), "val": validation if len(test) + len(validation) < count else (), "test": test}
 
 
 def choose_views(choice: ViewChoice, names: Sequence[str], key: str, where: str) -> tuple[int, ...]:
     """Indices of the chosen views, ascending unless they are listed.
 
-    ``every:8+4`` takes views 4, 12, 20, ...; a share takes views at even distances, one at least. Of these two, and of a scene of more than one view, one
-    view is always left unchosen.
+    ``every:8+4`` takes views 4, 12, 20, ..., and the last view of a scene that has not so many; a share takes views at even distances, one at least. Neither
+    takes all views of a scene.
 
     Args:
         choice: indices, a rule, or the path of a file.
@@ -35,8 +48,8 @@ def choose_views(choice: ViewChoice, names: Sequence[str], key: str, where: str)
     if isinstance(choice, str):
         rule = re.fullmatch(r"every:([0-9]{1,9})(?:\+([0-9]{1,9}))?", choice)
         if rule is not None and int(rule[1]) > 1:
-            found = tuple(range(int(rule[2] or 0), count, int(rule[1])))
-            return found if len(found) < count else found[:-1]
+            found = tuple(range(min(int(rule[2] or 0), count - 1), count, int(rule[1])))
+            return found if len(found) < count else ()
         if rule is not None or choice.startswith("every:"):
             raise InputError(f"{key}: expected {_FORMS}, got {choice}; n is at least 2")
         return _listed(Path(choice), names, key, where)

@@ -176,6 +176,11 @@ class ViewSelector:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cloud": None}  # reading it again is cheaper than holding it twice
 
+    def look(self) -> None:
+        """Finds what every target sees now rather than at its first item, so that worker processes made afterwards need no cloud of their own."""
+        for target in self.targets:
+            self._visible_from(target)
+
     def select(self, target_index: int, target_camera: Cameras) -> tuple[int, ...]:
         """The ``count`` input views of an item, in the order of choice, never the target itself.
 

@@ -132,6 +132,17 @@ def test_hidden_files_are_ignored_and_left_alone(small):
     assert len(scene.views) == 9 and files_of(small) == before
 
 
+def test_cameras_of_the_other_normalisation_serve_where_the_first_are_missing(small):
+    """Both files hold the same projections."""
+    before = parse(small)
+    (small / "cameras_sphere.npz").write_bytes(b"x")  # not read
+    assert parse(small).notes == before.notes == ()
+    (small / "cameras.npz").rename(small / "cameras_sphere.npz")
+    after = parse(small)
+    assert after.notes == ("cameras are read from cameras_sphere.npz, there is no cameras.npz",)
+    assert all(torch.equal(old.camera.T, new.camera.T) for old, new in zip(before.views, after.views, strict=True))
+
+
 def change_matrix(number: int, change: Callable[[np.ndarray], np.ndarray | None]) -> Callable[[Path], None]:
     """Replaces one matrix by what the function makes of it; None removes it."""
 
@@ -155,6 +166,11 @@ def rewrite(name: str, size: tuple[int, int]) -> Callable[[Path], None]:
 
 def not_a_number(matrix: np.ndarray) -> np.ndarray:
     matrix[1, 3] = np.nan
+    return matrix
+
+
+def too_far(matrix: np.ndarray) -> np.ndarray:
+    matrix[:, 3] *= 1e60
     return matrix
 
 
@@ -183,6 +199,7 @@ SPOILT = {
     "number twice": (rewrite("image/0004.png", SIZE), ["0004.png", "000004.png", "one picture per number"]),
     "not finite": (change_matrix(4, not_a_number), ["world_mat_4", "not finite"]),
     "singular": (change_matrix(4, singular), ["world_mat_4", "singular"]),
+    "too far": (change_matrix(4, too_far), ["cameras.npz", "beyond single precision"]),
     "three rows": (change_matrix(4, lambda matrix: matrix[:3]), ["world_mat_4", "4x4", "(3, 4)"]),
     "texts": (change_matrix(4, lambda matrix: matrix.astype(str)), ["world_mat_4", "4x4", "<U"]),
     "objects": (change_matrix(4, lambda matrix: matrix.astype(object)), ["cameras.npz", "damaged or other file"]),
@@ -224,6 +241,14 @@ def scan(shared) -> Scene:
 def test_real_counts(scan):
     assert len(scan.views) == 49 and scan.views[0].camera.image_size == (240, 320) and len(scan.cloud.read()) == 43_453
     assert scan.splits["test"] == (7, 12, 17, 22, 27, 32, 37, 42, 47)
+
+
+def test_both_files_of_the_real_scan_hold_the_same_cameras(shared, scan, tmp_path):
+    source = shared / "data" / "dtu" / "scan65"
+    for name in ("image", "mask", "cameras_sphere.npz"):
+        (tmp_path / name).symlink_to(source / name)
+    for ours, theirs in zip(parse(tmp_path).views, scan.views, strict=True):
+        assert torch.equal(ours.camera.R, theirs.camera.R) and torch.equal(ours.camera.T, theirs.camera.T)
 
 
 @pytest.mark.parametrize("index", [0, 20, 40])

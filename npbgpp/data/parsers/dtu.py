@@ -27,7 +27,7 @@ def parse_dtu(
     """Reads the metadata of one scene.
 
     Args:
-        root: folder of the scene, with ``cameras.npz``.
+        root: folder of the scene, with ``cameras.npz`` or ``cameras_sphere.npz``.
         images_root: folder with ``image`` and ``mask``, usually the same.
         name: name of the scene.
         cloud: its point cloud.
@@ -45,4 +45,5 @@ def parse_dtu(
         )
     views = folder.views(tuple(folder.images), 1, white_bg, intrinsics)
     splits: dict[Stage, range] = {"train": range(len(views)), "val": _VALIDATION, "test": _HELD_OUT}
-    return Scene(name, views, {stage: tuple(i for i in chosen if i < len(views)) for stage, chosen in splits.items()}, cloud)
+    present = {stage: tuple(i for i in chosen if i < len(views)) for stage, chosen in splits.items()}
+    return Scene(name, views, present, cloud, notes=folder.notes)

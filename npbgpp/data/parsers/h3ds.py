@@ -4,16 +4,18 @@ Photos are ``image/img_0000.jpg`` and so on, masks ``mask/mask_0000.jpg`` (versi
 refer to a world that ``normalization_transform.json`` maps millimetres to; its scale is taken out, so that the world is in millimetres. Version 0.2 has no
 such file and needs none.
 
-The views of a scene are the 32 that the data set's authors published for it, other scenes have all their photos. Views are named by four digits. By
-position among the views, validation has 7, 14, 21, 28 and 5, 10, ..., 30 are held out, as far as a scene has them; every view may train,
+The views of a scene are the 32 that the data set's authors published for it, in their order; other scenes have all their photos. The lists of their
+package h3ds are in ``config.toml``, beside the scenes or in the scene's folder: ``scenes.<scene>.default_views_configs.32`` (version 0.2) or
+``views.<scene>.32`` (0.1). Without that file, and for scenes that it does not list, those below hold. Views are named by four digits.
+
+By position among the views, validation has 7, 14, 21, 28 and 5, 10, ..., 30 are held out, as far as a scene has them; every view may train,
 ``Scene.with_splits`` takes these out.
 """
 
 import json
-import logging
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,8 +39,6 @@ _PUBLISHED_VIEWS = {
     "e98bae39fad2244e": "0 2 4 11 13 14 16 20 21 23 25 26 28 31 32 35 38 41 42 45 47 49 50 52 54 56 58 59 61 62 63 65",
     "f7e930d8a9ff2091": "1 3 7 9 11 13 14 16 17 20 23 26 27 29 30 32 34 37 39 41 42 44 48 50 52 54 56 58 60 61 64 66",
 }
-
-log = logging.getLogger(__name__)
 
 
 def parse_h3ds(
@@ -65,29 +65,61 @@ def parse_h3ds(
         InputError: missing or damaged files, a view without photo, mask or matrix, pictures of different sizes.
     """
     folder = IdrFolder.read(root, images_root)
-    numbers = _published(name, folder) if views is None else views
+    numbers, notes = _published(root, name, folder) if views is None else (views, ())
     if not numbers or len(set(numbers)) != len(numbers):
         raise InputError(f"datasets.views: expected numbers of photos of scene {name}, each once, or null, got {list(numbers)}")
     found = folder.views(numbers, 4, white_bg, intrinsics, _unit(root / "normalization_transform.json"))
     splits: dict[Stage, range] = {"train": range(len(found)), "val": _VALIDATION, "test": _HELD_OUT}
-    return Scene(name, found, {stage: tuple(i for i in chosen if i < len(found)) for stage, chosen in splits.items()}, cloud)
+    present = {stage: tuple(i for i in chosen if i < len(found)) for stage, chosen in splits.items()}
+    return Scene(name, found, present, cloud, notes=(*folder.notes, *notes))
 
 
-def _published(name: str, folder: IdrFolder) -> Sequence[int]:
-    if name not in _PUBLISHED_VIEWS:
-        return tuple(folder.images)
-    published = [int(number) for number in _PUBLISHED_VIEWS[name].split()]
-    present = [number for number in published if number in folder.images]
+def _published(root: Path, name: str, folder: IdrFolder) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Numbers of the views to use, and what the user should know of them."""
+    published, notes = _lists_of_data_set(root, name)
+    if not published:
+        return tuple(folder.images), notes
+    present = tuple(number for number in published if number in folder.images)
     if len(present) < len(published):
         # scores on what is left are scores on another split
-        log.warning(
-            "Scene %s: %d of its %d published views have no photo and are left out.", name, len(published) - len(present), len(published)
-        )
+        notes = (*notes, f"{len(published) - len(present)} of its {len(published)} published views have no photo and are left out")
     if not present:
         raise InputError(
             f"scene {name}: none of its published views {published} has a photo; restore them or choose photos with datasets.views"
         )
-    return present
+    return present, notes
+
+
+def _lists_of_data_set(root: Path, name: str) -> tuple[list[int], tuple[str, ...]]:
+    """The published views of a scene, none when nothing lists it, and what the user should know of the list."""
+    published = [int(number) for number in _PUBLISHED_VIEWS.get(name, "").split()]
+    path = next((path for path in (root / "config.toml", root.parent / "config.toml") if path.is_file()), None)
+    if path is None:
+        return published, ()
+    if sys.version_info < (3, 11):
+        return published, (f"{path} is not read: that takes Python 3.11 or newer",)
+    import tomllib
+
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected the configuration of the data set, got an unreadable file ({error}); restore it") from error
+    listed = _entry(content, "scenes", name, "default_views_configs", "32")
+    if listed is None:
+        listed = _entry(content, "views", name, "32")
+    if listed is None:
+        return published, ()
+    if not isinstance(listed, list) or not listed or not all(type(number) is int and number >= 0 for number in listed):
+        raise InputError(f"{path}: expected numbers of photos as the 32 views of scene {name}, got {listed!r}; restore the file")
+    once = list(dict.fromkeys(listed))
+    return once, (f"{path.name} lists views twice, they are used once",) if len(once) < len(listed) else ()
+
+
+def _entry(content: Any, *keys: str) -> Any:
+    """What lies below these keys of nested tables, None where one is missing."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
 
 
 def _unit(path: Path) -> float:
@@ -102,10 +134,10 @@ def _unit(path: Path) -> float:
         for entry in json.loads(path.read_text(encoding="utf-8"))["transform"]:
             matrix[int(entry["row"]), int(entry["column"])] = float(entry["element"])
         millimetres = float(np.linalg.norm(np.linalg.inv(matrix)[:, 0]))
-    except (OSError, ValueError, KeyError, IndexError, TypeError, np.linalg.LinAlgError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, np.linalg.LinAlgError) as error:
         raise InputError(
             f"{path}: expected the 4x4 similarity as a list 'transform' of row, column and element, got {error}; restore it"
         ) from error
-    if not 0 < millimetres < np.inf:
+    if not 1e-9 < millimetres < 1e9:
         raise InputError(f"{path}: expected an invertible similarity of finite numbers, got {matrix.tolist()}; restore the file")
     return 1 / millimetres

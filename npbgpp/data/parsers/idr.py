@@ -1,7 +1,7 @@
 """What the scenes in the layout of IDR share (Yariv et al., Multiview Neural Surface Reconstruction, 2020): ``image/``, ``mask/`` and ``cameras.npz``.
 
-Photos and masks are numbered files; ``cameras.npz`` holds ``world_mat_<number>``, whose first three rows are the projection matrix P = K [R | t] of that
-photo. Its other matrices are not read. Where a mask is darker than one half a photo is made white.
+Photos and masks are numbered files; ``cameras.npz``, or ``cameras_sphere.npz`` where that is missing, holds ``world_mat_<number>``, whose first three rows
+are the projection matrix P = K [R | t] of that photo. Its other matrices are not read. Where a mask is darker than one half a photo is made white.
 """
 
 import re
@@ -42,9 +42,18 @@ class IdrFolder:
 
     @classmethod
     def read(cls, root: Path, images_root: Path) -> "IdrFolder":
-        """Lists the pictures of ``images_root`` and reads ``root/cameras.npz``. Raises InputError when a part is missing, damaged or no camera."""
+        """Lists the pictures of ``images_root`` and reads the cameras in ``root``. Raises InputError when a part is missing, damaged or no camera."""
         cameras = root / "cameras.npz"
+        if not cameras.exists() and (root / "cameras_sphere.npz").exists():
+            cameras = root / "cameras_sphere.npz"
         return cls(cameras, numbered_images(images_root / "image"), numbered_images(images_root / "mask"), _read_projections(cameras))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the cameras."""
+        if self.cameras.name == "cameras.npz":
+            return ()
+        return (f"cameras are read from {self.cameras.name}, there is no cameras.npz",)
 
     def views(
         self, numbers: Sequence[int], digits: int, white_bg: bool, intrinsics: Literal["authors", "exact"], unit: float = 1.0
@@ -69,6 +78,9 @@ class IdrFolder:
         scale = torch.tensor([unit, unit, unit, 1.0], dtype=torch.float64)
         projections = torch.stack([self.projections[n] for n in numbers]) * scale
         cameras = cameras_from_projections(projections, size, shared_intrinsics=intrinsics == "authors")
+        # single precision makes numbers infinite that are too large for it
+        if not all(torch.isfinite(part).all() for part in (cameras.R, cameras.T, cameras.focal_length, cameras.principal_point)):
+            raise InputError(f"{self.cameras}: expected cameras at finite places, got numbers beyond single precision; restore the file")
         background = _WHITE if white_bg else None
         return tuple(
             View(f"{n:0{digits}}", self.images[n], cameras[k], background=background, mask=self.masks[n]) for k, n in enumerate(numbers)

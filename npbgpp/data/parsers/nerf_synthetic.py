@@ -118,7 +118,7 @@ def _camera(frame: dict[str, Any], angle: float, size: tuple[int, int], where: s
         matrix = torch.zeros(0)
     if matrix.shape != (4, 4):
         raise InputError(f"{where}: transform_matrix: expected 4 rows of 4 numbers, got {frame.get('transform_matrix')!r}")
-    defect = rigid_defect(matrix)
+    defect = rigid_defect(matrix.float())
     if defect is not None:
         raise InputError(f"{where}: transform_matrix: expected a rigid camera-to-world pose, but {defect}; correct the file")
     height, width = size

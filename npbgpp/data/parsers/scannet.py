@@ -4,6 +4,8 @@
 of another size are resampled. ``extrinsics.npy`` (M, 4, 4) holds world-to-camera matrices acting on columns, axes right, down, forward, in the ascending
 order of the photos' numbers. Ten views spread evenly from view 10 to the tenth last are held out, and those five before them validate, as far as they are
 others; every view may train, ``Scene.with_splits`` takes these out.
+
+A folder with ``pose`` in place of ``extrinsics.npy`` is an export of ScanNet's own tools: see ``scannet_raw.py``.
 """
 
 from pathlib import Path
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import image_size, numbered_images
+from npbgpp.data.parsers.scannet_raw import parse_scannet_raw, spread_splits
 from npbgpp.data.safe_pickle import DAMAGED_FILE, read_pickled_dict
-from npbgpp.data.scene import Scene, Stage, View
+from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 
@@ -37,6 +40,8 @@ def parse_scannet(root: Path, images_root: Path, name: str, cloud: CloudFile, in
     Raises:
         InputError: missing or damaged files, other numbers of photos and matrices, matrices that are no camera's.
     """
+    if not (root / "extrinsics.npy").exists() and (root / "pose").is_dir():
+        return parse_scannet_raw(root, images_root, name, cloud, intrinsics)
     photos = numbered_images(images_root / "images")
     focal_length, principal_point, size = _read_intrinsics(root / "intrinsics.npy")
     if intrinsics == "authors":
@@ -45,13 +50,7 @@ def parse_scannet(root: Path, images_root: Path, name: str, cloud: CloudFile, in
     count = len(photos)
     cameras = Cameras.from_opencv(poses, focal_length.expand(count, 2), principal_point.expand(count, 2), size)
     views = tuple(View(photo.stem, photo, cameras[k], resized=image_size(photo) != size) for k, photo in enumerate(photos.values()))
-    return Scene(name, views, _splits(count), cloud)
-
-
-def _splits(count: int) -> dict[Stage, tuple[int, ...]]:
-    spread = np.linspace(10, max(count - 10, 10), 10).astype(int).tolist()
-    test = tuple(i for i in dict.fromkeys(spread) if i < count)
-    return {"train": tuple(range(count)), "val": tuple(i - 5 for i in test if i - 5 not in test), "test": test}
+    return Scene(name, views, spread_splits(count), cloud)
 
 
 def _read_intrinsics(path: Path) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"], tuple[int, int]]:
@@ -72,8 +71,8 @@ def _read_intrinsics(path: Path) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]
         K = torch.zeros(0, dtype=torch.float64)
     if (
         K.shape != (3, 3)
-        or not torch.isfinite(K).all()
-        or (K.diagonal() <= 0).any()
+        or not torch.isfinite(K.float()).all()
+        or (K.float().diagonal() <= 0).any()
         or not torch.equal(K[2], K.new_tensor([0.0, 0.0, 1.0]))
     ):
         raise InputError(
@@ -94,7 +93,7 @@ def _read_extrinsics(path: Path, count: int) -> Float[Tensor, "m 4 4"]:
         raise InputError(f"{path}: expected M world-to-camera matrices, shape (M, 4, 4), got {found}; correct the file")
     if len(matrices) != count:
         raise InputError(f"{path}: expected one matrix for each of the {count} photos, got {len(matrices)}; restore what is missing")
-    poses = torch.from_numpy(matrices.astype(np.float32))
+    poses = torch.from_numpy(matrices.astype(np.float64)).float()
     for k, pose in enumerate(poses):
         defect = rigid_defect(pose)
         if defect is not None:

@@ -1,0 +1,189 @@
+"""The visual hull of masks as a cloud: the surface of all that every silhouette leaves (Laurentini, The Visual Hull Concept, 1994).
+
+Voxels are carved from coarse to fine (Szeliski, Rapid Octree Construction from Image Sequences, 1993): those that some silhouette surely excludes and those
+that all surely include are done, the others are halved. Only the views that are given are opened.
+
+Symbols: cell (n, 3), numbers of voxels from a corner of the grid; side, the edge of a voxel in scene units.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from npbgpp.data.images import read_photo
+from npbgpp.data.scene import View
+from npbgpp.errors import InputError
+from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
+from npbgpp.geometry.pointcloud import PointCloud
+from npbgpp.prepare.lattice import pack, unpack
+from npbgpp.prepare.silhouettes import EMPTY, INSIDE, UNDECIDED, Silhouette, judge
+from npbgpp.render.visibility import visible_points
+
+_COARSE = 64  # voxels along the longest side of the first grid
+_FINEST = 1 / 8  # of a pixel: masks that leave nothing down to voxels of this edge are taken to leave nothing
+_MIN_VIEWS = 2  # that see a point of the hull
+# from the key of a voxel to those of its six neighbours
+_ACROSS_FACES = pack(torch.cat([torch.eye(3), -torch.eye(3)]).long()) - pack(torch.zeros(1, 3).long())
+_CORNERS = torch.tensor(list(itertools.product((0, 1), repeat=3)))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Voxels, each once; the one of cell (0, 0, 0) begins at ``corner``."""
+
+    corner: Float[Tensor, "3"]
+    side: float
+    cell: Int64[Tensor, "n 3"]
+
+    @classmethod
+    def filled(cls, low: Float[Tensor, "3"], high: Float[Tensor, "3"], side: float) -> "_Grid":
+        """All voxels of a box, which grows to whole voxels."""
+        counts = ((high - low) / side).ceil().clamp(min=1).long()
+        corner = (low + high - counts * side) / 2
+        return cls(corner, side, torch.cartesian_prod(*(torch.arange(n) for n in counts.tolist())))
+
+    def middles(self) -> Float[Tensor, "n 3"]:
+        return (self.corner + (self.cell + 0.5) * self.side).float()
+
+    def halved(self) -> "_Grid":
+        """Eight voxels in place of each."""
+        return _Grid(self.corner, self.side / 2, (self.cell[:, None] * 2 + _CORNERS).flatten(0, 1))
+
+    def box(self) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
+        """(lowest, highest) corner of the box around all voxels."""
+        return self.corner + self.cell.amin(0) * self.side, self.corner + (self.cell.amax(0) + 1) * self.side
+
+
+def visual_hull(views: Sequence[View], count: int = 100_000) -> PointCloud:
+    """Points on the visual hull of the masks of some views.
+
+    The hull is what lies in every mask whose photo shows it, and is shown by at least two photos; what is outside a photo is not carved by it. Its points are
+    the middles of the voxels at its surface, coloured by the mean of the photos that see them.
+
+    Args:
+        views: with masks, at least two; object bright or opaque.
+        count: about how many points to make.
+
+    Raises:
+        InputError: fewer than two views, a view without mask, an unreadable photo or mask, a count below 1, or masks that leave nothing.
+    """
+    if count < 1:
+        raise InputError(f"count: expected a positive number of points, got {count}")
+    if len(views) < _MIN_VIEWS:
+        raise InputError(
+            f"visual hull: expected at least {_MIN_VIEWS} views, got {len(views)}; use more views, or make the cloud in another way"
+        )
+    bare = [view.name for view in views if view.mask is None and not view.alpha_is_mask]
+    if bare:
+        raise InputError(
+            f"visual hull: expected views with masks, got {len(bare)} of {len(views)} without, {bare[0]} among them; add masks, or make the cloud in "
+            "another way"
+        )
+    silhouettes = [Silhouette.read(view) for view in views]
+    # views from all sides one after the other: what is outside the object is carved after fewer of them
+    order = torch.randperm(len(views), generator=torch.Generator().manual_seed(0)).tolist()
+    silhouettes = [silhouettes[k] for k in order]
+    start, pixel = _start(silhouettes)
+    surface = _surface_with(start, silhouettes, count, _FINEST * pixel)
+    xyz = surface.middles()
+    return PointCloud(xyz, _colours(surface, xyz, views))
+
+
+def _start(silhouettes: Sequence[Silhouette]) -> tuple[_Grid, float]:
+    """(the first grid, edge of a pixel in its middle in scene units).
+
+    It fills the cube that the cameras see in common; beyond it few photos are left to carve. Its middle is the point nearest to the rays through the middles
+    of the silhouettes, which meet also where the axes of the cameras are parallel; its edge is the median long side of what the photos show there.
+    """
+    rays = [(s.camera.centers()[0].double(), s.towards_middle()) for s in silhouettes]
+    pairs = [(centre, direction) for centre, direction in rays if direction is not None]
+    if len(pairs) < _MIN_VIEWS:
+        raise _nothing_left(f"{len(rays) - len(pairs)} of {len(rays)} masks are black everywhere")
+    across = torch.stack([torch.eye(3, dtype=torch.float64) - torch.outer(d, d) for _, d in pairs])
+    centres = torch.stack([centre for centre, _ in pairs])
+    solved = torch.linalg.lstsq(across.flatten(0, 1), (across @ centres[..., None]).flatten(0, 1), driver="gelsd")
+    middle = solved.solution[:, 0]
+    pixels = torch.tensor([s.pixel_at(middle) for s in silhouettes])
+    facing = pixels > 0
+    if facing.sum() < _MIN_VIEWS:
+        raise _nothing_left("the cameras do not look at one place")
+    long_sides = pixels * torch.tensor([float(max(s.camera.image_size)) for s in silhouettes])
+    edge = float(long_sides[facing].median())
+    return _Grid.filled(middle - edge / 2, middle + edge / 2, edge / _COARSE), float(pixels[facing].median())
+
+
+def _surface_with(grid: _Grid, silhouettes: Sequence[Silhouette], count: int, finest: float) -> _Grid:
+    """About ``count`` voxels at the surface of the hull. The search for their edge ends at ``finest``; the edge that follows may be smaller."""
+    surface, coarser = _surface(grid, silhouettes), 0
+    while len(surface.cell) * 5 < count and grid.side > finest:
+        grid = _undecided(grid, silhouettes).halved()
+        if not len(grid.cell):
+            break
+        coarser = len(surface.cell)
+        surface = _surface(grid, silhouettes)
+    found = len(surface.cell)
+    if not found:
+        raise _nothing_left("no point of the scene is in all of them")
+    # the number grows as the inverse square of the edge, and faster where voxels meet details; a second grid ends at the edge that gives what is wanted
+    growth = min(max(math.log2(found / coarser), 2.0), 3.0) if coarser else 2.0
+    side = surface.side * (found / count) ** (1 / growth)
+    low, high = grid.box()
+    halvings = max(0, math.ceil(math.log2(float((high - low).max()) / (side * _COARSE))))
+    grid = _Grid.filled(low, high, side * 2**halvings)
+    for _ in range(halvings):
+        grid = _undecided(grid, silhouettes).halved()
+    return _surface(grid, silhouettes)
+
+
+def _undecided(grid: _Grid, silhouettes: Sequence[Silhouette]) -> _Grid:
+    """The voxels that may lie at the surface."""
+    radius = math.sqrt(3) / 2 * grid.side
+    return replace(grid, cell=grid.cell[judge(grid.middles(), radius, silhouettes, _MIN_VIEWS) == UNDECIDED])
+
+
+def _surface(grid: _Grid, silhouettes: Sequence[Silhouette]) -> _Grid:
+    """The voxels whose middles are in the hull while that of a neighbour across a face, in the grid or not, is not."""
+    solid = grid.cell[judge(grid.middles(), 0.0, silhouettes, _MIN_VIEWS) == INSIDE]
+    own = pack(solid)
+    around = (own[:, None] + _ACROSS_FACES).flatten()
+    beyond = ~torch.isin(around, own)
+    key, place = around[beyond].unique(return_inverse=True)
+    is_empty = judge(replace(grid, cell=unpack(key)).middles(), 0.0, silhouettes, _MIN_VIEWS) == EMPTY
+    bare = torch.zeros(len(around), dtype=torch.bool)
+    bare[beyond] = is_empty[place]
+    return replace(grid, cell=solid[bare.view(-1, len(_ACROSS_FACES)).any(1)])
+
+
+def _colours(surface: _Grid, xyz: Float[Tensor, "n 3"], views: Sequence[View]) -> UInt8[Tensor, "n 3"]:
+    """The mean of the photos that see each point; where none does, that of the points in the smallest voxel around it that holds a seen one."""
+    total = torch.zeros(len(xyz), 4)  # colour, number of views
+    for view in views:
+        camera = view.camera
+        depth = camera.view(xyz)[0, :, 2]
+        if not (depth > 0).any():
+            continue
+        # cells two voxels wide are closed by the surface, so that what is behind does not show through
+        voxel_px = float(camera.focal_length.max()) * surface.side / float(depth[depth > 0].median())
+        scale = max(min(1.0, 0.5 / voxel_px), 1 / min(camera.image_size))
+        seen = visible_points(xyz, camera, scale, 0.0, PixelRule.EXACT)[0].nonzero()[:, 0]
+        uv_px = PixelGrid(PixelRule.EXACT, camera.image_size).normalise(camera, xyz[seen])[0, :, :2]
+        u, v = uv_px.long().unbind(1)
+        total[seen] += torch.cat([read_photo(view).image[:, v, u].T.float(), torch.ones(len(seen), 1)], 1)
+    cell, wide = surface.cell, total
+    while bool((total[:, 3] == 0).any()) and bool((cell != 0).any()):
+        cell = cell >> 1
+        key, place = pack(cell).unique(return_inverse=True)
+        wide = torch.zeros(len(key), 4).index_add_(0, place, total)[place]
+        total = torch.where(total[:, 3:] == 0, wide, total)
+    return (total[:, :3] / total[:, 3:].clamp(min=1) + 0.5).to(torch.uint8)
+
+
+def _nothing_left(why: str) -> InputError:
+    return InputError(
+        f"visual hull: expected masks that leave something in common, but {why}; look at the masks (bright on the object) and the cameras"
+    )
