@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torchvision.transforms.functional import pil_to_tensor
 
 from npbgpp.callbacks.pictures import write_image
-from npbgpp.callbacks.report import TileRow, tile_sheet
+from npbgpp.callbacks.tile_sheet import TileRow, tile_sheet
 from npbgpp.errors import InputError
 from npbgpp.files import write_atomically
 
@@ -104,7 +104,7 @@ def sheet(runs: list[Run]) -> Image.Image | None:
 
 def _read(path: Path) -> torch.Tensor:
     with Image.open(path) as image:
-        return pil_to_tensor(image.convert("RGB")).float() / 255
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def compare(folders: list[Path], out: Path) -> None:

@@ -178,13 +178,14 @@ SCENES_TO_NAME = {
     "auto_one_scene": ("datasets.scene_name=a",),
     "colmap_one_scene": ("datasets.scene_name=a",),
     "npbg_scenes": ("datasets.names=[a,b]",),
+    "npbg_quick": ("datasets=llff_one_scene",),
 }
 
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g in GROUPS for c in choices(g)])
 def test_every_choice_composes_into_valid_settings(group, choice):
     if group == "experiment":
-        config = composed(f"experiment={choice}", full=True)
+        config = composed(f"experiment={choice}", *SCENES_TO_NAME.get(choice, ()), full=True)
     elif group in ("datasets", "system"):
         config = composed(*SCENES_TO_NAME.get(choice, ()), **{group: choice})
     elif group == "loggers":
@@ -364,16 +365,21 @@ def test_no_yaml_repeats_what_another_one_says():
 def test_experiments_hold_differences_only(name):
     """No value of an experiment is the one that would hold without its file."""
     content = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{name}.yaml"), resolve=False)
-    shared = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "_quick.yaml"), resolve=False)
+    shared = [
+        OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{entry}.yaml"), resolve=False)
+        for entry in content["defaults"]
+        if isinstance(entry, str) and entry.startswith("_") and entry != "_self_"
+    ]
     parents = [entry for entry in content["defaults"] if isinstance(entry, str) and not entry.startswith("_")]
     if parents:
-        base = composed(f"experiment={parents[0]}", full=True)
+        base = composed(f"experiment={parents[0]}", *SCENES_TO_NAME.get(parents[0], ()), full=True)
     else:
-        content["defaults"] += shared["defaults"]
+        content["defaults"] += [entry for part in shared for entry in part["defaults"]]
         overrides = {k.removeprefix("override /"): v for entry in content["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
+        overrides.setdefault("datasets", "nerf_blender_one_scene")
         base = composed(*(f"{k}={v}".replace("'", "").replace(" ", "") for k, v in overrides.items()), full=True)
     base = flattened(OmegaConf.to_container(base, resolve=False))
     own = {k: v for k, v in flattened({k: v for k, v in content.items() if k not in ("defaults", "hydra")}).items()}
     # what the shared file changes may be changed again, or back
-    of_shared = flattened({k: v for k, v in shared.items() if k != "defaults"})
+    of_shared = {key for part in shared for key in flattened({k: v for k, v in part.items() if k != "defaults"})}
     assert own and [k for k, v in own.items() if k not in base or (base[k] == v and k not in of_shared)] == []

@@ -25,7 +25,7 @@ ALLOWED = {
     "metrics": ("errors", "losses", "pretrained"),
     "data": ("__version__", "errors", "files", "paths", "geometry", "render.blocks", "render.rasterize", "render.visibility", "data"),
     "systems": SYSTEMS,
-    "prepare": ("errors", "geometry", "render", "data", "callbacks.report", "prepare"),
+    "prepare": ("errors", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
     "checkpoint": ("errors", "files", "paths", "systems.base"),
     "callbacks": ("errors", "files", "metrics", "systems.base", "callbacks"),
     "trainer": ("errors",),

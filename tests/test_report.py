@@ -50,7 +50,7 @@ def test_one_row_per_view_with_target_rendering_points_and_error():
     sheet = contact_sheet("title", [row("a", 0.5), row("b", 0.5 + ERROR_RANGE), row("c", 0.5, raster=False)])
     assert sheet.size == (8 + 4 * 264, 64 + 3 * 286)
     found = tiles(sheet, 3)
-    grey, far = (127, 127, 127), (191, 191, 191)
+    grey, far = (128, 128, 128), (191, 191, 191)
     assert found[0] == [grey, grey, (255, 255, 255), (0, 0, 0)]
     assert found[1] == [grey, far, (255, 255, 255), (255, 255, 255)]
     assert found[2] == [grey, grey, (250, 250, 248), (0, 0, 0)]
@@ -81,7 +81,7 @@ def test_metrics_json_and_report_of_a_run(run_here):
     assert set(content) == {"stage", "epoch", "protocol", "datasets"}
     assert content["stage"] == "test" and content["epoch"] == 0
     protocol = content["protocol"]
-    assert set(protocol) == {"psnr", "ssim", "lpips", "margin", "range", "background", "resize_filter"}
+    assert set(protocol) == {"psnr", "ssim", "lpips", "margin", "range", "background", "resize_filter", "cloud"}
     assert protocol["margin"] == 2 and protocol["background"] == "(1.0, 1.0, 1.0)" and protocol["resize_filter"] == "none"
     assert set(content["datasets"]) == {"ball_holdout"}
     found = content["datasets"]["ball_holdout"]

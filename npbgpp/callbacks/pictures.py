@@ -7,14 +7,19 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from npbgpp.files import write_atomically
 
 
+def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:
+    """Colours in [0, 1], rounded to 8 bits."""
+    pixels = (picture.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
 def write_png(path: Path, picture: Float[Tensor, "3 _ _"]) -> None:
     """Writes colours in [0, 1], rounded to 8 bits."""
-    write_image(path, to_pil_image((picture.clamp(0, 1) * 255).round().to(torch.uint8)))
+    write_image(path, as_image(picture))
 
 
 def write_image(path: Path, image: Image.Image) -> None:

@@ -25,7 +25,7 @@ from npbgpp.data.splits import ViewChoice
 from npbgpp.errors import InputError, original_message
 from npbgpp.geometry.pointcloud import PointCloud, write_ply
 from npbgpp.prepare.check import examine
-from npbgpp.prepare.decimation import decimate
+from npbgpp.prepare.decimation import check_voxel, decimate
 from npbgpp.prepare.fusion import fuse_depth
 from npbgpp.prepare.hull import visual_hull
 from npbgpp.prepare.problems import problems
@@ -130,6 +130,9 @@ def check(settings: CheckSettings) -> None:
 
 def cloud(settings: CloudSettings, command: str) -> None:
     """Makes the cloud of a scene from its training views."""
+    if settings.count is not None and settings.count < 1:
+        raise InputError(f"count: expected a positive number of points, got {settings.count}")
+    check_voxel(settings.voxel)
     scene = settings.read()
     path = scene.cloud.path
     if path.exists() and not settings.overwrite:

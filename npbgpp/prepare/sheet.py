@@ -6,7 +6,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from npbgpp.callbacks.report import TileRow, tile_sheet
+from npbgpp.callbacks.tile_sheet import TileRow, tile_sheet
 from npbgpp.data.images import read_photo
 from npbgpp.data.scene import Scene, View
 from npbgpp.geometry.cameras import Cameras
