@@ -11,6 +11,7 @@ import pytest
 
 from npbgpp.errors import InputError
 
+from .layouts import colmap
 from .scene_writers import write_dtu
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -48,6 +49,8 @@ def test_commands_run_in_order(tiny_root, tmp_path, run_line, monkeypatch):
         shutil.copytree(tiny_root / "ball", tmp_path / "data" / "nerf_synthetic" / name)
     shutil.copytree(tiny_root / "ball", tmp_path / "example" / "still_life")
     write_dtu(tmp_path / "data" / "DTU_masked" / "scan65", views=49, size=(32, 48))
+    colmap.write(tmp_path / "data" / "my_scene", views=20, size=(48, 64))
+    (tmp_path / "data" / "my_scene" / "mvs_pc.ply").unlink()
     demo = ["python train_net.py experiment=demo", "python train_net.py experiment=demo_npbg"]
     recipes = demo + [c for c in commands() if c.startswith(("python train_net.py", "python -m npbgpp."))]
     assert len(recipes) >= 14
