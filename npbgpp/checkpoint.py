@@ -1,12 +1,14 @@
 """Reading and writing weights: atomic files, plain content, and a report of what was loaded."""
 
 import difflib
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.plugins.io import CheckpointIO
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from npbgpp.errors import InputError
@@ -16,6 +18,7 @@ from npbgpp.systems.base import CHECKPOINT_FORMAT, System
 
 log = logging.getLogger(__name__)
 
+SAFETENSORS_KEY = "npbgpp"  # of the metadata of a .safetensors file; its value is the mark of a checkpoint as JSON
 # what Lightning 1 wrote beside the weights: the config as OmegaConf objects, and the classes of callbacks, those of the authors among them
 _OLD_LIGHTNING = (
     *("omegaconf.", "pytorch_lightning.", "npbgplusplus.", "pathlib.", "typing.", "collections.defaultdict"),
@@ -32,6 +35,10 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads tensors and plain values only, onto the CPU; Lightning moves them."""
+        if Path(path).suffix == ".safetensors":
+            raise InputError(
+                f"checkpoint {path}: training goes on from a checkpoint, got weights alone; begin with them: weights_path={path}"
+            )
         return load_tensors(Path(path), "checkpoint")
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -69,22 +76,76 @@ def find_weights(path: str, bases: Bases) -> Path:
     raise InputError(f"weights_path={path}: expected a checkpoint file, there is none at {found}{hint}")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint says it is: its format, and the name of the system that made it."""
+
+    format: int
+    system: str
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """Weights of a file by name; ``origin`` is None for files of the authors, which say nothing of themselves."""
+
+    tensors: dict[str, Tensor]
+    origin: Origin | None
+
+
+def read_weights(path: Path) -> SavedWeights:
+    """Reads the weights of a checkpoint, and nothing else of it.
+
+    Args:
+        path: Lightning checkpoint, also of Lightning 1 with its config inside, a file with a ``state_dict``, or ``.safetensors``.
+
+    Raises:
+        InputError: damaged file, newer format, or no weights.
+    """
+    weights: Any
+    if path.suffix == ".safetensors":
+        weights, mark = _read_safetensors(path)
+    else:
+        content = load_tensors(path, "checkpoint", _OLD_LIGHTNING)
+        content = content if isinstance(content, dict) else {}
+        weights, mark = content.get("state_dict"), content.get("npbgpp")
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"checkpoint {path}: expected a mapping 'state_dict' of tensors, got none; this is not a checkpoint of a system")
+    if not isinstance(mark, dict):
+        return SavedWeights(weights, None)
+    number, name = mark.get("format", 0), mark.get("system", "")
+    if not isinstance(number, int) or not isinstance(name, str):
+        raise InputError(f"checkpoint {path}: expected the number of its format and the name of its system, got {mark}; copy it again")
+    if number > CHECKPOINT_FORMAT:
+        raise InputError(f"checkpoint {path}: format {number} is newer than this program ({CHECKPOINT_FORMAT}); update the program")
+    return SavedWeights(weights, Origin(number, name))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors, and the mark of the checkpoint that they were exported from."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            mark = (file.metadata() or {}).get(SAFETENSORS_KEY)
+            return {name: file.get_tensor(name) for name in file.keys()}, None if mark is None else json.loads(mark)  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"checkpoint {path}: expected a file in the safetensors format, got a damaged one ({error}); copy it again"
+        ) from error
+
+
 def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
     """Copies the weights of a checkpoint into a system.
 
     Args:
         system: receives the weights.
-        path: Lightning checkpoint, also of Lightning 1 with its config inside, or a file with a ``state_dict``.
+        path: see ``read_weights``.
         strict: refuse weights of another shape and checkpoints of another system; otherwise these are skipped and reported.
 
     Raises:
         InputError: damaged file, newer format, no weights, another system, other shapes, or not one matching name.
     """
-    content = load_tensors(path, "checkpoint", _OLD_LIGHTNING)
-    weights = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise InputError(f"checkpoint {path}: expected a mapping 'state_dict' of tensors, got none; this is not a checkpoint of a system")
-    _check_origin(system, path, content.get("npbgpp"), strict)
+    saved = read_weights(path)
+    _check_origin(system, path, saved.origin, strict)
+    weights = system.translate_weights(saved.tensors)
     own = system.state_dict()
     shapes = [
         f"{k}: {tuple(weights[k].shape)} in the file, {tuple(own[k].shape)} in the system"
@@ -111,15 +172,9 @@ def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
     return report
 
 
-def _check_origin(system: System, path: Path, origin: Any, strict: bool) -> None:
-    if not isinstance(origin, dict):
-        return  # a file of the authors
-    if origin.get("format", 0) > CHECKPOINT_FORMAT:
-        raise InputError(
-            f"checkpoint {path}: format {origin['format']} is newer than this program ({CHECKPOINT_FORMAT}); update the program"
-        )
-    name, ours = origin.get("system"), type(system).__name__
-    if strict and name != ours and name not in system.accepts_checkpoints_of:
+def _check_origin(system: System, path: Path, origin: Origin | None, strict: bool) -> None:
+    name, ours = None if origin is None else origin.system, type(system).__name__
+    if strict and origin is not None and name != ours and name not in system.accepts_checkpoints_of:
         raise InputError(
             f"checkpoint {path}: weights of system {name}, not of {ours}; choose its system, or load what fits with weights_strict=false"
         )

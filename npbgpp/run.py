@@ -18,19 +18,26 @@ from npbgpp.callbacks.evaluation import EvaluationWriter
 from npbgpp.callbacks.progress import progress_callback
 from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.config import typed
-from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, InputRule
+from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, InputRule, RayRule
+from npbgpp.data.ray_frames import ray_frame
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.metrics import ImageMetrics
 from npbgpp.paths import Bases
 from npbgpp.systems import SYSTEMS
+from npbgpp.systems.base import System
+from npbgpp.systems.nerf import frame_kind
+from npbgpp.systems.nerf_settings import NerfSettings
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
-from npbgpp.systems.point_based import PointSystem
 from npbgpp.systems.point_settings import PointSettings
 from npbgpp.trainer import TrainerPlan, TrainerSettings, lightning_arguments
 
 log = logging.getLogger(__name__)
+
+Settings = PointSettings | NerfSettings
+
+GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")  # of conf/config.yaml, apart from run-wide keys
 
 
 @dataclass(frozen=True)
@@ -45,33 +52,56 @@ class RunSettings:
     cache_dir: str | None
 
 
-def run(config: DictConfig, bases: Bases) -> None:
-    """Trains or evaluates as the config says.
+@dataclass(frozen=True)
+class Assembly:
+    """What a run consists of before a trainer moves it.
+
+    Attributes:
+        settings: run-wide keys.
+        plan: how the trainer is built.
+        system_settings: flat keys of the system.
+        data: scenes and photos.
+        metrics: how views are scored.
+        system: with its weights.
+        resume: checkpoint that training goes on from.
+    """
+
+    settings: RunSettings
+    plan: TrainerPlan
+    system_settings: Settings
+    data: DataModule
+    metrics: ImageMetrics
+    system: System
+    resume: Path | None
+
+
+def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) -> Assembly:
+    """Reads the scenes of a config, builds its system and loads the weights.
 
     Args:
-        config: composed by Hydra, with the groups of conf/.
+        config: see ``run``; the groups callbacks and loggers are not needed.
         bases: what relative paths refer to.
+        needs_test_views: refuse to evaluate without a scene to test.
 
     Raises:
-        InputError: anything the user supplied that cannot be used.
+        InputError: see ``run``.
     """
-    groups = {"datasets", "system", "trainer", "dataloader", "callbacks", "loggers"}
-    settings = typed(RunSettings, {k: v for k, v in _plain(config).items() if k not in groups}, "config")
+    settings = typed(RunSettings, {k: v for k, v in _plain(config).items() if k not in GROUPS}, "config")
     seed_everything(settings.seed, workers=True, verbose=False)
     if settings.cache_dir is not None:
         torch.hub.set_dir(str(bases.existing(settings.cache_dir, "cache_dir")))
     plan = lightning_arguments(typed(TrainerSettings, TrainerSettings.split_retired(_plain(config.trainer)), "trainer"))
     system_settings, modules = _system_parts(config.system, plan, config.trainer)
-    reads_photos = isinstance(system_settings, NPBGPlusPlusSettings)
     data = DataModule(
         typed(DatasetSettings, config.datasets, "datasets"),
         typed(DataloaderSettings, config.dataloader, "dataloader"),
         bases,
         system_settings.max_scenes_per_train_epoch,
         settings.eval_only,
-        InputRule(system_settings.near, PixelRule(system_settings.pixel_convention)) if reads_photos else None,
+        _input_rule(system_settings),
+        _ray_rule(system_settings),
     )
-    if settings.eval_only and not data.test_sets:
+    if needs_test_views and settings.eval_only and not data.test_sets:
         raise InputError("datasets.scenes.test: expected at least one scene for eval_only=true, got none; name the scenes to evaluate")
     lpips = system_settings.lpips_weights
     metrics = ImageMetrics(None if lpips is None else bases.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
@@ -85,40 +115,65 @@ def run(config: DictConfig, bases: Bases) -> None:
             system.require_weights(report.missing)
     elif resume is None:
         system.start_without_weights(settings.eval_only)
-    writer = EvaluationWriter(
-        bases.run, metrics, data.conditions(), system_settings.save_rendered_eval_images, system_settings.postprocessing_transform
-    )
-    trainer = _trainer(config, plan, bases, writer, settings.eval_only)
+    return Assembly(settings, plan, system_settings, data, metrics, system, resume)
+
+
+def run(config: DictConfig, bases: Bases) -> None:
+    """Trains or evaluates as the config says.
+
+    Args:
+        config: composed by Hydra, with the groups of conf/.
+        bases: what relative paths refer to.
+
+    Raises:
+        InputError: anything the user supplied that cannot be used.
+    """
+    parts = assemble(config, bases)
+    settings, plan, system, data = parts.settings, parts.plan, parts.system, parts.data
+    looks = parts.system_settings
+    writer = EvaluationWriter(bases.run, parts.metrics, data.conditions(), looks.save_rendered_eval_images, looks.postprocessing_transform)
+    trainer = _trainer(config, plan, bases, writer, settings.eval_only, _stepping(parts.system, looks))
     if settings.eval_only:
         trainer.test(system, datamodule=data, verbose=False)
         return
-    _fit(trainer, system, data, resume)
+    _fit(trainer, system, data, parts.resume)
     if settings.test_after_fit and not trainer.interrupted:
         trainer.test(system, datamodule=data, verbose=False)
 
 
-def _fit(trainer: Trainer, system: PointSystem, data: DataModule, resume: Path | None) -> None:
+def _input_rule(settings: Settings) -> InputRule | None:
+    if not isinstance(settings, NPBGPlusPlusSettings):
+        return None
+    return InputRule(settings.near, PixelRule(settings.pixel_convention))
+
+
+def _ray_rule(settings: Settings) -> RayRule | None:
+    if not isinstance(settings, NerfSettings):
+        return None
+    return RayRule(lambda scene: ray_frame(scene, frame_kind(settings.ray_frame, scene), settings.ray_bounds), settings.rays)
+
+
+def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None) -> None:
     if trainer.world_size > 1:
         raise InputError(
             f"trainer.devices: {type(system).__name__} trains on one device, got {trainer.world_size} processes; set trainer.devices=1 "
             "(or trainer.gpus=1)"
         )
     validates = trainer.limit_val_batches != 0
-    system.check_before_training([s.scene.name for s in data.train_sets], [s.scene.name for s in data.val_sets] if validates else [])
-    views = sum(len(s.indices) for s in data.train_sets)
+    system.check_before_training(data.train_scenes, [s.scene.name for s in data.val_sets] if validates else [])
     device = f"{trainer.accelerator.__class__.__name__.removesuffix('Accelerator')} ({torch.get_num_threads()} threads)"
     log.info(
         "training %s on %s: %d scenes, %d views; results go to %s",
         type(system).__name__,
         device,
-        len(data.train_sets),
-        views,
+        len(data.train_scenes),
+        data.train_views,
         trainer.default_root_dir,
     )
     trainer.fit(system, datamodule=data, ckpt_path=resume)
 
 
-def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[PointSettings, dict[str, Any]]:
+def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[Settings, dict[str, Any]]:
     """Flat keys of the ``system`` group as typed settings, and its networks, which name their class with ``_target_``."""
     values = _plain(node)
     name = values.get("system_class")
@@ -126,9 +181,9 @@ def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> t
         raise InputError(f"system.system_class: expected one of {', '.join(sorted(SYSTEMS))}, got {name}")
     targets = {key for key, value in values.items() if isinstance(value, dict) and "_target_" in value}
     flat = {key: value for key, value in values.items() if key not in targets}
-    # Lightning leaves these two to systems that step their own optimisers
+    # Lightning takes these two itself, but not for systems that step their own optimisers
     flat |= {"accumulate_grad_batches": trainer.accumulate_grad_batches, "gradient_clip_val": trainer.gradient_clip_val or None}
-    settings: PointSettings = typed(SYSTEMS[name][1], flat, "system")
+    settings: Settings = typed(SYSTEMS[name][1], flat, "system")
     if plan.arguments["precision"] == "16-mixed":
         raise InputError(
             "trainer.precision=16: systems that step their own optimisers have no gradient scaler for float16; use trainer.precision=bf16 or 32"
@@ -144,7 +199,16 @@ def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> t
     return settings, modules
 
 
-def _trainer(config: DictConfig, plan: TrainerPlan, bases: Bases, writer: EvaluationWriter, evaluate_only: bool) -> Trainer:
+def _stepping(system: System, settings: Settings) -> dict[str, Any]:
+    """What the trainer does about steps for a system that leaves them to it."""
+    if not system.automatic_optimization:
+        return {}
+    return {"accumulate_grad_batches": settings.accumulate_grad_batches, "gradient_clip_val": settings.gradient_clip_val}
+
+
+def _trainer(
+    config: DictConfig, plan: TrainerPlan, bases: Bases, writer: EvaluationWriter, evaluate_only: bool, stepping: dict[str, Any]
+) -> Trainer:
     callbacks: list[Callback] = [writer] if evaluate_only else [writer, DataWait()]
     chosen = config.callbacks.get("test" if evaluate_only else "fit")
     if not plan.arguments["enable_checkpointing"]:
@@ -157,7 +221,7 @@ def _trainer(config: DictConfig, plan: TrainerPlan, bases: Bases, writer: Evalua
     if plan.arguments["enable_model_summary"] and not evaluate_only:
         callbacks.append(ModelSummary(plan.summary_depth if plan.summary_depth is not None else 1))
     loggers: list[Logger] = [instantiate(node) for node in (config.loggers or {}).values()]
-    arguments = dict(plan.arguments)
+    arguments = plan.arguments | stepping
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(bases.run)
     arguments["plugins"] = [AtomicCheckpointIO(), *(arguments.get("plugins") or [])]

@@ -59,6 +59,21 @@ TINY_NPBGPP = (
 )
 # NPBG++ without its networks: several times faster
 TINY_COLOURS = (*_TINY_DATA, "system=npbgpp_rgb", "system/loss_factors=l1_ssim_npbgpp")
+# NeRF with fields of some thousand weights; trainer.limit_train_batches keeps its epochs, which are all pixels, short
+TINY_NERF = (
+    *(override for override in _TINY_DATA if "train_num_samples" not in override),
+    "system=nerf",
+    "system.field.depth=3",
+    "system.field.width=32",
+    "system.field.skips=[1]",
+    "system.field.sampling.samples=24",
+    "system.field.sampling.importance=16",
+    "system.field.sampling.noise_std=0.0",
+    "system.field.sampling.marched=64",
+    "system.grid_resolution=16",
+    "system.rays.rays_per_batch=256",
+    "trainer.limit_train_batches=4",
+)
 
 
 def shared_folder() -> Path | None:
@@ -190,6 +205,12 @@ def run_npbgpp(run_in) -> Callable[..., Path]:
 def run_colours(run_in) -> Callable[..., Path]:
     """Runs NPBG++ without networks plus overrides from a launch folder; returns the run folder below it."""
     return functools.partial(run_in, tiny=TINY_COLOURS)
+
+
+@pytest.fixture(scope="session")
+def run_nerf(run_in) -> Callable[..., Path]:
+    """Runs a small NeRF plus overrides from a launch folder; returns the run folder below it."""
+    return functools.partial(run_in, tiny=TINY_NERF)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def complaint(done: subprocess.CompletedProcess) -> str:
         ("system.pixel_convention=half", "system.pixel_convention: expected one of exact, authors, got half"),
         ("system.lr_schedule=linear", "system.lr_schedule: expected constant or cosine, got linear"),
         ("system.postprocessing_transform=flip", "system.postprocessing_transform: expected null or rotate_90_ccw, got flip"),
-        ("system.system_class=NERF", "system.system_class: expected one of NPBG, NPBGPlusPlus, got NERF"),
+        ("system.system_class=NERF", "system.system_class: expected one of NPBG, NPBGPlusPlus, NeRF, got NERF"),
         ("system.bg_rgb_color=[1,1]", "system.bg_rgb_color: expected a list of 3 values"),
         ("system.rasterizer.ss_scale=[1,1]", "system.rasterizer.ss_scale: expected one entry per scale"),
         ("system.refiner.filters=[1,2]", "expected 5 positive filters"),

@@ -17,6 +17,7 @@ from npbgpp.config import typed
 from npbgpp.data.datamodule import DataloaderSettings, DatasetSettings
 from npbgpp.errors import InputError
 from npbgpp.systems import SYSTEMS
+from npbgpp.systems.nerf_settings import NerfSettings
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
 from npbgpp.trainer import TrainerSettings
@@ -195,7 +196,7 @@ def test_every_choice_composes_into_valid_settings(group, choice):
     else:
         config = composed(f"{group}={choice}")
     datasets, dataloader, system, _ = settings_of(config)
-    assert datasets.scenes.train and dataloader.train.total_batch_size >= 1 and system.loss_factors
+    assert datasets.scenes.train and dataloader.train.total_batch_size >= 1 and system.system_class
 
 
 def test_datasets_and_system_must_be_chosen():
@@ -343,6 +344,7 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_ones_that_do():
         (TrainerSettings, "trainer", "npbg"),
         (NPBGSettings, "system", "coefficients_ft"),
         (NPBGPlusPlusSettings, "system", "npbgpp_sphere"),
+        (NerfSettings, "system", "nerf"),
     ],
 )
 def test_every_setting_can_be_reached_without_a_plus(schema, group, choice):

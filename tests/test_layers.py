@@ -14,7 +14,20 @@ MODULES = {name.removesuffix(".__init__"): path for name, path in MODULES.items(
 
 # layer -> layers or modules that it may import, without npbgpp; what is below a name is meant too
 BASE = ("errors", "files", "paths", "config", "optim", "pretrained", "log")
-SYSTEMS = (*BASE, "geometry", "render", "models", "losses", "metrics", "data.scene", "data.images", "data.color_jitter", "systems")
+SYSTEMS = (
+    *BASE,
+    "geometry",
+    "render",
+    "models",
+    "losses",
+    "metrics",
+    "data.scene",
+    "data.images",
+    "data.color_jitter",
+    "data.rays",
+    "data.ray_frames",
+    "systems",
+)
 ALLOWED = {
     "errors": (),
     **{name: ("errors",) for name in BASE[1:]},
@@ -23,8 +36,20 @@ ALLOWED = {
     "models": ("errors", "pretrained", "geometry", "render", "models"),
     "losses": ("errors", "pretrained"),
     "metrics": ("errors", "losses", "pretrained"),
-    "data": ("__version__", "errors", "files", "paths", "geometry", "render.blocks", "render.rasterize", "render.visibility", "data"),
+    "data": (
+        "__version__",
+        "errors",
+        "files",
+        "paths",
+        "geometry",
+        "render.blocks",
+        "render.rasterize",
+        "render.visibility",
+        "render.ray_sampling",
+        "data",
+    ),
     "systems": SYSTEMS,
+    "export": ("errors", "files", "checkpoint", "geometry", "render", "models", "data", "systems", "export"),
     "prepare": ("errors", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
     "checkpoint": ("errors", "files", "paths", "systems.base"),
     "callbacks": ("errors", "files", "metrics", "systems.base", "callbacks"),

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
 from npbgpp.data.parsers import read_scene, with_cloud
 from npbgpp.data.parsers.npbg import scene_folder
 from npbgpp.data.photo_cache import PhotoCache, available_bytes
+from npbgpp.data.ray_frames import RayFrame
+from npbgpp.data.rays import RayDataset, RayEpochs, RaySampling
 from npbgpp.data.scene import Batch, Scene, Stage
 from npbgpp.data.splits import ViewChoice
 from npbgpp.data.view_selection import ViewSelector
@@ -100,12 +102,21 @@ class InputRule:
     rule: PixelRule
 
 
+@dataclass(frozen=True)
+class RayRule:
+    """What a system that learns from rays says about them: coordinates, bounds (scene units, None for those of the scene), and how pixels are drawn."""
+
+    frame: Callable[[Scene], RayFrame]
+    sampling: RaySampling
+
+
 class DataModule(LightningDataModule):
     """All scenes of a run.
 
     Scenes are parsed at construction, so that whatever is wrong with a folder is said before any work starts. At most ``scenes_per_epoch`` training
     scenes are visited in an epoch; the sampler rotates through all of them whether or not loaders are rebuilt between epochs. ``inputs`` is given for
-    systems that read photos: training items then carry ``datasets.selection_count`` of them.
+    systems that read photos: training items then carry ``datasets.selection_count`` of them. With ``rays`` training batches are rays through single
+    pixels, and scenes need no cloud.
     """
 
     def __init__(
@@ -116,9 +127,10 @@ class DataModule(LightningDataModule):
         scenes_per_epoch: int,
         evaluate_only: bool,
         inputs: InputRule | None = None,
+        rays: RayRule | None = None,
     ) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.inputs, self.rays = inputs, rays
         if datasets.train_on not in ("split", "all"):
             raise InputError(f"datasets.train_on: expected split or all, got {datasets.train_on}")
         for key in ("compositing", "intrinsics"):
@@ -144,7 +156,11 @@ class DataModule(LightningDataModule):
         self.leaks: dict[str, int] = {}  # test views that the cloud of a scene was made from
         self.scenes: dict[str, Scene] = {name: self._parse(name) for name in names}
         self._photos = self._caches() if datasets.cache_images else {}
-        self.train_sets = [] if evaluate_only else [self._train_set(self.scenes[name]) for name in lists.train]
+        trained = () if evaluate_only else tuple(self.scenes[name] for name in lists.train)
+        self.train_scenes = tuple(scene.name for scene in trained)
+        self.train_views = sum(len(self._train_indices(scene)) for scene in trained)
+        self.ray_set = self._ray_set(trained[0], rays) if rays is not None and trained else None
+        self.train_sets = [self._train_set(scene) for scene in trained] if rays is None else []
         self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val if self._validates(name)]
         self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
         self.sampler = (
@@ -167,11 +183,15 @@ class DataModule(LightningDataModule):
         cloud = CloudFile(folder / s.pc_name, s.n_point, s.noise_sigma)
         choices = {key: getattr(s, key) for key in ("white_bg", "compositing", "intrinsics", "views", "downscale")}
         choices["paths_file"] = paths_file
-        scene = with_cloud(read_scene(s.layout, folder, self.images_root / name, name, cloud, choices), folder)
+        scene = read_scene(s.layout, folder, self.images_root / name, name, cloud, choices)
+        if (
+            self.rays is None or cloud.path.is_file() or scene.carried_points is not None
+        ):  # rays need no cloud, but one tells how deep a scene is
+            scene = with_cloud(scene, folder)
         for note in scene.notes:
             log.info("scene %s: %s", name, note)
         scene = scene.with_splits(self._choice("val_indices"), self._choice("holdout_indices"))
-        manifest = CloudManifest.read(scene.cloud.path)
+        manifest = CloudManifest.read(scene.cloud.path) if self.rays is None else None
         seen = manifest.saw(scene.views[i].name for i in scene.splits["test"]) if manifest is not None else ()
         if seen:
             self.leaks[name] = len(seen)
@@ -216,15 +236,24 @@ class DataModule(LightningDataModule):
             )
         return caches
 
+    def _train_indices(self, scene: Scene) -> tuple[int, ...]:
+        lists = self.settings.scenes
+        if self.settings.train_on == "split":
+            return scene.splits["train"]
+        # pretraining uses every view that this run does not evaluate
+        evaluated = {
+            *(scene.splits["val"] if scene.name in lists.val else ()),
+            *(scene.splits["test"] if scene.name in lists.test else ()),
+        }
+        return tuple(i for i in range(len(scene.views)) if i not in evaluated)
+
+    def _ray_set(self, scene: Scene, rays: RayRule) -> RayDataset:
+        budget = min(int(self.settings.cache_memory_gb * (1 << 30)), available_bytes() // 2)
+        return RayDataset(scene, self._train_indices(scene), rays.frame(scene), rays.sampling, budget)
+
     def _train_set(self, scene: Scene) -> SceneDataset:
-        s, lists = self.settings, self.settings.scenes
-        indices = scene.splits["train"]
-        if s.train_on == "all":  # pretraining uses every view that this run does not evaluate
-            evaluated = {
-                *(scene.splits["val"] if scene.name in lists.val else ()),
-                *(scene.splits["test"] if scene.name in lists.test else ()),
-            }
-            indices = tuple(i for i in range(len(scene.views)) if i not in evaluated)
+        s = self.settings
+        indices = self._train_indices(scene)
         augmentation = Augmentation(as_size(s.train_image_size), s.train_random_shift, s.train_random_zoom)
         return SceneDataset(
             scene.name,
@@ -259,8 +288,18 @@ class DataModule(LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader:
-        """One loader over all training scenes; its sampler picks those of the epoch."""
+        """One loader over all training scenes; its sampler picks those of the epoch. Batches of rays come whole from their dataset."""
         loader = self.loader_settings.train
+        if self.ray_set is not None:
+            self.ray_set.load()
+            return DataLoader(
+                self.ray_set,
+                batch_size=None,
+                sampler=RayEpochs(self.ray_set),
+                num_workers=loader.num_workers,
+                pin_memory=loader.pin_memory,
+                persistent_workers=loader.num_workers > 0,
+            )
         per_device = self._per_device(loader, "train")
         batches = len(self.sampler) // per_device if self.sampler is not None else 0
         if batches == 0:

@@ -46,6 +46,7 @@ class View:
         resized: the photo has another size than the camera and is resampled (bilinear) when it is read; so is its mask.
         lens: distortion of the photo at the size of the camera, taken out when it is read; ``camera`` is the pinhole camera of the result.
         depth: depths that belong to the photo.
+        bounds: the nearest and the farthest depth that matters, scene units, as the layout states them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class View:
     resized: bool = False
     lens: Lens | None = None
     depth: DepthMap | None = None
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

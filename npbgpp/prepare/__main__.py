@@ -102,6 +102,7 @@ class CloudSettings(SceneChoice):
         source: the cloud to decimate, below the folder of the scene.
         count: number of points; of a hull about so many, of another cloud at most so many.
         voxel: side of the cells that points are averaged in, scene units; depth maps choose one when it is not given.
+        dissent: of a hull, share of the photos that may have a point outside their masks.
         overwrite: replace a cloud that is there.
     """
 
@@ -109,6 +110,7 @@ class CloudSettings(SceneChoice):
     source: str | None = None
     count: int | None = None
     voxel: float | None = None
+    dissent: float = 0.05
     overwrite: bool = False
 
 
@@ -197,7 +199,7 @@ def _make(method: str, settings: CloudSettings, scene: Scene, train: tuple[View,
         with_depth = tuple(view for view in train if view.depth is not None)
         return fuse_depth(with_depth, settings.voxel), tuple(view.name for view in with_depth)
     if method == "hull":
-        return visual_hull(train, settings.count or _POINTS), names
+        return visual_hull(train, settings.count or _POINTS, settings.dissent), names
     folder = settings.folder()
     if method == "sparse":
         return _sparse(ColmapModel.read(find_models(folder)[0][0]), scene), names

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int8, Int64, UInt8
 from torch import Tensor
 
 from npbgpp.data.images import read_photo
@@ -59,7 +59,7 @@ class _Grid:
         return self.corner + self.cell.amin(0) * self.side, self.corner + (self.cell.amax(0) + 1) * self.side
 
 
-def visual_hull(views: Sequence[View], count: int = 100_000) -> PointCloud:
+def visual_hull(views: Sequence[View], count: int = 100_000, dissent: float = 0.05) -> PointCloud:
     """Points on the visual hull of the masks of some views.
 
     The hull is what lies in every mask whose photo shows it, and is shown by at least two photos; what is outside a photo is not carved by it. Its points are
@@ -68,6 +68,8 @@ def visual_hull(views: Sequence[View], count: int = 100_000) -> PointCloud:
     Args:
         views: with masks, at least two; object bright or opaque.
         count: about how many points to make.
+        dissent: share of the photos showing a point that may have it outside their masks: real masks have holes, and one that misses half of the object
+            would carve half of it.
 
     Raises:
         InputError: fewer than two views, a view without mask, an unreadable photo or mask, a count below 1, or masks that leave nothing.
@@ -89,7 +91,7 @@ def visual_hull(views: Sequence[View], count: int = 100_000) -> PointCloud:
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(0)).tolist()
     silhouettes = [silhouettes[k] for k in order]
     start, pixel = _start(silhouettes)
-    surface = _surface_with(start, silhouettes, count, _FINEST * pixel)
+    surface = _surface_with(start, _Judges(tuple(silhouettes), dissent), count, _FINEST * pixel)
     xyz = surface.middles()
     return PointCloud(xyz, _colours(surface, xyz, views))
 
@@ -117,15 +119,26 @@ def _start(silhouettes: Sequence[Silhouette]) -> tuple[_Grid, float]:
     return _Grid.filled(middle - edge / 2, middle + edge / 2, edge / _COARSE), float(pixels[facing].median())
 
 
-def _surface_with(grid: _Grid, silhouettes: Sequence[Silhouette], count: int, finest: float) -> _Grid:
+@dataclass(frozen=True)
+class _Judges:
+    """The masks, and how many of them may err."""
+
+    silhouettes: tuple[Silhouette, ...]
+    dissent: float
+
+    def __call__(self, xyz: Float[Tensor, "n 3"], radius: float) -> Int8[Tensor, " n"]:
+        return judge(xyz, radius, self.silhouettes, _MIN_VIEWS, self.dissent)
+
+
+def _surface_with(grid: _Grid, judges: _Judges, count: int, finest: float) -> _Grid:
     """About ``count`` voxels at the surface of the hull. The search for their edge ends at ``finest``; the edge that follows may be smaller."""
-    surface, coarser = _surface(grid, silhouettes), 0
+    surface, coarser = _surface(grid, judges), 0
     while len(surface.cell) * 5 < count and grid.side > finest:
-        grid = _undecided(grid, silhouettes).halved()
+        grid = _undecided(grid, judges).halved()
         if not len(grid.cell):
             break
         coarser = len(surface.cell)
-        surface = _surface(grid, silhouettes)
+        surface = _surface(grid, judges)
     found = len(surface.cell)
     if not found:
         raise _nothing_left("no point of the scene is in all of them")
@@ -136,24 +149,24 @@ def _surface_with(grid: _Grid, silhouettes: Sequence[Silhouette], count: int, fi
     halvings = max(0, math.ceil(math.log2(float((high - low).max()) / (side * _COARSE))))
     grid = _Grid.filled(low, high, side * 2**halvings)
     for _ in range(halvings):
-        grid = _undecided(grid, silhouettes).halved()
-    return _surface(grid, silhouettes)
+        grid = _undecided(grid, judges).halved()
+    return _surface(grid, judges)
 
 
-def _undecided(grid: _Grid, silhouettes: Sequence[Silhouette]) -> _Grid:
+def _undecided(grid: _Grid, judges: _Judges) -> _Grid:
     """The voxels that may lie at the surface."""
     radius = math.sqrt(3) / 2 * grid.side
-    return replace(grid, cell=grid.cell[judge(grid.middles(), radius, silhouettes, _MIN_VIEWS) == UNDECIDED])
+    return replace(grid, cell=grid.cell[judges(grid.middles(), radius) == UNDECIDED])
 
 
-def _surface(grid: _Grid, silhouettes: Sequence[Silhouette]) -> _Grid:
+def _surface(grid: _Grid, judges: _Judges) -> _Grid:
     """The voxels whose middles are in the hull while that of a neighbour across a face, in the grid or not, is not."""
-    solid = grid.cell[judge(grid.middles(), 0.0, silhouettes, _MIN_VIEWS) == INSIDE]
+    solid = grid.cell[judges(grid.middles(), 0.0) == INSIDE]
     own = pack(solid)
     around = (own[:, None] + _ACROSS_FACES).flatten()
     beyond = ~torch.isin(around, own)
     key, place = around[beyond].unique(return_inverse=True)
-    is_empty = judge(replace(grid, cell=unpack(key)).middles(), 0.0, silhouettes, _MIN_VIEWS) == EMPTY
+    is_empty = judges(replace(grid, cell=unpack(key)).middles(), 0.0) == EMPTY
     bare = torch.zeros(len(around), dtype=torch.bool)
     bare[beyond] = is_empty[place]
     return replace(grid, cell=solid[bare.view(-1, len(_ACROSS_FACES)).any(1)])

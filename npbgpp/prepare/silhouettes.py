@@ -126,7 +126,9 @@ def _spread(near: Bool[Tensor, "h w"], step: int, beyond: bool) -> Bool[Tensor, 
     return wide[:, : -2 * step] | tall | wide[:, 2 * step :]
 
 
-def judge(xyz: Float[Tensor, "n 3"], radius: float, silhouettes: Sequence[Silhouette], min_views: int) -> Int8[Tensor, " n"]:
+def judge(
+    xyz: Float[Tensor, "n 3"], radius: float, silhouettes: Sequence[Silhouette], min_views: int, dissent: float = 0.0
+) -> Int8[Tensor, " n"]:
     """Whether balls belong to the visual hull.
 
     Args:
@@ -134,26 +136,31 @@ def judge(xyz: Float[Tensor, "n 3"], radius: float, silhouettes: Sequence[Silhou
         radius: scene units; 0 judges the middles, which are then never undecided.
         silhouettes: of all views.
         min_views: what fewer images show is empty.
+        dissent: share of the images that show a point whose masks may be dark there although it is in the hull.
 
     Returns:
         EMPTY: no point of the ball is in the hull; INSIDE: all are; UNDECIDED: neither is sure.
     """
-    parts = [_judge_few(chunk, radius, silhouettes, min_views) for chunk in xyz.split(_CHUNK)]
+    parts = [_judge_few(chunk, radius, silhouettes, min_views, dissent) for chunk in xyz.split(_CHUNK)]
     return torch.cat(parts)
 
 
-def _judge_few(xyz: Float[Tensor, "n 3"], radius: float, silhouettes: Sequence[Silhouette], min_views: int) -> Int8[Tensor, " n"]:
+def _judge_few(
+    xyz: Float[Tensor, "n 3"], radius: float, silhouettes: Sequence[Silhouette], min_views: int, dissent: float
+) -> Int8[Tensor, " n"]:
     state = torch.full((len(xyz),), EMPTY, dtype=torch.int8)
     left = torch.arange(len(xyz))
-    allowed = torch.ones(len(xyz), dtype=torch.bool)
-    shown, touched = torch.zeros(2, len(xyz), dtype=torch.int32)
+    against, doubted, shown, touched = torch.zeros(4, len(xyz), dtype=torch.int32)
+    most = int(dissent * len(silhouettes))
     for silhouette in silhouettes:
         said = silhouette.says(xyz, radius)
-        allowed, shown, touched = allowed & said.allowed, shown + said.shown, touched + said.touched
-        if said.empty.any():
-            held = (~said.empty).nonzero()[:, 0]
-            xyz, left, allowed, shown, touched = (t[held] for t in (xyz, left, allowed, shown, touched))
+        against, doubted = against + said.empty, doubted + ~said.allowed
+        shown, touched = shown + said.shown, touched + said.touched
+        if (against > most).any():
+            held = (against <= most).nonzero()[:, 0]
+            xyz, left, against, doubted, shown, touched = (t[held] for t in (xyz, left, against, doubted, shown, touched))
     state[left] = UNDECIDED
-    state[left[touched < min_views]] = EMPTY
-    state[left[allowed & (shown >= min_views)]] = INSIDE
+    # every point of a ball is seen by as many images as touch it, at most, and by those that show all of it, at least
+    state[left[(touched < min_views) | (against > (dissent * touched).int())]] = EMPTY
+    state[left[(doubted <= (dissent * shown).int()) & (shown >= min_views)]] = INSIDE
     return state

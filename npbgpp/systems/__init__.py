@@ -1,8 +1,10 @@
 """One method per file; ``system.system_class`` names the class."""
 
+from npbgpp.systems.nerf import NeRF
+from npbgpp.systems.nerf_settings import NerfSettings
 from npbgpp.systems.npbg import NPBG
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.npbgpp import NPBGPlusPlus
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
 
-SYSTEMS = {"NPBG": (NPBG, NPBGSettings), "NPBGPlusPlus": (NPBGPlusPlus, NPBGPlusPlusSettings)}
+SYSTEMS = {"NeRF": (NeRF, NerfSettings), "NPBG": (NPBG, NPBGSettings), "NPBGPlusPlus": (NPBGPlusPlus, NPBGPlusPlusSettings)}

@@ -6,7 +6,7 @@ handed to callbacks, which write pictures and tables.
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,22 @@ class System(LightningModule):
         self.metrics = metrics
         self.wants_pictures = False
         self.pictures: tuple[Tensor, ...] = ()
+
+    @abstractmethod
+    def require_weights(self, missing: Sequence[str]) -> None:
+        """Raises InputError when the weights that a checkpoint lacks leave a network random, as a whole or in part."""
+
+    @abstractmethod
+    def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
+        """Refuses a run that would fail later. Names are of the scenes that are trained and validated."""
+
+    @abstractmethod
+    def start_without_weights(self, evaluate_only: bool) -> None:
+        """Begins without a checkpoint. Raises InputError when that makes no sense."""
+
+    def translate_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a checkpoint by the names that they have in this system."""
+        return weights
 
     @abstractmethod
     def render(self, cameras: Cameras, scene: str, raster: bool = False) -> Render:

@@ -97,7 +97,7 @@ class PointSystem(System):
             )
 
     def require_weights(self, missing: Sequence[str]) -> None:
-        """Raises InputError when the weights that a checkpoint lacks leave a network random, as a whole or in part."""
+        """See System.require_weights."""
         lacking = {name.partition(".")[0] for name in missing}
         networks = [f"system.{name}" for name in ("feature_extractor", "aggregator", "refiner") if name in lacking]
         if networks:
@@ -107,11 +107,11 @@ class PointSystem(System):
             )
 
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
-        """Refuses a run that would fail later. Names are of the scenes that are trained and validated."""
+        """See System.check_before_training."""
         self._objective = Objective(self.objective_settings)
 
     def start_without_weights(self, evaluate_only: bool) -> None:
-        """Begins without a checkpoint. Raises InputError when that makes no sense."""
+        """See System.start_without_weights."""
         if evaluate_only and any(True for _ in self.refiner.parameters()):
             raise InputError(
                 "weights_path: expected the checkpoint of a trained system for eval_only=true, got none; the networks would be random: name it, for example "

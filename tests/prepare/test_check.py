@@ -15,6 +15,7 @@ from rich.console import Console
 
 from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.parsers import LAYOUTS
+from npbgpp.data.parsers import with_cloud as with_points
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
@@ -181,8 +182,8 @@ def test_points_that_came_with_the_poses_stand_in_for_a_cloud(scene, good, tmp_p
     without = replace(scene, cloud=CloudFile(tmp_path / "none.ply"))
     with pytest.raises(InputError, match="none.ply"):
         examine(without, "dtu", NEAR)
-    found = examine(replace(without, carried_points=scene.cloud.path), "dtu", NEAR)
-    assert found.cloud.carried and found.views == good.views
+    found = examine(with_points(replace(without, carried_points=scene.cloud.path), tmp_path), "dtu", NEAR)
+    assert found.cloud.carried and found.views == good.views and any(str(scene.cloud.path) in note for note in found.notes)
     kept = examine(replace(scene, carried_points=tmp_path / "other.ply"), "dtu", NEAR)
     assert kept == good
 

@@ -181,6 +181,19 @@ def test_real_scene_lies_in_the_silhouettes_of_its_test_views(shared):
     root = shared / "data" / "nerf_synthetic" / "lego"
     scene = parse_nerf_synthetic(root, root, "lego", CloudFile(root / "mvs_pc.ply"))
     used, held_out = ([scene.views[k] for k in scene.splits[stage]] for stage in ("train", "test"))
-    cloud = visual_hull(used, 4000)
+    cloud = visual_hull(used, 4000, dissent=0.0)  # these masks are perfect
     inside = [1 - Silhouette.read(view).says(cloud.xyz, 0.0).empty.double().mean().item() for view in held_out]
     assert np.mean(inside) > 0.985 and min(inside) > 0.94
+
+
+def test_a_wrong_mask_does_not_carve_the_object(views, tmp_path):
+    """One of sixteen masks misses all but a corner."""
+    corner = np.zeros(views[0].camera.image_size, dtype=np.uint8)
+    corner[:8, :8] = 255
+    wrong = [repaint(views[0], tmp_path, corner), *views[1:]]
+    assert farthest_uncovered(visual_hull(wrong, 1500, dissent=0.0).xyz) > 5 * PIXEL
+    found = visual_hull(wrong, 1500, dissent=0.07)
+    outside, _ = to_surfaces(found.xyz)
+    assert outside.max() < 3 * PIXEL and farthest_uncovered(found.xyz) < 2 * PIXEL
+    with pytest.raises(InputError, match="dissent"):
+        visual_hull(views, 100, dissent=0.5)

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from jaxtyping import Float
+from torch import Tensor
+
 from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.colmap_model import ColmapModel, ModelImage, find_models
+from npbgpp.data.colmap_model import ColmapModel, ModelImage, find_models, model_file
 from npbgpp.data.images import fitted, image_size, picture_folder
 from npbgpp.data.lens import Lens, pinhole
 from npbgpp.data.scene import Scene, View
@@ -45,7 +48,7 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
     photos, photo_notes = _find_photos(images_root, downscale, model)
     masks, mask_notes = _find_masks(images_root / photos.folder.name.replace("images", "masks", 1), photos, white_bg)
     names = _view_names([image.name for image in photos.images])
-    pinholes = {number: pinhole(model.lenses[number]) for number in {image.camera for image in photos.images}}
+    pinholes = _pinholes(model, {image.camera for image in photos.images})
     views = []
     for k, (image, path) in enumerate(zip(photos.images, photos.files, strict=True)):
         lens, (focal_length, principal_point) = model.lenses[image.camera], pinholes[image.camera]
@@ -58,6 +61,14 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
     return Scene(
         name, tuple(views), rule_splits(len(views), _HELD_OUT, _VALIDATION), cloud, model.points_file(), (*notes, *photo_notes, *mask_notes)
     )
+
+
+def _pinholes(model: ColmapModel, numbers: set[int]) -> dict[int, tuple[Float[Tensor, "1 2"], Float[Tensor, "1 2"]]]:
+    """(focal length, principal point) of the views of each camera."""
+    try:
+        return {number: pinhole(model.lenses[number]) for number in sorted(numbers)}
+    except InputError as error:
+        raise InputError(f"{model_file(model.folder, 'cameras')}: {error}") from error
 
 
 def _largest_model(root: Path) -> tuple[ColmapModel, tuple[str, ...]]:

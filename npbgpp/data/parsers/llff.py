@@ -8,6 +8,7 @@ focal length follows. The principal point is the centre of the photo. Lenses wit
 Every 8th view from 0 is a test view, as NeRF has it, and every 8th from 4 validates; every view may train, ``Scene.with_splits`` takes these out.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,8 @@ def _view(photo: Path, row: Float64[Tensor, " 17"], where: str) -> View:
     _check_shape(photo, size, where)
     focal_length = focal.repeat(1, 2)
     camera = Cameras.from_opengl(pose[None], focal_length, focal_length.new_tensor([[size[1] / 2, size[0] / 2]]), size)
-    return View(photo.stem, photo, Cameras(camera.R.float(), camera.T.float(), camera.focal_length, camera.principal_point, size))
+    camera = replace(camera, R=camera.R.float(), T=camera.T.float())
+    return View(photo.stem, photo, camera, bounds=(row[15].item(), row[16].item()))
 
 
 def _check_shape(photo: Path, stated: tuple[int, int], where: str) -> None:

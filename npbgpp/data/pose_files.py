@@ -1,0 +1,155 @@
+"""Files with the cameras of a film.
+
+Ours is JSON::
+
+    {"format": "npbgpp cameras 1", "cameras": [{"cam_to_world": [[...] x 4] x 4, "focal_length": [fx, fy], "principal_point": [cx, cy],
+     "image_size": [height, width]}, ...]}
+
+``cam_to_world`` acts on columns, camera axes right, up, backward (OpenGL, Blender, NeRF). Focal length and principal point are in pixels from the top-left
+corner of the image. All numbers are in double precision, so that single precision comes back to the last bit, apart from zeros (below 1e-15).
+
+Text holds poses alone: rows of 4 numbers are camera-to-world matrices (4, 4) on top of each other, in the same axes, as NPBG has them; rows of 12 are the
+``CamPose.inf`` of NPCR (see ``npbgpp.data.parsers.npcr``).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from npbgpp.errors import InputError
+from npbgpp.files import write_atomically
+from npbgpp.geometry.cameras import Cameras, rigid_defect
+
+LARGEST_SIDE = 1 << 14  # pixels
+_FORMAT = "npbgpp cameras 1"
+_SHAPES: dict[str, tuple[int, ...]] = {"cam_to_world": (4, 4), "focal_length": (2,), "principal_point": (2,), "image_size": (2,)}
+_LARGEST_NUMBER = 1e30  # products of larger ones are not finite in single precision
+_OPENGL_FROM_OPENCV = (1.0, -1.0, -1.0, 1.0)  # of the columns of a camera-to-world matrix
+
+
+def write_poses(path: Path, cameras: Sequence[Cameras]) -> None:
+    """Writes cameras as JSON, in order. Raises InputError when the file cannot be written."""
+    entries = [
+        {
+            "cam_to_world": pose.tolist(),
+            "focal_length": focal.tolist(),
+            "principal_point": principal.tolist(),
+            "image_size": list(some.image_size),
+        }
+        for some in cameras
+        for pose, focal, principal in zip(_double(some).to_opengl(), some.focal_length, some.principal_point, strict=True)
+    ]
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    content = f'{{"format": {json.dumps(_FORMAT)}, "cameras": [\n{lines}\n]}}\n'
+    write_atomically(path, lambda file: file.write(content.encode()))
+
+
+def read_poses(path: Path, like: Cameras) -> tuple[Cameras, ...]:
+    """Reads the cameras of a film.
+
+    Args:
+        path: JSON of ours, or text with poses.
+        like: one camera, whose intrinsics and image size poses without any get.
+
+    Returns:
+        One camera per entry, at least one.
+
+    Raises:
+        InputError: missing or damaged file, another format, no camera, or one that cannot be: not rigid, focal length or size not positive.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"poses {path}: expected a file with poses, got none that can be read ({error}); correct the path") from error
+    cameras = _from_json(path, text) if text.lstrip().startswith("{") else _from_text(path, text, like)
+    if not cameras:
+        raise InputError(f"poses {path}: expected at least one pose, got none; add some")
+    return cameras
+
+
+def _from_json(path: Path, text: str) -> tuple[Cameras, ...]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"poses {path}: expected JSON, got a damaged file ({error}); copy it again") from error
+    entries = content.get("cameras") if content.get("format") == _FORMAT else None
+    if not isinstance(entries, list):
+        raise InputError(
+            f'poses {path}: expected "format": "{_FORMAT}" and a list "cameras", got {sorted(content)[:5]}; write it as docs/conventions.md '
+            "says, or as text with camera-to-world matrices (4, 4) on top of each other"
+        )
+    return tuple(_camera(entry, f"poses {path}: camera {k}") for k, entry in enumerate(entries))
+
+
+def _camera(entry: Any, where: str) -> Cameras:
+    numbers = {}
+    for key, shape in _SHAPES.items():
+        try:
+            found = np.asarray(entry[key], dtype=np.float64)
+        except (LookupError, TypeError, ValueError, OverflowError):
+            raise InputError(f"{where}: {key}: expected numbers ({_times(shape)}), got none; correct the file") from None
+        if found.shape != shape or not (np.abs(found) < _LARGEST_NUMBER).all():
+            raise InputError(f"{where}: {key}: expected finite numbers ({_times(shape)}), got {found.tolist()}; correct the file")
+        numbers[key] = torch.from_numpy(found)
+    height, width = numbers["image_size"].tolist()
+    if not all(side.is_integer() and 1 <= side <= LARGEST_SIDE for side in (height, width)):
+        raise InputError(f"{where}: image_size: expected height and width from 1 to {LARGEST_SIDE} pixels, got {height:g}x{width:g}")
+    if (numbers["focal_length"].float() <= 0).any():
+        raise InputError(f"{where}: focal_length: expected positive numbers of pixels, got {numbers['focal_length'].tolist()}")
+    pose = _rigid(numbers["cam_to_world"], where)[None]
+    return _single(Cameras.from_opengl(pose, numbers["focal_length"][None], numbers["principal_point"][None], (int(height), int(width))))
+
+
+def _from_text(path: Path, text: str, like: Cameras) -> tuple[Cameras, ...]:
+    rows = [line.split() for line in text.splitlines() if line.strip()]
+    width = len(rows[0]) if rows else 4
+    try:
+        numbers = np.array(rows, dtype=np.float64).reshape(len(rows), width)
+    except ValueError as error:
+        raise InputError(
+            f"poses {path}: expected rows of {width} numbers as the first one, got others ({error}); correct the file"
+        ) from error
+    if width not in (4, 12) or (width == 4 and len(rows) % 4):
+        raise InputError(
+            f"poses {path}: expected rows of 4 numbers, 4 for each pose, or of 12 (CamPose.inf), got {len(rows)} of {width}; correct the file"
+        )
+    if not (np.abs(numbers) < _LARGEST_NUMBER).all():
+        raise InputError(f"poses {path}: expected finite numbers of usual size, got others; correct the file")
+    if width == 4:
+        poses = torch.from_numpy(numbers).view(-1, 4, 4)
+    else:  # the columns z, x, y and the centre; axes right, down, forward
+        poses = torch.eye(4, dtype=torch.float64).repeat(len(rows), 1, 1)
+        poses[:, :3] = torch.from_numpy(numbers).view(-1, 4, 3)[:, [1, 2, 0, 3]].transpose(1, 2)
+        poses = poses * torch.tensor(_OPENGL_FROM_OPENCV, dtype=torch.float64)
+    return tuple(
+        _single(
+            Cameras.from_opengl(_rigid(pose, f"poses {path}: pose {k}")[None], like.focal_length, like.principal_point, like.image_size)
+        )
+        for k, pose in enumerate(poses)
+    )
+
+
+def _rigid(pose: Float64[Tensor, "4 4"], where: str) -> Float64[Tensor, "4 4"]:
+    defect = rigid_defect(pose)
+    if defect is not None:
+        raise InputError(f"{where}: expected a rigid camera-to-world pose, but {defect}; correct the file")
+    return pose
+
+
+def _double(cameras: Cameras) -> Cameras:
+    return Cameras(cameras.R.double(), cameras.T.double(), cameras.focal_length, cameras.principal_point, cameras.image_size)
+
+
+def _single(cameras: Cameras) -> Cameras:
+    """Poses in single precision, as all cameras have them."""
+    return Cameras(cameras.R.float(), cameras.T.float(), cameras.focal_length, cameras.principal_point, cameras.image_size)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,268 @@
+"""``python -m npbgpp.export weights|cloud|mesh|volume run=<run folder> [key=value ...]``: what other programs can use of a trained run.
+
+The dataclasses below are the keys of each command. Keys with a dot, such as ``datasets.data_root``, and ``weights_path``, ``weights_strict``, ``cache_dir``
+change the config of the run, as for ``python -m npbgpp.render``; ``weights`` reads a checkpoint alone and takes none of them.
+"""
+
+import logging
+import math
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning import Trainer
+
+from npbgpp.checkpoint import find_weights
+from npbgpp.config import typed
+from npbgpp.errors import InputError, original_message
+from npbgpp.export import mesh, volume
+from npbgpp.export.cloud import coloured_cloud
+from npbgpp.export.densities import Box, Densities
+from npbgpp.export.mesh_colours import Occlusion, colours_along_normals, fused_colours
+from npbgpp.export.volume import all_round_colours, write_volume
+from npbgpp.export.weights import SUFFIX, export_weights
+from npbgpp.geometry.pointcloud import write_ply
+from npbgpp.render.__main__ import _RUN_KEYS, FilmSettings, _configure, _run_config
+from npbgpp.run import GROUPS, assemble
+from npbgpp.systems.base import System
+from npbgpp.systems.nerf import NeRF
+from npbgpp.systems.point_based import PointSystem
+
+log = logging.getLogger("npbgpp.export")
+
+_MARGIN_CELLS = 4  # before a vertex that do not hide it: fields thin out over some cells in front of their surfaces
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """Keys of ``weights``.
+
+    Attributes:
+        run: folder of the run.
+        checkpoint: name of a file in the checkpoints of the run.
+        out: the file to write; None is one in ``<run>/export``.
+        overwrite: replace a file in its place.
+    """
+
+    run: Path
+    checkpoint: str = "last"
+    out: Path | None = None
+    overwrite: bool = False
+
+    def folder(self) -> Path:
+        """Absolute path of the run."""
+        return self.run.expanduser().resolve()
+
+    def file(self, name: str, suffixes: tuple[str, ...]) -> Path:
+        """Absolute path of the file to write. Raises InputError for another suffix, or a file that is there."""
+        path = (self.out or self.folder() / "export" / name).expanduser().absolute()
+        if path.suffix not in suffixes:
+            raise InputError(f"out={path}: expected a name that ends in {' or '.join(suffixes)}")
+        if path.exists() and not self.overwrite:
+            raise InputError(f"out={path}: there is a file already; choose another one, or overwrite=true")
+        return path
+
+
+@dataclass(frozen=True)
+class SceneChoice(RunChoice):
+    """Keys of ``cloud``.
+
+    Attributes:
+        scene: which scene; needed when the run has several.
+    """
+
+    scene: str | None = None
+
+
+@dataclass(frozen=True)
+class BoxChoice(SceneChoice):
+    """Where a field is asked, in its coordinates: those of the world unless it was trained with ``system.ray_frame=inward``.
+
+    Attributes:
+        x_range, y_range, z_range: ends of a box; None is that of the run's occupancy grid, or -1 to 1 without one.
+        n_grid: nodes along each side.
+    """
+
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    z_range: tuple[float, float] | None = None
+    n_grid: int = 256
+
+    def box(self, system: NeRF) -> Box:
+        """The box. Raises InputError for one that is none."""
+        whole = [(-1.0, 1.0)] * 3 if system.grid is None else list(zip(system.grid.low.tolist(), system.grid.high.tolist(), strict=True))
+        low, high = zip(*(given or end for given, end in zip((self.x_range, self.y_range, self.z_range), whole, strict=True)), strict=True)
+        return Box(low, high, self.n_grid)
+
+
+@dataclass(frozen=True)
+class MeshSettings(BoxChoice):
+    """Keys of ``mesh``.
+
+    Attributes:
+        sigma_threshold: density of the surface.
+        occ_threshold: opacity in front of a vertex that hides it from a photo.
+        samples: depths at which that is looked for.
+        use_vertex_normal: colours of the field against the normals, in place of those of the photos.
+        near_t: see ``colours_along_normals``.
+    """
+
+    sigma_threshold: float = 20.0
+    occ_threshold: float = 0.2
+    samples: int = 64
+    use_vertex_normal: bool = False
+    near_t: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.near_t < math.inf:
+            raise InputError(f"near_t: expected a finite number, 0 or more, got {self.near_t:g}")
+
+
+@dataclass(frozen=True)
+class VolumeSettings(BoxChoice):
+    """Keys of ``volume``."""
+
+    n_grid: int = 512
+
+
+def weights(settings: RunChoice) -> None:
+    """Writes the weights of a checkpoint alone."""
+    run = settings.folder()
+    config, bases = _run_config(run)
+    out = settings.file(f"{run.name}{SUFFIX}", (SUFFIX,))
+    known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
+    name = settings.checkpoint.removesuffix(".ckpt")
+    if name in known:
+        source = run / "checkpoints" / f"{name}.ckpt"
+    elif not known and name == "last" and config.get("weights_path") is not None:  # the run of an evaluation
+        source = find_weights(str(config.weights_path), bases)
+    else:
+        raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {settings.checkpoint}")
+    count = export_weights(source, out)
+    log.info("%d tensors of %s: %s", count, source, out)
+    if (run / "descriptors").is_dir():
+        log.info("descriptors of scenes are not among them, they lie in %s", run / "descriptors")
+
+
+def cloud(settings: SceneChoice, overrides: list[str]) -> None:
+    """Writes the points of a scene in the colours of their descriptors."""
+    system, scene = _rebuilt(settings, overrides)
+    if not isinstance(system, PointSystem):
+        raise InputError(
+            f"run={settings.folder()}: expected a run with descriptors of points, got one of {type(system).__name__}: use mesh"
+        )
+    out = settings.file(f"{scene}_cloud.ply", (".ply",))
+    points = coloured_cloud(system, scene)
+    write_ply(out, points)
+    log.info("%d points: %s", len(points), out)
+
+
+def extract_mesh(settings: MeshSettings, overrides: list[str]) -> None:
+    """Writes the surface of a scene with its colours."""
+    system, scene, densities = _radiance_field(settings, overrides)
+    out, box = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES), settings.box(system)
+    occlusion = Occlusion(densities, system.frame, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
+    values = densities.inside(box)
+    whole = mesh.surface(values, box, settings.sigma_threshold)
+    if mesh.is_cut(values, settings.sigma_threshold):
+        log.warning("%s cuts what is dense: the mesh is open there; widen x_range, y_range or z_range", box)
+    found = whole.largest_piece()
+    vertices, normals = (torch.from_numpy(part).float().to(densities.device) for part in (found.vertices, found.normals))
+    if settings.use_vertex_normal:
+        colours = colours_along_normals(system.field, vertices, normals, densities, system.frame, settings.near_t)
+    else:
+        colours, known = fused_colours(system.scenes[scene], vertices, normals, occlusion)
+        if not known.all():
+            log.warning("%d of %d vertices are in no training photo: they are grey", (~known).sum(), len(known))
+    mesh.write_mesh(out, found.in_world(system.frame), (colours * 255).round().byte().cpu().numpy())
+    log.info(
+        "%d vertices, %d triangles, the largest of %d pieces: %s",
+        len(found.vertices),
+        len(found.faces),
+        len(np.unique(whole.pieces())),
+        out,
+    )
+
+
+def extract_volume(settings: VolumeSettings, overrides: list[str]) -> None:
+    """Writes the voxels of a scene."""
+    system, scene, densities = _radiance_field(settings, overrides)
+    out, box = settings.file(f"{scene}.vol", volume.SUFFIXES), settings.box(system)
+    field = system.field.final
+    count = write_volume(out, densities.inside(box), box, lambda xyz: all_round_colours(field, xyz), densities.device)
+    log.info("%d of %d voxels, %s: %s", count, box.count**3, box, out)
+
+
+def _radiance_field(settings: BoxChoice, overrides: list[str]) -> tuple[NeRF, str, Densities]:
+    """The system, the name of the scene, and the densities of its field."""
+    system, scene = _rebuilt(settings, overrides)
+    if not isinstance(system, NeRF):
+        raise InputError(f"run={settings.folder()}: expected a run with a radiance field (system=nerf), got one of {type(system).__name__}")
+    if system.frame.ndc is not None:
+        raise InputError(
+            "system.ray_frame: expected a field in Euclidean coordinates, got one in normalised device coordinates (forward), in which space is bent and "
+            "reaches to infinity; train with system.ray_frame=inward or plain"
+        )
+    return system, scene, Densities(system.field.final.density, system.grid, system.settings.chunk, system.device)
+
+
+def _rebuilt(settings: SceneChoice, overrides: list[str]) -> tuple[System, str]:
+    """The system of a run with its weights, on the device that the run asks for, and the name of the scene."""
+    run = settings.folder()
+    config, bases = _run_config(run)
+    scene = _configure(config, FilmSettings(run=run, checkpoint=settings.checkpoint, scene=settings.scene), run, overrides)
+    parts = assemble(config, bases, needs_test_views=False)
+    trainer = Trainer(  # knows the device
+        accelerator=parts.plan.arguments["accelerator"],
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return parts.system.to(trainer.strategy.root_device).eval(), scene
+
+
+SETTINGS = {"weights": RunChoice, "cloud": SceneChoice, "mesh": MeshSettings, "volume": VolumeSettings}
+
+
+def main() -> None:
+    """The command."""
+    handler = logging.StreamHandler(sys.stdout)
+    # what is said of data concerns training and scores, and was said when the run was made
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("npbgpp.data"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    name, *words = sys.argv[1:] or [""]
+    if name not in SETTINGS:
+        lines = [f"  {key}: {', '.join(field.name for field in fields(schema))}" for key, schema in SETTINGS.items()]
+        sys.exit("usage: python -m npbgpp.export weights|cloud|mesh|volume run=<run folder> [key=value ...]\nkeys of\n" + "\n".join(lines))
+    try:
+        bad = [word for word in words if "=" not in word]
+        if bad:
+            raise InputError(f"{bad[0]}: expected key=value, such as run=<run folder>")
+        overrides = [word for word in words if word.split("=")[0] in _RUN_KEYS or word.split("=")[0].split(".")[0] in GROUPS]
+        given = OmegaConf.from_dotlist([word for word in words if word not in overrides])
+        if name == "weights":
+            if overrides:
+                raise InputError(
+                    f"{overrides[0]}: weights are read from a checkpoint alone, the config of the run has no part in it; leave it out"
+                )
+            weights(typed(RunChoice, given, name))
+        elif name == "cloud":
+            cloud(typed(SceneChoice, given, name), overrides)
+        elif name == "mesh":
+            extract_mesh(typed(MeshSettings, given, name), overrides)
+        else:
+            extract_volume(typed(VolumeSettings, given, name), overrides)
+    except (InputError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
+        sys.exit(f"error: {' '.join(original_message(error).split())}")
+
+
+if __name__ == "__main__":
+    main()

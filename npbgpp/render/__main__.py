@@ -1,0 +1,367 @@
+"""``python -m npbgpp.render run=<run folder> [key=value ...]``: films of a trained run.
+
+Keys are the fields of ``FilmSettings``; keys with a dot, such as ``datasets.data_root``, and ``weights_path``, ``weights_strict``, ``cache_dir`` change the
+config of the run. Relative paths in that config refer to the folder that the run was started from, all others to the current one.
+
+A film is a folder: ``00000.png`` and so on, ``film.mp4`` or ``film.gif``, ``cameras.json`` (see ``npbgpp.data.pose_files``) and ``contact_sheet.png``. An mp4
+needs even sides: where the pictures have an odd one it repeats their last row or column. A gif shows its frames for whole hundredths of a second.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning import Trainer
+from torch import Tensor
+from tqdm import tqdm
+
+from npbgpp.callbacks.pictures import as_image, write_image, write_png
+from npbgpp.callbacks.tile_sheet import TileRow, tile_sheet
+from npbgpp.config import typed
+from npbgpp.data.pose_files import LARGEST_SIDE, read_poses, write_poses
+from npbgpp.data.scene import Scene
+from npbgpp.errors import InputError, original_message
+from npbgpp.geometry.camera_paths import average_pose, fit, interpolate, orbit_of, spiral
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.paths import Bases
+from npbgpp.run import GROUPS, Assembly, assemble
+
+log = logging.getLogger("npbgpp.render")
+
+PROJECT = Path(__file__).resolve().parents[2]
+_SPLITS = ("test", "val", "train")
+_MADE = ("spiral", "circle", "interpolate")  # paths of as many frames as one likes
+_FRAMES = 120
+_RUN_KEYS = ("weights_path", "weights_strict", "cache_dir")
+_SMALLEST_SIDE = 16  # the coarsest of five levels has one pixel
+_SHEET_TILES, _SHEET_COLUMNS = 12, 4
+_NEAREST_TO_FOCUS = 3.5 * 0.75  # NeRF's code looks at depth 3.5 where the nearest depth is 1 / 0.75
+
+
+@dataclass(frozen=True)
+class FilmSettings:
+    """Keys of the command.
+
+    Attributes:
+        run: folder of the run.
+        path: test, val or train (the views of the scene), interpolate (through the test views), circle or spiral (made from the training views), file.
+        poses: with path=file, the file (see ``npbgpp.data.pose_files``).
+        views: names or indices of the views that a path other than file is made of, in place of those named above.
+        scene: which scene; needed when the run has several.
+        frames: of a spiral, circle or interpolation; 120 unless given.
+        loop: an interpolation comes back to its first view.
+        fps: frames per second of the video.
+        size: (height, width) of the pictures, which then show at least what they would without it; None is that of the views.
+        out: folder of the film; None is ``<run>/films/<scene>_<path>``.
+        overwrite: replace a film in ``out``.
+        video: mp4, gif or none.
+        images: write every frame as PNG.
+        checkpoint: name of a file in the checkpoints of the run.
+    """
+
+    run: Path
+    path: str = "test"
+    poses: Path | None = None
+    views: tuple[int | str, ...] | None = None
+    scene: str | None = None
+    frames: int | None = None
+    loop: bool = False
+    fps: float = 30.0
+    size: tuple[int, int] | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    video: str = "mp4"
+    images: bool = True
+    checkpoint: str = "last"
+
+    def __post_init__(self) -> None:
+        known = (*_SPLITS, *_MADE, "file")
+        if self.path not in known:
+            raise InputError(f"path: expected one of {', '.join(known)}, got {self.path}")
+        if self.video not in ("mp4", "gif", "none"):
+            raise InputError(f"video: expected mp4, gif or none, got {self.video}")
+        if (self.poses is None) == (self.path == "file"):
+            raise InputError(f"poses: a file with poses belongs to path=file and to no other path, got poses={self.poses} path={self.path}")
+        if self.frames is not None and (self.path not in _MADE or self.frames < 1):
+            raise InputError(f"frames: expected a positive number with path={'|'.join(_MADE)}, got frames={self.frames} path={self.path}")
+        if self.loop and self.path != "interpolate":
+            raise InputError(
+                f"loop: expected path=interpolate with it, got path={self.path}; a circle is closed, and the others are as they are"
+            )
+        if self.views is not None and (self.path == "file" or not self.views):
+            raise InputError(
+                f"views: expected at least one view, and another path than file, got views={list(self.views)} path={self.path}"
+            )
+        if not 0 < self.fps <= 1000:
+            raise InputError(f"fps: expected a positive number of at most 1000, got {self.fps:g}")
+        if self.size is not None and not all(1 <= side <= LARGEST_SIDE for side in self.size):
+            raise InputError(f"size: expected [height, width] in pixels, at most {LARGEST_SIDE}, got {list(self.size)}")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a film: its camera, and what the contact sheet calls it."""
+
+    camera: Cameras
+    label: str
+
+
+def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
+    """Renders a film; returns its folder.
+
+    Args:
+        settings: what to render.
+        overrides: ``key=value`` words for the config of the run.
+
+    Raises:
+        InputError: anything the user supplied that cannot be used.
+    """
+    run = settings.run.expanduser().resolve()
+    config, bases = _run_config(run)
+    scene = _configure(config, settings, run, overrides)
+    out = (settings.out or run / "films" / f"{scene}_{settings.path}").expanduser().absolute()
+    if (out / "cameras.json").exists() and not settings.overwrite:
+        raise InputError(f"out={out}: there is a film already; choose another folder, or overwrite=true")
+    parts = assemble(config, bases, needs_test_views=False)
+    frames = film_frames(settings, parts.data.scenes[scene])
+    sizes = {frame.camera.image_size for frame in frames}
+    if len(sizes) > 1 and settings.video != "none":
+        raise InputError(f"size: the views have {len(sizes)} sizes, a video has one; choose it with size=[height,width], or video=none")
+    if min(min(size) for size in sizes) < _SMALLEST_SIDE:
+        raise InputError(
+            f"size: expected pictures of at least {_SMALLEST_SIDE} pixels on each side, got {min(sizes, key=min)}; choose a larger one"
+        )
+    _remove_film(out)
+    shown, seconds = _render(parts, scene, frames, out, settings)
+    write_poses(out / "cameras.json", [frame.camera for frame in frames])
+    columns = _SHEET_COLUMNS if len(sizes) == 1 else 1
+    rows = [list(shown)[k : k + columns] for k in range(0, len(shown), columns)]
+    captions = [", ".join(frames[k].label for k in row) for row in rows]
+    tiles = [TileRow(caption, tuple(shown[k] for k in row)) for caption, row in zip(captions, rows, strict=True)]
+    title = f"{scene}: {settings.path}, {len(frames)} frames"
+    write_image(out / "contact_sheet.png", tile_sheet(title, ("",) * min(columns, len(shown)), tiles))
+    log.info("%d frames, %.3f s per frame (median); the film: %s", len(frames), float(np.median(seconds)), out)
+    return out
+
+
+def _read_yaml(path: Path, run: Path) -> DictConfig:
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise InputError(
+            f"run={run}: expected the folder of a run, with {path.relative_to(run)}, there is none; correct the path"
+        ) from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: expected the config of a run, got an unreadable file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{path}: expected the config of a run, got a {type(content).__name__}")
+    return content
+
+
+def _run_config(run: Path) -> tuple[DictConfig, Bases]:
+    """The config of a run, and what relative paths in it mean: what they meant when it was started, if that folder is still there."""
+    config, launch, started = _read_yaml(run / ".hydra" / "config.yaml", run), Path.cwd(), run / ".hydra" / "hydra.yaml"
+    if started.is_file():
+        folder = OmegaConf.select(_read_yaml(started, run), "hydra.runtime.cwd")
+        launch = Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else launch
+    text = json.dumps(OmegaConf.to_container(config, resolve=False))
+    for name, path in (("run.dir", run), ("runtime.output_dir", run), ("runtime.cwd", launch)):
+        text = text.replace(f"${{hydra:{name}}}", json.dumps(str(path))[1:-1])  # outside of Hydra nobody knows these
+    return OmegaConf.create(json.loads(text)), Bases(launch, run, PROJECT)
+
+
+def _configure(config: DictConfig, settings: FilmSettings, run: Path, overrides: Sequence[str]) -> str:
+    """Turns the config of a run into that of an evaluation of one scene, whose name is returned."""
+    missing = [key for key in ("datasets", "dataloader", "system", "trainer") if not isinstance(config.get(key), DictConfig)]
+    if missing:
+        raise InputError(f"run={run}: expected groups of a config in .hydra/config.yaml, got none called {', '.join(missing)}")
+    config.callbacks = config.loggers = None
+    config.trainer.resume_from_checkpoint = None
+    config.datasets.cache_images = False
+    config.system.lpips_weights = None
+    known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
+    name = settings.checkpoint.removesuffix(".ckpt")
+    if name in known:
+        config.weights_path, config.weights_strict = str(run / "checkpoints" / f"{name}.ckpt"), True
+        if name != "last" and config.system.system_class == "NPBG":
+            log.warning("checkpoint=%s: the descriptors of the run are those of its last epoch", name)
+    elif known or name != "last":  # the run of an evaluation has none, and names its weights
+        raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {settings.checkpoint}")
+    config.merge_with_dotlist(list(overrides))
+    config.eval_only = True
+    lists = OmegaConf.to_container(config.datasets.scenes, resolve=True)
+    assert isinstance(lists, dict)
+    names = list(dict.fromkeys(str(scene) for stage in _SPLITS for scene in lists.get(stage) or ()))
+    if settings.scene is None and len(names) != 1:
+        raise InputError(
+            f"scene: expected the name of one, since the run has {len(names)} ({', '.join(names)}); choose it with scene=<name>"
+        )
+    scene = settings.scene or names[0]
+    config.datasets.scenes = {"train": [scene], "val": [scene], "test": []}
+    if config.datasets.get("names") is not None:
+        config.datasets.names = [scene]
+    return scene
+
+
+def film_frames(settings: FilmSettings, scene: Scene) -> list[Frame]:
+    """The frames of a path. Raises InputError for views that are not there, and where a path cannot be made."""
+    chosen = _chosen_views(settings, scene)
+    cameras = [scene.views[i].camera for i in chosen]
+    if settings.path in _MADE:
+        size = settings.size or cameras[0].image_size
+        together, count = Cameras.cat([fit(camera, size) for camera in cameras]), settings.frames or _FRAMES
+        if settings.path == "interpolate":
+            path = interpolate(together, count, settings.loop)
+        elif settings.path == "circle":
+            path = orbit_of(together, count)
+        else:
+            path = spiral(together, _focus_depth(scene, together), count)
+        return [Frame(path[k], str(k)) for k in range(count)]
+    if settings.poses is not None:
+        cameras = list(read_poses(settings.poses, cameras[0]))
+        labels = [str(k) for k in range(len(cameras))]
+    else:
+        labels = [scene.views[i].name for i in chosen]
+    if settings.size is not None:
+        cameras = [fit(camera, settings.size) for camera in cameras]
+    return [Frame(camera, label) for camera, label in zip(cameras, labels, strict=True)]
+
+
+def _chosen_views(settings: FilmSettings, scene: Scene) -> tuple[int, ...]:
+    stage = settings.path if settings.path in _SPLITS else "test" if settings.path == "interpolate" else "train"
+    split = scene.splits[stage]  # type: ignore[index]
+    if settings.views is not None:
+        names = {view.name: k for k, view in enumerate(scene.views)}
+        index = {str(k): k for k in range(len(scene.views))} | names
+        unknown = [str(view) for view in settings.views if str(view) not in index]
+        if unknown:
+            some = ", ".join(list(names)[:5])
+            raise InputError(f"views: scene {scene.name} has no {', '.join(unknown[:5])}; its {len(names)} views are {some} and so on")
+        chosen = tuple(index[str(view)] for view in settings.views)
+        others = [scene.views[i].name for i in chosen if i not in split]
+        if settings.path in _SPLITS and others:
+            raise InputError(f"views: {', '.join(others[:5])} of scene {scene.name} are no {stage} views; choose others, or another path")
+        return chosen
+    if not split:
+        raise InputError(f"path={settings.path}: scene {scene.name} has no {stage} views; choose another path, or views=[...]")
+    return split
+
+
+def _focus_depth(scene: Scene, cameras: Cameras) -> float:
+    """What a spiral looks at: NeRF's depth where the layout states bounds, else the median depth of the points amid the views."""
+    nearest = [view.bounds[0] for view in scene.views if view.bounds is not None]
+    if nearest:
+        return _NEAREST_TO_FOCUS * min(nearest)
+    uv_px, depth = average_pose(cameras).project(scene.cloud.read().xyz)
+    height, width = cameras.image_size
+    inside = (depth[0] > 0) & (uv_px[0] >= 0).all(1) & (uv_px[0] < uv_px.new_tensor([width, height])).all(1)
+    if not inside.any():
+        raise InputError(f"path=spiral: no point of scene {scene.name} lies before the mean of the views; choose another path")
+    return float(depth[0, inside].median())
+
+
+def _remove_film(out: Path) -> None:
+    """Removes what an earlier film left in a folder; other files stay."""
+    if (out / "cameras.json").exists():
+        numbered = [path for path in out.glob("*.png") if re.fullmatch(r"[0-9]{5,}", path.stem)]
+        for path in (*numbered, out / "film.mp4", out / "film.gif", out / "contact_sheet.png", out / "cameras.json"):
+            path.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _render(
+    parts: Assembly, scene: str, frames: Sequence[Frame], out: Path, settings: FilmSettings
+) -> tuple[dict[int, Float[Tensor, "3 _ _"]], list[float]]:
+    """Renders and writes; (pictures for the contact sheet by frame, seconds per frame)."""
+    arguments = {key: parts.plan.arguments[key] for key in ("accelerator", "precision")}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(**arguments, **quiet, devices=1)  # knows the device and the precision that an evaluation runs in
+    trainer.precision_plugin.convert_module(parts.system)
+    system = parts.system.to(trainer.strategy.root_device).eval()
+    turned = parts.system_settings.postprocessing_transform == "rotate_90_ccw"
+    sheet = {round(k) for k in np.linspace(0, len(frames) - 1, min(_SHEET_TILES, len(frames)))}
+    shown, seconds = {}, []
+    with _video(out, settings) as add, trainer.precision_plugin.test_step_context():
+        system.prepare(scene)
+        for k, frame in enumerate(tqdm(frames, desc=f"{settings.path} of {scene}", disable=None, leave=False)):
+            start = time.perf_counter()
+            picture = system.render(frame.camera, scene).rgb[0].cpu()  # waits for the device, so the clock is honest
+            seconds.append(time.perf_counter() - start)
+            picture = torch.rot90(picture, 1, (1, 2)) if turned else picture
+            add(picture)
+            if settings.images:
+                write_png(out / f"{k:05}.png", picture)
+            if k in sheet:
+                shown[k] = picture
+    return shown, seconds
+
+
+@contextmanager
+def _video(out: Path, settings: FilmSettings) -> Iterator[Callable[[Float[Tensor, "3 _ _"]], None]]:
+    """Takes pictures; the video is there when all of them have been given, and not before."""
+    if settings.video == "none":
+        yield lambda picture: None
+        return
+    path = out / f"film.{settings.video}"
+    part = path.with_name(f".film.part.{settings.video}")
+    gif = settings.video == "gif"
+    options: dict[str, Any] = {"mode": "I", "duration": 1000 / settings.fps, "loop": 0}
+    if not gif:
+        options = {"fps": settings.fps, "codec": "libx264", "quality": 8, "macro_block_size": 2, "ffmpeg_log_level": "error"}
+
+    def add(picture: Float[Tensor, "3 h w"]) -> None:
+        height, width = picture.shape[1:]
+        even = picture if gif else torch.nn.functional.pad(picture[None], (0, width % 2, 0, height % 2), mode="replicate")[0]
+        writer.append_data(np.asarray(as_image(even)))
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writer: Any = imageio.get_writer(part, **options)
+        with writer:
+            yield add
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error}); free space, or choose another folder with out=<folder>") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """The command."""
+    handler = logging.StreamHandler(sys.stdout)
+    # what is said of data concerns training and scores, and was said when the run was made
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("npbgpp.data"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    words = sys.argv[1:]
+    if not words:
+        keys = ", ".join(field.name for field in fields(FilmSettings))
+        sys.exit(f"usage: python -m npbgpp.render run=<run folder> [key=value ...]\nkeys: {keys}, and those of the config of the run")
+    try:
+        bad = [word for word in words if "=" not in word]
+        if bad:
+            raise InputError(f"{bad[0]}: expected key=value, such as run=<run folder>")
+        overrides = [word for word in words if word.split("=")[0] in _RUN_KEYS or word.split("=")[0].split(".")[0] in GROUPS]
+        given = OmegaConf.from_dotlist([word for word in words if word not in overrides])
+        render_film(typed(FilmSettings, given, "render"), overrides)
+    except (InputError, OmegaConfBaseException) as error:
+        sys.exit(f"error: {' '.join(original_message(error).split())}")
+
+
+if __name__ == "__main__":
+    main()

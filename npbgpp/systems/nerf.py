@@ -1,0 +1,208 @@
+"""NeRF (Mildenhall et al., ECCV 2020): one scene as a radiance field, fitted to the colours of single pixels.
+
+Symbols: n rays of a batch; coordinates of the field are those of ``npbgpp.data.ray_frames``.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from timm.optim import Lookahead
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.optim import SGD, Adam, Optimizer, RAdam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, PolynomialLR, SequentialLR
+
+from npbgpp.data.ray_frames import RayFrame, ray_frame
+from npbgpp.data.rays import RayBatch
+from npbgpp.data.scene import Scene
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.metrics import ImageMetrics
+from npbgpp.models.nerf import Nerf, NerfRender
+from npbgpp.paths import Bases
+from npbgpp.render.occupancy import OccupancyGrid
+from npbgpp.render.ray_sampling import Rays
+from npbgpp.render.volume import Composited
+from npbgpp.systems.base import Render, System
+from npbgpp.systems.nerf_settings import NerfSettings
+
+_SYNTHETIC_BOX = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)  # what the objects of NeRF-Synthetic lie in
+_NDC_BOX = (-1.5, -1.5, -1.0, 1.5, 1.5, 1.0)  # photos of the scene's other cameras show a little beyond -1..1
+
+
+class NeRF(System):
+    """A coarse and a fine field of one scene.
+
+    Args:
+        settings: flat keys of the config.
+        scenes: the one scene of the run.
+        bases: what relative paths of the config refer to; none here.
+        metrics: how views are scored.
+        field: both radiance fields and how rays are sampled. Their background is black: colours behind them are put there by this class.
+    """
+
+    def __init__(self, settings: NerfSettings, scenes: Mapping[str, Scene], bases: Bases, metrics: ImageMetrics, field: Nerf) -> None:
+        super().__init__(scenes, metrics)
+        if len(scenes) != 1:
+            raise InputError(
+                f"system=nerf: a radiance field is one scene, got {len(scenes)} ({', '.join(list(scenes)[:5])}); choose one with datasets.scene_name"
+            )
+        if field.sampling.white_background:
+            raise InputError(
+                "system.field.sampling.white_background: system.rays.background says what is behind the rays; leave it at false"
+            )
+        (self.scene,) = scenes.values()
+        self.settings, self.field = settings, field
+        self.frame = ray_frame(self.scene, frame_kind(settings.ray_frame, self.scene), settings.ray_bounds)
+        self.grid = None
+        if settings.occupancy_grid:
+            box = settings.grid_box or _box(self.scene, self.frame)
+            self.grid = OccupancyGrid(box[:3], box[3:], resolution=settings.grid_resolution)
+        self._last_batch_end: float | None = None
+
+    # -------------------------------------------------------------- beginnings
+    def require_weights(self, missing: Sequence[str]) -> None:
+        """See System.require_weights. A grid that is lacking is full, which is right but slow."""
+        fields = sorted({name.split(".")[1] for name in missing if name.startswith("field.")})
+        if fields:
+            raise InputError(
+                f"weights_path: the checkpoint lacks weights of {' and '.join(fields)}, which would be random; choose the fields that it was trained with, "
+                "or begin anew with weights_strict=false"
+            )
+
+    def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
+        """See System.check_before_training: all was checked at construction."""
+
+    def start_without_weights(self, evaluate_only: bool) -> None:
+        """See System.start_without_weights."""
+        if evaluate_only:
+            raise InputError(
+                "weights_path: expected the checkpoint of a trained field for eval_only=true, got none; the field would be random: name it, for example "
+                "weights_path=experiments/<run>/checkpoints/last.ckpt"
+            )
+
+    def translate_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of nerf_pl by the names that they have here."""
+        return {f"field.{name}" if name.startswith(("nerf_coarse.", "nerf_fine.")) else name: value for name, value in weights.items()}
+
+    # --------------------------------------------------------------- rendering
+    def render(self, cameras: Cameras, scene: str, raster: bool = False) -> Render:
+        """See System.render. The picture of the bare points is one of depth: near is bright, empty is black."""
+        colours, depths = [], []
+        with torch.no_grad(), self.autocast_free():
+            for k in range(len(cameras)):
+                height, width = cameras.image_size
+                origins, along = (part[0].flatten(0, 1) for part in self.frame.cameras(cameras[k].to(self.device)).rays())
+                seen = self._seen(*self._rays(origins, along), training=False).final()
+                assert seen.rgb is not None
+                behind = self._behind(len(origins))
+                rgb = seen.rgb + (1 - seen.opacity)[:, None] * behind
+                colours.append(rgb.T.view(3, height, width).clamp(0, 1))
+                nearness = 1 - (seen.normalised_depth() - self.frame.near) / (self.frame.far - self.frame.near)
+                depths.append((nearness.clamp(0, 1) * seen.opacity.clamp(0, 1)).nan_to_num().view(1, height, width).expand(3, -1, -1))
+        return Render(torch.stack(colours), None, torch.stack(depths) if raster else None)
+
+    def _rays(self, origins: Float[Tensor, "n 3"], view_directions: Float[Tensor, "n 3"]) -> tuple[Rays, Float[Tensor, "n 3"]]:
+        origins, directions = self.frame.rays(origins, view_directions)
+        near, far = (origins.new_full((len(origins),), end) for end in (self.frame.near, self.frame.far))
+        return Rays(origins, directions, near, far), view_directions
+
+    def _seen(self, rays: Rays, view_directions: Float[Tensor, "n 3"], training: bool) -> NerfRender:
+        told = view_directions if self.settings.world_viewdirs else rays.directions
+        return self.field.render(rays, told, training, self.grid, self.settings.chunk)
+
+    def _behind(self, count: int) -> Float[Tensor, "n 3"]:
+        """Photos are composited on white where they have alpha, unless black was chosen."""
+        return torch.full((count, 3), 0.0 if self.settings.rays.background == "black" else 1.0, device=self.device)
+
+    # ---------------------------------------------------------------- training
+    def training_step(self, batch: RayBatch, batch_idx: int) -> Tensor:
+        """Compares the colours of both fields with those of the pixels."""
+        if self.grid is not None and self.global_step % self.settings.grid_every == 0:
+            self.grid.update(self.field.final.density, self.global_step // self.settings.grid_every)
+        rays = Rays(batch.origins, batch.directions, batch.near, batch.far)
+        render = self._seen(rays, batch.view_directions, training=True)
+        losses = {
+            name: mse_loss(_on(seen, batch.background), batch.rgb)
+            for name, seen in (("coarse", render.coarse), ("fine", render.fine))
+            if seen is not None
+        }
+        loss = torch.stack([*losses.values()]).sum()
+        last = [*losses.values()][-1].detach()
+        now = time.perf_counter()
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("psnr", -10 * torch.log10(last.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
+        self.log("points", float(len(batch)), logger=False, batch_size=len(batch))
+        if self._last_batch_end is not None:
+            self.log("rays_per_s", len(batch) / (now - self._last_batch_end), prog_bar=True, batch_size=len(batch))
+        self._last_batch_end = now
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Evaluation and saving are not training time."""
+        self._last_batch_end = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimiser of both fields; its schedule goes by epochs."""
+        s = self.settings
+        optimizer = _optimizer(s, self.field.parameters())
+        schedule = _schedule(s, optimizer, self.trainer.max_epochs or 1)
+        if schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def frame_kind(chosen: str, scene: Scene) -> str:
+    """``auto`` is NDC for LLFF scenes, which face forward, and the plain world for others."""
+    if chosen != "auto":
+        return chosen
+    return "forward" if scene.layout == "llff" else "plain"
+
+
+def _on(seen: Composited, background: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    assert seen.rgb is not None
+    return seen.rgb + (1 - seen.opacity)[:, None] * background
+
+
+def _box(scene: Scene, frame: RayFrame) -> tuple[float, ...]:
+    """A box around all that rays of training photos can show, in coordinates of the field."""
+    if frame.ndc is not None:
+        return _NDC_BOX
+    if scene.layout == "nerf_synthetic":
+        return _SYNTHETIC_BOX
+    ends = []
+    for index in scene.splits["train"]:
+        origins, along = frame.cameras(scene.views[index].camera.resize((2, 2))).rays()
+        ends += [(origins + t * along).reshape(-1, 3) for t in (frame.near, frame.far)]
+    corners = torch.cat(ends)
+    return (*corners.amin(0).tolist(), *corners.amax(0).tolist())
+
+
+def _optimizer(settings: NerfSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    lr, decay = settings.lr, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay)
+    if settings.optimizer == "adam":
+        return Adam(parameters, lr=lr, weight_decay=decay)
+    if settings.optimizer == "radam":
+        return RAdam(parameters, lr=lr, weight_decay=decay, decoupled_weight_decay=True)
+    # Ranger: RAdam with Lookahead (Wright, 2019)
+    return Lookahead(RAdam(parameters, lr=lr, betas=(0.95, 0.999), weight_decay=decay, decoupled_weight_decay=True), alpha=0.5, k=6)
+
+
+def _schedule(settings: NerfSettings, optimizer: Optimizer, epochs: int) -> LRScheduler | None:
+    rest = max(1, epochs - settings.warmup_epochs)
+    schedule: LRScheduler | None = None
+    if settings.lr_schedule == "steplr":
+        schedule = MultiStepLR(optimizer, list(settings.decay_step), settings.decay_gamma)
+    elif settings.lr_schedule == "cosine":
+        schedule = CosineAnnealingLR(optimizer, rest, eta_min=1e-8)
+    elif settings.lr_schedule == "poly":
+        schedule = PolynomialLR(optimizer, rest, settings.poly_exp)
+    if not settings.warmup_epochs:
+        return schedule
+    warmup = LinearLR(optimizer, 1 / (settings.warmup_epochs + 1), 1.0, settings.warmup_epochs)
+    return warmup if schedule is None else SequentialLR(optimizer, [warmup, schedule], [settings.warmup_epochs])

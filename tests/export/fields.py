@@ -1,0 +1,63 @@
+"""Radiance fields that are known in advance."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from npbgpp.export.densities import Densities
+from npbgpp.models.nerf import Nerf, NerfSampling
+from npbgpp.models.radiance_field import RadianceField
+
+THRESHOLD = 20.0
+STEEPNESS = 200.0  # fall of the density, per radius
+
+
+def ball(
+    centre: tuple[float, ...], radii: tuple[float, ...], steepness: float = STEEPNESS
+) -> Callable[[Float[Tensor, "n 3"]], Float[Tensor, " n"]]:
+    """Raw density that is THRESHOLD on an ellipsoid, larger inside of it and negative outside."""
+    return lambda xyz: THRESHOLD + steepness * (1 - ((xyz - xyz.new_tensor(centre)) / xyz.new_tensor(radii)).norm(dim=1))
+
+
+def either(*fields: Callable[[Tensor], Tensor]) -> Callable[[Float[Tensor, "n 3"]], Float[Tensor, " n"]]:
+    """Raw density of the densest field."""
+    return lambda xyz: torch.stack([field(xyz) for field in fields]).amax(0)
+
+
+def densities(field: Callable[[Tensor], Tensor], grid=None, chunk: int = 1000) -> Densities:
+    return Densities(field, grid, chunk, torch.device("cpu"))
+
+
+class Facing(RadianceField):
+    """A ball around the origin that shows 0.5 + 0.5 d to a ray of direction d."""
+
+    def __init__(self, radius: float) -> None:
+        super().__init__(depth=1, width=2, skips=())
+        self.solid = ball((0.0,) * 3, (radius,) * 3)
+
+    def density(self, xyz):
+        return self.solid(xyz)
+
+    def forward(self, xyz, directions):
+        return self.solid(xyz), 0.5 + 0.5 * directions
+
+
+def facing(radius: float) -> Nerf:
+    nerf = Nerf(NerfSampling(samples=64, importance=0), depth=1, width=2, skips=())
+    nerf.nerf_coarse = Facing(radius)
+    return nerf
+
+
+def octahedron(semi_axes: tuple[float, float, float], prefix: str) -> dict[str, Tensor]:
+    """Weights of a field of one layer of six channels, without frequencies, that is THRESHOLD dense on an octahedron and of one colour."""
+    axes = torch.eye(3)
+    fall = STEEPNESS / torch.tensor(semi_axes)
+    field = RadianceField(depth=1, width=6, skips=(), xyz_frequencies=0, dir_frequencies=0)
+    weights = {name: torch.zeros_like(value) for name, value in field.state_dict().items()}
+    weights["xyz_encoding_1.0.weight"] = torch.cat([axes, -axes])
+    weights["sigma.weight"] = -torch.cat([fall, fall])[None]
+    weights["sigma.bias"] = torch.tensor([THRESHOLD + STEEPNESS])
+    weights["rgb.0.bias"] = torch.tensor([3.0, 0.0, -3.0])
+    return {prefix + name: value for name, value in weights.items()}

@@ -1,0 +1,202 @@
+"""NeRF as a system: trains, is evaluated and continued like the others; its grid changes the cost and not the picture; what it refuses."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from npbgpp.data.rays import RaySampling
+from npbgpp.errors import InputError
+from npbgpp.files import load_tensors
+from npbgpp.systems.nerf import _optimizer, _schedule
+from npbgpp.systems.nerf_settings import NerfSettings
+
+from ..layouts import colmap, llff, nerf_synthetic, npcr
+from .run_files import weights
+
+LAST = "checkpoints/last.ckpt"
+
+
+def scores(folder):
+    content = json.loads((folder / "metrics.json").read_text())
+    ((name, found),) = content["datasets"].items()
+    return name, found
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Balls of one colour each: fields of some thousand weights can learn them."""
+    root = tmp_path_factory.mktemp("drawn")
+    nerf_synthetic.write(root / "scene", 12, (32, 32))
+    return root
+
+
+def run_drawn(run_nerf, drawn):
+    def go(launch, *overrides, name="run"):
+        return run_nerf(launch, "datasets.scene_name=scene", "system.lr=3e-3", *overrides, root=drawn, name=name)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def trained(run_nerf, drawn, tmp_path_factory):
+    """A field after 240 steps, evaluated."""
+    return run_drawn(run_nerf, drawn)(
+        tmp_path_factory.mktemp("nerf"), "trainer.max_epochs=8", "trainer.limit_train_batches=30", "test_after_fit=true"
+    )
+
+
+def test_a_field_learns_the_scene(trained, run_nerf, drawn, tmp_path):
+    early = run_drawn(run_nerf, drawn)(tmp_path, "test_after_fit=true")
+    name, late = scores(trained)
+    assert name == "scene_holdout" and late["views"] == 1
+    assert late["psnr"] > scores(early)[1]["psnr"] + 3
+    for kind in ("rendered", "gt", "raster"):
+        assert len(list(trained.glob(f"rendered/scene_holdout/test_epoch7/*_{kind}.png"))) == 1
+    assert (trained / "report.png").is_file()
+
+
+def test_evaluating_again_gives_the_same(trained, run_nerf, drawn, tmp_path):
+    again = run_drawn(run_nerf, drawn)(tmp_path, "eval_only=true", f"weights_path={trained / LAST}")
+    assert scores(again)[1]["psnr"] == pytest.approx(scores(trained)[1]["psnr"], abs=1e-4)
+
+
+def test_the_grid_changes_the_cost_and_not_the_picture(trained, run_nerf, drawn, tmp_path):
+    """A checkpoint with a grid, evaluated without it."""
+    plain = run_drawn(run_nerf, drawn)(
+        tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "system.occupancy_grid=false", "weights_strict=false"
+    )
+    # it marches in finer steps than importance sampling of so few depths does, so that the picture is a little better
+    assert -0.3 < scores(trained)[1]["psnr"] - scores(plain)[1]["psnr"] < 2
+    densities = load_tensors(trained / LAST, "checkpoint")["state_dict"]["grid.densities"]
+    assert densities.max() > 10 * densities.median()
+
+
+def test_weights_of_nerf_pl_load_by_their_names(trained, run_nerf, drawn, tmp_path):
+    run = run_drawn(run_nerf, drawn)
+    state = load_tensors(trained / LAST, "checkpoint")["state_dict"]
+    theirs = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
+    assert "nerf_fine.xyz_encoding_1.0.weight" in theirs and "nerf_coarse.rgb.0.bias" in theirs
+    torch.save({"state_dict": theirs}, tmp_path / "theirs.ckpt")
+    found = run(tmp_path, "eval_only=true", "weights_path=theirs.ckpt", "system.occupancy_grid=false")
+    expected = run(
+        tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "system.occupancy_grid=false", "weights_strict=false", name="ours"
+    )
+    assert scores(found)[1]["psnr"] == pytest.approx(scores(expected)[1]["psnr"], abs=1e-6)
+
+
+def test_training_continues(run_nerf, tmp_path):
+    first = run_nerf(tmp_path)
+    again = run_nerf(tmp_path, "trainer.max_epochs=2", f"trainer.resume_from_checkpoint={first / LAST}", name="again")
+    before, after = weights(first), weights(again)
+    assert not torch.equal(before["field.nerf_fine.sigma.weight"], after["field.nerf_fine.sigma.weight"])
+    assert load_tensors(again / LAST, "checkpoint")["global_step"] == 8
+
+
+def test_a_run_repeats(run_nerf, tmp_path):
+    one, two = (weights(run_nerf(tmp_path, name=name)) for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("system.field.sampling.importance=0",),
+        ("system.occupancy_grid=false",),
+        ("system.rays.background=random",),
+        ("system.rays.background=black", "datasets.white_bg=false"),
+        ("system.rays.sampling=image", "system.rays.precrop_batches=2"),
+        ("system.optimizer=ranger", "system.lr_schedule=poly", "system.warmup_epochs=1", "trainer.max_epochs=2"),
+        ("trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"),
+        ("dataloader.train.num_workers=2",),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_choices_train(run_nerf, tmp_path, overrides):
+    folder = run_nerf(tmp_path, "test_after_fit=true", *overrides)
+    assert math.isfinite(scores(folder)[1]["psnr"])
+
+
+@pytest.mark.parametrize(
+    ("write", "overrides"),
+    [
+        (llff.write, ("datasets=llff_one_scene", "datasets.downscale=1", "system.ray_frame=inward")),
+        (colmap.write, ("datasets=colmap_one_scene",)),
+        (npcr.write, ("datasets=npcr_one_scene", "system.ray_bounds=[1,6]")),
+    ],
+    ids=["llff", "colmap", "npcr"],
+)
+def test_other_scenes_train_without_a_cloud(run_nerf, tmp_path, write, overrides):
+    write(tmp_path / "data" / "scene", 8, (32, 32))
+    for cloud in (*(tmp_path / "data" / "scene").glob("*.ply"), *(tmp_path / "data" / "scene").glob("pointclouds/*")):
+        cloud.unlink()
+    folder = run_nerf(tmp_path, *overrides, "datasets.scene_name=scene", "test_after_fit=true", root=tmp_path / "data")
+    assert math.isfinite(scores(folder)[1]["psnr"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("eval_only=true",), ["weights_path", "random"]),
+        (
+            ("datasets=nerf_blender_pretrain", "datasets.scenes.train=[ball,globe]", "datasets.scenes.val=[]", "datasets.scenes.test=[]"),
+            ["one scene"],
+        ),
+        (("system.ray_bounds=[3,3]",), ["system.ray_bounds", "[3.0, 3.0]"]),
+        (("system.ray_bounds=[0,3]",), ["system.ray_bounds"]),
+        (("system.ray_frame=sideways",), ["system.ray_frame", "sideways"]),
+        (("system.optimizer=lion",), ["system.optimizer", "adam", "lion"]),
+        (("system.lr=0",), ["system.lr"]),
+        (("system.chunk=0",), ["system.chunk"]),
+        (("system.rays.rays_per_batch=0",), ["rays_per_batch"]),
+        (("system.grid_box=[0,0,0,0,1,1]",), ["box"]),
+        (("system.field.sampling.samples=1",), ["samples"]),
+        (("datasets.cache_memory_gb=1e-5",), ["datasets.cache_memory_gb"]),
+    ],
+)
+def test_what_is_refused(run_nerf, tmp_path, overrides, words):
+    with pytest.raises(InputError) as caught:
+        run_nerf(tmp_path, *overrides)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_checkpoint_of_other_sizes(trained, run_nerf, tmp_path):
+    with pytest.raises(InputError, match=r"weights have another shape.*xyz_encoding"):
+        run_nerf(tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "system.field.width=16")
+    with pytest.raises(InputError, match=r"lacks weights of nerf_coarse and nerf_fine"):
+        run_nerf(tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "system.field.depth=4")
+
+
+# -------------------------------------------------------------------------------------------------------------- optimisers and schedules
+def rates(epochs: int, **changes) -> list[float]:
+    settings = NerfSettings(system_class="NeRF", rays=RaySampling(), lr=1.0, **changes)
+    optimizer = _optimizer(settings, [torch.nn.Parameter(torch.zeros(1))])
+    schedule = _schedule(settings, optimizer, epochs)
+    found = []
+    for _ in range(epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return found
+
+
+def test_schedules():
+    assert rates(4, lr_schedule="constant") == [1.0] * 4
+    assert rates(5, lr_schedule="steplr", decay_step=(2, 4), decay_gamma=0.5) == pytest.approx([1, 1, 0.5, 0.5, 0.25])
+    assert rates(4, lr_schedule="cosine") == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)], abs=1e-7)
+    assert rates(5, lr_schedule="poly", poly_exp=0.9) == pytest.approx([(1 - k / 5) ** 0.9 for k in range(5)])
+    warm = rates(6, lr_schedule="poly", poly_exp=1.0, warmup_epochs=2)
+    assert warm[:3] == pytest.approx([1 / 3, 2 / 3, 1]) and warm[3:] == pytest.approx([0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "radam", "ranger"])
+def test_optimisers_descend(name):
+    parameter = torch.nn.Parameter(torch.tensor([3.0]))
+    optimizer = _optimizer(NerfSettings(system_class="NeRF", optimizer=name, lr=0.05), [parameter])
+    for _ in range(200):
+        optimizer.zero_grad()
+        (parameter**2).sum().backward()
+        optimizer.step()
+    assert parameter.abs().item() < 1
