@@ -55,7 +55,7 @@ ALLOWED = {
     "callbacks": ("errors", "files", "metrics", "systems.base", "callbacks"),
     "trainer": ("errors",),
 }
-ENTRIES = ("run", "run_folder")  # these may import everything, hydra too; so may modules that are run with python -m
+ENTRIES = ("run", "run_folder", "finished_run")  # these may import everything, hydra too; so may modules that are run with python -m
 REPLACED = {"pytorch3d", "torch_scatter"}
 
 

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning import Trainer
 
 from npbgpp.checkpoint import find_weights
 from npbgpp.config import typed
@@ -26,9 +24,9 @@ from npbgpp.export.densities import Box, Densities
 from npbgpp.export.mesh_colours import Occlusion, colours_along_normals, fused_colours
 from npbgpp.export.volume import all_round_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
+from npbgpp.finished_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
 from npbgpp.geometry.pointcloud import write_ply
-from npbgpp.render.__main__ import _RUN_KEYS, FilmSettings, _configure, _run_config
-from npbgpp.run import GROUPS, assemble
+from npbgpp.run import assemble
 from npbgpp.systems.base import System
 from npbgpp.systems.nerf import NeRF
 from npbgpp.systems.point_based import PointSystem
@@ -133,7 +131,7 @@ class VolumeSettings(BoxChoice):
 def weights(settings: RunChoice) -> None:
     """Writes the weights of a checkpoint alone."""
     run = settings.folder()
-    config, bases = _run_config(run)
+    config, bases = run_config(run)
     out = settings.file(f"{run.name}{SUFFIX}", (SUFFIX,))
     known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
     name = settings.checkpoint.removesuffix(".ckpt")
@@ -214,17 +212,10 @@ def _radiance_field(settings: BoxChoice, overrides: list[str]) -> tuple[NeRF, st
 def _rebuilt(settings: SceneChoice, overrides: list[str]) -> tuple[System, str]:
     """The system of a run with its weights, on the device that the run asks for, and the name of the scene."""
     run = settings.folder()
-    config, bases = _run_config(run)
-    scene = _configure(config, FilmSettings(run=run, checkpoint=settings.checkpoint, scene=settings.scene), run, overrides)
+    config, bases = run_config(run)
+    scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     parts = assemble(config, bases, needs_test_views=False)
-    trainer = Trainer(  # knows the device
-        accelerator=parts.plan.arguments["accelerator"],
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_of(parts)
     return parts.system.to(trainer.strategy.root_device).eval(), scene
 
 
@@ -233,21 +224,13 @@ SETTINGS = {"weights": RunChoice, "cloud": SceneChoice, "mesh": MeshSettings, "v
 
 def main() -> None:
     """The command."""
-    handler = logging.StreamHandler(sys.stdout)
-    # what is said of data concerns training and scores, and was said when the run was made
-    handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("npbgpp.data"))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    quiet_log()
     name, *words = sys.argv[1:] or [""]
     if name not in SETTINGS:
         lines = [f"  {key}: {', '.join(field.name for field in fields(schema))}" for key, schema in SETTINGS.items()]
         sys.exit("usage: python -m npbgpp.export weights|cloud|mesh|volume run=<run folder> [key=value ...]\nkeys of\n" + "\n".join(lines))
     try:
-        bad = [word for word in words if "=" not in word]
-        if bad:
-            raise InputError(f"{bad[0]}: expected key=value, such as run=<run folder>")
-        overrides = [word for word in words if word.split("=")[0] in _RUN_KEYS or word.split("=")[0].split(".")[0] in GROUPS]
-        given = OmegaConf.from_dotlist([word for word in words if word not in overrides])
+        given, overrides = words_of(words)
         if name == "weights":
             if overrides:
                 raise InputError(

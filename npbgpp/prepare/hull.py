@@ -76,6 +76,8 @@ def visual_hull(views: Sequence[View], count: int = 100_000, dissent: float = 0.
     """
     if count < 1:
         raise InputError(f"count: expected a positive number of points, got {count}")
+    if not 0 <= dissent < 0.5:
+        raise InputError(f"dissent: expected a share of the photos from 0 to less than 0.5, got {dissent}")
     if len(views) < _MIN_VIEWS:
         raise InputError(
             f"visual hull: expected at least {_MIN_VIEWS} views, got {len(views)}; use more views, or make the cloud in another way"

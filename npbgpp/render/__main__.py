@@ -7,7 +7,6 @@ A film is a folder: ``00000.png`` and so on, ``film.mp4`` or ``film.gif``, ``cam
 needs even sides: where the pictures have an odd one it repeats their last row or column. A gif shows its frames for whole hundredths of a second.
 """
 
-import json
 import logging
 import os
 import re
@@ -22,11 +21,8 @@ from typing import Any
 import imageio.v2 as imageio
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,18 +32,16 @@ from npbgpp.config import typed
 from npbgpp.data.pose_files import LARGEST_SIDE, read_poses, write_poses
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError, original_message
+from npbgpp.finished_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
 from npbgpp.geometry.camera_paths import average_pose, fit, interpolate, orbit_of, spiral
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.paths import Bases
-from npbgpp.run import GROUPS, Assembly, assemble
+from npbgpp.run import Assembly, assemble
 
 log = logging.getLogger("npbgpp.render")
 
-PROJECT = Path(__file__).resolve().parents[2]
 _SPLITS = ("test", "val", "train")
 _MADE = ("spiral", "circle", "interpolate")  # paths of as many frames as one likes
 _FRAMES = 120
-_RUN_KEYS = ("weights_path", "weights_strict", "cache_dir")
 _SMALLEST_SIDE = 16  # the coarsest of five levels has one pixel
 _SHEET_TILES, _SHEET_COLUMNS = 12, 4
 _NEAREST_TO_FOCUS = 3.5 * 0.75  # NeRF's code looks at depth 3.5 where the nearest depth is 1 / 0.75
@@ -132,8 +126,8 @@ def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
         InputError: anything the user supplied that cannot be used.
     """
     run = settings.run.expanduser().resolve()
-    config, bases = _run_config(run)
-    scene = _configure(config, settings, run, overrides)
+    config, bases = run_config(run)
+    scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     out = (settings.out or run / "films" / f"{scene}_{settings.path}").expanduser().absolute()
     if (out / "cameras.json").exists() and not settings.overwrite:
         raise InputError(f"out={out}: there is a film already; choose another folder, or overwrite=true")
@@ -157,65 +151,6 @@ def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
     write_image(out / "contact_sheet.png", tile_sheet(title, ("",) * min(columns, len(shown)), tiles))
     log.info("%d frames, %.3f s per frame (median); the film: %s", len(frames), float(np.median(seconds)), out)
     return out
-
-
-def _read_yaml(path: Path, run: Path) -> DictConfig:
-    try:
-        content = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise InputError(
-            f"run={run}: expected the folder of a run, with {path.relative_to(run)}, there is none; correct the path"
-        ) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: expected the config of a run, got an unreadable file ({' '.join(str(error).split())})") from error
-    if not isinstance(content, DictConfig):
-        raise InputError(f"{path}: expected the config of a run, got a {type(content).__name__}")
-    return content
-
-
-def _run_config(run: Path) -> tuple[DictConfig, Bases]:
-    """The config of a run, and what relative paths in it mean: what they meant when it was started, if that folder is still there."""
-    config, launch, started = _read_yaml(run / ".hydra" / "config.yaml", run), Path.cwd(), run / ".hydra" / "hydra.yaml"
-    if started.is_file():
-        folder = OmegaConf.select(_read_yaml(started, run), "hydra.runtime.cwd")
-        launch = Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else launch
-    text = json.dumps(OmegaConf.to_container(config, resolve=False))
-    for name, path in (("run.dir", run), ("runtime.output_dir", run), ("runtime.cwd", launch)):
-        text = text.replace(f"${{hydra:{name}}}", json.dumps(str(path))[1:-1])  # outside of Hydra nobody knows these
-    return OmegaConf.create(json.loads(text)), Bases(launch, run, PROJECT)
-
-
-def _configure(config: DictConfig, settings: FilmSettings, run: Path, overrides: Sequence[str]) -> str:
-    """Turns the config of a run into that of an evaluation of one scene, whose name is returned."""
-    missing = [key for key in ("datasets", "dataloader", "system", "trainer") if not isinstance(config.get(key), DictConfig)]
-    if missing:
-        raise InputError(f"run={run}: expected groups of a config in .hydra/config.yaml, got none called {', '.join(missing)}")
-    config.callbacks = config.loggers = None
-    config.trainer.resume_from_checkpoint = None
-    config.datasets.cache_images = False
-    config.system.lpips_weights = None
-    known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
-    name = settings.checkpoint.removesuffix(".ckpt")
-    if name in known:
-        config.weights_path, config.weights_strict = str(run / "checkpoints" / f"{name}.ckpt"), True
-        if name != "last" and config.system.system_class == "NPBG":
-            log.warning("checkpoint=%s: the descriptors of the run are those of its last epoch", name)
-    elif known or name != "last":  # the run of an evaluation has none, and names its weights
-        raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {settings.checkpoint}")
-    config.merge_with_dotlist(list(overrides))
-    config.eval_only = True
-    lists = OmegaConf.to_container(config.datasets.scenes, resolve=True)
-    assert isinstance(lists, dict)
-    names = list(dict.fromkeys(str(scene) for stage in _SPLITS for scene in lists.get(stage) or ()))
-    if settings.scene is None and len(names) != 1:
-        raise InputError(
-            f"scene: expected the name of one, since the run has {len(names)} ({', '.join(names)}); choose it with scene=<name>"
-        )
-    scene = settings.scene or names[0]
-    config.datasets.scenes = {"train": [scene], "val": [scene], "test": []}
-    if config.datasets.get("names") is not None:
-        config.datasets.names = [scene]
-    return scene
 
 
 def film_frames(settings: FilmSettings, scene: Scene) -> list[Frame]:
@@ -288,9 +223,7 @@ def _render(
     parts: Assembly, scene: str, frames: Sequence[Frame], out: Path, settings: FilmSettings
 ) -> tuple[dict[int, Float[Tensor, "3 _ _"]], list[float]]:
     """Renders and writes; (pictures for the contact sheet by frame, seconds per frame)."""
-    arguments = {key: parts.plan.arguments[key] for key in ("accelerator", "precision")}
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(**arguments, **quiet, devices=1)  # knows the device and the precision that an evaluation runs in
+    trainer = trainer_of(parts)
     trainer.precision_plugin.convert_module(parts.system)
     system = parts.system.to(trainer.strategy.root_device).eval()
     turned = parts.system_settings.postprocessing_transform == "rotate_90_ccw"
@@ -343,21 +276,13 @@ def _video(out: Path, settings: FilmSettings) -> Iterator[Callable[[Float[Tensor
 
 def main() -> None:
     """The command."""
-    handler = logging.StreamHandler(sys.stdout)
-    # what is said of data concerns training and scores, and was said when the run was made
-    handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("npbgpp.data"))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    quiet_log()
     words = sys.argv[1:]
     if not words:
         keys = ", ".join(field.name for field in fields(FilmSettings))
         sys.exit(f"usage: python -m npbgpp.render run=<run folder> [key=value ...]\nkeys: {keys}, and those of the config of the run")
     try:
-        bad = [word for word in words if "=" not in word]
-        if bad:
-            raise InputError(f"{bad[0]}: expected key=value, such as run=<run folder>")
-        overrides = [word for word in words if word.split("=")[0] in _RUN_KEYS or word.split("=")[0].split(".")[0] in GROUPS]
-        given = OmegaConf.from_dotlist([word for word in words if word not in overrides])
+        given, overrides = words_of(words)
         render_film(typed(FilmSettings, given, "render"), overrides)
     except (InputError, OmegaConfBaseException) as error:
         sys.exit(f"error: {' '.join(original_message(error).split())}")
