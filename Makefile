@@ -3,6 +3,7 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
 LOCK_ARGS ?=
 
 UV_VERSION := 0.13.8
@@ -32,8 +33,8 @@ demo: $(INSTALLED)  ## train NPBG++ and NPBG on the scene in example/, compare t
 	$(BIN)/python train_net.py experiment=demo_npbg hydra.run.dir=$(DEMO_DIR)/npbg $(DEMO_ARGS)
 	$(BIN)/python -m npbgpp.compare $(DEMO_DIR)/npbgpp $(DEMO_DIR)/npbg --out $(DEMO_DIR)
 
-test: $(INSTALLED)  ## run the tests (PYTEST_ARGS="-k name ...")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(INSTALLED)  ## run the tests in two processes (PYTEST_ARGS="-k name ...", PYTEST_WORKERS=0 for one)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

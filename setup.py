@@ -36,6 +36,7 @@ TEST_REQUIRES = [
     "hypothesis>=6.140,<7",
     "packaging>=25",
     "pytest>=9,<10",
+    "pytest-xdist>=3.6,<4",
     "setuptools>=77.0.3",
 ]
 

@@ -197,7 +197,7 @@ def test_make_hands_arguments_on() -> None:
         "-m npbgpp.compare there/npbgpp there/npbg --out there",
     ):
         assert f".venv/bin/python {command}\n" in demo
-    assert ".venv/bin/python -m pytest -k one\n" in make(ROOT, "--dry-run", "test", "PYTEST_ARGS=-k one").stdout
+    assert ".venv/bin/python -m pytest -n 2 --dist loadfile -k one\n" in make(ROOT, "--dry-run", "test", "PYTEST_ARGS=-k one").stdout
 
 
 def test_make_refuses_a_missing_python(tmp_path: Path) -> None:

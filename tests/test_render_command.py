@@ -13,7 +13,6 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -21,19 +20,11 @@ from npbgpp.data.pose_files import read_poses, write_poses
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.render.__main__ import main
 
-from .conftest import REPOSITORY, TINY_NPBGPP, TINY_OVERRIDES, TINY_SIZE, ring_pose
+from .conftest import TINY_NPBGPP, TINY_OVERRIDES, TINY_SIZE, ring_pose
+from .run_folders import remember
 
 # descriptors of another width, as many as the aggregator has coefficients: the basis that NPBG++ was trained with
 FINETUNE = (*(word for word in TINY_OVERRIDES if word != "system=npbg"), "system=coefficients_ft")
-
-
-def remember(folder: Path, launch: Path, *overrides: str) -> None:
-    """Writes what Hydra writes when a run is started in a process of its own."""
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = compose("config", overrides=[word for word in overrides if not word.startswith("hydra.")])
-    (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    OmegaConf.save({"hydra": {"runtime": {"cwd": str(launch), "output_dir": str(folder)}}}, folder / ".hydra" / "hydra.yaml")
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from PIL import Image
 from plyfile import PlyData
 from safetensors import safe_open
@@ -29,6 +27,7 @@ from npbgpp.geometry.pointcloud import read_ply
 from npbgpp.systems.base import CHECKPOINT_FORMAT
 
 from ..conftest import REPOSITORY, TINY_NPBGPP, TINY_OVERRIDES, ring_pose
+from ..run_folders import remember
 from .fields import octahedron
 
 SEMI_AXES = (0.9, 0.6, 0.8)
@@ -41,15 +40,6 @@ TINY_NERF = (
     "system.occupancy_grid=false",
     *(f"system.field.{word}" for word in TINY_FIELD),
 )
-
-
-def remember(folder: Path, launch: Path, *overrides: str) -> None:
-    """Writes what Hydra writes when a run is started in a process of its own."""
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = compose("config", overrides=list(overrides))
-    (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    OmegaConf.save({"hydra": {"runtime": {"cwd": str(launch), "output_dir": str(folder)}}}, folder / ".hydra" / "hydra.yaml")
 
 
 @pytest.fixture(scope="module")
