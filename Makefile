@@ -49,11 +49,12 @@ lock: $(UV)  ## make requirements.lock from requirements.txt (LOCK_ARGS=--upgrad
 	$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 		--custom-compile-command "make lock" $(LOCK_ARGS) --output-file requirements.lock requirements.txt
 
-bench: $(INSTALLED)  ## measure the rasterizer, a training step, view selection and aggregation
+bench: $(INSTALLED)  ## measure the rasterizer, a training step, view selection, aggregation and loading
 	$(BIN)/python benchmarks/rasterizer.py
 	$(BIN)/python benchmarks/npbg_step.py
 	$(BIN)/python benchmarks/view_selection.py
 	$(BIN)/python benchmarks/aggregation.py
+	$(BIN)/python benchmarks/loading.py
 
 clean:  ## remove the environment and the caches, never results
 	@if [ -e $(CREATED) ]; then rm -rf $(VENV); elif [ -e $(VENV) ]; then echo "$(VENV) is kept: make did not create it"; fi

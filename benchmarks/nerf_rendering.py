@@ -19,7 +19,8 @@ from npbgpp.systems.nerf import NeRF
 
 def dense(system: NeRF, origins: Tensor, directions: Tensor, chunk: int = 32768) -> Tensor:
     """(n, 3) colours on white: every ray at the depths that the grid chooses among, every depth asked."""
-    count = system.field.sampling.marched
+    count, grid = system.field.sampling.marched, system.grid
+    assert grid is not None
     share = torch.linspace(0, 1, count)
     z = system.frame.near * (1 - share) + system.frame.far * share
     step = torch.cat([z[1:] - z[:-1], torch.full((1,), 1e10)])
@@ -28,7 +29,8 @@ def dense(system: NeRF, origins: Tensor, directions: Tensor, chunk: int = 32768)
     for o, d in zip(origins.split(rays), directions.split(rays), strict=True):
         xyz = o[:, None] + d[:, None] * z[:, None]
         sigma, rgb = system.field.final(xyz.reshape(-1, 3), d[:, None].expand_as(xyz).reshape(-1, 3))
-        sigma, rgb = sigma.view(len(o), count), rgb.view(len(o), count, 3)
+        # what the grid calls empty was never trained: it counts as empty here too, but only after the field was asked
+        sigma, rgb = torch.where(grid.occupied(xyz), sigma.view(len(o), count), 0.0), rgb.view(len(o), count, 3)
         alpha = 1 - torch.exp(-step * sigma.relu())
         left = torch.cumprod(torch.cat([torch.ones(len(o), 1), 1 - alpha + 1e-10], 1), 1)[:, :-1]
         weight = alpha * left
