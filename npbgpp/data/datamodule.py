@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -58,6 +58,7 @@ class DatasetSettings:
     compositing: str = "authors"
     intrinsics: str = "authors"
     views: tuple[int, ...] | None = None
+    published_views: dict[str, tuple[int, ...]] = field(default_factory=dict)
     downscale: float = 1.0
     paths_file: Path | None = None
     val_indices: ViewChoice | None = None
@@ -181,7 +182,7 @@ class DataModule(LightningDataModule):
                 f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
             )
         cloud = CloudFile(folder / s.pc_name, s.n_point, s.noise_sigma)
-        choices = {key: getattr(s, key) for key in ("white_bg", "compositing", "intrinsics", "views", "downscale")}
+        choices = {key: getattr(s, key) for key in ("white_bg", "compositing", "intrinsics", "views", "published_views", "downscale")}
         choices["paths_file"] = paths_file
         scene = read_scene(s.layout, folder, self.images_root / name, name, cloud, choices)
         if (

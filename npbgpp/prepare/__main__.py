@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +19,7 @@ from npbgpp.config import typed
 from npbgpp.data.cloud_file import CloudFile, read_cloud
 from npbgpp.data.cloud_manifest import CloudManifest, file_sha256, manifest_path
 from npbgpp.data.colmap_model import ColmapModel, find_models
-from npbgpp.data.parsers import read_scene, with_cloud
+from npbgpp.data.parsers import read_scene, recognise, with_cloud
 from npbgpp.data.parsers.npbg import scene_folder
 from npbgpp.data.scene import Scene, View
 from npbgpp.data.splits import ViewChoice
@@ -36,6 +37,8 @@ from npbgpp.prepare.words import table
 log = logging.getLogger("npbgpp.prepare")
 
 _POINTS = 100_000
+# lists that training takes from the config as well
+_H3DS = Path(__file__).resolve().parents[2] / "conf" / "datasets" / "_h3ds.yaml"
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,11 @@ class SceneChoice:
         """The scene with the splits that training would use."""
         folder = self.folder()
         name = self.scene if self.paths_file is not None else folder.name
-        choices = {"white_bg": self.white_bg, "downscale": self.downscale, "paths_file": self.paths_file}
+        choices: dict[str, Any] = {"white_bg": self.white_bg, "downscale": self.downscale, "paths_file": self.paths_file}
+        if self.layout == "h3ds" or (self.layout == "auto" and recognise(folder)[:1] == ("h3ds",)):
+            listed = OmegaConf.to_container(OmegaConf.load(_H3DS))
+            assert isinstance(listed, dict)
+            choices["published_views"] = {name: tuple(numbers) for name, numbers in listed["published_views"].items()}
         scene = read_scene(self.layout, folder, folder, name, CloudFile(folder / self.pc_name), choices)
         return scene.with_splits(self.val_indices, self.holdout_indices)
 

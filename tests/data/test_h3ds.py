@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
 from npbgpp.data.parsers import LAYOUTS
-from npbgpp.data.parsers.h3ds import _PUBLISHED_VIEWS
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 
@@ -24,8 +24,12 @@ HELD_OUT = {
 }
 
 
+LISTS = OmegaConf.to_container(OmegaConf.load(Path(__file__).resolve().parents[2] / "conf" / "datasets" / "_h3ds.yaml").published_views)
+
+
 def parse(folder: Path, **options) -> Scene:
-    return LAYOUTS["h3ds"].parse(folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), **options)
+    lists = {name: tuple(numbers) for name, numbers in LISTS.items()}
+    return LAYOUTS["h3ds"].parse(folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), published_views=lists, **options)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +81,10 @@ def test_published_views_and_splits(whole):
 
 def test_lists_of_the_data_set():
     """Ten scenes of 32 different photos each, in ascending order; what is held out of the two that the NPBG++ authors test on."""
-    lists = {name: [int(number) for number in text.split()] for name, text in _PUBLISHED_VIEWS.items()}
-    assert len(lists) == 10
-    for name, numbers in lists.items():
+    assert len(LISTS) == 10
+    for name, numbers in LISTS.items():
         assert len(set(numbers)) == 32 and numbers == sorted(numbers) and numbers[-1] <= 68, name
-    assert {name: lists[name][5:31:5] for name in HELD_OUT} == HELD_OUT
+    assert {name: LISTS[name][5:31:5] for name in HELD_OUT} == HELD_OUT
 
 
 def test_other_scenes_have_all_their_photos(small):

@@ -15,7 +15,7 @@ from npbgpp.data.cloud_manifest import CloudManifest
 from npbgpp.geometry.pointcloud import read_ply
 from npbgpp.prepare.__main__ import main
 
-from ..layouts import colmap, dtu, llff, npbg, scannet_raw
+from ..layouts import colmap, dtu, h3ds, llff, npbg, scannet_raw
 from ..scene_writers import COLOURS, POINTS, RADIUS
 
 SIZE = (96, 128)
@@ -140,6 +140,11 @@ def test_nothing_is_replaced_unasked(prepare, tmp_path):
     assert not cloud.with_suffix(".json").exists()
     prepare("cloud", "scene=scene", "overwrite=true", "count=2000")
     assert cloud.read_bytes() != before and json.loads(cloud.with_suffix(".json").read_text())["method"] == "hull"
+
+
+def test_heads_have_the_views_that_training_takes(prepare, tmp_path):
+    h3ds.write(tmp_path / "5ae021f2805c0854", 69, (32, 32))
+    assert "32: 22 training, 4 validation, 6 test" in prepare("check", "scene=5ae021f2805c0854", "pictures=1")
 
 
 def test_scenes_of_a_paths_file(prepare, tmp_path):

@@ -58,7 +58,14 @@ def recognise(folder: Path) -> tuple[str, ...]:
 
 
 # what a layout does that does not have the choice
-_WITHOUT_CHOICE = {"white_bg": True, "compositing": "authors", "intrinsics": "authors", "views": None, "paths_file": None}
+_WITHOUT_CHOICE = {
+    "white_bg": True,
+    "compositing": "authors",
+    "intrinsics": "authors",
+    "views": None,
+    "published_views": {},
+    "paths_file": None,
+}
 
 
 def read_scene(layout: str, root: Path, images_root: Path, name: str, cloud: CloudFile, choices: Mapping[str, Any]) -> Scene:

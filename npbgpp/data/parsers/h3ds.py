@@ -14,6 +14,7 @@ By position among the views, validation has 7, 14, 21, 28 and 5, 10, ..., 30 are
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,19 +27,6 @@ from npbgpp.errors import InputError
 
 _VALIDATION = range(7, 29, 7)
 _HELD_OUT = range(5, 31, 5)
-# Configuration "32" of the scenes of H3D-Net, from the package h3ds (version 0.1.1).
-_PUBLISHED_VIEWS = {
-    "1b2a8613401e42a8": "0 3 4 5 7 9 12 14 15 17 18 19 20 21 24 26 29 31 34 37 41 44 48 50 54 56 58 59 61 62 64 65",
-    "3b5a2eb92a501d54": "1 12 13 14 15 17 18 19 21 23 26 27 29 31 33 35 38 43 45 47 48 50 51 53 54 57 59 61 62 64 65 67",
-    "444ea0dc5e85ee0b": "0 2 9 12 13 15 17 18 19 22 24 25 27 32 34 37 40 42 43 44 46 48 50 52 54 55 57 58 59 61 63 64",
-    "5ae021f2805c0854": "1 3 4 6 7 8 9 11 13 16 17 20 22 24 25 27 29 31 33 36 38 40 42 45 48 52 53 54 56 58 63 65",
-    "5cd49557ea450c89": "0 4 12 13 14 16 17 20 21 24 26 27 29 33 36 40 43 45 46 48 50 52 54 55 57 59 60 62 63 65 67 68",
-    "609cc60fd416e187": "0 2 4 12 13 14 16 18 20 22 25 28 29 31 34 38 40 42 45 47 49 50 52 54 56 58 60 61 63 65 66 68",
-    "7dd427509fe84baa": "1 4 10 12 14 15 17 18 20 22 25 26 29 30 32 34 37 39 41 43 45 48 50 52 54 56 58 61 63 64 66 68",
-    "868765907f66fd85": "0 5 6 9 11 13 15 17 18 20 22 25 27 30 32 35 38 41 43 45 47 48 51 54 56 58 59 60 62 64 67 68",
-    "e98bae39fad2244e": "0 2 4 11 13 14 16 20 21 23 25 26 28 31 32 35 38 41 42 45 47 49 50 52 54 56 58 59 61 62 63 65",
-    "f7e930d8a9ff2091": "1 3 7 9 11 13 14 16 17 20 23 26 27 29 30 32 34 37 39 41 42 44 48 50 52 54 56 58 60 61 64 66",
-}
 
 
 def parse_h3ds(
@@ -49,6 +37,7 @@ def parse_h3ds(
     white_bg: bool = True,
     intrinsics: Literal["authors", "exact"] = "authors",
     views: tuple[int, ...] | None = None,
+    published_views: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Scene:
     """Reads the metadata of one scene.
 
@@ -60,12 +49,13 @@ def parse_h3ds(
         white_bg: white outside the masks; otherwise the colours are taken as they are.
         intrinsics: authors: the mean over the views for all; exact: those of each view.
         views: numbers of the photos to use instead of the published ones.
+        published_views: numbers of the photos that were published for scenes, by name; a ``config.toml`` of the data set says more.
 
     Raises:
         InputError: missing or damaged files, a view without photo, mask or matrix, pictures of different sizes.
     """
     folder = IdrFolder.read(root, images_root)
-    numbers, notes = _published(root, name, folder) if views is None else (views, ())
+    numbers, notes = _published(root, name, folder, (published_views or {}).get(name, ())) if views is None else (views, ())
     if not numbers or len(set(numbers)) != len(numbers):
         raise InputError(f"datasets.views: expected numbers of photos of scene {name}, each once, or null, got {list(numbers)}")
     found = folder.views(numbers, 4, white_bg, intrinsics, _unit(root / "normalization_transform.json"))
@@ -74,9 +64,9 @@ def parse_h3ds(
     return Scene(name, found, present, cloud, notes=(*folder.notes, *notes))
 
 
-def _published(root: Path, name: str, folder: IdrFolder) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _published(root: Path, name: str, folder: IdrFolder, known: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Numbers of the views to use, and what the user should know of them."""
-    published, notes = _lists_of_data_set(root, name)
+    published, notes = _lists_of_data_set(root, name, known)
     if not published:
         return tuple(folder.images), notes
     present = tuple(number for number in published if number in folder.images)
@@ -90,9 +80,9 @@ def _published(root: Path, name: str, folder: IdrFolder) -> tuple[tuple[int, ...
     return present, notes
 
 
-def _lists_of_data_set(root: Path, name: str) -> tuple[list[int], tuple[str, ...]]:
+def _lists_of_data_set(root: Path, name: str, known: tuple[int, ...]) -> tuple[list[int], tuple[str, ...]]:
     """The published views of a scene, none when nothing lists it, and what the user should know of the list."""
-    published = [int(number) for number in _PUBLISHED_VIEWS.get(name, "").split()]
+    published = list(known)
     path = next((path for path in (root / "config.toml", root.parent / "config.toml") if path.is_file()), None)
     if path is None:
         return published, ()
