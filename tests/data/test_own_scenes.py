@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from npbgpp.data.cloud_manifest import CloudManifest
-from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, LoaderSettings, SceneLists
+from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, InputRule, LoaderSettings, SceneLists
 from npbgpp.errors import InputError
+from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.paths import Bases
 
 from ..layouts import colmap, dtu, npbg
@@ -140,3 +141,14 @@ def test_a_cloud_that_knows_test_views_is_told(build, tmp_path, caplog):
         and "overwrite=true" in said
         and data.conditions()["cloud"] == "made from 1 test views of scene"
     )
+
+
+def test_worker_processes_need_no_cloud(tmp_path, monkeypatch):
+    """What input views are chosen by is found before workers are made; they do not read the cloud again."""
+    colmap.write(tmp_path / "scene")
+    settings = dataclasses.replace(WHOLE, data_root=str(tmp_path), selection_count=2)
+    loaders = DataloaderSettings(LoaderSettings(1, num_workers=1), LoaderSettings(1), LoaderSettings(1))
+    data = DataModule(settings, loaders, Bases(tmp_path, tmp_path, tmp_path), 4, False, InputRule(1.0, PixelRule.EXACT))
+    loader = data.train_dataloader()
+    (tmp_path / "scene" / "mvs_pc.ply").unlink()
+    assert len([len(batch.inputs[0].names) for batch in loader]) == len(data.train_sets[0].indices)
