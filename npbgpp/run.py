@@ -108,6 +108,8 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
     resume = None if plan.checkpoint is None else find_weights(plan.checkpoint, bases)
     if isinstance(system_settings, NPBGSettings):
         modules["read_saved"] = settings.eval_only or resume is not None
+    if isinstance(system_settings, NerfSettings):
+        modules["frames"] = data.frames
     system = SYSTEMS[system_settings.system_class][0](system_settings, data.scenes, bases, metrics, **modules)
     if settings.weights_path is not None:
         report = load_weights(system, find_weights(settings.weights_path, bases), settings.weights_strict)

@@ -2,13 +2,12 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import ConcatDataset, DataLoader, Sampler
+from torch.utils.data import ConcatDataset, DataLoader
 
 from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.cloud_manifest import CloudManifest
@@ -19,6 +18,7 @@ from npbgpp.data.photo_cache import PhotoCache, available_bytes
 from npbgpp.data.ray_frames import RayFrame
 from npbgpp.data.rays import RayDataset, RayEpochs, RaySampling
 from npbgpp.data.scene import Batch, Scene, Stage
+from npbgpp.data.scene_rotation import SceneRotation
 from npbgpp.data.splits import ViewChoice
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
@@ -26,8 +26,6 @@ from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.paths import Bases
 
 log = logging.getLogger(__name__)
-
-_ROTATION_SEED = 123  # the authors' seed of the order of scenes
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class InputRule:
 
 @dataclass(frozen=True)
 class RayRule:
-    """What a system that learns from rays says about them: coordinates, bounds (scene units, None for those of the scene), and how pixels are drawn."""
+    """What a system that learns from rays says about them: the coordinates of a scene, and how pixels are drawn."""
 
     frame: Callable[[Scene], RayFrame]
     sampling: RaySampling
@@ -156,11 +154,13 @@ class DataModule(LightningDataModule):
         names = dict.fromkeys((*(() if evaluate_only else lists.train), *lists.val, *lists.test))
         self.leaks: dict[str, int] = {}  # test views that the cloud of a scene was made from
         self.scenes: dict[str, Scene] = {name: self._parse(name) for name in names}
-        self._photos = self._caches() if datasets.cache_images else {}
+        self.frames = {} if rays is None else {name: rays.frame(scene) for name, scene in self.scenes.items()}
+        left = self._budget()
         trained = () if evaluate_only else tuple(self.scenes[name] for name in lists.train)
         self.train_scenes = tuple(scene.name for scene in trained)
         self.train_views = sum(len(self._train_indices(scene)) for scene in trained)
-        self.ray_set = self._ray_set(trained[0], rays) if rays is not None and trained else None
+        self.ray_set = self._ray_set(trained[0], rays.sampling, left) if rays is not None and trained else None
+        self._photos = self._caches(left - (self.ray_set.photos.size if self.ray_set is not None else 0)) if datasets.cache_images else {}
         self.train_sets = [self._train_set(scene) for scene in trained] if rays is None else []
         self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val if self._validates(name)]
         self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
@@ -218,14 +218,17 @@ class DataModule(LightningDataModule):
             log.warning("scene %s has no validation views and is not validated; choose some with datasets.val_indices", name)
         return bool(self.scenes[name].splits["val"])
 
-    def _caches(self) -> dict[str, PhotoCache]:
-        """Photos of the scenes, in the order of their use, until the budget is used up."""
+    def _budget(self) -> int:
+        """Bytes for decoded photos."""
         s = self.settings
         if not 0 < s.cache_memory_gb < math.inf:
             raise InputError(
                 f"datasets.cache_memory_gb: expected a positive number, got {s.cache_memory_gb}; datasets.cache_images=false keeps no photos"
             )
-        left = min(int(s.cache_memory_gb * (1 << 30)), available_bytes() // 2)
+        return min(int(s.cache_memory_gb * (1 << 30)), available_bytes() // 2) if s.cache_images else 0
+
+    def _caches(self, left: int) -> dict[str, PhotoCache]:
+        """Photos of the scenes, in the order of their use, until the budget is used up."""
         caches = {}
         for name, scene in self.scenes.items():
             caches[name] = PhotoCache(scene.views, left)
@@ -248,9 +251,8 @@ class DataModule(LightningDataModule):
         }
         return tuple(i for i in range(len(scene.views)) if i not in evaluated)
 
-    def _ray_set(self, scene: Scene, rays: RayRule) -> RayDataset:
-        budget = min(int(self.settings.cache_memory_gb * (1 << 30)), available_bytes() // 2)
-        return RayDataset(scene, self._train_indices(scene), rays.frame(scene), rays.sampling, budget)
+    def _ray_set(self, scene: Scene, sampling: RaySampling, budget: int) -> RayDataset:
+        return RayDataset(scene, self._train_indices(scene), self.frames[scene.name], sampling, budget, self.settings.image_margin)
 
     def _train_set(self, scene: Scene) -> SceneDataset:
         s = self.settings
@@ -352,46 +354,3 @@ class DataModule(LightningDataModule):
                 f"dataloader.{stage}.total_batch_size: expected a positive multiple of {devices} devices, got {loader.total_batch_size}"
             )
         return loader.total_batch_size // devices
-
-
-class SceneRotation(Sampler[int]):
-    """Indices into the concatenated training sets, from the scenes of the current epoch only.
-
-    Lightning calls ``set_epoch`` before every epoch.
-    """
-
-    def __init__(self, lengths: list[int], scenes_per_epoch: int, shuffle: bool, names: Sequence[str] = ()) -> None:
-        if scenes_per_epoch < 1:
-            raise InputError(f"system.max_scenes_per_train_epoch: expected at least 1, got {scenes_per_epoch}")
-        self.lengths, self.shuffle, self.names = lengths, shuffle, names
-        self.scenes_per_epoch = min(scenes_per_epoch, len(lengths))
-        self.epoch = 0
-        self.seed = torch.initial_seed()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the scenes and the order of an epoch, and says which they are when not all take part."""
-        self.epoch = epoch
-        if self.names and self.scenes_per_epoch < len(self.lengths):
-            log.info("epoch %d: scenes %s", epoch, ", ".join(self.names[k] for k in self.scenes()))
-
-    def scenes(self) -> list[int]:
-        """Positions of the scenes of the current epoch; over ``ceil(S / M)`` epochs every scene comes at least once."""
-        count, per_epoch = len(self.lengths), self.scenes_per_epoch
-        epochs = -(-count // per_epoch)
-        cycle, position = divmod(self.epoch, epochs)
-        if count == per_epoch:
-            return list(range(count))
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(_ROTATION_SEED + cycle * epochs)).tolist()
-        padded = order + order[: epochs * per_epoch - count]
-        return sorted(padded[position * per_epoch : (position + 1) * per_epoch])
-
-    def __len__(self) -> int:
-        return sum(self.lengths[k] for k in self.scenes())
-
-    def __iter__(self) -> Iterator[int]:
-        starts = [sum(self.lengths[:k]) for k in range(len(self.lengths))]
-        indices = torch.cat([torch.arange(starts[k], starts[k] + self.lengths[k]) for k in self.scenes()])
-        if self.shuffle:
-            generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
-            indices = indices[torch.randperm(len(indices), generator=generator)]
-        return iter(indices.tolist())

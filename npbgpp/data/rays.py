@@ -109,12 +109,15 @@ class RayDataset(Dataset[RayBatch]):
         frame: coordinates of the field.
         sampling: how pixels are drawn.
         budget: bytes for decoded photos.
+        margin: pixels at each border of photos that no ray is drawn through.
 
     Raises:
         InputError: no view, a random background for photos without alpha or mask, or more photos than the budget keeps where every batch needs all of them.
     """
 
-    def __init__(self, scene: Scene, indices: tuple[int, ...], frame: RayFrame, sampling: RaySampling, budget: int) -> None:
+    def __init__(
+        self, scene: Scene, indices: tuple[int, ...], frame: RayFrame, sampling: RaySampling, budget: int, margin: int = 0
+    ) -> None:
         if not indices:
             raise InputError(
                 f"scene {scene.name}: expected at least one view to draw rays from, got none; shorten datasets.val_indices or datasets.holdout_indices"
@@ -131,14 +134,16 @@ class RayDataset(Dataset[RayBatch]):
         if sampling.sampling == "all" and self.photos.kept < len(views):
             raise InputError(
                 f"datasets.cache_memory_gb: expected memory for the {len(views)} training photos of scene {scene.name}, got enough for {self.photos.kept}; "
-                "raise it or datasets.downscale, or take the rays of a batch from one photo with system.rays.sampling=image"
+                "keep them (datasets.cache_images=true), raise it or datasets.downscale, or take the rays of a batch from one photo with system.rays.sampling=image"
             )
         cameras = [replace(view.camera, R=view.camera.R.double(), T=view.camera.T.double(), image_size=(1, 1)) for view in views]
         self._cameras = frame.cameras(Cameras.cat(cameras))
         self._has_alpha = not opaque
         sizes = np.array([view.camera.image_size for view in views])
         order = (sampling.rays_per_batch, sampling.sampling == "all", sampling.seed)
-        self._whole = PixelOrder(np.zeros_like(sizes), sizes, *order)
+        if not 0 <= 2 * margin < sizes.min():
+            raise InputError(f"datasets.image_margin: expected 0 or more and less than half of {sizes.min()} pixels, got {margin}")
+        self._whole = PixelOrder(np.full_like(sizes, margin), sizes - 2 * margin, *order)
         crop = np.maximum(np.rint(sizes * sampling.precrop).astype(np.int64), 1)
         self._crop = PixelOrder((sizes - crop) // 2, crop, *order)
 

@@ -33,7 +33,6 @@ class NerfSampling:
         perturb: in training, share of its stratum from which a depth is drawn; 0 takes even depths.
         noise_std: in training, deviation of the noise added to densities.
         disparity: depths even in 1 / depth.
-        white_background: empty space is white; otherwise black.
         marched: outside of training, depths along a ray among which an occupancy grid chooses.
 
     Raises:
@@ -45,7 +44,6 @@ class NerfSampling:
     perturb: float = 1.0
     noise_std: float = 1.0
     disparity: bool = False
-    white_background: bool = False
     marched: int = 512
 
     def __post_init__(self) -> None:
@@ -120,6 +118,7 @@ class Nerf(nn.Module):
         grid: OccupancyGrid | None = None,
         chunk: int = 32768,
         *,
+        background: Float[Tensor, "*each 3"] | None = None,
         coarse_colours: bool = False,
         generator: torch.Generator | None = None,
     ) -> NerfRender:
@@ -133,14 +132,15 @@ class Nerf(nn.Module):
             grid: where it says empty, no field is asked and the density is 0. Outside of training, a grid takes the place of the coarse field, and nothing is
                 asked about what lies behind all but a ten-thousandth of opacity.
             chunk: points that a field is asked about at a time. Outside of training, halved for as long as the memory of the device does not suffice.
+            background: one colour or one per ray, seen as far as a ray is not opaque; None is black.
             coarse_colours: outside of training and without a grid, colours of the coarse field, too: for its loss.
             generator: source of the draws.
         """
         if training:
-            return self._coarse_to_fine(rays, view_directions, True, grid, chunk, True, generator)
+            return self._coarse_to_fine(rays, view_directions, True, grid, chunk, True, background, generator)
         while True:
             try:
-                return self._in_blocks(rays, view_directions, grid, chunk, coarse_colours)
+                return self._in_blocks(rays, view_directions, grid, chunk, coarse_colours, background)
             except torch.OutOfMemoryError:
                 if chunk <= 1:
                     raise
@@ -185,7 +185,13 @@ class Nerf(nn.Module):
 
     # ------------------------------------------------------------------ outside of training, rays come in blocks
     def _in_blocks(
-        self, rays: Rays, view_directions: Float[Tensor, "n 3"], grid: OccupancyGrid | None, chunk: int, coarse_colours: bool
+        self,
+        rays: Rays,
+        view_directions: Float[Tensor, "n 3"],
+        grid: OccupancyGrid | None,
+        chunk: int,
+        coarse_colours: bool,
+        background: Float[Tensor, "*each 3"] | None,
     ) -> NerfRender:
         settings = self.sampling
         along = settings.samples + settings.importance if grid is None else settings.marched
@@ -193,13 +199,23 @@ class Nerf(nn.Module):
         blocks = []
         for first in range(0, max(1, len(rays)), size):
             block, seen_along = rays[first : first + size], view_directions[first : first + size]
+            behind = background[first : first + size] if background is not None and background.ndim == 2 else background
             if grid is None:
-                blocks.append(self._coarse_to_fine(block, seen_along, False, None, chunk, coarse_colours or self.nerf_fine is None, None))
+                blocks.append(
+                    self._coarse_to_fine(block, seen_along, False, None, chunk, coarse_colours or self.nerf_fine is None, behind, None)
+                )
             else:
-                blocks.append(self._marched(block, seen_along, grid, chunk))
+                blocks.append(self._marched(block, seen_along, grid, chunk, behind))
         return NerfRender(_joined([b.coarse for b in blocks]), _joined([b.fine for b in blocks]))
 
-    def _marched(self, rays: Rays, view_directions: Float[Tensor, "n 3"], grid: OccupancyGrid, chunk: int) -> NerfRender:
+    def _marched(
+        self,
+        rays: Rays,
+        view_directions: Float[Tensor, "n 3"],
+        grid: OccupancyGrid,
+        chunk: int,
+        background: Float[Tensor, "*each 3"] | None,
+    ) -> NerfRender:
         samples = grid.march(rays, stratified(rays.near, rays.far, self.sampling.marched, 0.0, self.sampling.disparity))
         norms, xyz, wave = rays.directions.norm(dim=-1), samples.points(rays), samples.ranks() // _WAVE
         sigma, rgb = torch.full_like(samples.z, -torch.inf), torch.zeros_like(xyz)
@@ -211,7 +227,7 @@ class Nerf(nn.Module):
             assert colours is not None
             sigma, rgb = sigma.index_put((asked,), found.to(sigma)), rgb.index_put((asked,), colours.to(rgb))
             absorbed = absorbed.index_add(0, ray, sigma[asked].detach().relu() * samples.delta[asked] * norms[ray])
-        seen = composite_packed(sigma, rgb, samples, norms, self._background(rays))
+        seen = composite_packed(sigma, rgb, samples, norms, background)
         return NerfRender(seen, None) if self.nerf_fine is None else NerfRender(None, seen)
 
     # ------------------------------------------------------------------ one block of rays
@@ -223,11 +239,12 @@ class Nerf(nn.Module):
         grid: OccupancyGrid | None,
         chunk: int,
         coarse_colours: bool,
+        background: Float[Tensor, "*each 3"] | None,
         generator: torch.Generator | None,
     ) -> NerfRender:
         settings = self.sampling
         perturb, noise_std = (settings.perturb, settings.noise_std) if training else (0.0, 0.0)
-        norms, background = rays.directions.norm(dim=-1), self._background(rays)
+        norms = rays.directions.norm(dim=-1)
 
         def look(field: RadianceField, z: Float[Tensor, "n s"], colours: bool) -> Composited:
             xyz = rays.points(z)
@@ -256,9 +273,6 @@ class Nerf(nn.Module):
             return torch.cat([field.density(points) for points in xyz.split(chunk)]), None
         asked = [field(points, seen_along) for points, seen_along in zip(xyz.split(chunk), along.split(chunk), strict=True)]
         return torch.cat([sigma for sigma, _ in asked]), torch.cat([rgb for _, rgb in asked])
-
-    def _background(self, rays: Rays) -> Float[Tensor, " 3"] | None:
-        return rays.origins.new_ones(3) if self.sampling.white_background else None
 
 
 def _joined(blocks: Sequence[Composited | None]) -> Composited | None:

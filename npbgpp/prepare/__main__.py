@@ -105,7 +105,7 @@ class CloudSettings(SceneChoice):
 
     Attributes:
         method: depth (fuses depth maps), hull (carves by masks), sparse (points of COLMAP, triangulated anew), decimate (thins out ``source``), or auto:
-            the first of depth, hull and sparse that the scene has what is needed for.
+            decimate where ``source`` is given, else the first of depth, hull and sparse that the scene has what is needed for.
         source: the cloud to decimate, below the folder of the scene.
         count: number of points; of a hull about so many, of another cloud at most so many.
         voxel: side of the cells that points are averaged in, scene units; depth maps choose one when it is not given.
@@ -146,6 +146,7 @@ def cloud(settings: CloudSettings, command: str) -> None:
     path = scene.cloud.path
     if path.exists() and not settings.overwrite:
         raise InputError(f"pc_name={settings.pc_name}: {path} is there already; choose another name, or overwrite=true")
+    CloudManifest.read(path)  # minutes of work are not begun where another file has the name of the manifest
     train = tuple(scene.views[i] for i in scene.splits["train"])
     method = _method(settings, train)
     log.info("scene %s, read as %s: %s from %d training views of %d", scene.name, scene.layout, method, len(train), len(scene.views))
@@ -156,9 +157,9 @@ def cloud(settings: CloudSettings, command: str) -> None:
         origin = CloudManifest.read(settings.folder() / settings.source)
         # without a manifest of its source nobody knows what a cloud was made from: neither list says anything
         used, held_out = (origin.used_views, origin.held_out_views) if origin is not None else ((), ())
-    if settings.voxel is not None or (settings.count is not None and len(points) > settings.count):
-        points = decimate(points, None if method == "depth" else settings.voxel, None if method == "hull" else settings.count)
-    write_ply(path, points)
+    # fused depth maps have their voxels already, a hull about its count
+    points = decimate(points, None if method == "depth" else settings.voxel, None if method == "hull" else settings.count)
+    _replace(path, points)
     manifest = CloudManifest(
         method=method,
         settings={key: value for key, value in asdict(settings).items() if value is None or isinstance(value, int | float | str)},
@@ -173,6 +174,18 @@ def cloud(settings: CloudSettings, command: str) -> None:
     )
     manifest.write(path)
     log.info("%d points: %s; how they were made: %s", len(points), path, manifest_path(path))
+
+
+def _replace(path: Path, points: PointCloud) -> None:
+    """Writes a cloud through a file beside it, so that either the old or the new one is there. Raises InputError when it cannot be written."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write_ply(part, points)
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error}); free space, or choose another name with pc_name=<file>") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _method(settings: CloudSettings, train: tuple[View, ...]) -> str:

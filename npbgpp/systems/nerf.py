@@ -15,7 +15,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import SGD, Adam, Optimizer, RAdam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, PolynomialLR, SequentialLR
 
-from npbgpp.data.ray_frames import RayFrame, ray_frame
+from npbgpp.data.ray_frames import RayFrame
 from npbgpp.data.rays import RayBatch
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
@@ -25,7 +25,6 @@ from npbgpp.models.nerf import Nerf, NerfRender
 from npbgpp.paths import Bases
 from npbgpp.render.occupancy import OccupancyGrid
 from npbgpp.render.ray_sampling import Rays
-from npbgpp.render.volume import Composited
 from npbgpp.systems.base import Render, System
 from npbgpp.systems.nerf_settings import NerfSettings
 
@@ -41,22 +40,27 @@ class NeRF(System):
         scenes: the one scene of the run.
         bases: what relative paths of the config refer to; none here.
         metrics: how views are scored.
-        field: both radiance fields and how rays are sampled. Their background is black: colours behind them are put there by this class.
+        field: both radiance fields and how rays are sampled.
+        frames: coordinates of the field, by scene.
     """
 
-    def __init__(self, settings: NerfSettings, scenes: Mapping[str, Scene], bases: Bases, metrics: ImageMetrics, field: Nerf) -> None:
+    def __init__(
+        self,
+        settings: NerfSettings,
+        scenes: Mapping[str, Scene],
+        bases: Bases,
+        metrics: ImageMetrics,
+        field: Nerf,
+        frames: Mapping[str, RayFrame],
+    ) -> None:
         super().__init__(scenes, metrics)
         if len(scenes) != 1:
             raise InputError(
                 f"system=nerf: a radiance field is one scene, got {len(scenes)} ({', '.join(list(scenes)[:5])}); choose one with datasets.scene_name"
             )
-        if field.sampling.white_background:
-            raise InputError(
-                "system.field.sampling.white_background: system.rays.background says what is behind the rays; leave it at false"
-            )
         (self.scene,) = scenes.values()
         self.settings, self.field = settings, field
-        self.frame = ray_frame(self.scene, frame_kind(settings.ray_frame, self.scene), settings.ray_bounds)
+        self.frame = frames[self.scene.name]
         self.grid = None
         if settings.occupancy_grid:
             box = settings.grid_box or _box(self.scene, self.frame)
@@ -96,27 +100,23 @@ class NeRF(System):
             for k in range(len(cameras)):
                 height, width = cameras.image_size
                 origins, along = (part[0].flatten(0, 1) for part in self.frame.cameras(cameras[k].to(self.device)).rays())
-                seen = self._seen(*self._rays(origins, along), training=False).final()
+                # photos are composited on white where they have alpha, unless black was chosen
+                behind = origins.new_full((3,), 0.0 if self.settings.rays.background == "black" else 1.0)
+                seen = self._seen(self._rays(origins, along), along, behind, training=False).final()
                 assert seen.rgb is not None
-                behind = self._behind(len(origins))
-                rgb = seen.rgb + (1 - seen.opacity)[:, None] * behind
-                colours.append(rgb.T.view(3, height, width).clamp(0, 1))
+                colours.append(seen.rgb.T.view(3, height, width).clamp(0, 1))
                 nearness = 1 - (seen.normalised_depth() - self.frame.near) / (self.frame.far - self.frame.near)
                 depths.append((nearness.clamp(0, 1) * seen.opacity.clamp(0, 1)).nan_to_num().view(1, height, width).expand(3, -1, -1))
         return Render(torch.stack(colours), None, torch.stack(depths) if raster else None)
 
-    def _rays(self, origins: Float[Tensor, "n 3"], view_directions: Float[Tensor, "n 3"]) -> tuple[Rays, Float[Tensor, "n 3"]]:
-        origins, directions = self.frame.rays(origins, view_directions)
+    def _rays(self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Rays:
+        origins, directions = self.frame.rays(origins, directions)
         near, far = (origins.new_full((len(origins),), end) for end in (self.frame.near, self.frame.far))
-        return Rays(origins, directions, near, far), view_directions
+        return Rays(origins, directions, near, far)
 
-    def _seen(self, rays: Rays, view_directions: Float[Tensor, "n 3"], training: bool) -> NerfRender:
+    def _seen(self, rays: Rays, view_directions: Float[Tensor, "n 3"], background: Float[Tensor, "*each 3"], training: bool) -> NerfRender:
         told = view_directions if self.settings.world_viewdirs else rays.directions
-        return self.field.render(rays, told, training, self.grid, self.settings.chunk)
-
-    def _behind(self, count: int) -> Float[Tensor, "n 3"]:
-        """Photos are composited on white where they have alpha, unless black was chosen."""
-        return torch.full((count, 3), 0.0 if self.settings.rays.background == "black" else 1.0, device=self.device)
+        return self.field.render(rays, told, training, self.grid, self.settings.chunk, background=background)
 
     # ---------------------------------------------------------------- training
     def training_step(self, batch: RayBatch, batch_idx: int) -> Tensor:
@@ -124,17 +124,13 @@ class NeRF(System):
         if self.grid is not None and self.global_step % self.settings.grid_every == 0:
             self.grid.update(self.field.final.density, self.global_step // self.settings.grid_every)
         rays = Rays(batch.origins, batch.directions, batch.near, batch.far)
-        render = self._seen(rays, batch.view_directions, training=True)
-        losses = {
-            name: mse_loss(_on(seen, batch.background), batch.rgb)
-            for name, seen in (("coarse", render.coarse), ("fine", render.fine))
-            if seen is not None
-        }
-        loss = torch.stack([*losses.values()]).sum()
-        last = [*losses.values()][-1].detach()
+        render = self._seen(rays, batch.view_directions, batch.background, training=True)
+        # both fields are asked for colours in training
+        losses = [mse_loss(seen.rgb, batch.rgb) for seen in (render.coarse, render.fine) if seen is not None and seen.rgb is not None]
+        loss = torch.stack(losses).sum()
         now = time.perf_counter()
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        self.log("psnr", -10 * torch.log10(last.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
+        self.log("psnr", -10 * torch.log10(losses[-1].detach().clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
         self.log("points", float(len(batch)), logger=False, batch_size=len(batch))
         if self._last_batch_end is not None:
             self.log("rays_per_s", len(batch) / (now - self._last_batch_end), prog_bar=True, batch_size=len(batch))
@@ -160,11 +156,6 @@ def frame_kind(chosen: str, scene: Scene) -> str:
     if chosen != "auto":
         return chosen
     return "forward" if scene.layout == "llff" else "plain"
-
-
-def _on(seen: Composited, background: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-    assert seen.rgb is not None
-    return seen.rgb + (1 - seen.opacity)[:, None] * background
 
 
 def _box(scene: Scene, frame: RayFrame) -> tuple[float, ...]:

@@ -325,3 +325,14 @@ def test_a_random_background_needs_alpha(scenes):
         dataset(scenes["llff"], (2, 3), background="random")
     with pytest.raises(InputError, match="at least one view"):
         dataset(scenes["llff"], ())
+
+
+def test_no_ray_goes_through_the_margin(scenes):
+    scene = scenes["dtu"]
+    rays = RayDataset(scene, (0, 2), ray_frame(scene, "plain"), RaySampling(rays_per_batch=500), BUDGET, margin=5)
+    drawn = torch.cat([pixels_of(scene, rays[k]) for k in range(len(rays))])
+    height, width = SIZE
+    assert len(drawn) == len(drawn.unique(dim=0)) == 2 * (height - 10) * (width - 10)
+    assert drawn[:, 1:].min() == 5 and drawn[:, 1].max() == height - 6 and drawn[:, 2].max() == width - 6
+    with pytest.raises(InputError, match=r"datasets\.image_margin"):
+        RayDataset(scene, (0,), ray_frame(scene, "plain"), RaySampling(), BUDGET, margin=min(SIZE) // 2)

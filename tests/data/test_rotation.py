@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from npbgpp.data.datamodule import SceneRotation
+from npbgpp.data.scene_rotation import SceneRotation
 from npbgpp.errors import InputError
 
 

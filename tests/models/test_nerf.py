@@ -73,7 +73,7 @@ def ball_grid(resolution: int = 32) -> OccupancyGrid:
 
 
 # ---------------------------------------------------------------------- the procedure, written out
-def ray_by_ray(nerf: Nerf, seen: Rays, view_directions, sampling: NerfSampling, draws, empty=None):
+def ray_by_ray(nerf: Nerf, seen: Rays, view_directions, sampling: NerfSampling, draws, empty=None, behind=0.0):
     """(rgb, depth, opacity) of the coarse and the fine field of each ray: sums over samples in numpy, sharing nothing but the fields."""
 
     def look(field, r, z, noise):
@@ -88,7 +88,7 @@ def ray_by_ray(nerf: Nerf, seen: Rays, view_directions, sampling: NerfSampling, 
             weights.append(alpha * passed)
             colour, depth, opacity = colour + weights[-1] * rgb, depth + weights[-1] * z[k], opacity + weights[-1]
             passed *= 1 - alpha + 1e-10
-        return (colour + (1 - opacity) * sampling.white_background, depth, opacity), np.array(weights)
+        return (colour + (1 - opacity) * behind, depth, opacity), np.array(weights)
 
     results = []
     for r in range(len(seen)):
@@ -129,31 +129,33 @@ def agree(composited, expected):
         assert composited.opacity[r].item() == pytest.approx(opacity, abs=1e-7)
 
 
-@pytest.mark.parametrize("settings", [{}, {"perturb": 0.5, "noise_std": 0.3, "white_background": True}, {"disparity": True}])
-def test_training_is_the_procedure_written_out(settings):
+@pytest.mark.parametrize(("settings", "behind"), [({}, 0.0), ({"perturb": 0.5, "noise_std": 0.3}, 1.0), ({"disparity": True}, 0.0)])
+def test_training_is_the_procedure_written_out(settings, behind):
     sampling = replace(FEW, **settings)
     nerf, seen, view = dense_fields(sampling), rays(), torch.randn(7, 3, dtype=torch.float64)
-    found = nerf.render(seen, view, True, generator=torch.Generator().manual_seed(5), chunk=10)
-    expected = ray_by_ray(nerf, seen, view, sampling, all_draws(7, sampling, 5))
+    background = torch.full((3,), behind, dtype=torch.float64)
+    found = nerf.render(seen, view, True, generator=torch.Generator().manual_seed(5), chunk=10, background=background)
+    expected = ray_by_ray(nerf, seen, view, sampling, all_draws(7, sampling, 5), behind=behind)
     agree(found.coarse, [coarse for coarse, _ in expected])
     agree(found.fine, [fine for _, fine in expected])
     assert found.final() is found.fine and 0.05 < found.fine.opacity.mean() < 0.999
 
 
 @pytest.mark.parametrize("chunk", [1, 23, 32768])
-@pytest.mark.parametrize("white_background", [False, True])
-def test_rendering_draws_nothing_and_needs_no_colours_of_the_coarse_field(chunk, white_background):
-    trained = replace(FEW, white_background=white_background)
+@pytest.mark.parametrize("behind", [0.0, 1.0])
+def test_rendering_draws_nothing_and_needs_no_colours_of_the_coarse_field(chunk, behind):
+    trained = FEW
     nerf, seen = dense_fields(trained), rays()
+    background = torch.full((7, 3), behind, dtype=torch.float64)
     state = torch.get_rng_state()
-    found = nerf.render(seen, seen.directions, False, chunk=chunk)
+    found = nerf.render(seen, seen.directions, False, chunk=chunk, background=background)
     assert torch.equal(torch.get_rng_state(), state)
     still = replace(trained, perturb=0.0, noise_std=0.0)
-    expected = ray_by_ray(nerf, seen, seen.directions, still, all_draws(7, still, 0))
+    expected = ray_by_ray(nerf, seen, seen.directions, still, all_draws(7, still, 0), behind=behind)
     agree(found.fine, [fine for _, fine in expected])
     assert found.coarse.rgb is None
     np.testing.assert_allclose(found.coarse.opacity.detach(), [coarse[2] for coarse, _ in expected], atol=1e-7)
-    both = nerf.render(seen, seen.directions, False, chunk=chunk, coarse_colours=True)
+    both = nerf.render(seen, seen.directions, False, chunk=chunk, coarse_colours=True, background=background)
     agree(both.coarse, [coarse for coarse, _ in expected])
 
 
@@ -204,9 +206,9 @@ def test_training_where_everything_is_empty():
 @pytest.mark.parametrize("importance", [0, 32])
 @pytest.mark.parametrize("chunk", [40, 32768])
 def test_rendering_with_a_grid_sees_what_all_samples_see_and_asks_far_less(importance, chunk):
-    sampling = NerfSampling(samples=96, importance=importance, white_background=True, marched=96 + importance)
+    sampling = NerfSampling(samples=96, importance=importance, marched=96 + importance)
     nerf, seen = ball_nerf(sampling), rays(60, dtype=torch.float32)
-    found, count = nerf.render(seen, seen.directions, False, ball_grid(), chunk), 96 + importance
+    found, count = nerf.render(seen, seen.directions, False, ball_grid(), chunk, background=torch.ones(3)), 96 + importance
     assert (found.fine is None) == (importance == 0) and (found.coarse is None) == (importance > 0)
     asked, largest = nerf.final.asked, nerf.final.largest
     z = torch.linspace(1.5, 4.0, count).expand(60, -1)

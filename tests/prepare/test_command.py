@@ -147,6 +147,25 @@ def test_heads_have_the_views_that_training_takes(prepare, tmp_path):
     assert "32: 22 training, 4 validation, 6 test" in prepare("check", "scene=5ae021f2805c0854", "pictures=1")
 
 
+def test_what_cannot_be_written_leaves_the_cloud(prepare, tmp_path, monkeypatch):
+    """A full disk, and a file of another kind where the manifest goes."""
+    dtu.write(tmp_path / "scene", 10, SIZE)
+    cloud = tmp_path / "scene" / "mvs_pc.ply"
+    before = cloud.read_bytes()
+
+    def full(path, points):
+        path.write_bytes(b"ply")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("npbgpp.prepare.__main__.write_ply", full)
+        assert "No space left" in refused(prepare, "cloud", "scene=scene", "overwrite=true", "count=500")
+    cloud.with_suffix(".json").write_text('{"frames": []}')
+    assert "mvs_pc.json" in refused(prepare, "cloud", "scene=scene", "overwrite=true", "count=500")
+    assert cloud.read_bytes() == before and cloud.with_suffix(".json").read_text() == '{"frames": []}'
+    assert sorted(p.name for p in (tmp_path / "scene").iterdir() if p.is_file()) == ["cameras.npz", "mvs_pc.json", "mvs_pc.ply"]
+
+
 def test_scenes_of_a_paths_file(prepare, tmp_path):
     npbg.write(tmp_path / "npbg", 10, SIZE, paths=True)
     (paths,) = [p for p in (tmp_path / "npbg").glob("*.yaml") if p.name != "scene.yaml"]
