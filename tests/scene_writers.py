@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from npbgpp.data.images import read_photo
+from npbgpp.data.scene import Scene
 from npbgpp.geometry.pointcloud import PointCloud, write_ply
 
 POINTS = np.array([[0.1, 0.2, -0.45], [-0.3, 0.1, -0.15], [0.3, -0.2, 0.15], [-0.1, -0.3, 0.45]])  # none hides another
@@ -52,6 +54,18 @@ def centroid(image: torch.Tensor, colour: np.ndarray) -> torch.Tensor:
     match = (image.int() - torch.from_numpy(colour.astype(np.int32))[:, None, None]).abs().amax(0) < 40
     assert match.sum() >= 5, "the ball is not in the picture"
     return match.nonzero().double().mean(0).flip(0) + 0.5
+
+
+def projection_errors(scene: Scene) -> torch.Tensor:
+    """(views * points, 2): where the balls are drawn minus where their centres project to, pixels."""
+    errors = []
+    for view in scene.views:
+        uv, depth = view.camera.project(torch.from_numpy(POINTS).float())
+        assert (depth > 1).all()
+        image = read_photo(view).image
+        assert image.shape[1:] == view.camera.image_size
+        errors += [centroid(image, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
+    return torch.stack(errors)
 
 
 def write_cloud(path: Path, points_per_ball: int = 100) -> None:

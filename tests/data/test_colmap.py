@@ -22,25 +22,13 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 
 from ..layouts.colmap import CAMERA, write
-from ..scene_writers import COLOURS, POINTS, centroid, look_at_origin, save_mask
+from ..scene_writers import POINTS, look_at_origin, projection_errors, save_mask
 
 SIZE = (48, 64)
 
 
 def parse(folder: Path, **options) -> Scene:
     return parse_colmap(folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), **options)
-
-
-def projection_errors(scene: Scene) -> torch.Tensor:
-    """(views * points, 2): where the balls are drawn minus where their centres project to, pixels."""
-    errors = []
-    for view in scene.views:
-        uv, depth = view.camera.project(torch.from_numpy(POINTS).float())
-        assert (depth > 1).all()
-        image = read_photo(view).image
-        assert image.shape[1:] == view.camera.image_size
-        errors += [centroid(image, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
-    return torch.stack(errors)
 
 
 def resize(path: Path, size: tuple[int, int], target: Path | None = None) -> None:

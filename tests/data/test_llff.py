@@ -20,7 +20,7 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 
 from ..layouts.llff import write
-from ..scene_writers import COLOURS, POINTS, central_intrinsics, centroid, look_at_origin, save_picture
+from ..scene_writers import central_intrinsics, look_at_origin, projection_errors, save_picture
 
 SIZE = (48, 64)
 
@@ -40,17 +40,6 @@ def reduce_photos(source: Path, target: Path, size: tuple[int, int]) -> None:
     for photo in sorted(source.iterdir()):
         with Image.open(photo) as image:
             save_picture(target / photo.name, np.asarray(image.resize((size[1], size[0]), Image.Resampling.BOX)))
-
-
-def projection_errors(scene: Scene) -> torch.Tensor:
-    """(views * points, 2): where the balls are drawn minus where their centres project to, pixels."""
-    errors = []
-    for view in scene.views:
-        uv, depth = view.camera.project(torch.from_numpy(POINTS).float())
-        assert (depth > 1).all()
-        image = read_photo(view).image
-        errors += [centroid(image, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
-    return torch.stack(errors)
 
 
 def test_cameras_are_those_that_drew_the_photos(folder):

@@ -20,7 +20,7 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 
 from ..layouts.npbg import metashape_xml, write
-from ..scene_writers import COLOURS, POINTS, centroid, look_at_origin
+from ..scene_writers import look_at_origin, projection_errors
 
 SIZE = (48, 64)
 
@@ -52,17 +52,6 @@ def replace(path: Path, old: str, new: str, count: int = -1) -> None:
     content = path.read_text()
     assert old in content
     path.write_text(content.replace(old, new, count))
-
-
-def projection_errors(scene: Scene) -> torch.Tensor:
-    """(views * points, 2): where the balls are drawn minus where their centres project to, pixels."""
-    errors = []
-    for view in scene.views:
-        uv, depth = view.camera.project(torch.from_numpy(POINTS).float())
-        assert (depth > 1).all()
-        image = read_photo(view).image
-        errors += [centroid(image, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
-    return torch.stack(errors)
 
 
 @pytest.mark.parametrize("kind", ["xml", "text"])

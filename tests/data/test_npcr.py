@@ -17,7 +17,7 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 
 from ..layouts.npcr import write
-from ..scene_writers import COLOURS, POINTS, central_intrinsics, centroid, draw, look_at_origin, save_mask, save_picture
+from ..scene_writers import central_intrinsics, draw, look_at_origin, projection_errors, save_mask, save_picture
 
 SIZE = (48, 64)
 BLOCK = "72 0 32\n0 72 24\n0 0 1\n"  # of the photos that are drawn
@@ -32,17 +32,6 @@ def folder(tmp_path: Path) -> Path:
     """Eight views that may be spoilt."""
     write(tmp_path / "Hair")
     return tmp_path / "Hair"
-
-
-def projection_errors(scene: Scene) -> torch.Tensor:
-    """(views * points, 2): where the balls are drawn minus where their centres project to, pixels."""
-    errors = []
-    for view in scene.views:
-        uv, depth = view.camera.project(torch.from_numpy(POINTS).float())
-        assert (depth > 1).all()
-        image = read_photo(view).image
-        errors += [centroid(image, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
-    return torch.stack(errors)
 
 
 def test_cameras_are_those_that_drew_the_photos(folder):

@@ -16,7 +16,7 @@ from npbgpp.data.parsers import LAYOUTS
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 
-from ..scene_writers import COLOURS, POINTS, centroid, mean_intrinsics, write_scannet
+from ..scene_writers import mean_intrinsics, projection_errors, write_scannet
 
 SIZE = (60, 80)
 
@@ -31,17 +31,6 @@ def small(tmp_path: Path) -> Path:
     folder = tmp_path / "scene0001_00"
     write_scannet(folder, views=12)
     return folder
-
-
-def projection_errors(scene: Scene) -> torch.Tensor:
-    """(views * points, 2): where the balls are drawn minus where their centres project to, pixels."""
-    errors = []
-    for view in scene.views:
-        uv, depth = view.camera.project(torch.from_numpy(POINTS).float())
-        assert (depth > 1).all()
-        image = read_photo(view).image
-        errors += [centroid(image, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
-    return torch.stack(errors)
 
 
 @pytest.mark.parametrize("intrinsics", ["authors", "exact"])

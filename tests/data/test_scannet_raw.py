@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 
 from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.images import read_photo
 from npbgpp.data.parsers import LAYOUTS
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
 
 from ..layouts import scannet_raw
-from ..scene_writers import COLOURS, POINTS, RADIUS, central_intrinsics, centroid, look_at_origin, save_picture
+from ..scene_writers import POINTS, RADIUS, central_intrinsics, look_at_origin, projection_errors, save_picture
 
 VIEWS = 8
 
@@ -33,16 +32,6 @@ def small(tmp_path: Path) -> Path:
     folder = tmp_path / "scene0001_00"
     scannet_raw.write(folder, VIEWS)
     return folder
-
-
-def projection_errors(scene: Scene) -> torch.Tensor:
-    """(views * points, 2): where the balls are drawn minus where their centres project to, pixels."""
-    errors = []
-    for view in scene.views:
-        uv, depth = view.camera.project(torch.from_numpy(POINTS).float())
-        assert (depth > 1).all()
-        errors += [centroid(read_photo(view).image, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
-    return torch.stack(errors)
 
 
 @pytest.mark.parametrize("intrinsics", ["authors", "exact"])
