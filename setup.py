@@ -12,6 +12,7 @@ INSTALL_REQUIRES = [
     "lpips>=0.1.4,<0.2",
     "numpy>=2.2,<3",
     "omegaconf>=2.3,<2.4",
+    "opencv-python-headless>=4.12,<6",
     "pillow>=11.3,<14",
     "plyfile>=1.1,<2",
     "pycolmap>=4.2,<5",

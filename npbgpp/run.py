@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import Logger
 from npbgpp.callbacks.data_wait import DataWait
 from npbgpp.callbacks.evaluation import EvaluationWriter
 from npbgpp.callbacks.progress import progress_callback
+from npbgpp.callbacks.videos import KINDS
 from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.config import typed
 from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, InputRule, RayRule
@@ -50,6 +51,11 @@ class RunSettings:
     weights_path: str | None
     weights_strict: bool
     cache_dir: str | None
+    test_video: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.test_video not in (None, *KINDS):
+            raise InputError(f"test_video: expected {', '.join(KINDS)} or null, got {self.test_video}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,8 @@ def run(config: DictConfig, bases: Bases) -> None:
     parts = assemble(config, bases)
     settings, plan, system, data = parts.settings, parts.plan, parts.system, parts.data
     looks = parts.system_settings
-    writer = EvaluationWriter(bases.run, parts.metrics, data.conditions(), looks.save_rendered_eval_images, looks.postprocessing_transform)
+    shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video)
+    writer = EvaluationWriter(bases.run, parts.metrics, data.conditions(), *shows)
     trainer = _trainer(config, plan, bases, writer, settings.eval_only, _stepping(parts.system, looks))
     if settings.eval_only:
         trainer.test(system, datamodule=data, verbose=False)

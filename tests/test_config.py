@@ -180,6 +180,7 @@ SCENES_TO_NAME = {
     "colmap_one_scene": ("datasets.scene_name=a",),
     "npbg_scenes": ("datasets.names=[a,b]",),
     "npbg_quick": ("datasets=llff_one_scene",),
+    "nerf_quick": ("datasets=llff_one_scene",),
 }
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import imageio.v2 as imageio
 import numpy as np
 import pytest
@@ -17,8 +18,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from npbgpp.data.pose_files import read_poses, write_poses
+from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
+from npbgpp.geometry.pointcloud import read_ply
 from npbgpp.render.__main__ import main
+from npbgpp.render.reference import rasterize_reference
 
 from .conftest import TINY_NPBGPP, TINY_OVERRIDES, TINY_SIZE, ring_pose
 from .run_folders import remember
@@ -170,6 +175,44 @@ def test_pictures_are_turned_as_those_of_the_evaluation(trained, render, tmp_pat
     assert np.array_equal(np.rot90(pixels(tmp_path / "plain" / "00000.png")), pixels(tmp_path / "turned" / "00000.png"))
 
 
+# ------------------------------------------------------------------ depth
+@pytest.mark.parametrize("system", ["npbg", "npbgpp"])
+def test_depths_of_points(trained, render, tmp_path, tiny_root, system):
+    """Raw depths are those of the nearest points; every format holds the same numbers."""
+    said = render(f"run={trained[system]}", "out=film", "depth=[picture,npy,pfm,bytes]", "views=[test-r_1]")
+    folder = tmp_path / "film"
+    depth = np.load(folder / "depth_00000.npy")
+    (camera,) = read_poses(folder / "cameras.json", some_camera())
+    xyz = read_ply(tiny_root / "ball" / "mvs_pc.ply").xyz
+    grid = PixelGrid(PixelRule.SIZE_MINUS_ONE, camera.image_size)
+    near = OmegaConf.load(trained[system] / ".hydra" / "config.yaml").system.near
+    _, nearest = rasterize_reference(grid.normalise(camera, xyz)[0], camera.image_size, 1.0, 1, near, authors_rule=True)
+    differs = ~np.isclose(depth, nearest.nan_to_num(posinf=0.0).numpy(), atol=1e-5)
+    assert (depth > 0).sum() > 100 and differs.sum() <= (system == "npbgpp"), "NPBG++ leaves out the one point that no photo sees"
+    assert np.array_equal(cv2.imread(str(folder / "depth_00000.pfm"), cv2.IMREAD_UNCHANGED), depth)
+    assert np.array_equal(np.fromfile(folder / "depth_00000.bytes", "<f4").reshape(TINY_SIZE, TINY_SIZE), depth)
+    picture = pixels(folder / "depth_00000.png")
+    assert (picture[depth == 0] == 0).all() and (picture[depth > 0].sum(-1) > 0).all()
+    front, back = (picture[np.unravel_index(at, depth.shape)] for at in (np.where(depth > 0, depth, 9).argmin(), depth.argmax()))
+    assert front[0] > front[2] and back[2] > back[0], "red is near, blue is far"
+    red, blue = map(float, re.search(r"red is ([0-9.]+) scene units or less, blue ([0-9.]+)", said).groups())
+    assert depth[depth > 0].min() <= red < blue <= depth.max()
+    with imageio.get_reader(folder / "depth.mp4") as reader:
+        assert reader.count_frames() == 1
+
+
+def test_a_film_of_raw_depths_alone(trained, render, tmp_path):
+    words = (f"run={trained['npbg']}", "path=circle", "out=film", "overwrite=true")
+    render(*words, "frames=3", "depth=[npy]", "images=false", "video=none")
+    assert sorted(path.name for path in (tmp_path / "film").iterdir()) == [
+        "cameras.json",
+        "contact_sheet.png",
+        *(f"depth_0000{k}.npy" for k in range(3)),
+    ]
+    render(*words, "frames=2", "images=false", "video=gif")
+    assert sorted(path.name for path in (tmp_path / "film").iterdir()) == ["cameras.json", "contact_sheet.png", "film.gif"]
+
+
 # ------------------------------------------------------------------ videos
 def test_the_video_has_every_frame(trained, render, tmp_path):
     render(f"run={trained['npbg']}", "path=circle", "frames=9", "fps=12", "out=film")
@@ -297,6 +340,7 @@ def refused(render, *words: str) -> str:
         (("size=[8,40]",), ["size", "at least 16 pixels", "(8, 40)"]),
         (("size=[20,40]",), ["at least 32 pixels", "20 x 40"]),
         (("video=avi",), ["video", "avi", "mp4"]),
+        (("depth=[exr]",), ["depth", "exr", "npy"]),
         (("scene=nothing",), ["nothing", "ball, globe, moon"]),
         (("checkpoint=epoch7",), ["checkpoint", "epoch7", "epoch0, last"]),
         (("weights_path=none.ckpt",), ["none.ckpt"]),
@@ -331,7 +375,7 @@ def test_what_is_no_run(render, tmp_path, config, expected):
 
 def test_an_interrupted_film_leaves_no_video(trained, render, tmp_path, monkeypatch):
     def full(path: Path, picture: torch.Tensor) -> None:
-        raise OSError(28, "No space left on device")
+        raise InputError("No space left on device")
 
     monkeypatch.setattr("npbgpp.render.__main__.write_png", full)
     assert "No space left" in refused(render, f"run={trained['npbg']}", "out=film")

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from npbgpp.callbacks.pictures import write_image, write_png
 from npbgpp.callbacks.report import SheetRow, contact_sheet
+from npbgpp.callbacks.videos import Video
 from npbgpp.files import write_atomically
 from npbgpp.metrics import ImageMetrics, ImageScores
 from npbgpp.systems.base import ViewResult
 
 log = logging.getLogger(__name__)
 
+_FILM_FPS = 10.0
 _SHEET_ROWS = 6  # views per dataset on the contact sheet
 
 
@@ -29,6 +31,7 @@ class EvaluationWriter(Callback):
     """Writes what an evaluation found below the run folder.
 
     * ``rendered/<dataset>/<stage>_epoch<E>/<view>_{rendered,gt,raster}.png`` (one ``<view>_debug.png`` strip during training),
+    * ``film.mp4`` or ``film.gif`` of the tested views beside these pictures, where they all have one size,
     * ``metrics.json`` of the last evaluation, ``report.png`` with up to six views per dataset,
     * scores to the loggers and a table to the terminal.
 
@@ -38,13 +41,21 @@ class EvaluationWriter(Callback):
         conditions: further words for the protocol: background, resize filter.
         save_images: write the PNG files.
         transform: None, or rotate_90_ccw for portrait data: turns every picture that is written.
+        film: mp4 or gif; None makes no film.
     """
 
     def __init__(
-        self, run_dir: Path, metrics: ImageMetrics, conditions: dict[str, str], save_images: bool, transform: str | None = None
+        self,
+        run_dir: Path,
+        metrics: ImageMetrics,
+        conditions: dict[str, str],
+        save_images: bool,
+        transform: str | None = None,
+        film: str | None = None,
     ) -> None:
         self.run_dir, self.metrics, self.conditions = run_dir, metrics, conditions
-        self.save_images, self.transform = save_images, transform
+        self.save_images, self.transform, self.film = save_images, transform, film
+        self._films: dict[str, tuple[Video, torch.Size] | None] = {}  # None: its views have several sizes
         self._scores: dict[str, dict[str, tuple[ImageScores, float]]] = {}
         self._rows: dict[str, list[SheetRow]] = {}
 
@@ -89,6 +100,8 @@ class EvaluationWriter(Callback):
             rows.append(SheetRow(result.view, target, rendered, raster, result.scores))
             if len(rows) > 8 * _SHEET_ROWS:  # thin out, so that a long evaluation does not keep every image
                 self._rows[result.dataset] = rows[::2]
+            if self.film is not None and stage == "test":
+                self._add_to_film(result.dataset, rendered, _epoch(trainer, stage))
             if self.save_images:
                 self._save(result, rendered, target, raster, stage, _epoch(trainer, stage))
 
@@ -101,10 +114,36 @@ class EvaluationWriter(Callback):
         for kind, picture in pictures.items():
             write_png(folder / f"{result.view}_{kind}.png", picture)
 
+    def _add_to_film(self, dataset: str, picture: Float[Tensor, "3 _ _"], epoch: int) -> None:
+        if dataset not in self._films:
+            path = self.run_dir / "rendered" / dataset / f"test_epoch{epoch}" / f"film.{self.film}"
+            self._films[dataset] = (Video(path, _FILM_FPS), picture.shape)
+        found = self._films[dataset]
+        if found is None:
+            return
+        video, size = found
+        if picture.shape == size:
+            video.add(picture)
+        else:
+            video.abandon()
+            self._films[dataset] = None
+            log.info("%s: no film, because its views have several sizes", dataset)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves no half films."""
+        for found in self._films.values():
+            if found is not None:
+                found[0].abandon()
+        self._films = {}
+
     def _turned(self, picture: Float[Tensor, "3 _ _"]) -> Float[Tensor, "3 _ _"]:
         return torch.rot90(picture, 1, (1, 2)) if self.transform == "rotate_90_ccw" else picture
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for found in self._films.values():
+            if found is not None:
+                found[0].finish()
+        self._films = {}
         if not self._scores:
             return
         summary = {name: _summarise(views) for name, views in self._scores.items()}

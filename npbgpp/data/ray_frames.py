@@ -79,6 +79,16 @@ class RayFrame:
             xyz = torch.stack([x / z, y / z, 1 + 2 / z], 1)
         return xyz.to(xyz_world.dtype)
 
+    def world(self, xyz_field: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """World points of points in coordinates of the field; those at infinity in NDC (z = 1) are not finite."""
+        rotation, centre = self.rotation.to(xyz_field.device), self.centre.to(xyz_field.device)
+        xyz = xyz_field.double()
+        if self.ndc is not None:
+            height, width = self.ndc.image_size
+            z = 2 / (xyz[:, 2:] - 1)
+            xyz = torch.cat([xyz[:, :2] * z / xyz.new_tensor([-2 * self.ndc.focal / width, -2 * self.ndc.focal / height]), z], 1)
+        return (xyz @ rotation.T / self.scale + centre).to(xyz_field.dtype)
+
     def rays(self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
         """Rays of cameras of the field as they are sampled: in NDC from the near plane at t = 0 to infinity at t = 1, else unchanged.
 

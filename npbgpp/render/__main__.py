@@ -3,22 +3,20 @@
 Keys are the fields of ``FilmSettings``; keys with a dot, such as ``datasets.data_root``, and ``weights_path``, ``weights_strict``, ``cache_dir`` change the
 config of the run. Relative paths in that config refer to the folder that the run was started from, all others to the current one.
 
-A film is a folder: ``00000.png`` and so on, ``film.mp4`` or ``film.gif``, ``cameras.json`` (see ``npbgpp.data.pose_files``) and ``contact_sheet.png``. An mp4
-needs even sides: where the pictures have an odd one it repeats their last row or column. A gif shows its frames for whole hundredths of a second.
+A film is a folder: ``00000.png`` and so on, ``film.mp4`` or ``film.gif``, ``cameras.json`` (see ``npbgpp.data.pose_files``) and ``contact_sheet.png``; with
+``depth`` also ``depth_00000.png`` and so on, or raw depths, and ``depth.mp4`` or ``depth.gif``.
 """
 
 import logging
-import os
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import imageio.v2 as imageio
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -26,8 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from tqdm import tqdm
 
-from npbgpp.callbacks.pictures import as_image, write_image, write_png
+from npbgpp.callbacks.depth_files import RAW, depth_picture, depth_range, write_depth
+from npbgpp.callbacks.pictures import write_image, write_png
 from npbgpp.callbacks.tile_sheet import TileRow, tile_sheet
+from npbgpp.callbacks.videos import KINDS, Video, video
 from npbgpp.config import typed
 from npbgpp.data.pose_files import LARGEST_SIDE, read_poses, write_poses
 from npbgpp.data.scene import Scene
@@ -42,6 +42,7 @@ log = logging.getLogger("npbgpp.render")
 _SPLITS = ("test", "val", "train")
 _MADE = ("spiral", "circle", "interpolate")  # paths of as many frames as one likes
 _FRAMES = 120
+_DEPTHS = ("picture", *RAW)
 _SMALLEST_SIDE = 16  # the coarsest of five levels has one pixel
 _SHEET_TILES, _SHEET_COLUMNS = 12, 4
 _NEAREST_TO_FOCUS = 3.5 * 0.75  # NeRF's code looks at depth 3.5 where the nearest depth is 1 / 0.75
@@ -65,6 +66,8 @@ class FilmSettings:
         overwrite: replace a film in ``out``.
         video: mp4, gif or none.
         images: write every frame as PNG.
+        depth: any of picture (in colours, one range for the whole film, with a video of its own where ``video`` is not none), npy, pfm, bytes: depth along
+            the viewing axis, scene units, 0 where nothing is.
         checkpoint: name of a file in the checkpoints of the run.
     """
 
@@ -81,14 +84,17 @@ class FilmSettings:
     overwrite: bool = False
     video: str = "mp4"
     images: bool = True
+    depth: tuple[str, ...] = ()
     checkpoint: str = "last"
 
     def __post_init__(self) -> None:
         known = (*_SPLITS, *_MADE, "file")
         if self.path not in known:
             raise InputError(f"path: expected one of {', '.join(known)}, got {self.path}")
-        if self.video not in ("mp4", "gif", "none"):
-            raise InputError(f"video: expected mp4, gif or none, got {self.video}")
+        if self.video not in (*KINDS, "none"):
+            raise InputError(f"video: expected {', '.join(KINDS)} or none, got {self.video}")
+        if not {*self.depth} <= {*_DEPTHS}:
+            raise InputError(f"depth: expected some of {', '.join(_DEPTHS)}, such as depth=[picture,npy], got {list(self.depth)}")
         if (self.poses is None) == (self.path == "file"):
             raise InputError(f"poses: a file with poses belongs to path=file and to no other path, got poses={self.poses} path={self.path}")
         if self.frames is not None and (self.path not in _MADE or self.frames < 1):
@@ -214,7 +220,9 @@ def _remove_film(out: Path) -> None:
     """Removes what an earlier film left in a folder; other files stay."""
     if (out / "cameras.json").exists():
         numbered = [path for path in out.glob("*.png") if re.fullmatch(r"[0-9]{5,}", path.stem)]
-        for path in (*numbered, out / "film.mp4", out / "film.gif", out / "contact_sheet.png", out / "cameras.json"):
+        depths = [path for path in out.glob("depth_*") if re.fullmatch(rf"depth_[0-9]{{5,}}\.(png|{'|'.join(RAW)})", path.name)]
+        videos = [out / f"{name}.{kind}" for name in ("film", "depth") for kind in KINDS]
+        for path in (*numbered, *depths, *videos, out / "contact_sheet.png", out / "cameras.json"):
             path.unlink(missing_ok=True)
 
 
@@ -229,49 +237,58 @@ def _render(
     turned = parts.system_settings.postprocessing_transform == "rotate_90_ccw"
     sheet = {round(k) for k in np.linspace(0, len(frames) - 1, min(_SHEET_TILES, len(frames)))}
     shown, seconds = {}, []
-    with _video(out, settings) as add, trainer.precision_plugin.test_step_context():
+    with ExitStack() as opened, trainer.precision_plugin.test_step_context():
+        film = opened.enter_context(video(out / f"film.{settings.video}", settings.fps)) if settings.video != "none" else None
+        depths = _Depths(out, settings, opened) if settings.depth else None
         system.prepare(scene)
         for k, frame in enumerate(tqdm(frames, desc=f"{settings.path} of {scene}", disable=None, leave=False)):
             start = time.perf_counter()
-            picture = system.render(frame.camera, scene).rgb[0].cpu()  # waits for the device, so the clock is honest
+            render = system.render(frame.camera, scene, depth=depths is not None)
+            picture = render.rgb[0].cpu()  # waits for the device, so the clock is honest
             seconds.append(time.perf_counter() - start)
             picture = torch.rot90(picture, 1, (1, 2)) if turned else picture
-            add(picture)
+            if film is not None:
+                film.add(picture)
+            if depths is not None:
+                assert render.depth is not None
+                depths.add(torch.rot90(render.depth[0, 0], 1) if turned else render.depth[0, 0])
             if settings.images:
                 write_png(out / f"{k:05}.png", picture)
             if k in sheet:
                 shown[k] = picture
+        if depths is not None:
+            depths.finish()
     return shown, seconds
 
 
-@contextmanager
-def _video(out: Path, settings: FilmSettings) -> Iterator[Callable[[Float[Tensor, "3 _ _"]], None]]:
-    """Takes pictures; the video is there when all of them have been given, and not before."""
-    if settings.video == "none":
-        yield lambda picture: None
-        return
-    path = out / f"film.{settings.video}"
-    part = path.with_name(f".film.part.{settings.video}")
-    gif = settings.video == "gif"
-    options: dict[str, Any] = {"mode": "I", "duration": 1000 / settings.fps, "loop": 0}
-    if not gif:
-        options = {"fps": settings.fps, "codec": "libx264", "quality": 8, "macro_block_size": 2, "ffmpeg_log_level": "error"}
+class _Depths:
+    """Depth maps of a film. Colours need the range of all frames, so that raw maps wait on disk for the last one."""
 
-    def add(picture: Float[Tensor, "3 h w"]) -> None:
-        height, width = picture.shape[1:]
-        even = picture if gif else torch.nn.functional.pad(picture[None], (0, width % 2, 0, height % 2), mode="replicate")[0]
-        writer.append_data(np.asarray(as_image(even)))
-
-    try:
+    def __init__(self, out: Path, settings: FilmSettings, opened: ExitStack) -> None:
+        self.out, self.settings, self.count = out, settings, 0
         out.mkdir(parents=True, exist_ok=True)
-        writer: Any = imageio.get_writer(part, **options)
-        with writer:
-            yield add
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error}); free space, or choose another folder with out=<folder>") from error
-    finally:
-        part.unlink(missing_ok=True)
+        self.waiting = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix=".depth", dir=out)))
+        wants_video = settings.video != "none" and "picture" in settings.depth
+        self.film: Video | None = opened.enter_context(video(out / f"depth.{settings.video}", settings.fps)) if wants_video else None
+
+    def add(self, depth: Float[Tensor, "h w"]) -> None:
+        for kind in self.settings.depth:
+            folder = self.waiting if kind == "picture" else self.out
+            write_depth(folder / f"depth_{self.count:05}.{'npy' if kind == 'picture' else kind}", depth)
+        self.count += 1
+
+    def finish(self) -> None:
+        if "picture" not in self.settings.depth:
+            return
+        maps = [np.load(path, mmap_mode="r") for path in sorted(self.waiting.glob("*.npy"))]
+        every = max(1, sum(depth.size for depth in maps) // 1_000_000)  # of so many pixels, one tells the range
+        nearest, farthest = depth_range(torch.cat([torch.from_numpy(depth.reshape(-1)[::every].copy()) for depth in maps]))
+        for k, depth in enumerate(maps):
+            picture = depth_picture(torch.from_numpy(np.array(depth)), nearest, farthest)
+            write_png(self.out / f"depth_{k:05}.png", picture)
+            if self.film is not None:
+                self.film.add(picture)
+        log.info("depth pictures: red is %.4g scene units or less, blue %.4g or more, black is nothing", nearest, farthest)
 
 
 def main() -> None:

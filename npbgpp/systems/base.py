@@ -29,11 +29,13 @@ class Render:
         rgb: colours; in training not clamped to [0, 1].
         mask: probability of the object, None for systems that predict none.
         raster: coloured points without the network, on white; None unless asked for.
+        depth: of what is seen, along the viewing axis, scene units; 0 where nothing is, inf at the end of the world; None unless asked for.
     """
 
     rgb: Float[Tensor, "b 3 h w"]
     mask: Float[Tensor, "b 1 h w"] | None = None
     raster: Float[Tensor, "b 3 h w"] | None = None
+    depth: Float[Tensor, "b 1 h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class System(LightningModule):
         return weights
 
     @abstractmethod
-    def render(self, cameras: Cameras, scene: str, raster: bool = False) -> Render:
-        """Views of a scene as its cameras see them, clamped to [0, 1]. ``raster`` asks for the picture of the bare points as well."""
+    def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
+        """Views of a scene as its cameras see them, clamped to [0, 1]. ``raster`` asks for the picture of the bare points, ``depth`` for depths as well."""
 
     def can_render(self, scene: str) -> bool:
         """Whether a scene can be evaluated now. Validation skips scenes whose turn in training is still to come."""

@@ -29,6 +29,7 @@ from npbgpp.systems.base import Render, System
 from npbgpp.systems.nerf_settings import NerfSettings
 
 _SYNTHETIC_BOX = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)  # what the objects of NeRF-Synthetic lie in
+_STOPPED = 0.5  # opacity of a ray that has a depth
 _NDC_BOX = (-1.5, -1.5, -1.0, 1.5, 1.5, 1.0)  # photos of the scene's other cameras show a little beyond -1..1
 
 
@@ -93,21 +94,31 @@ class NeRF(System):
         return {f"field.{name}" if name.startswith(("nerf_coarse.", "nerf_fine.")) else name: value for name, value in weights.items()}
 
     # --------------------------------------------------------------- rendering
-    def render(self, cameras: Cameras, scene: str, raster: bool = False) -> Render:
-        """See System.render. The picture of the bare points is one of depth: near is bright, empty is black."""
-        colours, depths = [], []
+    def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
+        """See System.render. The picture of the bare points is one of nearness: near is bright, empty is black.
+
+        Depths are means along rays; a ray of which less than half is stopped has none.
+        """
+        colours, nearness, depths = [], [], []
         with torch.no_grad(), self.autocast_free():
             for k in range(len(cameras)):
                 height, width = cameras.image_size
                 origins, along = (part[0].flatten(0, 1) for part in self.frame.cameras(cameras[k].to(self.device)).rays())
                 # photos are composited on white where they have alpha, unless black was chosen
                 behind = origins.new_full((3,), 0.0 if self.settings.rays.background == "black" else 1.0)
-                seen = self._seen(self._rays(origins, along), along, behind, training=False).final()
+                rays = self._rays(origins, along)
+                seen = self._seen(rays, along, behind, training=False).final()
                 assert seen.rgb is not None
                 colours.append(seen.rgb.T.view(3, height, width).clamp(0, 1))
-                nearness = 1 - (seen.normalised_depth() - self.frame.near) / (self.frame.far - self.frame.near)
-                depths.append((nearness.clamp(0, 1) * seen.opacity.clamp(0, 1)).nan_to_num().view(1, height, width).expand(3, -1, -1))
-        return Render(torch.stack(colours), None, torch.stack(depths) if raster else None)
+                t = seen.normalised_depth()
+                if raster:
+                    near = 1 - (t - self.frame.near) / (self.frame.far - self.frame.near)
+                    nearness.append((near.clamp(0, 1) * seen.opacity.clamp(0, 1)).nan_to_num().view(1, height, width).expand(3, -1, -1))
+                if depth:
+                    xyz_world = self.frame.world(rays.origins + t[:, None] * rays.directions)
+                    stopped = seen.opacity >= _STOPPED
+                    depths.append(torch.where(stopped, cameras[k].to(self.device).project(xyz_world)[1][0], 0.0).view(1, height, width))
+        return Render(torch.stack(colours), None, torch.stack(nearness) if raster else None, torch.stack(depths) if depth else None)
 
     def _rays(self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Rays:
         origins, directions = self.frame.rays(origins, directions)

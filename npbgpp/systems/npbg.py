@@ -19,6 +19,7 @@ from npbgpp.models.aggregation import Aggregator
 from npbgpp.models.rasterizer import NearestScatterRasterizer
 from npbgpp.optim import LazyRMSprop
 from npbgpp.paths import Bases
+from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level
 from npbgpp.systems.descriptors import DescriptorStore, ResidentScene, unique_rows
 from npbgpp.systems.npbg_settings import NPBGSettings
@@ -137,6 +138,10 @@ class NPBG(PointSystem):
         return self._residents[scene]
 
     # --------------------------------------------------------------- rendering
+    def drawn_cloud(self, scene: str) -> BlockedCloud:
+        """See PointSystem.drawn_cloud."""
+        return self.resident(scene, training=False).cloud
+
     def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
         """See PointSystem.visible."""
         return self._look(framing, scenes, levels, training=False)

@@ -197,6 +197,11 @@ class NPBGPlusPlus(PointSystem):
         return results
 
     # --------------------------------------------------------------- rendering
+    def drawn_cloud(self, scene: str) -> BlockedCloud:
+        """See PointSystem.drawn_cloud: points that no photo sees are not drawn."""
+        self.prepare(scene)
+        return self._aggregated[scene].cloud
+
     def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
         """See PointSystem.visible."""
         for scene in dict.fromkeys(scenes):

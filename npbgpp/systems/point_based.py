@@ -159,8 +159,12 @@ class PointSystem(System):
         views = [rasterize(cloud, cameras[k], levels, self.settings.near, self.rule) for k, cloud in enumerate(clouds)]
         return [torch.stack([fragments.index for fragments in level]) for level in zip(*views, strict=True)]
 
-    def render(self, cameras: Cameras, scene: str, raster: bool = False) -> Render:
-        """See System.render."""
+    @abstractmethod
+    def drawn_cloud(self, scene: str) -> BlockedCloud:
+        """The points of a scene that evaluation draws, on the device."""
+
+    def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
+        """See System.render. Depths are those of the nearest points, without the network."""
         framing = self.frame(cameras.to(self.device))
         scenes = [scene] * len(cameras)
         with torch.no_grad():
@@ -170,14 +174,21 @@ class PointSystem(System):
             rgb = render.rgb.clamp(0, 1)
             if self.settings.use_masks and render.mask is not None:
                 rgb = torch.where(render.mask < 0.5, rgb.new_tensor(self.settings.bg_rgb_color)[:, None, None], rgb)
+            with self.autocast_free():
+                depths = self._depths(framing.asked, scene) if depth else None
             if not raster:
-                return Render(rgb, render.mask)
+                return Render(rgb, render.mask, None, depths)
             with self.autocast_free():
                 if framing.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
                     visible = self.visible(Framing(framing.asked, framing.asked, None), scenes, [Level(1.0)])
                 colours = self.rgb_converter(visible.descriptors)
                 picture = splat(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
-            return Render(rgb, render.mask, picture)
+            return Render(rgb, render.mask, picture, depths)
+
+    def _depths(self, cameras: Cameras, scene: str) -> Float[Tensor, "b 1 h w"]:
+        cloud = self.drawn_cloud(scene)
+        views = [rasterize(cloud, cameras[k], [Level(1.0)], self.settings.near, self.rule)[0].depth for k in range(len(cameras))]
+        return torch.stack([torch.where(view.isinf(), 0.0, view)[None] for view in views])
 
     def refine(self, framing: Framing, visible: Visible) -> Render:
         """Runs the network on what the views see; colours are not clamped."""

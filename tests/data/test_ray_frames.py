@@ -75,6 +75,7 @@ def test_drawn_points_lie_on_the_rays_of_their_pixels(scenes, name, kind):
         t = ((points - origins) * directions).sum(1) / directions.square().sum(1)
         torch.testing.assert_close(origins + t[:, None] * directions, points, rtol=0, atol=2e-5)
         assert (t > frame.near).all() and (t < frame.far).all()
+        torch.testing.assert_close(frame.world(points), torch.from_numpy(xyz_world).float(), rtol=0, atol=1e-4)
 
 
 def test_synthetic_scenes_are_as_they_are(scenes):

@@ -5,14 +5,20 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 from npbgpp.data.rays import RaySampling
 from npbgpp.errors import InputError
 from npbgpp.files import load_tensors
+from npbgpp.finished_run import evaluation_of, run_config
+from npbgpp.run import assemble
 from npbgpp.systems.nerf import _optimizer, _schedule
 from npbgpp.systems.nerf_settings import NerfSettings
 
+from ..conftest import TINY_NERF
 from ..layouts import colmap, llff, nerf_synthetic, npcr
+from ..run_folders import remember
+from ..scene_writers import POINTS, RADIUS
 from .run_files import weights
 
 LAST = "checkpoints/last.ckpt"
@@ -55,6 +61,40 @@ def test_a_field_learns_the_scene(trained, run_nerf, drawn, tmp_path):
     for kind in ("rendered", "gt", "raster"):
         assert len(list(trained.glob(f"rendered/scene_holdout/test_epoch7/*_{kind}.png"))) == 1
     assert (trained / "report.png").is_file()
+
+
+def test_depths_are_those_of_what_was_drawn(trained, drawn):
+    """Along the viewing axis, scene units: the front of the balls."""
+    words = ("datasets.scene_name=scene", f"datasets.data_root={drawn}")
+    remember(trained, trained.parent, *TINY_NERF, *words)
+    config, bases = run_config(trained)
+    evaluation_of(config, trained, "last", None, [])
+    parts = assemble(config, bases, needs_test_views=False)
+    (scene,) = parts.data.scenes.values()
+    errors = []
+    for k in (0, 5, 9):
+        camera = scene.views[k].camera
+        depth = parts.system.eval().render(camera, scene.name, depth=True).depth[0, 0]
+        assert depth[0, 0] == 0, "nothing is seen at the corner"
+        uv_px, middle = camera.project(torch.from_numpy(POINTS).float())
+        for (u, v), z in zip(uv_px[0].tolist(), middle[0].tolist(), strict=True):
+            in_front = (middle[0] < z - 0.01) & ((uv_px[0] - torch.tensor([u, v])).norm(dim=1) < 6)
+            if not in_front.any():
+                errors.append(depth[int(v), int(u)].item() - (z - RADIUS))
+    assert len(errors) > 6 and torch.tensor(errors).abs().median() < RADIUS
+
+
+def test_the_tested_views_are_filmed(trained, run_nerf, drawn, tmp_path):
+    assert (trained / "rendered/scene_holdout/test_epoch7/film.mp4").is_file()
+    run = run_drawn(run_nerf, drawn)
+    again = run(tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "test_video=gif", "datasets.holdout_indices=[3,4,5]")
+    (film,) = again.rglob("film.*")
+    with Image.open(film) as gif:
+        assert film.suffix == ".gif" and gif.n_frames == 3 and gif.size == (32, 32)
+    none = run(tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "test_video=null", name="none")
+    assert not list(none.rglob("film.*"))
+    with pytest.raises(InputError, match="test_video: expected mp4, gif or null, got avi"):
+        run(tmp_path, "eval_only=true", "test_video=avi", name="wrong")
 
 
 def test_evaluating_again_gives_the_same(trained, run_nerf, drawn, tmp_path):
