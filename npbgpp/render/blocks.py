@@ -23,12 +23,14 @@ class BlockedCloud:
         index: position of each point in the cloud it was built from.
         corners: the 8 corners of each block's bounding box.
         count: n, number of points of the cloud.
+        rows: points of the cloud it was built from: more than ``count`` where only some were taken.
     """
 
     xyz_world: Float[Tensor, "3 k p"]
     index: Int32[Tensor, "k p"]
     corners: Float[Tensor, "k 8 3"]
     count: int
+    rows: int
 
     @classmethod
     def build(cls, xyz_world: Float[Tensor, "n 3"], block: int = _BLOCK, rows: Int[Tensor, " r"] | None = None) -> "BlockedCloud":
@@ -51,7 +53,7 @@ class BlockedCloud:
         low, high = (xyz.amin(1), xyz.amax(1)) if blocks else (xyz.new_zeros(0, 3), xyz.new_zeros(0, 3))
         picks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).to(xyz)
         corners = torch.where(picks > 0, high[:, None], low[:, None])
-        return cls(xyz.permute(2, 0, 1).contiguous(), index.to(torch.int32), corners, count)
+        return cls(xyz.permute(2, 0, 1).contiguous(), index.to(torch.int32), corners, count, len(xyz_world))
 
     def __len__(self) -> int:
         return self.count

@@ -23,12 +23,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule, Projection
+from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
 from npbgpp.render.blocks import BlockedCloud
+from npbgpp.render.culling import ProjectionNumbers, visible_blocks
 from npbgpp.render.lanes import MOST_LANES, in_lanes, lanes_on
 from npbgpp.render.refinement import AMBIGUOUS, refined_grid
 
-_EMPTY_KEY = 2**63 - 1
+EMPTY_KEY = 2**63 - 1
 _INFINITE_DEPTH_BITS = 0x7F800000
 _CPU_CHUNK = 1 << 17  # points whose temporaries stay in the cache
 _ACCELERATOR_CHUNK = 1 << 22
@@ -85,11 +86,12 @@ def rasterize(cloud: BlockedCloud, camera: Cameras, levels: Sequence[Level], nea
         if min(size) < 1:
             raise ValueError(f"rasterize: image of {camera.image_size} pixels has no cell at scale {level.scale}")
     targets = tuple((level.cells_per_pixel(), size) for level, size in zip(levels, sizes, strict=True))
-    return [_fragments(keys) for keys in _Canvas(grid, targets, cloud.xyz_world.device).draw(cloud, camera, near)]
+    return [fragments_of(keys) for keys in _Canvas(grid, targets, cloud.xyz_world.device).draw(cloud, camera, near)]
 
 
-def _fragments(keys: Int[Tensor, "h w"]) -> Fragments:
-    empty = keys == _EMPTY_KEY
+def fragments_of(keys: Int[Tensor, "h w"]) -> Fragments:
+    """What the keys of a level say."""
+    empty = keys == EMPTY_KEY
     bits = (keys >> 32).clamp_max_(_INFINITE_DEPTH_BITS)  # empty cells hold larger bits than infinity
     return Fragments(torch.where(empty, -1, keys & 0xFFFFFFFF), bits.to(torch.int32).view(torch.float32))
 
@@ -101,7 +103,7 @@ class _Canvas:
         self.grid, self.targets = grid, targets
         self.refined = refined_grid(grid, targets, device)
         rows, columns = self.refined.rows.cells + 1, self.refined.columns.cells + 1
-        self.keys = _key_buffer(rows, columns, device, threading.get_ident(), 0).fill_(_EMPTY_KEY)
+        self.keys = _key_buffer(rows, columns, device, threading.get_ident(), 0).fill_(EMPTY_KEY)
         # row slots follow column slots in one table, so that both axes take one look-up
         row_table = self.refined.rows.table
         flags, cells = row_table & AMBIGUOUS, row_table & (AMBIGUOUS - 1)
@@ -114,14 +116,14 @@ class _Canvas:
         """Keys of every level."""
         device = cloud.xyz_world.device
         projection = self.grid.projection(camera.to(device))
-        inner, border = _visible_blocks(cloud, projection, self.grid, near)
-        numbers = _Numbers.of(projection)
+        inner, border = visible_blocks(cloud, projection, self.grid, near)
+        numbers = ProjectionNumbers.of(projection)
         length = cloud.index.shape[1]
         at_once = max(1, min((_CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK) // length, cloud.index.shape[0]))
         strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
 
         lanes = max(1, min(lanes_on(device), len(strokes)))
-        others = [_key_buffer(*self.keys.shape, device, threading.get_ident(), k).fill_(_EMPTY_KEY) for k in range(1, lanes)]
+        others = [_key_buffer(*self.keys.shape, device, threading.get_ident(), k).fill_(EMPTY_KEY) for k in range(1, lanes)]
         canvases = [self.keys, *others]
 
         def draw_lane(lane: int) -> list[tuple[Tensor, Tensor]]:
@@ -134,8 +136,8 @@ class _Canvas:
         ambiguous = [waiting for lane in in_lanes(draw_lane, range(lanes), device) for waiting in lane]
         for keys in others:
             torch.minimum(self.keys, keys, out=self.keys)
-        self.keys[-1] = _EMPTY_KEY
-        self.keys[:, -1] = _EMPTY_KEY
+        self.keys[-1] = EMPTY_KEY
+        self.keys[:, -1] = EMPTY_KEY
         levels = [self._level(k) for k in range(len(self.targets))]
         if ambiguous:
             xy, keys = (torch.cat(parts, -1) for parts in zip(*ambiguous, strict=True))
@@ -147,7 +149,7 @@ class _Canvas:
         self,
         cloud: BlockedCloud,
         part: Int[Tensor, " k"],
-        numbers: "_Numbers",
+        numbers: ProjectionNumbers,
         near: float,
         whole: bool,
         scratch: "_Scratch",
@@ -160,15 +162,7 @@ class _Canvas:
         else:
             torch.index_select(cloud.xyz_world, 1, part, out=world)
             torch.index_select(cloud.index, 0, part, out=index)
-        px, py, pz = world.flatten(1)
-        for k in range(3):
-            of_x, of_y, of_z = numbers.matrix[k]
-            torch.mul(px, of_x, out=xyw[k]).add_(py, alpha=of_y).add_(pz, alpha=of_z).add_(numbers.offset[k])
-        xy, depth = xyw[:2], xyw[2]
-        for k, (scale, shift) in enumerate(numbers.scale_and_shift):
-            xy[k].mul_(scale)
-            if shift:
-                xy[k].add_(depth * shift)
+        xy, depth = numbers.apply(world.flatten(1), xyw)
         keys.copy_(depth.view(torch.int32)).bitwise_left_shift_(32).bitwise_or_(index.view(-1))
         outside = None if whole else depth <= near
         xy.div_(depth.add_(self.grid.epsilon) if self.grid.epsilon else depth)
@@ -217,23 +211,6 @@ class _Canvas:
         return keys
 
 
-@dataclass(frozen=True)
-class _Numbers:
-    """A projection of one camera as plain numbers: columns of the matrix, offset, and scale and shift of x and y where there are any."""
-
-    matrix: list[list[float]]
-    offset: list[float]
-    scale_and_shift: list[tuple[float, float]]
-
-    @classmethod
-    def of(cls, projection: Projection) -> "_Numbers":
-        """Reads the numbers once, so that no operation waits for them."""
-        scaled: list[tuple[float, float]] = []
-        if projection.scale is not None and projection.shift is not None:
-            scaled = list(zip(projection.scale[0].tolist(), projection.shift[0].tolist(), strict=True))
-        return cls(projection.matrix[0].t().tolist(), projection.offset[0].tolist(), scaled)
-
-
 class _Scratch:
     """Buffers for one chunk of points, used for every chunk."""
 
@@ -265,25 +242,3 @@ def _scratch(length: int, blocks: int, device: torch.device, thread: int) -> _Sc
 @torch.inference_mode(False)
 def _key_buffer(rows: int, columns: int, device: torch.device, thread: int, lane: int) -> Int[Tensor, "rows columns"]:
     return torch.empty(rows, columns, dtype=torch.int64, device=device)
-
-
-def _visible_blocks(
-    cloud: BlockedCloud, projection: Projection, grid: PixelGrid, near: float
-) -> tuple[Int[Tensor, " k"], Int[Tensor, " l"]]:
-    """Blocks that lie in the image as a whole, and those that may lie in it in part; blocks that cannot be seen are in neither."""
-    xyd = projection.apply(cloud.corners.view(-1, 3))[0].view(-1, 8, 3)
-    depth = xyd[..., 2]
-    matrix, offset = projection.matrix[0], projection.offset[0]
-    # corners and points are rounded alike, but not equally; these margins are larger than the difference
-    rounding = 4e-7 * (cloud.corners.abs() @ matrix[:, 2].abs() + offset[2].abs()).amax(1)
-    nearest, furthest = depth.amin(1) - rounding, depth.amax(1) + rounding
-    xy = xyd[..., :2]
-    first, last = grid.extent(xy.device)
-    margin = 1e-3 * (last - first)
-    low, high = xy.amin(1), xy.amax(1)
-    before = nearest > near
-    in_part = ((high >= first - margin) & (low <= last + margin)).all(1)
-    inside = before & ((low >= first + margin) & (high <= last - margin)).all(1)
-    # the corners of a block that reaches behind the camera say nothing about where its points are
-    border = ((before & in_part) | ((furthest > near) & ~before)) & ~inside
-    return inside.nonzero()[:, 0], border.nonzero()[:, 0]

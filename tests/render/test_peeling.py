@@ -1,0 +1,256 @@
+"""Depth peeling against its plain reference, values and gradients; what it must not get wrong at borders; and its contract."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.pixel_rules import PixelRule
+from npbgpp.render import peeling as module
+from npbgpp.render.blocks import BlockedCloud
+from npbgpp.render.culling import ProjectionNumbers
+from npbgpp.render.peeling import Footprint, peel
+from npbgpp.render.rasterize import Level, rasterize
+from npbgpp.render.reference import peel_reference
+from npbgpp.render.splat import feature_table, splat
+
+FOCAL = 16.0
+
+
+def dyadic_camera(image_size: tuple[int, int]) -> Cameras:
+    """Identity pose and power-of-two intrinsics: projections of dyadic points are exact in float32."""
+    height, width = image_size
+    return Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.full((1, 2), FOCAL), torch.tensor([[width / 2, height / 2]]), image_size)
+
+
+def dyadic_points(count: int, seed: int, image_size: tuple[int, int]) -> torch.Tensor:
+    """Points around the image, some behind the camera, with exact ties of depth and duplicates."""
+    g = torch.Generator().manual_seed(seed)
+    height, width = image_size
+    z = 2.0 ** torch.randint(-1, 3, (count,), generator=g)
+    # pixels in steps of a quarter, up to three pixels outside of the image
+    u = torch.randint(-12, 4 * width + 12, (count,), generator=g) / 4
+    v = torch.randint(-12, 4 * height + 12, (count,), generator=g) / 4
+    xyz = torch.stack([(width / 2 - u) / FOCAL * z, (height / 2 - v) / FOCAL * z, z], 1)
+    xyz[torch.rand(count, generator=g) < 0.1, 2] *= -1
+    xyz[: count // 10] = xyz[count // 2 : count // 2 + count // 10]
+    return xyz
+
+
+def at_pixels(*uvz: tuple[float, float, float], image_size: tuple[int, int]) -> torch.Tensor:
+    height, width = image_size
+    return torch.tensor([[(width / 2 - u) / FOCAL * z, (height / 2 - v) / FOCAL * z, z] for u, v, z in uvz])
+
+
+def projected(points: torch.Tensor, camera: Cameras) -> torch.Tensor:
+    uv_px, depth = camera.project(points)
+    return torch.cat([uv_px[0], depth[0][:, None]], 1)
+
+
+FOOTPRINTS = [
+    Footprint(0.5, 4.5, 1.0),
+    Footprint(0.0, 8.0, 2.0),
+    Footprint(1.0, 2.0, 0.5),
+    Footprint(1.0, 2.0, 0.0),
+    Footprint(-1.0, 1.0, 3.0),
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 80),
+    st.integers(4, 18),
+    st.integers(4, 18),
+    st.integers(1, 5),
+    st.sampled_from(FOOTPRINTS),
+    st.sampled_from([math.inf, 1.0, 0.25]),
+)
+def test_equals_reference(seed, count, height, width, layers, footprint, gap):
+    """Indices and depths, and values and gradients of feature images made of them, the default feature's too."""
+    size = (height, width)
+    points, camera = dyadic_points(count, seed, size), dyadic_camera(size)
+    found = peel(BlockedCloud.build(points, block=8), camera, layers, footprint, gap)
+    expected = peel_reference(projected(points, camera), size, layers, footprint.near, footprint.far, footprint.max_splat, gap)
+    features = torch.randn(count, 3, dtype=torch.float64, requires_grad=True)
+    default = torch.randn(1, 3, 1, 1, dtype=torch.float64, requires_grad=True)
+    plain_features, plain_default = (t.detach().clone().requires_grad_() for t in (features, default))
+    for layer, (index, depth, beyond) in zip(found, expected, strict=True):
+        assert torch.equal(layer.index, index) and torch.equal(layer.depth, depth)
+        assert [tuple(place) for place in layer.beyond.nonzero().tolist()] == beyond
+    images = torch.cat([splat(layer.index[None], feature_table(features, default)) for layer in found])[:, :3]
+    plain = torch.stack(
+        [
+            torch.stack([plain_features[i] if i >= 0 else plain_default[0, :, 0, 0] for i in index.flatten().tolist()]).T.view(3, *size)
+            for index, _, _ in expected
+        ]
+    )
+    assert torch.equal(images, plain)
+    plain = plain + 0 * (plain_features.sum() + plain_default.sum())  # what nobody shows has a gradient too: zero
+    weights = torch.randn_like(images)
+    (images * weights).sum().backward()
+    (plain * weights).sum().backward()
+    torch.testing.assert_close(features.grad, plain_features.grad)
+    torch.testing.assert_close(default.grad, plain_default.grad)
+
+
+@pytest.mark.parametrize("image_size", [(200, 320), (97, 61)])
+def test_one_layer_of_single_pixels_is_the_finest_level_of_the_rasteriser(image_size):
+    """Points at any place, so that both must round alike."""
+    rotation = torch.linalg.qr(torch.randn(3, 3))[0]
+    rotation = rotation * torch.linalg.det(rotation).sign()
+    principal = torch.tensor([[image_size[1] / 2 + 0.3, image_size[0] / 2 - 0.7]])
+    camera = Cameras(rotation[None], torch.tensor([[0.1, -0.2, 3.0]]), torch.full((1, 2), 1.1 * image_size[1]), principal, image_size)
+    cloud = BlockedCloud.build(torch.randn(50_000, 3))
+    (level,) = rasterize(cloud, camera, [Level(1.0)], 0.0, PixelRule.EXACT)
+    (layer,) = peel(cloud, camera, 1, Footprint(1.0, 2.0, 0.0))
+    assert torch.equal(layer.index, level.index) and torch.equal(layer.depth, level.depth)
+    assert (layer.index >= 0).any() and not layer.beyond.any()
+
+
+def test_layers_of_single_pixels_are_the_points_of_each_pixel_in_order():
+    size = (24, 32)
+    points, camera = dyadic_points(4000, 3, size), dyadic_camera(size)
+    layers = peel(BlockedCloud.build(points), camera, 6, Footprint(1.0, 2.0, 0.0))
+    uvd = projected(points, camera)
+    for row, column in ((0, 0), (5, 31), (23, 17), (12, 8)):
+        there = ((uvd[:, 0].floor() == column) & (uvd[:, 1].floor() == row) & (uvd[:, 2] > 0)).nonzero()[:, 0].tolist()
+        there = sorted(there, key=lambda i: (uvd[i, 2].item(), i))[:6]
+        assert [int(layer.index[row, column]) for layer in layers] == there + [-1] * (6 - len(there))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(FOOTPRINTS), st.integers(2, 8))
+def test_no_point_is_in_two_layers_and_depth_grows(seed, footprint, count):
+    size = (20, 28)
+    points = dyadic_points(300, seed, size)
+    layers = peel(BlockedCloud.build(points, block=16), dyadic_camera(size), count, footprint)
+    seen: set[int] = set()
+    for k, layer in enumerate(layers):
+        winners = set(layer.index.flatten().tolist()) - {-1}
+        assert not winners & seen
+        seen |= winners
+        if k:
+            shown = layer.index >= 0
+            assert (layer.depth[shown] >= layers[k - 1].depth[shown]).all()
+
+
+# ---------------------------------------------------- footprints at the borders
+@pytest.mark.parametrize("image_size", [(8, 12), (12, 8)])
+def test_footprints_reach_every_border(image_size):
+    """A point in each corner pixel covers what of its square is in the image: three by three pixels, cut to two by two."""
+    height, width = image_size
+    corners = [(0.5, 0.5), (width - 0.5, 0.5), (0.5, height - 0.5), (width - 0.5, height - 0.5)]
+    points = at_pixels(*((u, v, 1.0) for u, v in corners), image_size=image_size)
+    (layer,) = peel(BlockedCloud.build(points), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 1.0))
+    expected = torch.full(image_size, -1)
+    expected[:2, :2], expected[:2, -2:], expected[-2:, :2], expected[-2:, -2:] = 0, 1, 2, 3
+    assert torch.equal(layer.index, expected)
+
+
+@pytest.mark.parametrize("image_size", [(8, 12), (12, 8)])
+def test_points_beside_the_image_reach_into_it(image_size):
+    """Centres one pixel left of, above, right of and below the image: their squares start or end outside of it."""
+    height, width = image_size
+    middles = [(-0.5, height / 2 + 0.5), (width / 2 + 0.5, -0.5), (width + 0.5, height / 2 + 0.5), (width / 2 + 0.5, height + 0.5)]
+    points = at_pixels(*((u, v, 1.0) for u, v in middles), image_size=image_size)
+    (layer,) = peel(BlockedCloud.build(points, block=1), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 1.0))
+    row, column = height // 2, width // 2
+    for k, place in enumerate(
+        (
+            (slice(row - 1, row + 2), 0),
+            (0, slice(column - 1, column + 2)),
+            (slice(row - 1, row + 2), -1),
+            (-1, slice(column - 1, column + 2)),
+        )
+    ):
+        assert (layer.index[place] == k).all()
+    assert (layer.index >= 0).sum() == 12
+
+
+@pytest.mark.parametrize("image_size", [(6, 16), (16, 6)])
+def test_every_column_and_row_gives_gradients(image_size):
+    """One point per pixel: each gets the gradient of its own pixel, in wide and in high images."""
+    height, width = image_size
+    points = at_pixels(*((j + 0.5, i + 0.5, 1.0) for i in range(height) for j in range(width)), image_size=image_size)
+    (layer,) = peel(BlockedCloud.build(points), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 0.0))
+    features = torch.zeros(height * width, 1, requires_grad=True)
+    image = splat(layer.index[None], feature_table(features, torch.zeros(1, 1, 1, 1)))[0, 0]
+    weights = torch.arange(1.0, height * width + 1)
+    (image.flatten() * weights).sum().backward()
+    assert torch.equal(features.grad[:, 0], weights)
+
+
+def test_a_point_gets_the_gradients_of_all_pixels_of_its_footprint():
+    size = (8, 8)
+    (layer,) = peel(BlockedCloud.build(at_pixels((4.5, 4.5, 1.0), image_size=size)), dyadic_camera(size), 1, Footprint(1.0, 2.0, 1.0))
+    feature = torch.zeros(1, 1, requires_grad=True)
+    splat(layer.index[None], feature_table(feature, torch.zeros(1, 1, 1, 1)))[0, 0].sum().backward()
+    assert feature.grad.item() == 9
+
+
+# ----------------------------------------------------------------- removal, gaps
+def test_a_point_that_won_anywhere_is_gone_everywhere():
+    """Point 1 wins the pixel left of the others and is hidden elsewhere: the next layer does not show it again, but the one behind it."""
+    size = (8, 8)
+    points = at_pixels((4.5, 4.5, 1.0), (3.5, 4.5, 1.5), (4.5, 4.5, 1.75), image_size=size)
+    first, second = peel(BlockedCloud.build(points), dyadic_camera(size), 2, Footprint(1.0, 16.0, 1.0))
+    assert first.index[4, 4] == 0 and (first.index == 1).any()
+    assert second.index[4, 4] == 2 and not (second.index == 1).any()
+
+
+def test_a_gap_ends_a_pixel():
+    size = (4, 4)
+    points = at_pixels((1.5, 1.5, 1.0), (1.5, 1.5, 1.5), (1.5, 1.5, 3.0), (1.5, 1.5, 3.25), image_size=size)
+    layers = peel(BlockedCloud.build(points), dyadic_camera(size), 4, Footprint(1.0, 2.0, 0.0), gap=1.0)
+    assert [int(layer.index[1, 1]) for layer in layers] == [0, 1, -1, -1]
+    assert [bool(layer.beyond[1, 1]) for layer in layers] == [False, False, True, True]
+    assert sum(int(layer.beyond.sum()) for layer in layers) == 2
+    assert [int(layer.index[1, 1]) for layer in peel(BlockedCloud.build(points), dyadic_camera(size), 4, Footprint(1.0, 2.0, 0.0))] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+# -------------------------------------------------------------------------- work
+def test_later_layers_project_nothing_and_draw_what_is_left(monkeypatch):
+    applied, drawn = [], []
+    apply, nearest = ProjectionNumbers.apply, module._nearest
+    monkeypatch.setattr(ProjectionNumbers, "apply", lambda self, xyz, out: (applied.append(xyz.shape[1]), apply(self, xyz, out))[1])
+    monkeypatch.setattr(
+        module, "_nearest", lambda pieces, *rest: (drawn.append(sum(len(p.keys) for p in pieces)), nearest(pieces, *rest))[1]
+    )
+    size = (32, 32)
+    xy = torch.rand(40_000, 2) * 40 - 20
+    cloud = BlockedCloud.build(torch.cat([xy, torch.rand(40_000, 1) + 4], 1), block=64)
+    layers = peel(cloud, dyadic_camera(size), 4, Footprint(4.0, 8.0, 1.0))
+    assert 0 < sum(applied) < 0.15 * len(cloud)  # the camera sees a twenty-fifth of the cloud
+    for before, after, layer in zip(drawn, drawn[1:], layers, strict=False):
+        assert after == before - len(set(layer.index.flatten().tolist()) - {-1})
+
+
+def test_empty_clouds_points_behind_and_wrong_arguments():
+    size = (8, 8)
+    camera, footprint = dyadic_camera(size), Footprint(1.0, 2.0, 1.0)
+    for points in (torch.zeros(0, 3), torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]])):
+        layers = peel(BlockedCloud.build(points), camera, 3, footprint)
+        assert all((layer.index == -1).all() and layer.depth.isinf().all() and not layer.beyond.any() for layer in layers)
+    some = BlockedCloud.build(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="at least one layer"):
+        peel(some, camera, 0, footprint)
+    with pytest.raises(ValueError, match="one camera"):
+        peel(some, Cameras.cat([camera, camera]), 1, footprint)
+    with pytest.raises(ValueError, match="near < far"):
+        peel(some, camera, 1, Footprint(2.0, 2.0, 1.0))
+
+
+def test_chosen_rows_keep_their_numbers():
+    size = (8, 8)
+    points = at_pixels((4.5, 4.5, 1.0), (4.5, 4.5, 1.5), (4.5, 4.5, 1.75), image_size=size)
+    cloud = BlockedCloud.build(points, rows=torch.tensor([1, 2]))
+    assert [int(layer.index[4, 4]) for layer in peel(cloud, dyadic_camera(size), 3, Footprint(1.0, 2.0, 0.0))] == [1, 2, -1]
