@@ -30,6 +30,7 @@ _CONTENT_LAYERS = (1, 3, 6, 8, 11, 13, 15, 17, 20, 22, 24, 26, 29)
 _STYLE_LAYERS = (3, 8, 17, 26, 35)
 _STYLE_CONTENT_LAYER = 26
 _CAFFE_MEAN = (103.939, 116.779, 123.680)
+_RGBA_LAYERS = (3, 8)
 
 
 def downscaled_l1(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"], factor: int) -> Float[Tensor, ""]:
@@ -205,6 +206,39 @@ class VGGLoss(nn.Module):
             features = self.layers[index](features)
             if index in wanted:
                 yield features
+
+
+class RGBAPerceptualLoss(nn.Module):
+    """Differences of colours and mattes on the first activations of a frozen VGG-19 (NPCR): layers 3 and 8, which are relu1_2 and relu2_2.
+
+    The network is torchvision's; it takes images as they are, neither shifted nor scaled. Like `VGGLoss` it should not go into checkpoints.
+    """
+
+    def __init__(self, weights: str | Path | Mapping[str, Tensor]) -> None:
+        """Build the part of the network that is used.
+
+        Args:
+            weights: the file that `find_backbone("vgg19")` finds, or its state dict.
+
+        Raises:
+            InputError: the weights cannot be read or are those of another network.
+        """
+        super().__init__()
+        self.layers = load_features("vgg19", weights)[: _RGBA_LAYERS[-1] + 1].eval()
+
+    def forward(self, rendering: Float[Tensor, "b 4 h w"], target: Float[Tensor, "b 4 h w"]) -> Float[Tensor, ""]:
+        """Mean over both layers, and over colour and matte (as a grey picture), of the mean squared difference of the activations."""
+        grey = (image[:, 3:].expand(-1, 3, -1, -1) for image in (rendering, target))
+        return (self.colours(rendering[:, :3], target[:, :3]) + self.colours(*grey)) / 2
+
+    def colours(self, rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+        """Mean over both layers of the mean squared difference of the activations."""
+        ours, wanted, terms = rendering, target.detach(), []
+        for index, layer in enumerate(self.layers):
+            ours, wanted = layer(ours), layer(wanted)
+            if index in _RGBA_LAYERS:
+                terms.append(F.mse_loss(ours.float(), wanted.float()))
+        return torch.stack(terms).mean()
 
 
 def _gram(features: Float[Tensor, "b c h w"], mask: Float[Tensor, "b 1 _ _"] | None) -> Float[Tensor, "b c c"]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from npbgpp.errors import InputError
 
-BackboneName = Literal["vgg19_caffe", "vgg16"]
+BackboneName = Literal["vgg19_caffe", "vgg19", "vgg16"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ _BACKBONES: dict[str, _Backbone] = {
         key="system.vgg_weights",
         build=torchvision.models.vgg19,
         older_folders=("~/.cache/torch/models",),
+    ),
+    "vgg19": _Backbone(
+        file_name="vgg19-dcbb9e9d.pth",
+        title="VGG-19 with the ImageNet weights of torchvision",
+        key="system.vgg_weights",
+        build=torchvision.models.vgg19,
     ),
     "vgg16": _Backbone(
         file_name="vgg16-397923af.pth",

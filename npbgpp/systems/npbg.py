@@ -5,12 +5,10 @@ coefficients of one scene; Rakhimov et al., NPBG++, CVPR 2022, section 3.5). Thi
 learnable background descriptor, software rasteriser. Symbols: n points of a scene, m points that won a pixel in this step, q numbers per point, b views.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
 from npbgpp.data.scene import Batch, Scene
 from npbgpp.errors import InputError
@@ -21,12 +19,11 @@ from npbgpp.optim import LazyRMSprop
 from npbgpp.paths import Bases
 from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level
-from npbgpp.systems.descriptors import DescriptorStore, ResidentScene, unique_rows
+from npbgpp.systems.descriptors import DescriptorStore, ResidentScene
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.point_based import Framing, PointSystem
+from npbgpp.systems.scene_tables import SceneTables, clipped
 from npbgpp.systems.visible import Visible, describe, gather_visible
-
-log = logging.getLogger(__name__)
 
 
 class NPBG(PointSystem):
@@ -72,11 +69,8 @@ class NPBG(PointSystem):
             settings.max_points,
             read_saved,
         )
-        self._fitting = False
-        self._residents: dict[str, ResidentScene] = {}
-        self._trained_this_epoch: set[str] = set()
+        self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
         self._descriptor_optimizer = LazyRMSprop(settings.learning_rates.descriptors)
-        self._pending: list[tuple[str, Tensor, Tensor]] = []
 
     # ------------------------------------------------------------------ scenes
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
@@ -85,23 +79,9 @@ class NPBG(PointSystem):
         That is: leftovers in the save folder, resuming without descriptors, coefficients without a start, validation of scenes that nobody trains, losses
         without their weights.
         """
-        if not self.settings.overwrite_descriptors and not self.store.read_saved:
-            self.store.refuse_leftovers(trained)
-        if self.store.read_saved and not any(self.store.has(scene) for scene in trained):
-            raise InputError(
-                f"trainer.resume_from_checkpoint: expected descriptors of {', '.join(trained)} in {self.store.save_dir}, found none; go on in the folder of the "
-                "interrupted run (hydra.run.dir), or name its descriptors with system.descriptors_pretrained_dir"
-            )
-        for scene in trained if self.aggregator is not None else ():
-            self.store.require(scene)
-        for scene in validated:
-            if scene not in trained and not self.store.has(scene):
-                raise InputError(
-                    f"datasets.scenes.val: scene {scene} is not trained in this run and has no saved descriptors; NPBG cannot render it: validate on a trained "
-                    "scene, name its descriptors with system.descriptors_pretrained_dir, or set trainer.limit_val_batches=0"
-                )
+        required = trained if self.aggregator is not None else ()
+        self.tables.begin_training(trained, validated, self.settings.overwrite_descriptors, required)
         super().check_before_training(trained, validated)
-        self._fitting = True
 
     def start_without_weights(self, evaluate_only: bool) -> None:
         """See PointSystem. Coefficients mean nothing without the basis functions they were solved for."""
@@ -114,28 +94,19 @@ class NPBG(PointSystem):
 
     def can_render(self, scene: str) -> bool:
         """False for scenes of this run whose first training epoch is still to come."""
-        if scene in self._residents or self.store.has(scene) or not self._fitting:
-            return True
-        log.info("validation of scene %s skipped: its first training epoch is still to come", scene)
-        return False
+        return self.tables.can_render(scene)
 
     def resident(self, scene: str, training: bool) -> ResidentScene:
         """The scene on the device; opened when first asked for, in place of one that this epoch does not need."""
-        if scene not in self._residents:
-            limit = self.settings.max_scenes_per_train_epoch
-            idle = [name for name in self._residents if name not in self._trained_this_epoch]
-            if len(self._residents) >= limit and idle:
-                del self._residents[idle[0]]
-            xyz_world = self.read_cloud(scene)
-            if self.aggregator is None:
-                self._residents[scene] = self.store.open(scene, xyz_world, self.device, required=not training)
-            else:
-                # the mean feature comes first; a point seen by one view has that alone, and the original drops it
-                first = self.settings.descriptor_dim if self.settings.drop_single_view_points else 0
-                self._residents[scene] = self.store.open_coefficients(scene, xyz_world, self.device, first)
-        if training:
-            self._trained_this_epoch.add(scene)
-        return self._residents[scene]
+        return self.tables.resident(scene, training)
+
+    def _open(self, scene: str, training: bool) -> ResidentScene:
+        xyz_world = self.read_cloud(scene)
+        if self.aggregator is None:
+            return self.store.open(scene, xyz_world, self.device, required=not training)
+        # the mean feature comes first; a point seen by one view has that alone, and the original drops it
+        first = self.settings.descriptor_dim if self.settings.drop_single_view_points else 0
+        return self.store.open_coefficients(scene, xyz_world, self.device, first)
 
     # --------------------------------------------------------------- rendering
     def drawn_cloud(self, scene: str) -> BlockedCloud:
@@ -154,31 +125,29 @@ class NPBG(PointSystem):
     def _look(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level], training: bool) -> Visible:
         clouds = [self.resident(name, training).cloud for name in scenes]
         maps = self.draw(clouds, framing.drawn, levels)
-        gathered = gather_visible(maps, scenes, self._residents, learn=training, by_view=self.aggregator is not None)
+        gathered = gather_visible(maps, scenes, self.tables.residents, learn=training, by_view=self.aggregator is not None)
         if self.aggregator is None:
             return Visible(gathered.values, gathered.rows, gathered)
-        return describe(gathered, self._residents, self.aggregator, framing.asked)
+        return describe(gathered, self.tables.residents, self.aggregator, framing.asked)
 
     # ---------------------------------------------------------------- training
     def on_train_epoch_start(self) -> None:
         """The original erases the history of RMSprop before every epoch."""
         super().on_train_epoch_start()
-        self._trained_this_epoch.clear()
+        self.tables.begin_epoch()
         if self.settings.reset_descriptor_optimizer:
             self._descriptor_optimizer.steps = 0
-            for scene in self._residents.values():
+            for scene in self.tables.residents.values():
                 scene.table.forget()
 
     def points_of(self, batch: Batch) -> int:
         """See PointSystem.points_of."""
-        return sum(len(self._residents[name].cloud) for name in batch.scene)
+        return sum(len(self.tables.residents[name].cloud) for name in batch.scene)
 
     def keep_gradients(self, visible: Visible) -> None:
         """Puts the gradients of table rows aside until the step."""
         assert visible.gathered is not None
-        gradient = visible.gathered.values.grad
-        if gradient is not None:
-            self._pending += [(part.scene, part.points, gradient[part.where]) for part in visible.gathered.parts]
+        self.tables.keep_gradients(visible.gathered)
 
     def step(self) -> None:
         """Steps the networks, and the rows that were seen."""
@@ -186,35 +155,17 @@ class NPBG(PointSystem):
         super().step()
         self._descriptor_optimizer.lr = self.settings.learning_rates.descriptors * scale
         self._descriptor_optimizer.begin_step()
-        for name, seen, gradient in self._merged_pending():
-            if clip:
-                gradient = gradient * min(1.0, clip / (gradient.norm().item() + 1e-6))
-            self._descriptor_optimizer.update(self._residents[name].table, seen, gradient)
-        self._pending.clear()
-
-    def _merged_pending(self) -> list[tuple[str, Int[Tensor, " m"], Float[Tensor, "m q"]]]:
-        """Gradients of the batches of one step, those of a point that several batches or views saw summed."""
-        merged = []
-        for name in dict.fromkeys(name for name, _, _ in self._pending):
-            parts = [(seen, gradient) for other, seen, gradient in self._pending if other == name]
-            if len(parts) == 1:
-                merged.append((name, *parts[0]))
-                continue
-            rows, position = unique_rows(torch.cat([seen for seen, _ in parts]), self._residents[name].slot)
-            total = parts[0][1].new_zeros(len(rows), self.store.dim)
-            merged.append((name, rows, total.index_add_(0, position, torch.cat([gradient for _, gradient in parts]))))
-        return merged
+        for name, seen, gradient in self.tables.take_gradients():
+            self._descriptor_optimizer.update(self.tables.residents[name].table, seen, clipped(gradient, clip))
 
     def on_fit_end(self) -> None:
         """From here on every scene must have descriptors to be rendered."""
-        self._fitting = False
+        self.tables.end_training()
 
     def on_train_epoch_end(self) -> None:
         """Saves the descriptors of every scene of the epoch."""
         super().on_train_epoch_end()
-        for name in sorted(self._trained_this_epoch):
-            path = self.store.save(name, self._residents[name].table)
-            log.info("descriptors of scene %s: %s", name, path)
+        self.tables.save_trained()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """RMSprop for the background and the converter, Adam for the refiner; the descriptors have their own, which sees only visible rows."""

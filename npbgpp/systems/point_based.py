@@ -4,8 +4,6 @@ Symbols: n points of a scene, m points that won a pixel in this step, c channels
 """
 
 import logging
-import math
-import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +25,10 @@ from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.coverage import cloud_coverage
 from npbgpp.render.rasterize import Level, rasterize
 from npbgpp.render.splat import feature_table, splat
-from npbgpp.systems.base import Render, System
+from npbgpp.systems.base import Render
 from npbgpp.systems.objective import Objective, ObjectiveSettings
 from npbgpp.systems.point_settings import PointSettings
+from npbgpp.systems.stepping import SteppingSystem
 from npbgpp.systems.visible import Visible
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class Framing:
     alignment: Alignment | None
 
 
-class PointSystem(System):
+class PointSystem(SteppingSystem):
     """Descriptors of points, rasterised at several scales, refined by a U-Net. Where descriptors come from is up to the subclass.
 
     Args:
@@ -73,8 +72,7 @@ class PointSystem(System):
         refiner: nn.Module,
         rasterizer: NearestScatterRasterizer,
     ) -> None:
-        super().__init__(scenes, metrics)
-        self.automatic_optimization = False
+        super().__init__(dict(scenes), metrics, settings.accumulate_grad_batches, settings.gradient_clip_val, settings.lr_schedule)
         self.settings = settings
         self.rule = PixelRule(settings.pixel_convention)
         self.refiner, self.rasterizer = refiner, rasterizer
@@ -86,8 +84,6 @@ class PointSystem(System):
             settings.loss_factors, settings.style_weight, settings.style_img_path, settings.vgg_weights, bases
         )
         self._objective: Objective | None = None
-        self._last_batch_end: float | None = None
-        self._batches_in_step = 0
 
     def require_channels(self, key: str, channels: int) -> None:
         """Raises InputError when a network was made for descriptors of another width."""
@@ -199,10 +195,6 @@ class PointSystem(System):
         return Render(image[:, :3], mask)
 
     # ---------------------------------------------------------------- training
-    def on_train_epoch_start(self) -> None:
-        """Evaluation and saving are not training time."""
-        self._last_batch_end = None
-
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch: render, compare, step what was seen."""
         batch = self.augment(batch)
@@ -212,25 +204,12 @@ class PointSystem(System):
         terms = self.terms(render, batch, visible)
         factors = self.objective_settings.factors
         loss = torch.stack([factors[name] * value for name, value in terms.items()]).sum()
-        if loss.requires_grad:  # a target that sees no point teaches a frozen network nothing
-            self.manual_backward(loss / self.settings.accumulate_grad_batches)
+        self.learn(loss)
         self.keep_gradients(visible)
         if self.wants_pictures:
             self.pictures = self.pictures_of(batch, visible, render)
-        self._batches_in_step += 1
-        if self._batches_in_step >= self.settings.accumulate_grad_batches:
-            self.step()
-        for name, value in terms.items():
-            self.log(name, value.detach(), batch_size=len(batch))
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        with torch.no_grad():
-            error = torch.nn.functional.mse_loss(render.rgb.detach().clamp(0, 1), batch.target.image)
-        self.log("psnr", -10 * torch.log10(error.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
-        points, now = float(self.points_of(batch)), time.perf_counter()
-        self.log("points", points, logger=False, batch_size=len(batch))
-        if self._last_batch_end is not None:
-            self.log("points_per_s", points / (now - self._last_batch_end), prog_bar=True, batch_size=len(batch))
-        self._last_batch_end = now
+        self.finish_batch()
+        self.log_batch(batch, terms, loss, render.rgb, batch.target.image, self.points_of(batch))
 
     @torch.no_grad()
     def pictures_of(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
@@ -284,42 +263,3 @@ class PointSystem(System):
         mask = self.refiner(self.rasterizer.empty((64, 64)))[:, 3:4].sigmoid()
         self.refiner.train(training)
         return mask
-
-    def step(self) -> None:
-        """Steps and clears every optimiser."""
-        scale = self.learning_rate_scale()
-        wrapped = self.optimizers()
-        first, *others = wrapped if isinstance(wrapped, list) else [wrapped]
-        for optimizer in (first, *others):
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * scale
-            if self.settings.gradient_clip_val:
-                torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], self.settings.gradient_clip_val)
-        first.step()
-        for optimizer in others:
-            # past Lightning's wrapper: it would count every optimiser as a step of its own, and max_steps would come too early
-            optimizer.optimizer.step()
-        for optimizer in (first, *others):
-            optimizer.zero_grad()
-        self._batches_in_step = 0
-
-    def learning_rate_scale(self) -> float:
-        """Factor of every learning rate at this moment of the run."""
-        if self.settings.lr_schedule == "constant":
-            return 1.0
-        total = self._total_steps()
-        done = min(self.trainer.global_step / total, 1.0) if total > 0 else 0.0
-        return 0.5 * (1 + math.cos(done * math.pi)) * 0.99 + 0.01
-
-    def _total_steps(self) -> float:
-        """Optimiser steps of the run, inf when it has no end. Lightning's estimate counts batches: it does not know of the accumulation done here."""
-        limit = math.inf if self.trainer.max_steps < 0 else float(self.trainer.max_steps)
-        if self.trainer.max_epochs is None or self.trainer.max_epochs < 0:
-            return limit
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.settings.accumulate_grad_batches)
-        return min(limit, float(per_epoch * self.trainer.max_epochs))
-
-    def on_train_epoch_end(self) -> None:
-        """Does not lose a last part of accumulated batches."""
-        if self._batches_in_step:
-            self.step()

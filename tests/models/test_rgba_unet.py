@@ -39,7 +39,7 @@ def test_every_weight_learns():
 
 def test_opacity_sees_colour_and_the_features_of_the_colour_path():
     """What changes on the colour path changes the opacity; what changes in the opacity branch leaves the colour."""
-    net = RGBAUNet(**SMALL).eval()
+    net = RGBAUNet(**SMALL)  # in training mode: fresh running statistics would let nothing through
     x = torch.rand(1, 7, 32, 32)
     before = net(x)
     with torch.no_grad():
