@@ -22,11 +22,13 @@ class RowTable:
         values: the parameters.
         square_average: running mean of squared gradients as of ``last_step``; None before the first update.
         last_step: step at which each row was last updated; None before the first update.
+        changed: the parameters are others than when they were last saved.
     """
 
     values: Float[Tensor, "n c"]
     square_average: Float[Tensor, "n c"] | None = None
     last_step: Int[Tensor, " n"] | None = None
+    changed: bool = False
 
     def forget(self) -> None:
         """Erases the history, as a newly made optimiser has none."""
@@ -63,6 +65,7 @@ class LazyRMSprop:
     @torch.no_grad()
     def update(self, table: RowTable, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"]) -> None:
         """Updates the rows that a step saw, in place. ``rows`` must not repeat."""
+        table.changed = True
         square_average, last_step = table.history()
         missed = (self.steps - 1 - last_step.index_select(0, rows)).to(gradient.dtype)
         decay = torch.pow(self.alpha, missed)[:, None]

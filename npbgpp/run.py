@@ -21,10 +21,12 @@ from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.config import typed
 from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, InputRule, RayRule
 from npbgpp.data.ray_frames import ray_frame
+from npbgpp.distributed import together
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.metrics import ImageMetrics
 from npbgpp.paths import Bases
+from npbgpp.resume import check_same_training, find_checkpoint, training_keys
 from npbgpp.systems import SYSTEMS
 from npbgpp.systems.base import System
 from npbgpp.systems.nerf import frame_kind
@@ -52,10 +54,14 @@ class RunSettings:
     weights_strict: bool
     cache_dir: str | None
     test_video: str | None = None
+    resume: str | None = None
+    resume_strict: bool = True
 
     def __post_init__(self) -> None:
         if self.test_video not in (None, *KINDS):
             raise InputError(f"test_video: expected {', '.join(KINDS)} or null, got {self.test_video}")
+        if self.resume is not None and self.eval_only:
+            raise InputError(f"resume={self.resume}: training goes on from a checkpoint; to evaluate one, name it with weights_path")
 
 
 @dataclass(frozen=True)
@@ -111,19 +117,31 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
         raise InputError("datasets.scenes.test: expected at least one scene for eval_only=true, got none; name the scenes to evaluate")
     lpips = system_settings.lpips_weights
     metrics = ImageMetrics(None if lpips is None else bases.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
-    resume = None if plan.checkpoint is None else find_weights(plan.checkpoint, bases)
+    resume, keys = _checkpoint_to_resume(settings, plan, bases), training_keys(_plain(config))
+    if resume is not None:
+        check_same_training(resume, keys, settings.resume_strict)
     if isinstance(system_settings, NPBGSettings):
         modules["read_saved"] = settings.eval_only or resume is not None
+        modules["continued_descriptors"] = None if resume is None else resume.parent.parent / "descriptors"
     if isinstance(system_settings, NerfSettings):
         modules["frames"] = data.frames
     system = SYSTEMS[system_settings.system_class][0](system_settings, data.scenes, bases, metrics, **modules)
-    if settings.weights_path is not None:
+    system.training_keys = keys
+    if settings.weights_path is not None and resume is None:  # of a resumed run, those are behind it
         report = load_weights(system, find_weights(settings.weights_path, bases), settings.weights_strict)
         if settings.weights_strict:
             system.require_weights(report.missing)
     elif resume is None:
         system.start_without_weights(settings.eval_only)
     return Assembly(settings, plan, system_settings, data, metrics, system, resume)
+
+
+def _checkpoint_to_resume(settings: RunSettings, plan: TrainerPlan, bases: Bases) -> Path | None:
+    if plan.checkpoint is not None and settings.resume is not None:
+        raise InputError("resume and trainer.resume_from_checkpoint are two spellings of one thing; give one of them")
+    if settings.resume is not None:
+        return find_checkpoint(settings.resume, bases)
+    return None if plan.checkpoint is None else find_weights(plan.checkpoint, bases)
 
 
 def run(config: DictConfig, bases: Bases) -> None:
@@ -142,12 +160,11 @@ def run(config: DictConfig, bases: Bases) -> None:
     shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video)
     writer = EvaluationWriter(bases.run, parts.metrics, data.conditions(), *shows)
     trainer = _trainer(config, plan, bases, writer, settings.eval_only, _stepping(parts.system, looks))
-    if settings.eval_only:
-        trainer.test(system, datamodule=data, verbose=False)
-        return
-    _fit(trainer, system, data, parts.resume)
-    if settings.test_after_fit and not trainer.interrupted:
-        trainer.test(system, datamodule=data, verbose=False)
+    if not settings.eval_only:
+        _fit(trainer, system, data, parts.resume)
+    if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
+        with together():
+            trainer.test(system, datamodule=data, verbose=False)
 
 
 def _input_rule(settings: Settings) -> InputRule | None:
@@ -163,23 +180,22 @@ def _ray_rule(settings: Settings) -> RayRule | None:
 
 
 def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None) -> None:
-    if trainer.world_size > 1:
-        raise InputError(
-            f"trainer.devices: {type(system).__name__} trains on one device, got {trainer.world_size} processes; set trainer.devices=1 "
-            "(or trainer.gpus=1)"
-        )
     validates = trainer.limit_val_batches != 0
     system.check_before_training(data.train_scenes, [s.scene.name for s in data.val_sets] if validates else [])
     device = f"{trainer.accelerator.__class__.__name__.removesuffix('Accelerator')} ({torch.get_num_threads()} threads)"
+    system.begin_training(data.shares_scenes(trainer.world_size))
+    several = f", process {trainer.global_rank + 1} of {trainer.world_size}" if trainer.world_size > 1 else ""
     log.info(
-        "training %s on %s: %d scenes, %d views; results go to %s",
+        "training %s on %s%s: %d scenes, %d views; results go to %s",
         type(system).__name__,
         device,
+        several,
         len(data.train_scenes),
         data.train_views,
         trainer.default_root_dir,
     )
-    trainer.fit(system, datamodule=data, ckpt_path=resume)
+    with together():
+        trainer.fit(system, datamodule=data, ckpt_path=resume)
 
 
 def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[Settings, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The ``trainer`` group of the config: Lightning 2 arguments, with the spellings of Lightning 1.4 translated."""
 
 import logging
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ _STRATEGIES = ("ddp", "ddp_spawn", "deepspeed", "fsdp", *_REMOVED_STRATEGIES)
 _MULTI_DEVICE_STRATEGY = "ddp_find_unused_parameters_true"
 # keys of Lightning 1.4 whose job nobody does any more: accepted, and said so when they are set
 _RETIRED = {
+    "use_distributed_sampler": "samples are dealt out to processes in any case",
+    "replace_sampler_ddp": "samples are dealt out to processes in any case",
     "ipus": "Lightning 2 drives no IPUs",
     "auto_select_gpus": "devices=auto chooses",
     "amp_backend": "torch's own mixed precision is used",
@@ -71,7 +74,6 @@ class TrainerSettings:
     enable_progress_bar: bool = True
     enable_model_summary: bool = True
     detect_anomaly: bool = False
-    use_distributed_sampler: bool = True
     plugins: Any = None
     default_root_dir: str | None = None
     resume_from_checkpoint: str | None = None
@@ -79,7 +81,6 @@ class TrainerSettings:
     gpus: int | str | tuple[int, ...] | None = None
     num_processes: int | None = None
     tpu_cores: int | None = None
-    replace_sampler_ddp: bool | None = None
     checkpoint_callback: bool | None = None
     log_gpu_memory: str | None = None
     terminate_on_nan: bool | None = None
@@ -120,6 +121,7 @@ def lightning_arguments(settings: TrainerSettings) -> TrainerPlan:
     for key, value in s.retired.items():
         log.warning("trainer.%s=%s is accepted for old command lines and does nothing: %s", key, value, _RETIRED[key])
     accelerator, devices, strategy = _devices(s)
+    _check_processes(devices, s.num_nodes)
     precision = _PRECISIONS.get(str(s.precision), str(s.precision))
     if precision not in _PRECISIONS.values():
         raise InputError(f"trainer.precision: expected one of {', '.join(_PRECISIONS)}, got {s.precision}")
@@ -160,12 +162,25 @@ def lightning_arguments(settings: TrainerSettings) -> TrainerPlan:
         "enable_progress_bar": s.enable_progress_bar,
         "enable_model_summary": s.enable_model_summary and depth is not None,
         "detect_anomaly": s.detect_anomaly if s.terminate_on_nan is None else s.terminate_on_nan,
-        "use_distributed_sampler": s.use_distributed_sampler if s.replace_sampler_ddp is None else s.replace_sampler_ddp,
+        "use_distributed_sampler": False,  # the data module deals samples out, without repeating any
         "default_root_dir": s.default_root_dir,
     }
     if s.plugins is not None:
         arguments["plugins"] = s.plugins
     return TrainerPlan(arguments, s.resume_from_checkpoint, s.log_gpu_memory is not None, depth)
+
+
+def _check_processes(devices: Any, nodes: int) -> None:
+    """A launcher such as torchrun has started processes already: as many as the trainer is told to expect."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or devices in ("auto", -1, "-1"):
+        return
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    expected = (len(devices) if isinstance(devices, list) else int(devices)) * nodes
+    if started != expected:
+        raise InputError(
+            f"trainer.devices: expected devices times nodes to be the {started} processes that were started, got {devices} devices on {nodes} nodes; "
+            "make them agree"
+        )
 
 
 def _devices(s: TrainerSettings) -> tuple[str, Any, str]:

@@ -16,19 +16,16 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from hydra import compose, initialize_config_dir  # noqa: E402
-from hydra.core.hydra_config import HydraConfig  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from npbgpp.geometry.cameras import Cameras  # noqa: E402
 from npbgpp.geometry.pixel_rules import PixelRule  # noqa: E402
 from npbgpp.geometry.pointcloud import PointCloud, write_ply  # noqa: E402
-from npbgpp.paths import Bases  # noqa: E402
 from npbgpp.render.blocks import BlockedCloud  # noqa: E402
 from npbgpp.render.rasterize import Level, rasterize  # noqa: E402
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .run_folders import REPOSITORY, run_words  # noqa: E402
+
 TINY_SIZE = 32
 TINY_COUNTS = {"train": 12, "val": 3, "test": 2}
 # a run on the tiny scenes that takes a second or two
@@ -159,24 +156,8 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run_line() -> Callable[..., Path]:
     """Runs the overrides of a command line in this process, as ``train_net.py`` launched from a folder does; returns the run folder."""
-    from npbgpp.run import run
 
-    def go(launch: Path, *overrides: str) -> Path:
-        (*_, named) = (word.partition("=")[2] for word in overrides if word.startswith("hydra.run.dir="))
-        folder = launch / named
-        folder.mkdir(parents=True, exist_ok=True)
-        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-            config = compose("config", overrides=list(overrides), return_hydra_config=True)
-        OmegaConf.set_readonly(config.hydra, False)
-        config.hydra.runtime.output_dir, config.hydra.runtime.cwd = str(folder), str(launch)
-        HydraConfig.instance().set_config(config)
-        OmegaConf.set_struct(config, False)
-        config.pop("hydra")
-        OmegaConf.set_struct(config, True)
-        run(config, Bases(launch, folder, REPOSITORY))
-        return folder
-
-    return go
+    return run_words
 
 
 @pytest.fixture(scope="session")

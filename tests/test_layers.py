@@ -13,7 +13,7 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 MODULES = {name.removesuffix(".__init__"): path for name, path in MODULES.items()}
 
 # layer -> layers or modules that it may import, without npbgpp; what is below a name is meant too
-BASE = ("errors", "files", "paths", "config", "optim", "pretrained", "log")
+BASE = ("errors", "files", "paths", "config", "optim", "pretrained", "log", "distributed")
 SYSTEMS = (
     *BASE,
     "geometry",
@@ -21,6 +21,7 @@ SYSTEMS = (
     "models",
     "losses",
     "metrics",
+    "matte_metrics",
     "data.scene",
     "data.images",
     "data.color_jitter",
@@ -36,6 +37,7 @@ ALLOWED = {
     "models": ("errors", "pretrained", "geometry", "render", "models"),
     "losses": ("errors", "pretrained"),
     "metrics": ("errors", "losses", "pretrained"),
+    "matte_metrics": ("metrics",),
     "data": (
         "__version__",
         "errors",
@@ -52,7 +54,8 @@ ALLOWED = {
     "export": ("errors", "files", "checkpoint", "geometry", "render", "models", "data", "systems", "export"),
     "prepare": ("errors", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
     "checkpoint": ("errors", "files", "paths", "systems.base"),
-    "callbacks": ("errors", "files", "metrics", "systems.base", "callbacks"),
+    "callbacks": ("errors", "files", "distributed", "metrics", "systems.base", "callbacks"),
+    "resume": ("errors", "files", "paths", "checkpoint"),
     "trainer": ("errors",),
 }
 ENTRIES = ("run", "run_folder", "finished_run")  # these may import everything, hydra too; so may modules that are run with python -m

@@ -4,9 +4,11 @@ import json
 import logging
 import math
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as imageio
 import torch
 from jaxtyping import Float
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from npbgpp.callbacks.pictures import write_image, write_png
 from npbgpp.callbacks.report import SheetRow, contact_sheet
-from npbgpp.callbacks.videos import Video
+from npbgpp.callbacks.videos import video
+from npbgpp.distributed import gather, process_rank
 from npbgpp.files import write_atomically
 from npbgpp.metrics import ImageMetrics, ImageScores
 from npbgpp.systems.base import ViewResult
@@ -31,7 +34,7 @@ class EvaluationWriter(Callback):
     """Writes what an evaluation found below the run folder.
 
     * ``rendered/<dataset>/<stage>_epoch<E>/<view>_{rendered,gt,raster}.png`` (one ``<view>_debug.png`` strip during training),
-    * ``film.mp4`` or ``film.gif`` of the tested views beside these pictures, where they all have one size,
+    * ``film.mp4`` or ``film.gif`` of the tested views, made from these pictures, where they all have one size,
     * ``metrics.json`` of the last evaluation, ``report.png`` with up to six views per dataset,
     * scores to the loggers and a table to the terminal.
 
@@ -55,7 +58,6 @@ class EvaluationWriter(Callback):
     ) -> None:
         self.run_dir, self.metrics, self.conditions = run_dir, metrics, conditions
         self.save_images, self.transform, self.film = save_images, transform, film
-        self._films: dict[str, tuple[Video, torch.Size] | None] = {}  # None: its views have several sizes
         self._scores: dict[str, dict[str, tuple[ImageScores, float]]] = {}
         self._rows: dict[str, list[SheetRow]] = {}
 
@@ -100,8 +102,6 @@ class EvaluationWriter(Callback):
             rows.append(SheetRow(result.view, target, rendered, raster, result.scores))
             if len(rows) > 8 * _SHEET_ROWS:  # thin out, so that a long evaluation does not keep every image
                 self._rows[result.dataset] = rows[::2]
-            if self.film is not None and stage == "test":
-                self._add_to_film(result.dataset, rendered, _epoch(trainer, stage))
             if self.save_images:
                 self._save(result, rendered, target, raster, stage, _epoch(trainer, stage))
 
@@ -114,36 +114,31 @@ class EvaluationWriter(Callback):
         for kind, picture in pictures.items():
             write_png(folder / f"{result.view}_{kind}.png", picture)
 
-    def _add_to_film(self, dataset: str, picture: Float[Tensor, "3 _ _"], epoch: int) -> None:
-        if dataset not in self._films:
-            path = self.run_dir / "rendered" / dataset / f"test_epoch{epoch}" / f"film.{self.film}"
-            self._films[dataset] = (Video(path, _FILM_FPS), picture.shape)
-        found = self._films[dataset]
-        if found is None:
-            return
-        video, size = found
-        if picture.shape == size:
-            video.add(picture)
-        else:
-            video.abandon()
-            self._films[dataset] = None
-            log.info("%s: no film, because its views have several sizes", dataset)
+    def _gather(self) -> None:
+        """Brings together what the processes evaluated; views were dealt out in turn."""
+        parts = gather((self._scores, self._rows))
+        self._begin()
+        for name in dict.fromkeys(name for scores, _ in parts for name in scores):
+            views = [list(scores.get(name, {}).items()) for scores, _ in parts]
+            self._scores[name] = dict(entry for turn in zip_longest(*views) for entry in turn if entry is not None)
+            rows = [rows.get(name, []) for _, rows in parts]
+            self._rows[name] = [row for turn in zip_longest(*rows) for row in turn if row is not None]
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves no half films."""
-        for found in self._films.values():
-            if found is not None:
-                found[0].abandon()
-        self._films = {}
+    def _film(self, dataset: str, views: list[str], epoch: int) -> None:
+        folder = self.run_dir / "rendered" / dataset / f"test_epoch{epoch}"
+        pictures = [imageio.imread(folder / f"{view}_rendered.png") for view in views]
+        if len({picture.shape for picture in pictures}) > 1:
+            log.info("%s: no film, because its views have several sizes", dataset)
+            return
+        with video(folder / f"film.{self.film}", _FILM_FPS) as film:
+            for picture in pictures:
+                film.add(torch.from_numpy(picture).permute(2, 0, 1) / 255)
 
     def _turned(self, picture: Float[Tensor, "3 _ _"]) -> Float[Tensor, "3 _ _"]:
         return torch.rot90(picture, 1, (1, 2)) if self.transform == "rotate_90_ccw" else picture
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for found in self._films.values():
-            if found is not None:
-                found[0].finish()
-        self._films = {}
+        self._gather()
         if not self._scores:
             return
         summary = {name: _summarise(views) for name, views in self._scores.items()}
@@ -151,6 +146,11 @@ class EvaluationWriter(Callback):
             for key in ("psnr", "ssim", "lpips"):
                 if isinstance(row[key], float):
                     pl_module.log(f"{key.upper()}/{name}", row[key])
+        if process_rank() != 0:  # all know the same now, one writes
+            return
+        if self.film is not None and self.save_images and stage == "test":
+            for name, views in self._scores.items():
+                self._film(name, list(views), _epoch(trainer, stage))
         protocol = asdict(self.metrics.protocol()) | self.conditions
         content = {"stage": stage, "epoch": _epoch(trainer, stage), "protocol": protocol, "datasets": summary}
         write_atomically(self.run_dir / "metrics.json", lambda file: file.write(json.dumps(content, indent=2).encode()))

@@ -2,16 +2,17 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import DataLoader
 
 from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.cloud_manifest import CloudManifest
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
+from npbgpp.data.draws import DrawnItems, ResumableLoader, Shard
 from npbgpp.data.parsers import read_scene, with_cloud
 from npbgpp.data.parsers.npbg import scene_folder
 from npbgpp.data.photo_cache import PhotoCache, available_bytes
@@ -129,6 +130,7 @@ class DataModule(LightningDataModule):
         rays: RayRule | None = None,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may have no view of a scene to evaluate
         self.inputs, self.rays = inputs, rays
         if datasets.train_on not in ("split", "all"):
             raise InputError(f"datasets.train_on: expected split or all, got {datasets.train_on}")
@@ -166,7 +168,11 @@ class DataModule(LightningDataModule):
         self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
         self.sampler = (
             SceneRotation(
-                [len(s) for s in self.train_sets], scenes_per_epoch, dataloader.train.shuffle, [s.scene.name for s in self.train_sets]
+                [len(s) for s in self.train_sets],
+                scenes_per_epoch,
+                dataloader.train.shuffle,
+                [s.scene.name for s in self.train_sets],
+                dataloader.train_data_mode,
             )
             if self.train_sets
             else None
@@ -295,27 +301,30 @@ class DataModule(LightningDataModule):
         loader = self.loader_settings.train
         if self.ray_set is not None:
             self.ray_set.load()
-            return DataLoader(
+            epochs = RayEpochs(self.ray_set)
+            epochs.shard = self._shard()
+            return ResumableLoader(
                 self.ray_set,
+                epochs,
                 batch_size=None,
-                sampler=RayEpochs(self.ray_set),
                 num_workers=loader.num_workers,
                 pin_memory=loader.pin_memory,
                 persistent_workers=loader.num_workers > 0,
             )
         per_device = self._per_device(loader, "train")
-        batches = len(self.sampler) // per_device if self.sampler is not None else 0
-        if batches == 0:
+        assert self.sampler is not None, "without training scenes nothing is trained"
+        self.sampler.shard, self.sampler.per_batch = self._shard(), per_device
+        if len(self.sampler) < per_device:
             raise InputError(
-                f"dataloader.train.total_batch_size: one epoch has {len(self.sampler or ())} samples, fewer than a batch of {per_device}; lower the batch size "
+                f"dataloader.train.total_batch_size: one epoch has {len(self.sampler)} samples, fewer than a batch of {per_device}; lower the batch size "
                 "(dataloader.train_total_batch_size) or raise datasets.train_num_samples"
             )
         if loader.num_workers > 0:
             self._look()
-        return DataLoader(
-            ConcatDataset(self.train_sets),
+        return ResumableLoader(
+            DrawnItems(self.train_sets),
+            self.sampler,
             batch_size=per_device,
-            sampler=self.sampler,
             drop_last=True,
             collate_fn=Batch.collate,
             num_workers=loader.num_workers,
@@ -332,23 +341,42 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader per validation scene."""
-        return [self._evaluation_loader(s, self.loader_settings.val, "val") for s in self.val_sets]
+        return self._evaluation_loaders(self.val_sets, self.loader_settings.val, "val")
 
     def test_dataloader(self) -> list[DataLoader]:
         """One loader per test scene."""
-        return [self._evaluation_loader(s, self.loader_settings.test, "test") for s in self.test_sets]
+        return self._evaluation_loaders(self.test_sets, self.loader_settings.test, "test")
 
-    def _evaluation_loader(self, dataset: SceneDataset, loader: LoaderSettings, stage: Stage) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=self._per_device(loader, stage),
-            collate_fn=Batch.collate,
-            num_workers=loader.num_workers,
-            pin_memory=loader.pin_memory,
-        )
+    def _evaluation_loaders(self, sets: Sequence[SceneDataset], loader: LoaderSettings, stage: Stage) -> list[DataLoader]:
+        """Every view belongs to one process: whole scenes where there are enough of them, so that each is read once, else views in turn."""
+        rank, count = self._shard().rank, self._shard().count
+        loaders = []
+        for k, dataset in enumerate(sets):
+            views = range(len(dataset))
+            own = views[rank::count] if len(sets) < count else views if k % count == rank else range(0)
+            loaders.append(
+                DataLoader(
+                    dataset,
+                    batch_size=self._per_device(loader, stage),
+                    sampler=own,
+                    collate_fn=Batch.collate,
+                    num_workers=loader.num_workers,
+                    pin_memory=loader.pin_memory,
+                )
+            )
+        return loaders
+
+    def shares_scenes(self, processes: int) -> bool:
+        """Whether two of so many processes may train the same scene."""
+        return self.sampler is not None and self.sampler.shares_scenes(processes)
+
+    def _shard(self) -> Shard:
+        return Shard() if self.trainer is None else Shard(self.trainer.global_rank, self.trainer.world_size)
 
     def _per_device(self, loader: LoaderSettings, stage: Stage) -> int:
-        devices = self.trainer.world_size if self.trainer is not None else 1
+        devices = self._shard().count
+        if stage != "train" and loader.total_batch_size >= 1:  # of views that are only looked at, any number will do
+            return max(1, loader.total_batch_size // devices)
         if loader.total_batch_size < 1 or loader.total_batch_size % devices:
             raise InputError(
                 f"dataloader.{stage}.total_batch_size: expected a positive multiple of {devices} devices, got {loader.total_batch_size}"

@@ -100,13 +100,17 @@ class SceneDataset(Dataset[Batch]):
         return self.num_samples if self.num_samples is not None else len(self.indices)
 
     def __getitem__(self, item: int) -> Batch:
+        return self.drawn(item, None)
+
+    def drawn(self, item: int, generator: torch.Generator | None) -> Batch:
+        """An item; its crop, its zoom and its input views are drawn from ``generator``, or from that of the process."""
         index = self.indices[item % len(self.indices)]
         view = self.scene.views[index]
         photo, camera = self._photo(index), view.camera
-        target = self._crop(camera, photo)
+        target = self._crop(camera, photo, generator)
         if self.augmentation.random_zoom is not None:
             low, high = self.augmentation.random_zoom
-            target = target.zoom(low + (high - low) * torch.rand(()).item())
+            target = target.zoom(low + (high - low) * torch.rand((), generator=generator).item())
         top, left, size = _shown(camera, target)
         layers = _layers(photo, self.image_margin, top, left, size)[None]
         if self.augmentation.random_zoom is not None:
@@ -116,7 +120,7 @@ class SceneDataset(Dataset[Batch]):
         if mask is not None:  # the object counts also where it reaches into the margin
             valid = valid | (mask >= 0.5)
         views = Views(layers[:, :3], valid, target, mask, (view.name,))
-        inputs = () if self.selector is None else (self._whole_views(self.selector.select(index, target)),)
+        inputs = () if self.selector is None else (self._whole_views(self.selector.select(index, target, generator)),)
         return Batch((self.name,), (self.scene.name,), views, inputs)
 
     def _whole_views(self, indices: tuple[int, ...]) -> Views:
@@ -133,7 +137,7 @@ class SceneDataset(Dataset[Batch]):
     def _photo(self, index: int) -> Photo:
         return read_photo(self.scene.views[index]) if self.photos is None else self.photos.read(index)
 
-    def _crop(self, camera: Cameras, photo: Photo) -> Cameras:
+    def _crop(self, camera: Cameras, photo: Photo, generator: torch.Generator | None) -> Cameras:
         size = self.augmentation.image_size
         if size is None or size == camera.image_size:
             return camera
@@ -141,7 +145,7 @@ class SceneDataset(Dataset[Batch]):
         top, left = (height - size[0]) // 2, (width - size[1]) // 2
         if self.augmentation.random_shift:
             corners = _candidate_corners(photo, size)
-            top, left = corners[int(torch.randint(len(corners), ()))].tolist()
+            top, left = corners[int(torch.randint(len(corners), (), generator=generator))].tolist()
         return camera.crop(top, left, size)
 
 

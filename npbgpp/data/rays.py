@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from npbgpp.data.draws import Shard
 from npbgpp.data.images import Photo
 from npbgpp.data.photo_cache import PhotoCache
 from npbgpp.data.pixel_order import PixelOrder
@@ -198,20 +199,35 @@ class RayDataset(Dataset[RayBatch]):
 
 
 class RayEpochs(Sampler[int]):
-    """Numbers of the batches of the current epoch. Lightning calls ``set_epoch`` before every epoch."""
+    """Numbers of the batches of the current epoch; processes take turns. Lightning calls ``set_epoch`` before every epoch.
+
+    Attributes:
+        shard: the part of this process.
+    """
 
     def __init__(self, dataset: RayDataset) -> None:
         self.dataset, self.epoch = dataset, 0
+        self.shard = Shard()
+        self._skip = (0, 0)  # epoch, batches
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch."""
         self.epoch = epoch
 
+    def skip(self, epoch: int, batches: int) -> None:
+        """See EpochSampler."""
+        self._skip, self.epoch = (epoch, batches), epoch
+
+    def skipped_batches(self) -> int:
+        """Batches left out at the beginning of the current epoch."""
+        return self._skip[1] if self._skip[0] == self.epoch else 0
+
     def __len__(self) -> int:
-        return len(self.dataset)
+        return max(1, len(self.dataset) // self.shard.count)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * len(self), (self.epoch + 1) * len(self)))
+        first = self.epoch * len(self.dataset)
+        return iter(range(first + self.shard.rank, first + len(self) * self.shard.count, self.shard.count)[self.skipped_batches() :])
 
 
 def _has_alpha(view: View) -> bool:

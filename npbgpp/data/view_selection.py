@@ -134,8 +134,7 @@ class ViewSelector:
     """Chooses the input views of the target views of one scene.
 
     What a whole target view sees at 1/8 of its resolution is found once per target and kept; an item then looks at these few points only. The cloud is
-    read at the first target and dropped after the last one. Copies sent to other processes carry what was found, not the cloud. Random numbers come from
-    torch's generator of the process, which DataLoader seeds per worker.
+    read at the first target and dropped after the last one. Copies sent to other processes carry what was found, not the cloud.
 
     Args:
         scene: where the views and the cloud come from.
@@ -181,20 +180,22 @@ class ViewSelector:
         for target in self.targets:
             self._visible_from(target)
 
-    def select(self, target_index: int, target_camera: Cameras) -> tuple[int, ...]:
+    def select(self, target_index: int, target_camera: Cameras, generator: torch.Generator | None = None) -> tuple[int, ...]:
         """The ``count`` input views of an item, in the order of choice, never the target itself.
 
         Args:
             target_index: the view that the item is cut from.
             target_camera: its camera, cropped or zoomed as the item is. When it shows none of the points, all views are equally likely.
+            generator: source of the draws; None is that of the process.
         """
         candidates = [k for k, view in enumerate(self.inputs) if view != target_index]
-        voters = self._voters(target_camera, self._visible_from(target_index))
+        voters = self._voters(target_camera, self._visible_from(target_index), generator)
         scores = angle_scores(voters, target_camera.centers()[0], self._cameras, self.near, self.rule)[candidates]
-        choose = best_views if self.method == "best" and len(voters) else multinomial_views
-        return tuple(self.inputs[candidates[k]] for k in choose(scores, self.count))
+        best = self.method == "best" and len(voters) > 0
+        chosen = best_views(scores, self.count) if best else multinomial_views(scores, self.count, generator)
+        return tuple(self.inputs[candidates[k]] for k in chosen)
 
-    def _voters(self, camera: Cameras, xyz_world: Float[Tensor, "n 3"]) -> Float[Tensor, "p 3"]:
+    def _voters(self, camera: Cameras, xyz_world: Float[Tensor, "n 3"], generator: torch.Generator | None) -> Float[Tensor, "p 3"]:
         """The points in the image of a camera; a random start thins them out to what random choice needs."""
         grid = PixelGrid(self.rule, camera.image_size)
         x, y, _ = grid.normalise(camera, xyz_world)[0].unbind(-1)
@@ -203,7 +204,7 @@ class ViewSelector:
             return shown
         # normalised as the authors do under both rules: pixels would outweigh depth
         ndc = PixelGrid(PixelRule.SIZE_MINUS_ONE, camera.image_size).normalise(camera, shown)[0]
-        return shown[farthest_points(ndc, _VOTERS, int(torch.randint(len(ndc), ())))]
+        return shown[farthest_points(ndc, _VOTERS, int(torch.randint(len(ndc), (), generator=generator)))]
 
     def _visible_from(self, target_index: int) -> Float[Tensor, "n 3"]:
         """The points that win a cell of the coarse z-buffer of a whole target view."""

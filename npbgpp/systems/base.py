@@ -4,17 +4,21 @@ A system renders (``render``) and trains (``training_step``). Evaluation lives h
 handed to callbacks, which write pictures and tables.
 """
 
+import json
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from npbgpp.data.scene import Batch, Scene
+from npbgpp.distributed import process_rank
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.metrics import ImageMetrics, ImageScores
 
@@ -61,6 +65,7 @@ class System(LightningModule):
     Attributes:
         wants_pictures: set before a training batch: keep pictures of it.
         pictures: those of the last batch that were wanted.
+        training_keys: keys of the config that decide what is learnt, for checkpoints.
     """
 
     accepts_checkpoints_of: tuple[str, ...] = ()
@@ -73,6 +78,8 @@ class System(LightningModule):
         self.metrics = metrics
         self.wants_pictures = False
         self.pictures: tuple[Tensor, ...] = ()
+        self.training_keys: dict[str, Any] = {}
+        self._seed = 0
 
     @abstractmethod
     def require_weights(self, missing: Sequence[str]) -> None:
@@ -129,9 +136,21 @@ class System(LightningModule):
         """The photo that view k is compared with."""
         return batch.target.image[k]
 
+    def begin_training(self, shares_scenes: bool) -> None:
+        """What training needs to know of the processes that work together: whether several of them may train the same scene."""
+
+    def on_fit_start(self) -> None:
+        """Takes the seed of the run as that of its steps."""
+        self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Chance in a step depends on the seed of the run, the place of the step and the process alone, so that resumed runs repeat."""
+        place = (self._seed, self.current_epoch, batch_idx, process_rank())
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Marks the file, so that weights of another system are refused by name."""
-        checkpoint["npbgpp"] = {"format": CHECKPOINT_FORMAT, "system": type(self).__name__}
+        """Marks the file, so that weights of another system are refused by name, and a run is not continued under other settings."""
+        checkpoint["npbgpp"] = {"format": CHECKPOINT_FORMAT, "system": type(self).__name__, "training": json.dumps(self.training_keys)}
 
     def autocast_free(self) -> torch.autocast:
         """A context in which geometry stays in full precision under mixed precision."""

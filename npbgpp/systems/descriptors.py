@@ -3,7 +3,9 @@
 Only the scenes that are being worked on are on the device. A scene's table is as large as its cloud; nothing is padded to the largest one.
 """
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from npbgpp.errors import InputError
 from npbgpp.files import load_tensors, save_tensors
 from npbgpp.optim import RowTable
 from npbgpp.render.blocks import BlockedCloud
+
+_EARLIER = "earlier"
 
 
 @dataclass
@@ -46,8 +50,15 @@ def unique_rows(index: Int[Tensor, " k"], slot: Int[Tensor, " n"]) -> tuple[Int[
     return rows, slot.index_select(0, index).long()
 
 
+def digest(values: Float[Tensor, "n c"]) -> str:
+    """Tells descriptors apart."""
+    return hashlib.blake2b(values.detach().cpu().contiguous().numpy().data, digest_size=16).hexdigest()
+
+
 class DescriptorStore:
     """Loads, keeps and saves descriptor tables ``<folder>/<scene>.pth``, each a float32 tensor (n, c).
+
+    The version that the last checkpoint refers to is kept as ``<folder>/earlier/<scene>.pth`` until there is a newer checkpoint.
 
     Args:
         dim: c.
@@ -60,21 +71,61 @@ class DescriptorStore:
     def __init__(self, dim: int, save_dir: Path, pretrained_dir: Path | None, max_points: int | None, read_saved: bool) -> None:
         self.dim, self.save_dir, self.pretrained_dir, self.max_points = dim, save_dir, pretrained_dir, max_points
         self.read_saved = read_saved
-        self._saved: set[str] = set()
+        self._saved: dict[str, str] = {}  # digests of the files of this run
+        self._kept: dict[str, str] = {}  # digests of those that the last checkpoint refers to
+        self._continued: Path | None = None  # descriptors of the run that is continued
+
+    def saved(self) -> dict[str, str]:
+        """Digests of the descriptors that this run has saved, by scene."""
+        return dict(self._saved)
+
+    def refer(self, digests: Mapping[str, str]) -> None:
+        """A checkpoint refers to these files: they stay readable, wherever the run is stopped, until the next one does."""
+        self._saved |= digests
+        self._kept = dict(digests)
+
+    def take_over(self, digests: Mapping[str, str]) -> None:
+        """Other processes have saved these."""
+        self._saved |= digests
+
+    def go_on(self, digests: Mapping[str, str], folder: Path | None) -> None:
+        """A resumed run takes the files that its checkpoint refers to, also those of the ``folder`` of the run that is continued, and no others."""
+        self.read_saved, self._continued = False, folder
+        self.refer(digests)
 
     def _find(self, scene: str) -> Path | None:
-        folders = [self.save_dir] if self.read_saved or scene in self._saved else []
+        folders = [self.save_dir] if self.read_saved else []
         folders += [self.pretrained_dir] if self.pretrained_dir is not None else []
         return next((path for folder in folders if (path := folder / f"{scene}.pth").is_file()), None)
 
     def has(self, scene: str) -> bool:
         """Whether saved descriptors of a scene would be taken."""
-        return self._find(scene) is not None
+        return scene in self._saved or self._find(scene) is not None
 
     def initial_values(self, scene: str, points: int) -> Float[Tensor, "n c"] | None:
-        """Saved descriptors of a scene, or None when neither folder has any. Raises InputError when they belong to another cloud."""
+        """Saved descriptors of a scene, or None when there are none.
+
+        Raises:
+            InputError: they belong to another cloud, or are not those that this run, or its checkpoint, refers to.
+        """
+        if scene in self._saved:
+            return self._referred(scene, points)
         path = self._find(scene)
         return None if path is None else self._read(path, scene, points)
+
+    def _referred(self, scene: str, points: int) -> Float[Tensor, "n c"]:
+        folders = [folder for folder in (self.save_dir, self._continued, self.pretrained_dir) if folder is not None]
+        # the earlier one is the right one where the run was stopped between saving descriptors and writing its checkpoint
+        paths = [path for folder in folders for path in (folder / f"{scene}.pth", folder / _EARLIER / f"{scene}.pth") if path.is_file()]
+        for path in paths:
+            values = self._read(path, scene, points)
+            if digest(values) == self._saved[scene]:
+                return values
+        raise InputError(
+            f"descriptors of scene {scene}: expected those that the checkpoint was saved with, got {'others' if paths else 'none'} in "
+            f"{' and '.join(map(str, folders))}; resume from the last checkpoint of the run, or begin with what there is: weights_path=<checkpoint> "
+            "system.descriptors_pretrained_dir=<folder>"
+        )
 
     def _read(self, path: Path, scene: str, points: int) -> Float[Tensor, "n c"]:
         values = load_tensors(path, "descriptors")
@@ -100,26 +151,42 @@ class DescriptorStore:
                 "system, eval_only=true), or name the folder of its descriptors with system.descriptors_pretrained_dir"
             )
 
-    def open(self, scene: str, xyz_world: Float[Tensor, "n 3"], device: torch.device, required: bool) -> ResidentScene:
-        """Brings a scene to the device with its saved descriptors, else zeros.
+    def open(
+        self,
+        scene: str,
+        xyz_world: Float[Tensor, "n 3"],
+        device: torch.device,
+        required: bool,
+        values: Float[Tensor, "n c"] | None = None,
+    ) -> ResidentScene:
+        """Brings a scene to the device with ``values``, else its saved descriptors, else zeros.
 
         Raises:
             InputError: ``required`` and no saved descriptors, or more points than ``max_points``.
         """
-        if required:
-            self.require(scene)
-        values = self._values(scene, xyz_world)
+        if values is None:
+            if required:
+                self.require(scene)
+            values = self._values(scene, xyz_world)
         values = torch.zeros(len(xyz_world), self.dim) if values is None else values
         return self._resident(xyz_world.to(device), values.to(device), None)
 
-    def open_coefficients(self, scene: str, xyz_world: Float[Tensor, "n 3"], device: torch.device, first: int) -> ResidentScene:
-        """Brings a scene to the device with its saved coefficients. Points whose coefficients from ``first`` on are all zero are not drawn.
+    def open_coefficients(
+        self,
+        scene: str,
+        xyz_world: Float[Tensor, "n 3"],
+        device: torch.device,
+        first: int,
+        values: Float[Tensor, "n c"] | None = None,
+    ) -> ResidentScene:
+        """Brings a scene to the device with ``values``, else its saved coefficients. Points whose coefficients from ``first`` on are all zero are not drawn.
 
         Raises:
             InputError: no saved coefficients, none that is not zero, or more points than ``max_points``.
         """
-        self.require(scene)
-        values = self._values(scene, xyz_world)
+        if values is None:
+            self.require(scene)
+            values = self._values(scene, xyz_world)
         assert values is not None
         drawn = values[:, first:].any(1).nonzero()[:, 0].to(device)
         if len(drawn) == 0:
@@ -145,9 +212,16 @@ class DescriptorStore:
 
     def save(self, scene: str, table: RowTable) -> Path:
         """Writes the descriptors of a scene."""
-        path = self.save_dir / f"{scene}.pth"
-        save_tensors(path, table.values.detach().cpu().contiguous())
-        self._saved.add(scene)
+        path, values = self.save_dir / f"{scene}.pth", table.values.detach().cpu().contiguous()
+        kept, current = self._kept.get(scene), self._saved.get(scene)
+        if kept is not None and kept == current and path.is_file():
+            earlier = self.save_dir / _EARLIER / path.name
+            earlier.parent.mkdir(exist_ok=True)
+            earlier.unlink(missing_ok=True)
+            os.link(path, earlier)
+        save_tensors(path, values)
+        self._saved[scene] = digest(values)
+        table.changed = False
         return path
 
     def refuse_leftovers(self, scenes: Sequence[str]) -> None:

@@ -6,9 +6,11 @@ learnable background descriptor, software rasteriser. Symbols: n points of a sce
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from npbgpp.data.scene import Batch, Scene
 from npbgpp.errors import InputError
@@ -23,6 +25,7 @@ from npbgpp.systems.descriptors import DescriptorStore, ResidentScene
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.point_based import Framing, PointSystem
 from npbgpp.systems.scene_tables import SceneTables, clipped
+from npbgpp.systems.table_state import TableState
 from npbgpp.systems.visible import Visible, describe, gather_visible
 
 
@@ -38,6 +41,7 @@ class NPBG(PointSystem):
         rasterizer: see PointSystem.
         aggregator: points own its coefficients in place of descriptors; it is not trained.
         read_saved: take descriptors found in ``descriptors_save_dir`` (evaluation, resumed training).
+        continued_descriptors: those of the run that is resumed, in case it is not in the same folder.
     """
 
     settings: NPBGSettings
@@ -54,6 +58,7 @@ class NPBG(PointSystem):
         rasterizer: NearestScatterRasterizer,
         aggregator: Aggregator | None = None,
         read_saved: bool = False,
+        continued_descriptors: Path | None = None,
     ) -> None:
         super().__init__(settings, scenes, bases, metrics, refiner, rasterizer)
         self.aggregator = None if aggregator is None else aggregator.requires_grad_(False)
@@ -69,6 +74,7 @@ class NPBG(PointSystem):
             settings.max_points,
             read_saved,
         )
+        self.continued_descriptors = continued_descriptors
         self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
         self._descriptor_optimizer = LazyRMSprop(settings.learning_rates.descriptors)
 
@@ -100,13 +106,13 @@ class NPBG(PointSystem):
         """The scene on the device; opened when first asked for, in place of one that this epoch does not need."""
         return self.tables.resident(scene, training)
 
-    def _open(self, scene: str, training: bool) -> ResidentScene:
+    def _open(self, scene: str, training: bool, values: Float[Tensor, "n q"] | None) -> ResidentScene:
         xyz_world = self.read_cloud(scene)
         if self.aggregator is None:
-            return self.store.open(scene, xyz_world, self.device, required=not training)
+            return self.store.open(scene, xyz_world, self.device, not training, values)
         # the mean feature comes first; a point seen by one view has that alone, and the original drops it
         first = self.settings.descriptor_dim if self.settings.drop_single_view_points else 0
-        return self.store.open_coefficients(scene, xyz_world, self.device, first)
+        return self.store.open_coefficients(scene, xyz_world, self.device, first, values)
 
     # --------------------------------------------------------------- rendering
     def drawn_cloud(self, scene: str) -> BlockedCloud:
@@ -166,6 +172,32 @@ class NPBG(PointSystem):
         """Saves the descriptors of every scene of the epoch."""
         super().on_train_epoch_end()
         self.tables.save_trained()
+
+    def begin_training(self, shares_scenes: bool) -> None:
+        """See System.begin_training."""
+        self.tables.shared = shares_scenes
+
+    def on_validation_start(self) -> None:
+        """Processes evaluate what others train."""
+        self.tables.publish()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Refers to the saved descriptors, and holds what they lack."""
+        super().on_save_checkpoint(checkpoint)
+        state = self.tables.state(self._descriptor_optimizer.steps, history=not self.settings.reset_descriptor_optimizer)
+        checkpoint["npbgpp"]["descriptors"] = state.as_plain()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Takes over what belongs to a checkpoint; one of an earlier version refers to no descriptors, and those of its folder are taken."""
+        found = checkpoint.get("npbgpp", {}).get("descriptors")
+        if found is not None:
+            state = TableState.from_plain(found)
+            self._descriptor_optimizer.steps = state.steps
+            self.tables.go_on(state, self.continued_descriptors)
+
+    def on_train_start(self) -> None:
+        """Opens the scenes that were open."""
+        self.tables.open_again()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """RMSprop for the background and the converter, Adam for the refiner; the descriptors have their own, which sees only visible rows."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.data.scene import Batch, Scene
+from npbgpp.distributed import process_count
 from npbgpp.metrics import ImageMetrics
 from npbgpp.systems.base import System
 
@@ -32,6 +33,9 @@ class SteppingSystem(System):
 
     def learn(self, loss: Float[Tensor, ""]) -> None:
         """Adds the gradients of a batch; ``finish_batch`` comes after what else is to be done with them."""
+        if not loss.requires_grad and process_count() > 1:  # the other processes wait for the gradients of this one
+            parameters = [p for p in self.parameters() if p.requires_grad]
+            loss = loss + sum((0.0 * p.sum() for p in parameters), loss.new_zeros(()))
         if loss.requires_grad:  # a target that sees no point teaches a frozen network nothing
             self.manual_backward(loss / self._accumulate)
 

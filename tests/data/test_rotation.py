@@ -5,14 +5,20 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from npbgpp.data.draws import Draw, Shard
 from npbgpp.data.scene_rotation import SceneRotation
 from npbgpp.errors import InputError
+
+
+def items(rotation: SceneRotation) -> list[int]:
+    """Numbers of the items of the epoch, in their order."""
+    return [draw.item for draw in rotation]
 
 
 def visited(rotation: SceneRotation, lengths: list[int]) -> set[int]:
     """Scenes that the indices of the epoch belong to."""
     ends = torch.tensor(lengths).cumsum(0)
-    return set(torch.searchsorted(ends, torch.tensor(list(rotation)), right=True).tolist())
+    return set(torch.searchsorted(ends, torch.tensor(items(rotation)), right=True).tolist())
 
 
 CASES = [(5, 4), (11, 4), (3, 2), (1, 4), (4, 4), (1, 1), (7, 1), (7, 3), (8, 4), (78, 4), (6, 5), (9, 2)]
@@ -56,21 +62,21 @@ def test_every_item_of_a_chosen_scene_comes_once():
         for epoch in range(4):
             rotation.set_epoch(epoch)
             expected = [starts[k] + i for k in rotation.scenes() for i in range(rotation.lengths[k])]
-            assert sorted(rotation) == expected
-            assert shuffle or list(rotation) == expected
+            assert sorted(items(rotation)) == expected
+            assert shuffle or items(rotation) == expected
 
 
 def test_shuffling_changes_with_the_epoch_and_follows_the_seed():
     torch.manual_seed(1)
     rotation = SceneRotation([50], 1, True)
-    first = list(rotation)
-    assert first != sorted(first) and list(rotation) == first
+    first = items(rotation)
+    assert first != sorted(first) and items(rotation) == first
     rotation.set_epoch(1)
-    assert list(rotation) != first
+    assert items(rotation) != first
     torch.manual_seed(1)
-    assert list(SceneRotation([50], 1, True)) == first
+    assert items(SceneRotation([50], 1, True)) == first
     torch.manual_seed(2)
-    assert list(SceneRotation([50], 1, True)) != first
+    assert items(SceneRotation([50], 1, True)) != first
 
 
 @pytest.mark.parametrize("most", [0, -1])
@@ -85,8 +91,8 @@ class Numbers(Dataset):
     def __len__(self) -> int:
         return 15
 
-    def __getitem__(self, item: int) -> int:
-        return item
+    def __getitem__(self, draw: Draw) -> int:
+        return draw.item
 
 
 class Recorder(LightningModule):
@@ -136,3 +142,55 @@ def test_scenes_of_an_epoch_are_said_when_not_all_take_part(caplog):
     assert caplog.messages == ["epoch 1: scenes " + ", ".join(names[k] for k in rotation.scenes())]
     SceneRotation([2, 2, 2], 3, True, names).set_epoch(1)
     assert len(caplog.messages) == 1
+
+
+# ------------------------------------------------------------------ several processes
+def dealt(lengths: list[int], most: int, count: int, mode: str, epoch: int = 0) -> list[list[int]]:
+    """Items of every process."""
+    found = []
+    for rank in range(count):
+        rotation = SceneRotation(lengths, most, True, mode=mode)
+        rotation.shard, rotation.epoch = Shard(rank, count), epoch
+        found.append(items(rotation))
+    return found
+
+
+@pytest.mark.parametrize("mode", ["common", "each"])
+@pytest.mark.parametrize(
+    ("lengths", "most", "count"), [([4, 4], 2, 2), ([5, 3, 4], 3, 2), ([6], 1, 2), ([3, 9, 4, 4, 2], 4, 3), ([7, 7], 2, 5)]
+)
+def test_processes_draw_equally_many_items_and_each_its_own(mode, lengths, most, count):
+    """Any number of scenes and processes; no item comes twice in ``common``, and in ``each`` only where a process has too few."""
+    for epoch in range(3):
+        parts = dealt(lengths, most, count, mode, epoch)
+        assert len({len(part) for part in parts}) == 1 and len(parts[0]) >= 1
+        if mode == "common":
+            together = [item for part in parts for item in part]
+            assert len(set(together)) == len(together)
+        else:
+            assert all(not set(a) & set(b) for k, a in enumerate(parts) for b in parts[:k]), "processes draw from disjoint items"
+
+
+def test_each_process_has_scenes_of_its_own():
+    rotation = SceneRotation([4] * 6, 5, True, mode="each")
+    for epoch in range(4):
+        rotation.epoch = epoch
+        own = []
+        for rank in range(2):
+            rotation.shard = Shard(rank, 2)
+            own.append(rotation.own_scenes())
+            assert visited(rotation, [4] * 6) <= set(own[-1]) and not rotation.shares_scenes(2)
+        assert sorted(own[0] + own[1]) == rotation.scenes() and not set(own[0]) & set(own[1])
+    assert rotation.shares_scenes(8)
+
+
+def test_an_epoch_goes_on_in_the_middle_with_the_same_draws():
+    rotation = SceneRotation([20], 1, True, per_batch=3)
+    rotation.set_epoch(4)
+    whole = list(rotation)
+    again = SceneRotation([20], 1, True, per_batch=3)
+    again.seed = rotation.seed
+    again.skip(4, 2)
+    assert list(again) == whole[6:] and len(again) == 20
+    again.set_epoch(5)
+    assert len(list(again)) == 20

@@ -1,0 +1,252 @@
+"""Several processes: two real ones on the CPU learn what one learns from the same data; each reads its own scenes; nothing is evaluated twice or lost."""
+
+import functools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from npbgpp.data.draws import Shard
+from npbgpp.data.scene_rotation import SceneRotation
+from npbgpp.files import load_tensors
+
+from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_OVERRIDES
+
+LAST = "checkpoints/last.ckpt"
+TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
+SCENES = "datasets.scenes={train:[ball,globe],val:[ball,globe],test:[ball,globe]}"
+
+# a process of a test: what it reads goes to a file of its own
+WORKER = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.run_folders import run_words
+import npbgpp.data.photo_cache as photo_cache
+import npbgpp.data.cloud_file as cloud_file
+read = set()
+photo, cloud = photo_cache.read_photo, cloud_file.CloudFile.read
+def read_photo(view, *rest):
+    read.add(str(view.image)); return photo(view, *rest)
+def read_cloud(self, *rest):
+    read.add(str(self.path)); return cloud(self, *rest)
+photo_cache.read_photo, cloud_file.CloudFile.read = read_photo, read_cloud
+launch, words = Path(sys.argv[1]), sys.argv[2:]
+run_words(launch, *words)
+(launch / ("read_%s.json" % os.environ["RANK"])).write_text(json.dumps(sorted(read)))
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tiny_root):
+    """Runs a configuration in real processes that find each other as torchrun's do; returns what they said and their exit codes."""
+
+    def go(launch: Path, *words: str, count: int = 2, timeout: float = 280, root: Path = tiny_root):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "test"}
+        told |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        line = [sys.executable, "-c", WORKER.format(root=str(REPOSITORY)), str(launch), *TWO, *words]
+        line += [f"datasets.data_root={root}", f"hydra.run.dir={launch / 'run'}"]
+        processes = [
+            subprocess.Popen(
+                line,
+                cwd=REPOSITORY,
+                env=os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+        try:
+            return [(process.communicate(timeout=timeout)[0], process.returncode) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+
+    return go
+
+
+@pytest.fixture
+def together(start, tmp_path):
+    """The same, from the folder of a test."""
+    return functools.partial(start, tmp_path)
+
+
+def succeed(finished: list[tuple[str, int]]) -> None:
+    assert [code for _, code in finished] == [0, 0], "\n".join(said[-3000:] for said, _ in finished)
+
+
+def learnt(run: Path) -> dict[str, torch.Tensor]:
+    """Networks and descriptors of a run."""
+    found = {name: value.float() for name, value in load_tensors(run / LAST, "checkpoint")["state_dict"].items()}
+    return found | {path.stem: load_tensors(path, "descriptors") for path in (run / "descriptors").glob("*.pth")}
+
+
+def assert_close(one: Path, two: Path, tolerance: float = 1e-5) -> None:
+    first, second = learnt(one), learnt(two)
+    assert first.keys() == second.keys() and len(first) > 3
+    filled = [name for name in first if first[name].numel()]
+    # a step of RMSprop moves a descriptor by up to 1
+    worst = {name: ((first[name] - second[name]).abs().max() / second[name].abs().max().clamp(min=1)).item() for name in filled}
+    assert max(worst.values()) <= tolerance, sorted(worst.items(), key=lambda entry: -entry[1])[:5]
+
+
+def metrics(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())["datasets"]
+
+
+def read_by(tmp_path: Path, rank: int) -> set[str]:
+    """Names of the scenes that a process read anything of."""
+    return {
+        Path(path).relative_to(Path(path).parents[2 if path.endswith(".png") else 1]).parts[0]
+        for path in json.loads((tmp_path / f"read_{rank}.json").read_text())
+    }
+
+
+class Merged(SceneRotation):
+    """What two processes draw, for one process: batches of both side by side."""
+
+    def __iter__(self):
+        parts = []
+        for rank in range(2):
+            one = SceneRotation(self.lengths, self.scenes_per_epoch, self.shuffle, mode="each")
+            one.seed, one.epoch, one.shard = self.seed, self.epoch, Shard(rank, 2)
+            parts.append(list(one))
+        half = self.per_batch // 2
+        for k in range(0, len(parts[0]), half):
+            for part in parts:
+                yield from part[k : k + half]
+
+
+NPBG = (
+    *TINY_OVERRIDES,
+    SCENES,
+    "system.max_scenes_per_train_epoch=2",
+    "system.loss_factors.dimred_loss=0.0",  # its mean is over the points that a process sees
+    "system.loss_factors.ssim_loss=0.0",
+    "dataloader.train_total_batch_size=4",
+    "dataloader.train_data_mode=each",
+    "trainer.max_epochs=2",
+    "test_after_fit=true",
+)
+
+
+@pytest.fixture(scope="module")
+def one_process(run_in, tmp_path_factory):
+    """One process on the data of two."""
+    launch = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("npbgpp.data.datamodule.SceneRotation", Merged)
+        return run_in(launch, name="one", tiny=NPBG)
+
+
+@pytest.fixture(scope="module")
+def two_processes(start, tmp_path_factory):
+    """The folder that two processes were launched from."""
+    launch = tmp_path_factory.mktemp("two")
+    succeed(start(launch, *NPBG))
+    return launch
+
+
+def test_two_processes_learn_what_one_learns(two_processes, one_process):
+    run = two_processes / "run"
+    assert_close(one_process, run)
+    assert {path.stem for path in (run / "descriptors").glob("*.pth")} == {"ball", "globe"}, "descriptors of both processes are kept"
+
+
+def test_nothing_is_evaluated_twice(two_processes, one_process):
+    run = two_processes / "run"
+    ours, theirs = metrics(run), metrics(one_process)
+    assert ours.keys() == theirs.keys() == {"ball_holdout", "globe_holdout"}
+    for name, found in ours.items():
+        assert found["views"] == 2 and list(found["per_view"]) == list(theirs[name]["per_view"])
+        for view, scores in found["per_view"].items():
+            assert scores["psnr"] == pytest.approx(theirs[name]["per_view"][view]["psnr"], abs=1e-3)
+        assert found["psnr"] == pytest.approx(theirs[name]["psnr"], abs=1e-3)
+    assert (run / "report.png").is_file() and len(list(run.rglob("film.mp4"))) == 2
+
+
+def test_each_process_reads_its_own_scenes(two_processes):
+    assert [read_by(two_processes, rank) for rank in range(2)] == [{"ball"}, {"globe"}]
+
+
+def test_two_processes_go_on_bit_for_bit(two_processes, together, tmp_path):
+    """Stopped after the descriptors of the second epoch were saved, before its checkpoint was."""
+    shutil.copytree(two_processes / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "rendered")
+    for name in ("last", "epoch1"):
+        (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
+    succeed(together(*NPBG, "resume=auto"))
+    assert_close(two_processes / "run", tmp_path / "run", 0.0)
+
+
+def test_processes_that_share_a_scene_keep_one_table(together, run_in, tmp_path):
+    """``common``: any scene in a batch of any process, as one process with the batches of both."""
+    words = (
+        *NPBG,
+        "dataloader.train_data_mode=common",
+        "test_after_fit=false",
+        "trainer.limit_val_batches=0",
+        "dataloader.train.shuffle=false",
+    )
+    succeed(together(*words))
+    with pytest.MonkeyPatch.context() as patch:
+
+        class Dealt(SceneRotation):
+            def __iter__(self):
+                items = list(super().__iter__())
+                for k in range(0, len(items), 4):  # a process has every second item
+                    yield from (items[k], items[k + 2], items[k + 1], items[k + 3])
+
+        patch.setattr("npbgpp.data.datamodule.SceneRotation", Dealt)
+        alone = run_in(tmp_path, name="one", tiny=words)
+    assert_close(alone, tmp_path / "run")
+
+
+def test_rays_are_dealt_out(together, run_in, tmp_path):
+    words = (
+        *TINY_NERF,
+        "system.field.sampling.perturb=0.0",
+        "system.field.sampling.noise_std=0.0",
+        "trainer.limit_val_batches=0",
+        "test_after_fit=true",
+    )
+    words = (*words, "system.occupancy_grid=false", "system.optimizer=sgd", "system.lr=0.5")
+    succeed(together(*words, "trainer.limit_train_batches=4"))
+    # of one process, two batches make a step
+    alone = run_in(tmp_path, "trainer.limit_train_batches=8", "trainer.accumulate_grad_batches=2", name="one", tiny=words)
+    assert_close(alone, tmp_path / "run")
+    assert metrics(tmp_path / "run")["ball_holdout"]["psnr"] == pytest.approx(metrics(alone)["ball_holdout"]["psnr"], abs=1e-3)
+
+
+def test_npbgpp_on_two_processes(together, tmp_path):
+    words = (*TINY_NPBGPP, SCENES, "system.max_scenes_per_train_epoch=2", "dataloader.train_data_mode=each", "test_after_fit=true")
+    succeed(together(*words, "dataloader.train_total_batch_size=2"))
+    assert {name: found["views"] for name, found in metrics(tmp_path / "run").items()} == {"ball_holdout": 2, "globe_holdout": 2}
+    assert {path.stem for path in (tmp_path / "run" / "descriptors").glob("*.pth")} == {"ball", "globe"}
+
+
+# ------------------------------------------------------------------ mistakes
+def test_a_process_that_dies_ends_the_others(together, tiny_root, tmp_path):
+    """A photo of the second process is damaged: both end, and say why."""
+    shutil.copytree(tiny_root, tmp_path / "spoilt")
+    photo = tmp_path / "spoilt" / "globe" / "train" / "r_2.png"
+    photo.write_bytes(photo.read_bytes()[:150])
+    finished = together(*NPBG, "trainer.limit_val_batches=0", root=tmp_path / "spoilt", timeout=120)
+    assert all(code != 0 for _, code in finished)
+    assert "r_2.png" in finished[1][0] and "another process of this run has ended" in finished[0][0]
+
+
+def test_the_number_of_processes_must_match(together):
+    finished = together(*NPBG, "trainer.devices=3", timeout=120)
+    for said, code in finished:
+        assert code != 0 and "trainer.devices" in said and "2 processes" in said

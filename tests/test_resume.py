@@ -1,0 +1,213 @@
+"""A run that was stopped goes on as if nothing had happened: bit for bit, wherever it was stopped; and what is refused."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from npbgpp.callbacks.step_checkpoint import StepCheckpoint
+from npbgpp.errors import InputError
+from npbgpp.files import load_tensors
+
+from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_OVERRIDES
+
+LAST = "checkpoints/last.ckpt"
+# what draws at random: crops, zooms, scenes, input photos, colours, depths, densities
+SYSTEMS = {
+    "npbg": (
+        *TINY_OVERRIDES,
+        "datasets.scenes.train=[ball,globe,moon]",
+        "system.max_scenes_per_train_epoch=2",
+        "datasets.train_random_zoom=[0.7,1.4]",
+        "system.lr_schedule=cosine",
+    ),
+    "npbg_history": (*TINY_OVERRIDES, "system.reset_descriptor_optimizer=false", "datasets.train_random_zoom=[0.7,1.4]"),
+    "npbgpp": (*TINY_NPBGPP, "system.color_aug_p=0.9", "datasets.train_random_zoom=[0.7,1.4]"),
+    "nerf": (*TINY_NERF, "system.field.sampling.noise_std=1.0", "system.lr_schedule=cosine"),
+}
+COMMON = ("trainer.max_epochs=3", "trainer.limit_val_batches=0", "trainer.limit_train_batches=4")
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    """Everything that a run has learnt: networks, optimisers, descriptors."""
+    content = load_tensors(run / LAST, "checkpoint")
+    found = {f"weights.{name}": value for name, value in content["state_dict"].items()}
+    for k, optimizer in enumerate(content["optimizer_states"]):
+        found |= {
+            f"optimizer{k}.{p}.{name}": torch.as_tensor(value) for p, kept in optimizer["state"].items() for name, value in kept.items()
+        }
+    found |= {f"descriptors.{path.stem}": load_tensors(path, "descriptors") for path in (run / "descriptors").glob("*.pth")}
+    return found | {"step": torch.tensor(content["global_step"]), "epoch": torch.tensor(content["epoch"])}
+
+
+def assert_equal(one: Path, two: Path) -> None:
+    first, second = state(one), state(two)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+class StoppedError(Exception):
+    """The process is gone."""
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Ends a run after some batches of it, leaving the files as they are."""
+
+    def go(batches: int) -> None:
+        seen = []
+
+        def ended(self, trainer, module, outputs, batch, batch_idx):
+            done(self, trainer, module, outputs, batch, batch_idx)
+            seen.append(batch_idx)
+            if len(seen) == batches:
+                raise StoppedError
+
+        monkeypatch.setattr(StepCheckpoint, "on_train_batch_end", ended)
+
+    done = StepCheckpoint.on_train_batch_end
+    yield go
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    ("batches", "every"), [(7, 1), (10, 3), (9, None)], ids=["in an epoch", "steps after a checkpoint", "with checkpoints of epochs alone"]
+)
+def test_a_stopped_run_goes_on_bit_for_bit(run_in, tmp_path, monkeypatch, stop_after, name, batches, every):
+    tiny = (*SYSTEMS[name], *COMMON, f"callbacks.fit.during_epoch.every_n_steps={every or 'null'}")
+    whole = run_in(tmp_path, name="whole", tiny=tiny)
+    with monkeypatch.context():
+        stop_after(batches)
+        with pytest.raises(StoppedError):
+            run_in(tmp_path, name="stopped", tiny=tiny)
+    monkeypatch.undo()
+    torch.manual_seed(99)
+    torch.rand(7)
+    resumed = run_in(tmp_path, "resume=auto", name="stopped", tiny=tiny)
+    assert_equal(whole, resumed)
+
+
+def test_a_run_stopped_between_descriptors_and_checkpoint(run_in, tmp_path, monkeypatch):
+    """Descriptors of the second epoch are there, its checkpoint is not."""
+    tiny = (*SYSTEMS["npbg_history"], *COMMON)
+    whole = run_in(tmp_path, name="whole", tiny=tiny)
+    from npbgpp.systems.npbg import NPBG
+
+    saved, count = NPBG.on_train_epoch_end, []
+
+    def stops(self):
+        saved(self)
+        count.append(0)
+        if len(count) == 2:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NPBG, "on_train_epoch_end", stops)
+        with pytest.raises(StoppedError):
+            run_in(tmp_path, name="stopped", tiny=tiny)
+    run_in(tmp_path, "resume=auto", name="stopped", tiny=tiny)
+    assert_equal(whole, tmp_path / "stopped")
+
+
+def test_another_folder_goes_on_with_a_run(run_in, tmp_path):
+    """Named as a folder, and as a checkpoint; the run that is continued stays as it is."""
+    tiny = (*SYSTEMS["npbg"], "system.lr_schedule=constant", *COMMON)
+    whole = run_in(tmp_path, name="whole", tiny=tiny)
+    run_in(tmp_path, "trainer.max_epochs=2", name="first", tiny=tiny)
+    before = {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}
+    for k, word in enumerate(("first", f"first/{LAST}")):
+        again = run_in(tmp_path, f"resume={word}", name=f"again{k}", tiny=tiny)
+        names = {f"descriptors.{path.stem}" for path in (again / "descriptors").glob("*.pth")}
+        ours, theirs = state(again), state(whole)
+        assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == [] and {n for n in theirs if n not in ours} <= {
+            n for n in theirs if n.startswith("descriptors.")
+        } - names
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_nothing_to_resume_begins_anew(run_in, tmp_path):
+    run = run_in(tmp_path, "resume=auto", "trainer.limit_val_batches=0")
+    assert (run / LAST).is_file()
+
+
+def test_a_damaged_checkpoint_is_passed_over(run_in, tmp_path, caplog):
+    tiny = (*SYSTEMS["npbg_history"], *COMMON)
+    whole = run_in(tmp_path, name="whole", tiny=tiny)
+    run = run_in(tmp_path, "trainer.max_epochs=1", name="run", tiny=tiny)
+    content = (run / LAST).read_bytes()
+    (run / LAST).write_bytes(content[: len(content) // 2])
+    run_in(tmp_path, "resume=auto", name="run", tiny=tiny)
+    assert any("last.ckpt" in message and "earlier checkpoint" in message for message in caplog.messages)
+    assert_equal(whole, run)
+
+
+# ------------------------------------------------------------------ mistakes
+def test_other_settings_are_named(run_in, tmp_path, caplog):
+    tiny = (*SYSTEMS["npbg_history"], *COMMON)
+    run_in(tmp_path, "trainer.max_epochs=1", name="run", tiny=tiny)
+    words = ("resume=auto", "system.near=0.5", "datasets.train_random_zoom=null")
+    with pytest.raises(InputError) as caught:
+        run_in(tmp_path, *words, name="run", tiny=tiny)
+    message = str(caught.value)
+    assert "system.near: 0.01 then, 0.5 now" in message or "system.near" in message and "0.5 now" in message
+    assert "datasets.train_random_zoom: [0.7, 1.4] then, None now" in message and "resume_strict=false" in message
+    run_in(tmp_path, *words, "resume_strict=false", name="run", tiny=tiny)
+    assert any("going on with other settings" in m for m in caplog.messages)
+
+
+def test_where_things_lie_may_change(run_in, tiny_root, tmp_path):
+    tiny = (*SYSTEMS["npbg_history"], *COMMON)
+    run_in(tmp_path, "trainer.max_epochs=1", name="run", tiny=tiny)
+    shutil.copytree(tiny_root, tmp_path / "moved")
+    changed = ("loggers=[csv]", "dataloader.val.total_batch_size=1", "datasets.cache_images=false")
+    run_in(tmp_path, "resume=auto", *changed, name="run", root=tmp_path / "moved", tiny=tiny)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("resume=nowhere",), ["nowhere", "expected a checkpoint"]),
+        (("resume=empty",), ["resume=empty", "got none"]),
+        (("resume=auto", "trainer.resume_from_checkpoint=a.ckpt"), ["two spellings"]),
+        (("resume=auto", "eval_only=true"), ["resume", "weights_path"]),
+        (("callbacks.fit.during_epoch.every_n_steps=0",), ["every_n_steps", "at least 1"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_one_message(run_in, tmp_path, words, expected):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Exception) as caught:
+        run_in(tmp_path, *words)
+    message = str(caught.value)
+    assert all(word in message for word in expected), message
+
+
+def test_descriptors_of_another_time_are_refused(run_in, tmp_path):
+    tiny = (*SYSTEMS["npbg_history"], *COMMON)
+    run = run_in(tmp_path, name="run", tiny=tiny)
+    with pytest.raises(InputError, match="expected those that the checkpoint was saved with, got others"):
+        run_in(tmp_path, f"resume={run / 'checkpoints/epoch0.ckpt'}", name="run", tiny=tiny)
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(run_in, tiny_root, tmp_path):
+    """A process of its own, killed without warning in the middle of an epoch."""
+    tiny = (*SYSTEMS["npbg_history"], *COMMON, "trainer.limit_train_batches=1.0", "datasets.train_num_samples=40")
+    tiny = (*tiny, "callbacks.fit.during_epoch.every_n_steps=5", f"datasets.data_root={tiny_root}")
+    command = [sys.executable, str(REPOSITORY / "train_net.py"), *tiny]
+    process = subprocess.Popen([*command, "hydra.run.dir=run"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint, deadline = tmp_path / "run" / LAST, time.monotonic() + 200
+    while not checkpoint.is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was to be killed while it trained"
+    done = subprocess.run([*command, "hydra.run.dir=run", "resume=auto"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    whole = run_in(tmp_path, name="whole", tiny=tiny)
+    assert_equal(whole, tmp_path / "run")
