@@ -22,6 +22,7 @@ def main(config: DictConfig) -> None:
     from npbgpp.errors import InputError, original_message
     from npbgpp.paths import Bases
     from npbgpp.run import run
+    from npbgpp.sweep import note_failure
 
     runtime = HydraConfig.get().runtime
     bases = Bases(launch=Path(runtime.cwd), run=Path(runtime.output_dir), project=PROJECT)
@@ -40,8 +41,13 @@ def main(config: DictConfig) -> None:
     except (InputError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
             raise
+        if note_failure(error, original_message(error)):
+            return
         log.error("%s", original_message(error))
         sys.exit(1)
+    except Exception as error:
+        if not note_failure(error, ""):
+            raise
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import Logger
 from npbgpp.callbacks.data_wait import DataWait
 from npbgpp.callbacks.evaluation import EvaluationWriter
 from npbgpp.callbacks.progress import progress_callback
+from npbgpp.callbacks.run_costs import RunCosts
 from npbgpp.callbacks.videos import KINDS
 from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.config import typed
@@ -26,6 +27,7 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.metrics import ImageMetrics
 from npbgpp.paths import Bases
+from npbgpp.record import write_record
 from npbgpp.resume import check_same_training, find_checkpoint, training_keys
 from npbgpp.systems import SYSTEMS
 from npbgpp.systems.base import System
@@ -154,10 +156,12 @@ def run(config: DictConfig, bases: Bases) -> None:
     Raises:
         InputError: anything the user supplied that cannot be used.
     """
+    costs = RunCosts()
     parts = assemble(config, bases)
+    write_record(config, bases)
     settings, plan, system, data = parts.settings, parts.plan, parts.system, parts.data
     looks = parts.system_settings
-    shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video)
+    shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video, costs)
     writer = EvaluationWriter(bases.run, parts.metrics, data.conditions(), *shows)
     trainer = _trainer(config, plan, bases, writer, settings.eval_only, _stepping(parts.system, looks))
     if not settings.eval_only:
@@ -245,6 +249,7 @@ def _trainer(
         callbacks.append(DeviceStatsMonitor())
     if plan.arguments["enable_model_summary"] and not evaluate_only:
         callbacks.append(ModelSummary(plan.summary_depth if plan.summary_depth is not None else 1))
+    callbacks.append(writer.costs)  # behind all others
     loggers: list[Logger] = [instantiate(node) for node in (config.loggers or {}).values()]
     arguments = plan.arguments | stepping
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only

@@ -1,22 +1,38 @@
-"""Runs side by side: the table, the sheet, and folders that are no runs."""
+"""Runs side by side: the table, the page, the sheet, the settings in which runs differ, and folders that are no runs."""
 
 import json
+import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
-from npbgpp.compare import compare, read_runs, table_rows
+from npbgpp.compare.__main__ import compare
+from npbgpp.compare.page import page
+from npbgpp.compare.runs import FAILURE, read_runs, runs_below
+from npbgpp.compare.table import columns, markdown, rows
+from npbgpp.compare.views import shared_views
 from npbgpp.errors import InputError
 
+COSTS = {
+    **{"device": "cpu, 1 threads", "processes": 1, "epochs": 2, "steps": 100, "batches": 100, "train_seconds": 60.0, "data_seconds": 4.5},
+    **{"step_seconds": 50.0, "validation_seconds": 5.0, "test_seconds": 2.0, "unit": "points", "units_per_s": 1.25e6, "images_per_s": 2.0},
+    **{"peak_host_mib": 900.0, "peak_device_mib": None},
+}
 
-def write_run(folder: Path, psnr: float, colour: tuple[int, int, int], views: tuple[str, ...] = ("a", "b")) -> Path:
+
+def write_run(
+    folder: Path, psnr: float, colour: tuple[int, int, int], views: tuple[str, ...] = ("a", "b"), costs: dict | None = None
+) -> Path:
     per_view = {view: {"psnr": psnr, "ssim": 0.5, "lpips": None, "seconds": 0.1} for view in views}
     row = {"psnr": psnr, "ssim": 0.5, "lpips": None, "views": len(views), "seconds_per_view": 0.1, "per_view": per_view}
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"stage": "test", "epoch": 0, "protocol": {}, "datasets": {"ball_holdout": row}}))
+    content = {"stage": "test", "epoch": 0, "protocol": {}, "datasets": {"ball_holdout": row}} | ({"costs": costs} if costs else {})
+    (folder / "metrics.json").write_text(json.dumps(content))
     for epoch, shown in ((2, (0, 0, 0)), (10, colour)):
         pictures = folder / "rendered" / "ball_holdout" / f"test_epoch{epoch}"
         pictures.mkdir(parents=True)
@@ -26,23 +42,138 @@ def write_run(folder: Path, psnr: float, colour: tuple[int, int, int], views: tu
     return folder
 
 
+def write_started(folder: Path, overrides: list[str], config: dict, choices: dict[str, str]) -> None:
+    """What Hydra leaves."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": {"runtime": {"choices": choices}}}))
+
+
+def texts(runs) -> list[list[str]]:
+    return [[cell.text for cell in row.cells] for row in rows(runs)]
+
+
 def test_table_and_pictures(tmp_path):
     runs = [write_run(tmp_path / "first" / "run", 20.0, (255, 0, 0)), write_run(tmp_path / "second" / "run", 25.0, (0, 255, 0), ("b", "c"))]
-    assert [row[:3] for row in table_rows(read_runs(runs))] == [
-        ("ball_holdout", "first/run", "20.00"),
-        ("ball_holdout", "second/run", "25.00"),
+    assert [row[:3] for row in texts(read_runs(runs))] == [
+        ["ball_holdout", "first/run", "20.00"],
+        ["ball_holdout", "second/run", "25.00"],
     ]
     compare(runs, tmp_path / "out")
-    assert "| ball_holdout | second/run | 25.00 | 0.5000 | not available | 2 | 0.100 |" in (tmp_path / "out" / "comparison.md").read_text()
-    with Image.open(tmp_path / "out" / "comparison.png") as sheet:
+    found = (tmp_path / "out" / "compare.md").read_text()
+    assert "| ball_holdout | second/run | **25.00** | 0.5000 | not available | 2 | 0.100 |" in found
+    with Image.open(tmp_path / "out" / "compare.png") as sheet:
         # one view is shared: photo, then the last rendering of each run
         assert sheet.size == (3 * 264 + 8, 64 + 286)
         assert [sheet.getpixel((8 + 264 * k + 128, 64 + 128)) for k in range(3)] == [(255, 255, 255), (255, 0, 0), (0, 255, 0)]
 
 
-def test_runs_without_a_common_view_have_a_table_only(tmp_path):
+def test_costs_have_columns_and_runs_without_them_have_none(tmp_path):
+    runs = read_runs([write_run(tmp_path / "a", 20.0, (0, 0, 0), costs=COSTS), write_run(tmp_path / "b", 21.0, (0, 0, 0))])
+    titles = [column.title for column in columns(runs)]
+    ours, others = (dict(zip(titles, row, strict=True)) for row in texts(runs))
+    assert ours["training [s]"] == "60.0" and ours["waiting for data [s]"] == "4.5" and ours["per second"] == "1.25 M points"
+    assert (ours["epochs"], ours["steps"], ours["host [MiB]"], ours["device [MiB]"]) == ("2", "100", "900", "-")
+    assert others["training [s]"] == others["per second"] == "-" and others["PSNR [dB]"] == "21.00"
+
+
+def test_settings_that_differ_have_columns(tmp_path):
+    """A run that does not name a key shows what it had without it; what is the same in all runs, however it is written, is left out."""
+    config = {"seed": 1, "system": {"lr": 0.1, "deep": {"x": [1, 2]}}, "same": 3}
+    first, second = write_run(tmp_path / "0", 20.0, (0, 0, 0)), write_run(tmp_path / "1", 21.0, (0, 0, 0))
+    write_started(first, ["system=npbg", "system.lr=0.10", "same=3"], config, {"system": "npbg"})
+    other = {"seed": 1, "system": {"lr": 0.2, "deep": {"x": [1, 2]}, "extra": "a b"}, "same": 3}
+    write_started(second, ["system=nerf", "+system.extra=a b", "same=3.0", "~system.deep.x"], other, {"system": "nerf"})
+    runs = read_runs([first, second])
+    assert [run.settings for run in runs] == [
+        {"system": "npbg", "system.lr": "0.1", "system.extra": "-"},
+        {"system": "nerf", "system.lr": "0.2", "system.extra": "a b"},
+    ]
+    assert "| dataset | run | system | system.lr | system.extra | PSNR [dB] |" in markdown(runs)
+
+
+class Read(HTMLParser):
+    """Tags of a page, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_holds_its_pictures_and_asks_no_network(tmp_path):
+    runs = [write_run(tmp_path / "a & <b>", 20.0, (255, 0, 0)), write_run(tmp_path / "second", 25.0, (0, 255, 0))]
+    compare(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "compare.html").read_text()
+    read = Read(text)
+    images = read.all("img")
+    assert len(images) == 2 * 3 and all(image["src"].startswith("data:image/jpeg;base64,") and image["alt"] for image in images)
+    assert "http" not in text and not read.all("script") and not read.all("link")
+    assert "a & <b>" in read.text and "25.00 dB" in read.text
+    for link in read.all("a"):
+        assert (tmp_path / "out" / link["href"].replace("%20", " ").replace("%26", "&").replace("%3C", "<").replace("%3E", ">")).is_file()
+
+
+def test_large_pictures_are_embedded_smaller(tmp_path):
+    run = write_run(tmp_path / "a", 20.0, (255, 0, 0), ("a",))
+    for path in run.rglob("a_*.png"):
+        Image.new("RGB", (1600, 800), (10, 200, 30)).save(path)
+    runs = read_runs([run])
+    images = Read(page(runs, shared_views(runs), "title", tmp_path)).all("img")
+    assert {(image["width"], image["height"]) for image in images} == {("640", "320")}
+
+
+@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="needs a browser")
+def test_a_browser_shows_the_pictures(tmp_path):
+    """Reads the page after the browser has laid it out: every picture has been decoded."""
+    compare([write_run(tmp_path / "a", 20.0, (255, 0, 0)), write_run(tmp_path / "b", 25.0, (0, 255, 0))], tmp_path)
+    path = tmp_path / "compare.html"
+    count = "<script>addEventListener('load', () => { document.title = [...document.images].map(i => i.naturalWidth).join() })</script>"
+    path.write_text(path.read_text().replace("</body>", count + "</body>"))
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom")
+    done = subprocess.run([browser, *flags, path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert f"<title>{','.join(['32'] * 6)}</title>" in done.stdout
+
+
+def test_a_sweep_is_its_runs_in_order_and_shows_failures(tmp_path):
+    for number in (10, 9):
+        write_run(tmp_path / "sweep" / str(number), 20.0 + number, (255, 0, 0))
+    (tmp_path / "sweep" / "11").mkdir()
+    (tmp_path / "sweep" / "11" / FAILURE).write_text("datasets.n_point: expected more | than\nnothing")
+    found = runs_below(tmp_path / "sweep")
+    assert [path.name for path in found] == ["9", "10", "11"]
+    compare([tmp_path / "sweep"], tmp_path / "out")
+    (last,) = [line for line in (tmp_path / "out" / "compare.md").read_text().splitlines() if "| 11 |" in line]
+    assert last.startswith("| not evaluated | 11 | - |") and last.endswith(r"| datasets.n_point: expected more \| than |")
+    assert "1 failed" in (tmp_path / "out" / "compare.html").read_text()
+    with Image.open(tmp_path / "out" / "compare.png") as sheet:  # the failed run has an empty place
+        assert sheet.size[0] == 4 * 264 + 8 and sheet.getpixel((8 + 264 * 3 + 128, 64 + 128)) == (250, 250, 248)
+
+
+def test_runs_without_a_common_view_have_no_pictures(tmp_path):
     compare([write_run(tmp_path / "a", 20.0, (0, 0, 0), ("a",)), write_run(tmp_path / "b", 21.0, (0, 0, 0), ("b",))], tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["comparison.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["compare.html", "compare.md"]
+    assert "share no rendered test view" in (tmp_path / "out" / "compare.html").read_text()
 
 
 def test_what_is_no_run_is_named(tmp_path):
@@ -50,8 +181,19 @@ def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(InputError, match="named twice"):
         compare([run, run], tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="evaluate the run first"):
+    with pytest.raises(InputError, match="found no run in it"):
         compare([run, tmp_path / "empty"], tmp_path)
-    (run / "metrics.json").write_text('{"datasets": []}')
+    (tmp_path / "begun" / ".hydra").mkdir(parents=True)
+    with pytest.raises(InputError, match="evaluate the run first"):
+        compare([run, tmp_path / "begun"], tmp_path)
+    (run / ".hydra").mkdir()
+    (run / ".hydra" / "overrides.yaml").write_text("- [")
+    with pytest.raises(InputError, match="expected what Hydra wrote"):
+        compare([run], tmp_path)
+    (run / ".hydra" / "overrides.yaml").unlink()
+    for content in ('{"datasets": []}', '{"datasets": {}, "costs": {"device": 1}}', '{"datasets": {"a": {}}}'):
+        (run / "metrics.json").write_text(content)
+        with pytest.raises(InputError, match="expected the metrics of a run"):
+            compare([run], tmp_path)
     done = subprocess.run([sys.executable, "-m", "npbgpp.compare", str(run)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 1 and "expected the metrics of a run" in done.stderr and "Traceback" not in done.stderr

@@ -54,11 +54,20 @@ ALLOWED = {
     "export": ("errors", "files", "checkpoint", "geometry", "render", "models", "data", "systems", "export"),
     "prepare": ("errors", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
     "checkpoint": ("errors", "files", "paths", "systems.base"),
-    "callbacks": ("errors", "files", "distributed", "metrics", "systems.base", "callbacks"),
+    "callbacks": ("errors", "files", "distributed", "costs", "memory", "metrics", "systems.base", "callbacks"),
     "resume": ("errors", "files", "paths", "checkpoint"),
     "trainer": ("errors",),
+    "costs": (),
+    "memory": (),
+    "record": ("files", "paths"),
+    "compare": ("errors", "files", "costs", "callbacks.pictures", "callbacks.tile_sheet", "compare"),
 }
-ENTRIES = ("run", "run_folder", "finished_run")  # these may import everything, hydra too; so may modules that are run with python -m
+ENTRIES = (
+    "run",
+    "run_folder",
+    "finished_run",
+    "sweep",
+)  # these may import everything, hydra too; so may modules that are run with python -m
 REPLACED = {"pytorch3d", "torch_scatter"}
 
 

@@ -247,7 +247,7 @@ METRICS = '{\\"datasets\\": {\\"a\\": {\\"psnr\\": 20.0, \\"views\\": 2}}}'
 WRITE_METRICS = f'for run in npbgpp npbg; do echo "{METRICS}" > $$folder/$$run/metrics.json; done'
 DRAW = f"{sys.executable} -c \"import sys; from PIL import Image; [Image.new('RGB', (4, 3)).save(p) for p in sys.argv[1:]]\""
 WRITE_REPORT = f"{DRAW} $$folder/npbgpp/report.png $$folder/npbg/report.png"
-WRITE_COMPARISON = f"{DRAW} $$folder/comparison.png"
+WRITE_COMPARISON = f"{DRAW} $$folder/compare.png"
 WRITE_ALL = f"{WRITE_METRICS} && {WRITE_REPORT} && {WRITE_COMPARISON}"
 
 
@@ -280,7 +280,7 @@ def test_ci_passes_and_leaves_no_environment_behind(tmp_path: Path) -> None:
         ({"demo": f"{WRITE_ALL} && false"}, "demo] Error 1"),
         ({"demo": f"{WRITE_METRICS} && {WRITE_COMPARISON}"}, "report.png"),
         ({"demo": f"{WRITE_REPORT} && {WRITE_COMPARISON}"}, "metrics.json"),
-        ({"demo": f"{WRITE_METRICS} && {WRITE_REPORT}"}, "comparison.png"),
+        ({"demo": f"{WRITE_METRICS} && {WRITE_REPORT}"}, "compare.png"),
         ({"demo": f"{WRITE_ALL} && : > $$folder/npbg/report.png"}, "cannot identify image file"),
         ({"demo": f"{WRITE_ALL} && echo '{{}}' > $$folder/npbg/metrics.json"}, "KeyError: 'datasets'"),
     ],

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from npbgpp.callbacks.pictures import write_image, write_png
 from npbgpp.callbacks.report import SheetRow, contact_sheet
+from npbgpp.callbacks.run_costs import RunCosts
 from npbgpp.callbacks.videos import video
 from npbgpp.distributed import gather, process_rank
 from npbgpp.files import write_atomically
@@ -45,6 +46,7 @@ class EvaluationWriter(Callback):
         save_images: write the PNG files.
         transform: None, or rotate_90_ccw for portrait data: turns every picture that is written.
         film: mp4 or gif; None makes no film.
+        costs: knows what the run has cost so far.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class EvaluationWriter(Callback):
         metrics: ImageMetrics,
         conditions: dict[str, str],
         save_images: bool,
-        transform: str | None = None,
-        film: str | None = None,
+        transform: str | None,
+        film: str | None,
+        costs: RunCosts,
     ) -> None:
+        self.costs = costs
         self.run_dir, self.metrics, self.conditions = run_dir, metrics, conditions
         self.save_images, self.transform, self.film = save_images, transform, film
         self._scores: dict[str, dict[str, tuple[ImageScores, float]]] = {}
@@ -153,6 +157,7 @@ class EvaluationWriter(Callback):
                 self._film(name, list(views), _epoch(trainer, stage))
         protocol = asdict(self.metrics.protocol()) | self.conditions
         content = {"stage": stage, "epoch": _epoch(trainer, stage), "protocol": protocol, "datasets": summary}
+        content["costs"] = asdict(self.costs.so_far(trainer))
         write_atomically(self.run_dir / "metrics.json", lambda file: file.write(json.dumps(content, indent=2).encode()))
         self._write_sheet(summary)
         self._print_table(summary, stage)

@@ -68,6 +68,8 @@ class System(LightningModule):
         training_keys: keys of the config that decide what is learnt, for checkpoints.
     """
 
+    # what the logged figure "points" of a batch counts: points of its clouds, or rays
+    unit: str = "points"
     accepts_checkpoints_of: tuple[str, ...] = ()
     # networks of other systems that their checkpoints may hold and this one has no use for
     has_no_use_for: tuple[str, ...] = ()

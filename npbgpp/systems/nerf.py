@@ -45,6 +45,8 @@ class NeRF(System):
         frames: coordinates of the field, by scene.
     """
 
+    unit = "rays"
+
     def __init__(
         self,
         settings: NerfSettings,

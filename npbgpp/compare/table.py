@@ -1,0 +1,146 @@
+"""The table of a comparison: one row per dataset and run; for the terminal and as Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from npbgpp.compare.runs import Run
+
+_NONE = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, and whether the largest (1) or smallest (-1) number of a dataset is the best one (0: neither)."""
+
+    title: str
+    best: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry: what is shown, and its number when it has one."""
+
+    text: str
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run on one dataset; ``dataset`` is empty for a run that was not evaluated."""
+
+    dataset: str
+    cells: tuple[Cell, ...]
+    best: tuple[bool, ...]
+
+
+_SCORES = (
+    Column("PSNR [dB]", 1),
+    Column("SSIM", 1),
+    Column("LPIPS", -1),
+    Column("views"),
+    Column("s/view", -1),
+)
+_COSTS = (
+    Column("epochs"),
+    Column("steps"),
+    Column("training [s]", -1),
+    Column("waiting for data [s]", -1),
+    Column("per second", 1),
+    Column("host [MiB]", -1),
+    Column("device [MiB]", -1),
+)
+
+
+def columns(runs: Sequence[Run]) -> tuple[Column, ...]:
+    """Dataset, run, the settings in which the runs differ, scores, costs when there are any, and why a run failed when one did."""
+    named = (Column("dataset"), Column("run"), *(Column(key) for key in runs[0].settings))
+    costs = _COSTS if any(run.costs is not None for run in runs) else ()
+    failed = (Column("ended with"),) if any(run.failure for run in runs) else ()
+    return (*named, *_SCORES, *costs, *failed)
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """Dataset by dataset; runs without scores come last. The best cells of a dataset are marked where two runs differ."""
+    titles = columns(runs)
+    found: list[Row] = []
+    for dataset in dict.fromkeys(name for run in runs for name in run.scores):
+        cells = [_cells(run, dataset, titles) for run in runs if dataset in run.scores]
+        best = [_best(column, [row[k] for row in cells]) for k, column in enumerate(titles)]
+        found += [Row(dataset, row, tuple(best[k][i] for k in range(len(titles)))) for i, row in enumerate(cells)]
+    found += [Row("", _cells(run, "", titles), (False,) * len(titles)) for run in runs if not run.scores]
+    return found
+
+
+def _best(column: Column, cells: Sequence[Cell]) -> list[bool]:
+    numbers = [cell.number for cell in cells if cell.number is not None]
+    if not column.best or len(set(numbers)) < 2:
+        return [False] * len(cells)
+    best = max(numbers) if column.best > 0 else min(numbers)
+    return [cell.number == best for cell in cells]
+
+
+def _cells(run: Run, dataset: str, titles: Sequence[Column]) -> tuple[Cell, ...]:
+    scores, costs = run.scores.get(dataset), run.costs
+    cells = [Cell(dataset or "not evaluated"), Cell(run.name), *(Cell(value) for value in run.settings.values())]
+    if scores is None:
+        cells += [Cell(_NONE)] * len(_SCORES)
+    else:
+        lpips = Cell("not available") if scores.lpips is None else _number(scores.lpips, "{:.4f}")
+        cells += [_number(scores.psnr, "{:.2f}"), _number(scores.ssim, "{:.4f}"), lpips]
+        cells += [Cell(str(scores.views)), _number(scores.seconds_per_view, "{:.3f}")]
+    if any(column in titles for column in _COSTS):
+        if costs is None:
+            cells += [Cell(_NONE)] * len(_COSTS)
+        else:
+            rate = Cell(_NONE) if costs.units_per_s is None else Cell(f"{_short(costs.units_per_s)} {costs.unit}", costs.units_per_s)
+            cells += [Cell(str(costs.epochs)), Cell(str(costs.steps))]
+            cells += [_number(costs.train_seconds or None, "{:.1f}"), _number(costs.data_seconds or None, "{:.1f}"), rate]
+            cells += [_number(costs.peak_host_mib, "{:.0f}"), _number(costs.peak_device_mib, "{:.0f}")]
+    if len(cells) < len(titles):
+        cells.append(Cell(run.failure.splitlines()[0] if run.failure else _NONE))
+    return tuple(cells)
+
+
+def _number(value: float | None, form: str) -> Cell:
+    return Cell(_NONE) if value is None else Cell(form.format(value), value)
+
+
+def _short(value: float) -> str:
+    """Three digits and a power of a thousand."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def terminal(runs: Sequence[Run]) -> Table:
+    """For the terminal: what is the same in every row stands in the caption, so that the table stays narrow."""
+    titles, found = columns(runs), rows(runs)
+    same = [len(found) > 1 and len({row.cells[k].text for row in found}) == 1 for k in range(len(titles))]
+    same[1] = False
+    shared = ", ".join(f"{column.title} {found[0].cells[k].text}" for k, column in enumerate(titles) if same[k])
+    table = Table(title="comparison", caption=f"in every row: {_plain(shared)}" if shared else None)
+    for k, column in enumerate(titles):
+        if not same[k]:
+            numeric = any(row.cells[k].number is not None for row in found)
+            table.add_column(_plain(column.title), justify="right" if numeric else "left", overflow="fold")
+    for row in found:
+        shown = [(f"[bold]{_plain(c.text)}[/bold]" if best else _plain(c.text)) for c, best in zip(row.cells, row.best, strict=True)]
+        table.add_row(*(text for text, hidden in zip(shown, same, strict=True) if not hidden))
+    return table
+
+
+def _plain(text: str) -> str:
+    """Text in which rich sees no markup."""
+    return text.replace("[", r"\[")
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """A table in Markdown; the best number of a dataset is bold."""
+    lines = [[column.title for column in columns(runs)], ["---"] * len(columns(runs))]
+    for row in rows(runs):
+        texts = [cell.text.replace("|", r"\|") for cell in row.cells]
+        lines.append([f"**{text}**" if best else text for text, best in zip(texts, row.best, strict=True)])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -1,0 +1,58 @@
+"""Sweeps (``hydra -m``): a run that fails does not end the others, and the table of all runs comes at the end."""
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+
+def note_failure(error: Exception, message: str) -> bool:
+    """Keeps in the folder of a run why it failed, when it is one run of a sweep.
+
+    Args:
+        error: what ended the run.
+        message: what to say of it; empty for a mistake of the program, of which the traceback is kept.
+
+    Returns:
+        Whether this is a sweep: the others then go on, the table at the end names the failed ones, and the sweep exits with code 1.
+    """
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    # here, not above: Hydra makes the callbacks below before it has looked at the command line, and the package imports torch
+    from npbgpp.compare.runs import FAILURE
+    from npbgpp.files import write_atomically
+
+    text = message or f"{type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}"
+    write_atomically(Path(HydraConfig.get().runtime.output_dir) / FAILURE, lambda file: file.write(f"{text}\n".encode()))
+    log.error("this run of the sweep has failed: %s", text)
+    return True
+
+
+class SweepComparison(Callback):
+    """Prints the table of the runs of a sweep when it ends, and writes ``compare.html``, ``compare.md`` and ``compare.png`` into its folder."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra where the sweep was started, also when its runs ran elsewhere. Exits with code 1 when a run failed."""
+        from npbgpp.compare.report import write_comparison
+        from npbgpp.compare.runs import read_runs, runs_below
+        from npbgpp.errors import InputError
+
+        folder = Path(config.hydra.sweep.dir).resolve()
+        try:
+            runs = read_runs(runs_below(folder), must_be_evaluated=False)
+            write_comparison(runs, folder, f"Sweep {folder.name}")
+        except InputError as error:
+            print(f"the runs of the sweep cannot be compared: {error}", file=sys.stderr)
+            sys.exit(1)
+        failed = [run.name for run in runs if run.failure is not None]
+        if failed:
+            print(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; failure.txt in their folders says why", file=sys.stderr)
+            sys.exit(1)

@@ -1,0 +1,127 @@
+"""What a run cost: measured against work of known length and memory of known size."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from npbgpp.costs import Costs
+from npbgpp.data.dataset import SceneDataset
+from npbgpp.systems.npbg import NPBG
+
+MIB = 2**20
+KNOWN_ALLOCATION = """
+import numpy as np
+from npbgpp.memory import peak_mib, restart_peak
+np.ones(300 * 2**20, dtype=np.uint8)  # before: does not count
+assert restart_peak() or SystemExit(77)
+before = peak_mib()
+for _ in range(3):
+    np.ones(100 * 2**20, dtype=np.uint8)  # one after the other: the largest sum is one of them
+print(peak_mib() - before)
+"""
+
+
+def costs_of(folder: Path) -> Costs:
+    return Costs.from_json(json.loads((folder / "metrics.json").read_text())["costs"])
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "csv_logs" / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in rows_of(folder) if row.get(name)]
+
+
+def test_the_peak_of_a_known_allocation():
+    done = subprocess.run([sys.executable, "-c", KNOWN_ALLOCATION], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert 99 <= float(done.stdout) <= 105
+
+
+class Watch:
+    """Slows a function down, and knows how long its calls took."""
+
+    def __init__(self, monkeypatch, owner: type, name: str, pause: float, allocate_mib: int = 0) -> None:
+        self.seconds = 0.0
+        inner = getattr(owner, name)
+
+        def slow(*arguments, **named):
+            start = time.perf_counter()
+            held = np.ones(allocate_mib * MIB, dtype=np.uint8)
+            time.sleep(pause)
+            del held
+            result = inner(*arguments, **named)
+            self.seconds += time.perf_counter() - start
+            return result
+
+        monkeypatch.setattr(owner, name, slow)
+
+
+def test_stages_rates_and_memory(run_here, monkeypatch):
+    before = run_here("test_after_fit=true", name="before")
+    step = Watch(monkeypatch, NPBG, "training_step", 0.2, allocate_mib=400)
+    validation, test = (Watch(monkeypatch, NPBG, name, 0.2) for name in ("validation_step", "test_step"))
+    photo = Watch(monkeypatch, SceneDataset, "__getitem__", 0.1)
+    folder = run_here("test_after_fit=true", "loggers=[csv]", "trainer.max_epochs=2", "trainer.val_check_interval=2")
+    costs = costs_of(folder)
+    assert (costs.epochs, costs.steps, costs.batches, costs.unit, costs.processes) == (2, 8, 8, "points", 1)
+    # 8 steps, 8 photos to train with, 4 validations of one view, 2 test views
+    assert step.seconds >= 1.6 and step.seconds <= costs.step_seconds < step.seconds + 8 * 0.1
+    assert 8 * 0.1 <= costs.data_seconds < photo.seconds + 8 * 0.05
+    assert validation.seconds + 4 * 0.1 <= costs.validation_seconds and test.seconds + 2 * 0.1 <= costs.test_seconds
+    parts = costs.step_seconds + costs.data_seconds + costs.validation_seconds
+    assert parts <= costs.train_seconds < parts + 2
+    busy = costs.step_seconds + costs.data_seconds
+    assert costs.units_per_s == pytest.approx(8 * 400 / busy) and costs.images_per_s == pytest.approx(8 / busy)
+    assert costs.peak_device_mib is None
+    # the first run's libraries and pools are there already, so that what is new is the allocation
+    assert 330 <= costs.peak_host_mib - costs_of(before).peak_host_mib <= 470
+    assert len(logged(folder, "time/step_s")) == 2 and sum(logged(folder, "time/step_s")) == pytest.approx(costs.step_seconds, abs=0.01)
+    assert sum(logged(folder, "time/data_s")) == pytest.approx(costs.data_seconds, abs=0.05)
+    assert len(logged(folder, "time/validation_s")) == 4 and min(logged(folder, "time/validation_s")) >= 0.3
+    assert logged(folder, "time/test_s")[0] >= 0.6 and logged(folder, "memory/host_peak_mib")[-1] == pytest.approx(
+        costs.peak_host_mib, rel=0.02
+    )
+    assert logged(folder, "speed/points_per_s")[0] < 400 / 0.3 and logged(folder, "speed/images_per_s")[0] < 1 / 0.3
+
+
+def test_a_resumed_run_goes_on_counting(run_here):
+    first = costs_of(run_here("test_after_fit=true"))
+    resume = ("trainer.max_epochs=2", "trainer.resume_from_checkpoint=run/checkpoints/last.ckpt")
+    folder = run_here("test_after_fit=true", *resume)
+    state = torch.load(folder / "checkpoints" / "epoch0.ckpt", weights_only=True)["callbacks"]["RunCosts"]
+    costs = costs_of(folder)
+    assert (first.batches, costs.batches, costs.epochs, costs.steps) == (4, 8, 2, 8)
+    assert costs.train_seconds > state["train_seconds"] > 0 and costs.step_seconds > state["seconds"]["step"] > 0
+
+
+def test_rays_are_counted_as_rays(run_nerf, tmp_path):
+    folder = run_nerf(tmp_path, "test_after_fit=true", "loggers=[csv]", "trainer.limit_val_batches=0")
+    costs = costs_of(folder)
+    assert costs.unit == "rays" and costs.images_per_s is None
+    assert costs.units_per_s == pytest.approx(4 * 256 / (costs.data_seconds + costs.step_seconds))
+    assert logged(folder, "speed/rays_per_s") and "speed/images_per_s" not in rows_of(folder)[0]
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_device(run_here, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    step = NPBG.training_step
+
+    def hungry(self, batch, index):
+        torch.ones(256 * MIB, dtype=torch.uint8, device=self.device)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(NPBG, "training_step", hungry)
+    costs = costs_of(run_here("test_after_fit=true", "trainer.accelerator=gpu"))
+    assert costs.peak_device_mib is not None and 256 <= costs.peak_device_mib <= 256 + 200
