@@ -1,17 +1,21 @@
 """Reading and writing tensors on disk: never trusted, never half written."""
 
+import json
 import os
 import pickle
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from npbgpp.errors import InputError
+
+_MARK = "npbgpp.json"  # name of a mark inside a torch file, which is a zip archive
+_LONGEST_MARK = 1 << 16  # bytes
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -24,13 +28,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
+        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch.save turns what the disk says into a RuntimeError about file positions
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -41,15 +46,48 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.unlink(temporary)
 
 
+def _sync_folder(folder: Path) -> None:
+    """Brings the new name of a file to the disk as well: without it, a power cut may bring the old file back."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
 
 
-def save_tensors(path: Path, content: Any) -> None:
-    """``torch.save`` that leaves either the old file or the new one, never a part."""
-    write_atomically(path, lambda file: torch.save(content, file))
+def save_tensors(path: Path, content: Any, mark: Mapping[str, str] | None = None) -> None:
+    """``torch.save`` that leaves either the old file or the new one, never a part.
+
+    ``mark`` is put beside the tensors into the archive that the file is: ``torch.load`` does not see it, ``read_mark`` does.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        torch.save(content, file)
+        if mark is not None:
+            with zipfile.ZipFile(file, "a") as archive:
+                root = archive.namelist()[0].split("/")[0]
+                archive.writestr(zipfile.ZipInfo(f"{root}/{_MARK}"), json.dumps(mark))  # without a date: the same content is the same file
+
+    write_atomically(path, write)
+
+
+def read_mark(path: Path) -> dict[str, str]:
+    """The mark of a file of ``save_tensors``; empty when it has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info for info in archive.infolist() if info.filename.endswith(f"/{_MARK}") and info.file_size <= _LONGEST_MARK]
+            mark = json.loads(archive.read(names[0])) if names else {}
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile):
+        return {}
+    return {str(key): value for key, value in mark.items() if isinstance(value, str)} if isinstance(mark, dict) else {}
 
 
 class _StandIn:

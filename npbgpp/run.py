@@ -25,6 +25,7 @@ from npbgpp.data.ray_frames import ray_frame
 from npbgpp.distributed import together
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixel_rules import PixelRule
+from npbgpp.loggers import GuardedLogger, close_loggers
 from npbgpp.metrics import ImageMetrics
 from npbgpp.paths import Bases
 from npbgpp.record import write_record
@@ -164,11 +165,14 @@ def run(config: DictConfig, bases: Bases) -> None:
     shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video, costs)
     writer = EvaluationWriter(bases.run, parts.metrics, data.conditions(), *shows)
     trainer = _trainer(config, plan, bases, writer, settings.eval_only, _stepping(parts.system, looks))
-    if not settings.eval_only:
-        _fit(trainer, system, data, parts.resume)
-    if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
-        with together():
-            trainer.test(system, datamodule=data, verbose=False)
+    try:
+        if not settings.eval_only:
+            _fit(trainer, system, data, parts.resume)
+        if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
+            with together():
+                trainer.test(system, datamodule=data, verbose=False)
+    finally:
+        close_loggers(trainer.loggers)
 
 
 def _input_rule(settings: Settings) -> InputRule | None:
@@ -250,7 +254,7 @@ def _trainer(
     if plan.arguments["enable_model_summary"] and not evaluate_only:
         callbacks.append(ModelSummary(plan.summary_depth if plan.summary_depth is not None else 1))
     callbacks.append(writer.costs)  # behind all others
-    loggers: list[Logger] = [instantiate(node) for node in (config.loggers or {}).values()]
+    loggers: list[Logger] = [GuardedLogger(instantiate(node)) for node in (config.loggers or {}).values()]
     arguments = plan.arguments | stepping
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(bases.run)

@@ -27,6 +27,7 @@ SYSTEMS = (
     "data.color_jitter",
     "data.rays",
     "data.ray_frames",
+    "data.cloud_file",
     "systems",
 )
 ALLOWED = {
@@ -59,6 +60,7 @@ ALLOWED = {
     "trainer": ("errors",),
     "costs": (),
     "memory": (),
+    "loggers": (),
     "record": ("files", "paths"),
     "compare": ("errors", "files", "costs", "callbacks.pictures", "callbacks.tile_sheet", "compare"),
 }

@@ -1,10 +1,13 @@
 """Where the point cloud of a scene lies, what its file may be, and what is done to it: sub-sampling, noise."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from npbgpp.data.colmap_model import read_points
 from npbgpp.data.text_cloud import read_text_cloud
@@ -24,6 +27,15 @@ def read_cloud(path: Path) -> PointCloud:
     if path.name in ("points3D.bin", "points3D.txt"):
         return read_points(path).cloud
     return read_text_cloud(path) if path.suffix.lower() in _TEXT_SUFFIXES else read_ply(path)
+
+
+def cloud_checksum(xyz_world: Float[Tensor, "n 3"]) -> str:
+    """Digest of the coordinates of points in their order, 32 hexadecimal digits; numbers of points belong to these points alone.
+
+    It is of the points that are used, after sub-sampling and noise, whatever file they come from. Costs 0.5 s for ten million points.
+    """
+    numbers = xyz_world.detach().cpu().contiguous().numpy().astype("<f4", copy=False)
+    return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

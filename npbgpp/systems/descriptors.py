@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from npbgpp.errors import InputError
-from npbgpp.files import load_tensors, save_tensors
+from npbgpp.files import load_tensors, read_mark, save_tensors
 from npbgpp.optim import RowTable
 from npbgpp.render.blocks import BlockedCloud
 
 _EARLIER = "earlier"
+CLOUD_KEY = "cloud"  # of the mark of a descriptor file; its value is the checksum of the cloud
 
 
 @dataclass
@@ -73,7 +74,12 @@ class DescriptorStore:
         self.read_saved = read_saved
         self._saved: dict[str, str] = {}  # digests of the files of this run
         self._kept: dict[str, str] = {}  # digests of those that the last checkpoint refers to
+        self._clouds: dict[str, str] = {}  # checksums of the clouds, by scene
         self._continued: Path | None = None  # descriptors of the run that is continued
+
+    def belong(self, scene: str, cloud: str) -> None:
+        """Descriptors of a scene belong to the cloud of this checksum: files of another one are refused, those without a checksum are taken."""
+        self._clouds[scene] = cloud
 
     def saved(self) -> dict[str, str]:
         """Digests of the descriptors that this run has saved, by scene."""
@@ -137,6 +143,12 @@ class DescriptorStore:
             raise InputError(
                 f"descriptors {path}: expected {points} x {self.dim} for the cloud of scene {scene}, got {' x '.join(map(str, values.shape))}; they belong to "
                 "another cloud, n_point, descriptor_dim or aggregator"
+            )
+        cloud, made_for = self._clouds.get(scene), read_mark(path).get(CLOUD_KEY)
+        if cloud is not None and made_for is not None and made_for != cloud:
+            raise InputError(
+                f"descriptors {path}: expected those of the cloud of scene {scene} (checksum {cloud}), got those of another cloud with as many points "
+                f"({made_for}); use the cloud file, datasets.n_point and datasets.noise_sigma that they were made with, or train the scene anew"
             )
         if not torch.isfinite(values).all():
             raise InputError(f"descriptors {path}: some values are not finite; train the scene again")
@@ -219,7 +231,7 @@ class DescriptorStore:
             earlier.parent.mkdir(exist_ok=True)
             earlier.unlink(missing_ok=True)
             os.link(path, earlier)
-        save_tensors(path, values)
+        save_tensors(path, values, {CLOUD_KEY: self._clouds[scene]} if scene in self._clouds else None)
         self._saved[scene] = digest(values)
         table.changed = False
         return path

@@ -108,6 +108,7 @@ class NPBG(PointSystem):
 
     def _open(self, scene: str, training: bool, values: Float[Tensor, "n q"] | None) -> ResidentScene:
         xyz_world = self.read_cloud(scene)
+        self.store.belong(scene, self.clouds.of[scene])
         if self.aggregator is None:
             return self.store.open(scene, xyz_world, self.device, not training, values)
         # the mean feature comes first; a point seen by one view has that alone, and the original drops it

@@ -32,7 +32,7 @@ from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level, rasterize
 from npbgpp.render.visibility import visible_points
 from npbgpp.systems.base import Render
-from npbgpp.systems.descriptors import ResidentScene
+from npbgpp.systems.descriptors import CLOUD_KEY, ResidentScene
 from npbgpp.systems.input_views import InputViews, in_image, sample_features, upright
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
 from npbgpp.systems.point_based import Framing, PointSystem
@@ -186,7 +186,7 @@ class NPBGPlusPlus(PointSystem):
     def save_descriptors(self, scene: str) -> None:
         """Writes the coefficients of an aggregated scene, a row per point of its cloud: the mean feature, then those of the basis."""
         path = self.descriptors_dir / f"{scene}.pth"
-        save_tensors(path, self._aggregated[scene].table.values.cpu().contiguous())
+        save_tensors(path, self._aggregated[scene].table.values.cpu().contiguous(), {CLOUD_KEY: self.clouds.of[scene]})
         log.info("descriptors of scene %s: %s", scene, path)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list:  # type: ignore[override]

@@ -26,6 +26,7 @@ from npbgpp.render.coverage import cloud_coverage
 from npbgpp.render.rasterize import Level, rasterize
 from npbgpp.render.splat import feature_table, splat
 from npbgpp.systems.base import Render
+from npbgpp.systems.cloud_marks import CloudMarks
 from npbgpp.systems.objective import Objective, ObjectiveSettings
 from npbgpp.systems.point_settings import PointSettings
 from npbgpp.systems.stepping import SteppingSystem
@@ -83,6 +84,7 @@ class PointSystem(SteppingSystem):
         self.objective_settings = ObjectiveSettings.from_config(
             settings.loss_factors, settings.style_weight, settings.style_img_path, settings.vgg_weights, bases
         )
+        self.clouds = CloudMarks()
         self._objective: Objective | None = None
 
     def require_channels(self, key: str, channels: int) -> None:
@@ -118,6 +120,7 @@ class PointSystem(SteppingSystem):
         """Points of a scene. Raises InputError when no training camera sees any; warns when the near plane cuts much of what is before a camera."""
         scene, near = self.scenes[name], self.settings.near
         xyz_world = scene.cloud.read().xyz
+        self.clouds.note(name, scene.cloud.path, xyz_world)
         coverage = cloud_coverage(xyz_world, [scene.views[i].camera for i in scene.splits["train"]], near, self.rule)
         if coverage.seen == 0:
             raise InputError(
@@ -132,6 +135,17 @@ class PointSystem(SteppingSystem):
                 100 * coverage.largest_cut,
             )
         return xyz_world
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Marks the file with the clouds that were read as well."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["npbgpp"]["clouds"] = dict(self.clouds.of)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Training that goes on must find the clouds it began with."""
+        super().on_load_checkpoint(checkpoint)
+        mark = checkpoint.get("npbgpp")
+        self.clouds.expect(mark.get("clouds") if isinstance(mark, dict) else None)
 
     # --------------------------------------------------------------- rendering
     @abstractmethod

@@ -1,0 +1,26 @@
+"""Every logger gets the scores and the costs; several work at once."""
+
+import csv
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+NAMES = {
+    *("loss", "psnr", "PSNR/ball_holdout", "PSNR/ball_val", "time/data_s", "time/step_s", "time/validation_s", "time/test_s"),
+    *("speed/points_per_s", "speed/images_per_s", "memory/host_peak_mib"),
+}
+
+
+@pytest.mark.slow
+def test_three_loggers_at_once(run_here, monkeypatch):
+    """W&B without an account or a network."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = run_here("test_after_fit=true", "loggers=[tensorboard,csv,wandb]", "trainer.log_every_n_steps=1")
+    events = EventAccumulator(str(folder / "tb_logs"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) >= NAMES
+    with (folder / "csv_logs" / "metrics.csv").open() as file:
+        assert set(next(csv.reader(file))) >= NAMES
+    (run,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    content = run.read_bytes()
+    assert not [name for name in NAMES if name.encode() not in content], content
