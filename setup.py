@@ -60,6 +60,8 @@ setup(
     extras_require={
         "test": TEST_REQUIRES,
         "dev": TEST_REQUIRES + DEV_REQUIRES,
+        # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
+        "cluster": ["hydra-submitit-launcher>=1.2,<2", "submitit>=1.5,<2"],
         # Optional peers: nothing here needs them. Both must be built against the installed torch.
         "scatter": ["torch-scatter"],
         "pytorch3d": ["pytorch3d"],

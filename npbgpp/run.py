@@ -1,6 +1,7 @@
 """One run from a composed config: build data, system and trainer; train, or evaluate."""
 
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import DeviceStatsMonitor, ModelSummary
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from npbgpp.callbacks.data_wait import DataWait
 from npbgpp.callbacks.evaluation import EvaluationWriter
+from npbgpp.callbacks.preemption import Preemption
 from npbgpp.callbacks.progress import progress_callback
 from npbgpp.callbacks.run_costs import RunCosts
 from npbgpp.callbacks.videos import KINDS
@@ -171,6 +175,9 @@ def run(config: DictConfig, bases: Bases) -> None:
         if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
             with together():
                 trainer.test(system, datamodule=data, verbose=False)
+    except SIGTERMException:
+        (preemption,) = (callback for callback in trainer.callbacks if isinstance(callback, Preemption))  # type: ignore[attr-defined]
+        sys.exit(preemption.exit_code())
     finally:
         close_loggers(trainer.loggers)
 
@@ -253,12 +260,16 @@ def _trainer(
         callbacks.append(DeviceStatsMonitor())
     if plan.arguments["enable_model_summary"] and not evaluate_only:
         callbacks.append(ModelSummary(plan.summary_depth if plan.summary_depth is not None else 1))
+    saves = plan.arguments["enable_checkpointing"] and not evaluate_only
+    callbacks.append(Preemption(bases.run / "checkpoints" if saves else None, plan.requeue_signal))
     callbacks.append(writer.costs)  # behind all others
     loggers: list[Logger] = [GuardedLogger(instantiate(node)) for node in (config.loggers or {}).values()]
     arguments = plan.arguments | stepping
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(bases.run)
     arguments["plugins"] = [AtomicCheckpointIO(), *(arguments.get("plugins") or [])]
+    if SLURMEnvironment.detect():  # whose own requeueing saves within a step
+        arguments["plugins"].append(SLURMEnvironment(auto_requeue=False))
     # a bar of its own would scroll through logs that no terminal reads
     arguments["enable_progress_bar"] = any(type(c).__name__.endswith("ProgressBar") for c in callbacks)
     if not any(type(c).__name__ == "ModelCheckpoint" for c in callbacks):

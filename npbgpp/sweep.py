@@ -3,6 +3,7 @@
 import logging
 import sys
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,20 @@ def note_failure(error: Exception, message: str) -> bool:
     return True
 
 
-class SweepComparison(Callback):
-    """Prints the table of the runs of a sweep when it ends, and writes ``compare.html``, ``compare.md`` and ``compare.png`` into its folder."""
+class Sweep(Callback):
+    """Before a sweep: its launcher is installed. After it: the table of its runs, and ``compare.html``, ``compare.md`` and ``compare.png`` in its folder."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before anything runs. Exits with code 1 when the package of the launcher is missing."""
+        package = str(config.hydra.launcher.get("_target_", "")).split(".")[:2]
+        if package == ["hydra_plugins", "hydra_submitit_launcher"] and not _installed("submitit", ".".join(package)):
+            launcher = config.hydra.runtime.choices.get("hydra/launcher")
+            print(
+                f"hydra/launcher={launcher}: expected the packages submitit and hydra-submitit-launcher, which are not installed; install them with "
+                "pip install npbgpp[cluster] (from a checkout: pip install -e .[cluster])",
+                file=sys.stderr,
+            )
+            sys.exit(1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra where the sweep was started, also when its runs ran elsewhere. Exits with code 1 when a run failed."""
@@ -56,3 +69,10 @@ class SweepComparison(Callback):
         if failed:
             print(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; failure.txt in their folders says why", file=sys.stderr)
             sys.exit(1)
+
+
+def _installed(*modules: str) -> bool:
+    try:
+        return all(find_spec(module) is not None for module in modules)
+    except ModuleNotFoundError:  # the package that the module lies in
+        return False

@@ -77,6 +77,7 @@ class TrainerSettings:
     plugins: Any = None
     default_root_dir: str | None = None
     resume_from_checkpoint: str | None = None
+    requeue_signal: str | None = None
     # spellings of Lightning 1.4; null: not given
     gpus: int | str | tuple[int, ...] | None = None
     num_processes: int | None = None
@@ -103,12 +104,14 @@ class TrainerPlan:
         checkpoint: checkpoint to resume from.
         monitor_devices: log device statistics.
         summary_depth: depth of the model summary, None for none.
+        requeue_signal: name of the signal that has the job queued again; None for none.
     """
 
     arguments: dict[str, Any]
     checkpoint: str | None
     monitor_devices: bool
     summary_depth: int | None
+    requeue_signal: str | None = None
 
 
 def lightning_arguments(settings: TrainerSettings) -> TrainerPlan:
@@ -167,7 +170,7 @@ def lightning_arguments(settings: TrainerSettings) -> TrainerPlan:
     }
     if s.plugins is not None:
         arguments["plugins"] = s.plugins
-    return TrainerPlan(arguments, s.resume_from_checkpoint, s.log_gpu_memory is not None, depth)
+    return TrainerPlan(arguments, s.resume_from_checkpoint, s.log_gpu_memory is not None, depth, s.requeue_signal)
 
 
 def _check_processes(devices: Any, nodes: int) -> None:

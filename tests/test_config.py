@@ -165,7 +165,17 @@ def settings_of(config: DictConfig) -> tuple:
 
 
 PARTS = ("aggregator", "feature_extractor", "loss_factors", "refiner")
-GROUPS = ("callbacks", "dataloader", "datasets", "experiment", "loggers", "system", *(f"system/{part}" for part in PARTS), "trainer")
+GROUPS = (
+    "callbacks",
+    "dataloader",
+    "datasets",
+    "experiment",
+    "hydra/launcher",
+    "loggers",
+    "system",
+    *(f"system/{part}" for part in PARTS),
+    "trainer",
+)
 
 
 def test_every_group_is_checked():

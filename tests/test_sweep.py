@@ -1,8 +1,14 @@
 """A sweep goes on past a run that fails, and ends with the table of its runs."""
 
+import importlib.util
 import json
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+
+from npbgpp import sweep as sweeps
 
 
 @pytest.mark.slow
@@ -33,3 +39,55 @@ def test_a_sweep_folder_that_cannot_be_made_ends_before_any_work(run_command, tm
     done = run_command("hydra.sweep.dir=occupied/sweep", "seed=1,2", "-m")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "hydra.sweep.dir=occupied/sweep: expected a folder that can be written" in done.stderr and "HYDRA" not in done.stdout
+
+
+def launcher(name: str):
+    with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
+        return compose("config", overrides=["datasets=dtu_one_scene", "system=npbg", f"hydra/launcher={name}"], return_hydra_config=True)
+
+
+needs_extra = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs the extra cluster")
+
+
+@pytest.mark.slow
+@needs_extra
+def test_a_sweep_as_jobs(run_command, tmp_path):
+    """Both runs are processes of their own; the command waits for them and compares them."""
+    words = (
+        "hydra/launcher=submitit_local",
+        "hydra.sweep.dir=sweep",
+        "seed=1,2",
+        "test_after_fit=true",
+        "trainer.limit_val_batches=0",
+        "-m",
+    )
+    done = run_command(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "sweep"
+    lines = (sweep / "compare.md").read_text().splitlines()
+    assert [line.split(" | ")[1:3] for line in lines[2:]] == [["0", "1"], ["1", "2"]]
+    assert len(list((sweep / ".submitit").rglob("*_result.pkl"))) == 2 and "comparison" in done.stdout
+
+
+@needs_extra
+@pytest.mark.parametrize("name", ["submitit_local", "submitit_slurm"])
+def test_the_launchers_take_every_key_and_miss_none(name):
+    """The plugin's own schema, which the files of conf/ stand in for."""
+    from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
+
+    schema = {"submitit_local": LocalQueueConf, "submitit_slurm": SlurmQueueConf}[name]
+    keys = launcher(name).hydra.launcher
+    assert set(keys) == {field.name for field in fields(schema)} and keys._target_ == schema()._target_
+
+
+@pytest.mark.parametrize("name", ["submitit_local", "submitit_slurm"])
+def test_a_launcher_that_is_not_installed_is_named(name, monkeypatch, capsys):
+    def missing(module):
+        raise ModuleNotFoundError(module)
+
+    sweeps.Sweep().on_multirun_start(launcher("basic"))
+    monkeypatch.setattr(sweeps, "find_spec", missing)
+    sweeps.Sweep().on_multirun_start(launcher("basic"))
+    with pytest.raises(SystemExit) as ended:
+        sweeps.Sweep().on_multirun_start(launcher(name))
+    assert ended.value.code == 1 and f"hydra/launcher={name}" in capsys.readouterr().err
