@@ -32,12 +32,15 @@ class GuardedLogger(Logger):
             return None
         try:
             return work()
-        except OSError as error:
+        except Exception as error:
+            reason = _system_error(error)
+            if reason is None:
+                raise
             self.failed = True
             log.error(
                 "%s cannot write any more (%s): training goes on without it; what it has written so far stays in %s",
                 type(self.inner).__name__,
-                error,
+                reason,
                 self.inner.save_dir,
             )
             return None
@@ -96,6 +99,13 @@ class GuardedLogger(Logger):
         if isinstance(self.inner, WandbLogger):
             inner = self.inner
             self._attempt(lambda: inner.experiment.finish())
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """What the operating system said, if that is where an error began: the TensorBoard logger of Lightning hides it behind a ValueError."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def close_loggers(loggers: Sequence[Logger]) -> None:

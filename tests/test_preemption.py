@@ -47,7 +47,7 @@ def start(root: Path, launch: Path, *overrides: str, **environment: str) -> subp
 
 def stop(process: subprocess.Popen, folder: Path, number: signal.Signals) -> str:
     """Sends a signal in the second epoch; returns what the process has said."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while not (folder / "checkpoints" / "epoch0.ckpt").is_file() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
     process.send_signal(number)
