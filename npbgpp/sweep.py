@@ -12,6 +12,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from npbgpp.compare.runs import FAILURE, read_runs, runs_below
+from npbgpp.errors import InputError
+
 log = logging.getLogger(__name__)
 
 
@@ -27,8 +30,7 @@ def note_failure(error: Exception, message: str) -> bool:
     """
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return False
-    # here, not above: Hydra makes the callbacks below before it has looked at the command line, and the package imports torch
-    from npbgpp.compare.runs import FAILURE
+    # here, not above: Hydra makes the callbacks below before it has looked at the command line, and these import torch
     from npbgpp.files import write_atomically
 
     text = message or f"{type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}"
@@ -52,11 +54,13 @@ class Sweep(Callback):
             )
             sys.exit(1)
 
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra when a run begins: why it failed at another time is of no interest any more."""
+        (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra where the sweep was started, also when its runs ran elsewhere. Exits with code 1 when a run failed."""
         from npbgpp.compare.report import write_comparison
-        from npbgpp.compare.runs import read_runs, runs_below
-        from npbgpp.errors import InputError
 
         folder = Path(config.hydra.sweep.dir).resolve()
         try:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from npbgpp import sweep as sweeps
+from npbgpp.compare.runs import FAILURE
 
 
 @pytest.mark.slow
@@ -21,7 +23,7 @@ def test_a_sweep_ends_with_its_table(run_command, tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "1 of 3 runs failed: 1" in done.stderr
     sweep = tmp_path / "sweep"
-    assert "datasets.n_point: expected a positive number or null, got 0" in (sweep / "1" / "failure.txt").read_text()
+    assert "datasets.n_point: expected a positive number or null, got 0" in (sweep / "1" / FAILURE).read_text()
     lines = (sweep / "compare.md").read_text().splitlines()
     assert lines[0].startswith("| dataset | run | datasets.n_point | PSNR [dB] |") and lines[0].endswith("| ended with |")
     assert [line.split(" | ")[1:3] for line in lines[2:]] == [["0", "150"], ["2", "200"], ["1", "0"]]
@@ -31,7 +33,7 @@ def test_a_sweep_ends_with_its_table(run_command, tmp_path):
         costs = json.loads((sweep / run / "metrics.json").read_text())["costs"]
         assert costs["steps"] == 4 and costs["train_seconds"] > 0 and costs["peak_host_mib"] > 100
         assert json.loads((sweep / run / "environment.json").read_text())["packages"]["torch"]
-    assert not (sweep / "0" / "failure.txt").exists()
+    assert not (sweep / "0" / FAILURE).exists()
 
 
 def test_a_sweep_folder_that_cannot_be_made_ends_before_any_work(run_command, tmp_path):
@@ -39,6 +41,13 @@ def test_a_sweep_folder_that_cannot_be_made_ends_before_any_work(run_command, tm
     done = run_command("hydra.sweep.dir=occupied/sweep", "seed=1,2", "-m")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "hydra.sweep.dir=occupied/sweep: expected a folder that can be written" in done.stderr and "HYDRA" not in done.stdout
+
+
+def test_a_run_that_begins_again_forgets_its_failure(tmp_path):
+    (tmp_path / FAILURE).write_text("no such file")
+    for _ in range(2):
+        sweeps.Sweep().on_job_start(OmegaConf.create({"hydra": {"runtime": {"output_dir": str(tmp_path)}}}))
+    assert not (tmp_path / FAILURE).exists()
 
 
 def launcher(name: str):
