@@ -43,7 +43,7 @@ def write_scene(folder: Path, points: int, views: int, size: int) -> None:
         (folder / stage).mkdir(parents=True, exist_ok=True)
         frames = []
         for k in range(count):
-            noise = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+            noise = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).convert("RGBA")
             noise.resize((size, size), Image.Resampling.BICUBIC).save(folder / stage / f"r_{k}.png")
             frames.append({"file_path": f"./{stage}/r_{k}", "transform_matrix": _pose(2 * math.pi * k / count).tolist()})
         (folder / f"transforms_{stage}.json").write_text(json.dumps({"camera_angle_x": 0.8, "frames": frames}))
@@ -98,7 +98,14 @@ def _read(folder: Path) -> tuple[Costs, list[float]]:
 
 def npbg(steps: int) -> tuple[str, ...]:
     """Two epochs of NPBG: the first one opens the scene, the second one shows what a step costs."""
-    return ("system=npbg", f"datasets.train_num_samples={steps}", "trainer.max_epochs=2", "test_after_fit=true", "dataloader=small")
+    return (
+        "system=npbg",
+        "system/loss_factors=l1_ssim",
+        f"datasets.train_num_samples={steps}",
+        "trainer.max_epochs=2",
+        "test_after_fit=true",
+        "dataloader=small",
+    )
 
 
 def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -141,7 +148,7 @@ def main() -> None:
             write_scene(root / "s0", 100_000, count, size)
             small = ("system.feature_extractor.pretrained_encoder=false", "system.feature_extractor.encoder=test_efficientnet")
             few = (f"datasets.train_num_samples={steps}", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test_after_fit=true")
-            costs, _ = run(root, folder, "system=npbgpp_sphere", *small, *few, "dataloader=small")
+            costs, _ = run(root, folder, "system=npbgpp_sphere", "system/loss_factors=l1_ssim_npbgpp", *small, *few, "dataloader=small")
             seconds_each = costs.test_seconds / count
             rows.append((str(count), f"{costs.test_seconds:.2f}", f"{seconds_each:.3f}", f"{costs.peak_host_mib:.0f}"))
         if rows:
