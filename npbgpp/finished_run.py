@@ -94,7 +94,7 @@ def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | N
     if missing:
         raise InputError(f"run={run}: expected groups of a config in .hydra/config.yaml, got none called {', '.join(missing)}")
     config.callbacks = config.loggers = None
-    config.trainer.resume_from_checkpoint = None
+    config.resume = config.trainer.resume_from_checkpoint = None
     config.datasets.cache_images = False
     config.system.lpips_weights = None
     known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))

@@ -41,8 +41,10 @@ def small(words: list[str]) -> list[str]:
     if "experiment=nerf_lego" in words:
         return SMALL_NERF
     added = list(SMALL)
-    if any("resume_from_checkpoint" in w for w in words):
+    if "resume=auto" in words:
         added = [w for w in added if not w.startswith("trainer.max_epochs")] + ["trainer.max_epochs=2"]
+    if "trainer.devices=2" in words:
+        added = [w for w in added if "total_batch_size" not in w] + ["dataloader.train_total_batch_size=2"]
     if any("npbgpp_" in w and w.startswith(("system=", "experiment=")) or w == "experiment=demo" for w in words):
         added += SMALL_NPBGPP
     return added
@@ -66,7 +68,7 @@ def test_commands_run_in_order(tiny_root, tmp_path, run_line, monkeypatch):
     for number, command in enumerate(recipes):
         _, *words = shlex.split(command)
         overrides = [*words[1:], *small(words)]
-        if number == 0 or words[0] == "-m":
+        if number == 0 or words[0] == "-m" or "-m" in words or any(word.startswith("trainer.devices") for word in words):
             in_shell = words if words[0] == "-m" else [str(REPOSITORY / "train_net.py"), *overrides]
             done = subprocess.run([sys.executable, *in_shell], cwd=tmp_path, capture_output=True, text=True, timeout=200)
             # a field of two steps has no surface: its mesh is refused, and the message says how dense it is

@@ -69,7 +69,7 @@ class Preemption(Callback):
             path = self.folder / "last.ckpt"
             trainer.save_checkpoint(path)
             self.saved = True
-            log.info("told to stop: saved %s after %d steps; go on with trainer.resume_from_checkpoint=%s", path, trainer.global_step, path)
+            log.info("told to stop: saved %s after %d steps; go on with resume=auto", path, trainer.global_step)
         self._listen_no_more()
         if self._requeue:
             if callable(self._earlier):

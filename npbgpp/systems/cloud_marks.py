@@ -28,7 +28,7 @@ class CloudMarks:
             raise InputError(
                 f"point cloud {path} of scene {scene}: expected the cloud that training began with (checksum {expected}), got another one ({checksum}, "
                 f"{len(xyz_world)} points); use the file, datasets.n_point and datasets.noise_sigma of the interrupted run, or begin anew with "
-                "weights_path=<checkpoint> in place of trainer.resume_from_checkpoint"
+                "weights_path=<checkpoint> in place of resume"
             )
 
     def expect(self, clouds: Any) -> None:
