@@ -31,6 +31,23 @@ class DepthMap:
 
 
 @dataclass(frozen=True)
+class MotionMaps:
+    """Files beside a frame of a video that say how it moves; each is None where there is none. They may have another size than the photo.
+
+    Attributes:
+        disparity: grey picture, 8 or 16 bits, larger is nearer; scale and offset are unknown and may differ from frame to frame.
+        flow_forward: ``.flo`` file with the flow to the next frame, pixels; None for the last frame.
+        flow_backward: the same to the frame before; None for the first frame.
+        static_mask: picture, bright where nothing moves.
+    """
+
+    disparity: Path | None = None
+    flow_forward: Path | None = None
+    flow_backward: Path | None = None
+    static_mask: Path | None = None
+
+
+@dataclass(frozen=True)
 class View:
     """One photo before it is decoded.
 
@@ -47,6 +64,8 @@ class View:
         lens: distortion of the photo at the size of the camera, taken out when it is read; ``camera`` is the pinhole camera of the result.
         depth: depths that belong to the photo.
         bounds: the nearest and the farthest depth that matters, scene units, as the layout states them.
+        moment: which of the frames of a video, in the order of time, the photo was taken with; counts from 0 over the frames in use. None for still scenes.
+        motion: how that frame moves; None for still scenes, and for photos that other cameras took at that moment, apart from their ``static_mask``.
     """
 
     name: str
@@ -60,6 +79,8 @@ class View:
     lens: Lens | None = None
     depth: DepthMap | None = None
     bounds: tuple[float, float] | None = None
+    moment: int | None = None
+    motion: MotionMaps | None = None
 
 
 @dataclass(frozen=True)
