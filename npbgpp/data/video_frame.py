@@ -12,10 +12,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from npbgpp.data.nearest_depth import nearest_depth
+from npbgpp.data.ray_frames import corner_directions, double, mean_pose
+from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 
 _NEAR_PLANE = 1.0  # distance of the near plane of NDC from the mean camera
+_NEAREST = 1 / 0.75  # depth of what comes nearest to the camera, field units
 _FARTHEST = 1e-6  # keeps the far end of NDC, which is infinitely far, a number
 _SHALLOWEST = 1e-8  # depth that pixels are divided by at least, field units
 
@@ -98,3 +102,33 @@ class VideoFrame:
 
     def _stretch(self, like: Tensor) -> Float[Tensor, " 2"]:
         return like.new_tensor([-self.fx / self.cx, -self.fy / self.cy])
+
+
+def video_frame(scene: Scene) -> VideoFrame:
+    """The frame of a video: centred on the mean camera of all its frames in use, trained or not, and scaled so that the nearest depth is 4/3.
+
+    Raises:
+        InputError: a scene that is no video, no way to find the nearest depth, or frames between which the camera turns so far that rays look back.
+    """
+    frames = scene.frames
+    if not frames:
+        raise InputError(
+            f"scene {scene.name}: expected the frames of a video, got a still scene of layout {scene.layout}; choose datasets=monocular and a folder with "
+            "images, disps, flow_fw and flow_bw"
+        )
+    cameras = Cameras.cat([double(view) for view in frames])
+    rotation, centre = mean_pose(cameras.to_opengl())
+    first = cameras[0]
+    (fx, fy), (cx, cy) = first.focal_length[0].tolist(), first.principal_point[0].tolist()
+    if min(cx, cy) <= 0:
+        raise InputError(f"frame {frames[0].name}: expected a principal point inside the picture, got ({cx:g}, {cy:g}); correct the camera")
+    scale = _NEAREST / nearest_depth(frames, scene.carried_points)
+    frame = VideoFrame(rotation, centre, scale, fx, fy, cx, cy, first.image_size, cameras)
+    frame = replace(frame, moments=frame.cameras(cameras))
+    for k, view in enumerate(frames):
+        if not (corner_directions(frame.moments[k])[:, 2] < 0).all():
+            raise InputError(
+                f"frame {view.name} ({view.image}): expected a camera that looks the same way as the mean one, but part of the picture looks back; choose "
+                "frames between which the camera turns less (datasets.start_end)"
+            )
+    return frame
