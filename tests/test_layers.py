@@ -27,6 +27,10 @@ SYSTEMS = (
     "data.color_jitter",
     "data.rays",
     "data.ray_frames",
+    "data.video_frame",
+    "data.video_rays",
+    "data.pixel_weights",
+    "data.motion_maps",
     "systems",
 )
 ALLOWED = {

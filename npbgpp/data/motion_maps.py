@@ -31,7 +31,7 @@ def read_disparity(view: View) -> Float[Tensor, "h w"]:
     Raises:
         InputError: the view has none, a damaged file, one of another shape, numbers that are not finite, or the same everywhere.
     """
-    path = _known(view, "disparity")
+    path = required_map(view, "disparity")
     values = read_numbers(path)
     _check_shape(path, values.shape, view)
     if not np.isfinite(values).all():
@@ -52,7 +52,7 @@ def read_uv(view: View, forward: bool) -> Float[Tensor, "h w 2"]:
     Raises:
         InputError: the view has none, or a damaged file or one of another shape.
     """
-    path = _known(view, "flow_forward" if forward else "flow_backward")
+    path = required_map(view, "flow_forward" if forward else "flow_backward")
     flow = _unpadded(read_flow(path), image_size(view.image))
     _check_shape(path, flow.shape[:2], view)
     height, width = view.camera.image_size
@@ -115,7 +115,8 @@ def read_numbers(path: Path) -> Float32[np.ndarray, "h w"]:
     return values.astype(np.float32) / np.float32(65535 if deep else 255)
 
 
-def _known(view: View, kind: str) -> Path:
+def required_map(view: View, kind: str) -> Path:
+    """The file of a map, ``kind`` as ``MotionMaps`` calls it. Raises InputError for a view that has none."""
     path = None if view.motion is None else getattr(view.motion, kind)
     if path is None:
         folders = {"disparity": "disps", "flow_forward": "flow_fw", "flow_backward": "flow_bw"}
