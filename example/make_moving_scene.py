@@ -25,7 +25,7 @@ from npbgpp.data.pose_files import write_poses
 from npbgpp.geometry.cameras import Cameras
 
 DEPTH_STEPS = 1000  # of the depths in novel/, per unit
-HIDDEN = 0.02  # a point is seen where the nearest depth differs by less than this share
+HIDDEN = 1e-6  # a point is seen where the nearest depth differs by no more than this share
 POINTS_PER_FRAME = 60
 
 
