@@ -56,7 +56,7 @@ ALLOWED = {
     ),
     "systems": SYSTEMS,
     "export": ("errors", "files", "checkpoint", "geometry", "render", "models", "data", "systems", "export"),
-    "prepare": ("errors", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
+    "prepare": ("errors", "files", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
     "checkpoint": ("errors", "files", "paths", "systems.base"),
     "callbacks": ("errors", "files", "distributed", "metrics", "systems.base", "callbacks"),
     "resume": ("errors", "files", "paths", "checkpoint"),

@@ -20,7 +20,7 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 
-from ..layouts import colmap, dtu, h3ds, llff, nerf_synthetic, npbg, npcr, scannet, scannet_raw
+from ..layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, npbg, npcr, scannet, scannet_raw
 from ..scene_writers import COLOURS, POINTS, central_intrinsics, centroid, look_at_origin
 
 VIEWS, SIZE = 8, (48, 64)
@@ -37,6 +37,7 @@ WRITTEN: dict[str, tuple[str, Callable[..., None], str, dict[str, Any]]] = {
     "colmap_distorted": ("colmap", partial(colmap.write, model="OPENCV"), "mvs_pc.ply", {}),
     "npbg": ("npbg", npbg.write, "point_cloud.ply", {}),
     "npbg_text": ("npbg", partial(npbg.write, text=True), "point_cloud.ply", {}),
+    "monocular": ("monocular", monocular.write, "mvs_pc.ply", {}),
     "npcr": ("npcr", npcr.write, "pointclouds/frame1.xzy", {}),
 }
 
