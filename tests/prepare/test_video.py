@@ -29,7 +29,7 @@ from npbgpp.prepare.video_masks import static_mask
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "example"
 FRAMES, SIZE = 6, (214, 320)
-BENT = (260.0, 160.0, 107.0, -0.1)  # of SIMPLE_RADIAL: corners are some 9 pixels off
+BENT = (260.0, 160.0, 107.0, -0.1)  # of SIMPLE_RADIAL: corners are 10 pixels off
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_points_give_a_weak_disparity(prepare, ready, moving_root):
     for k in range(8):
         made, true = (read_numbers(root / "disps" / f"{k:05d}.png").ravel() for root in (ready, moving_root / "hop"))
         still = read_numbers(moving_root / "hop" / "masks" / f"{k:05d}.png.png").ravel() > 0.5
-        assert np.corrcoef(made[still], true[still])[0, 1] > 0.85  # 0.93 to 0.97 was seen
+        assert np.corrcoef(made[still], true[still])[0, 1] > 0.93  # 0.96 was seen
     assert (ready / "preview" / "depth.png").is_file()
 
 
@@ -297,7 +297,7 @@ def test_dense_inverse_search_finds_the_motion(prepare, ready, moving_root):
     for folder, first in (("flow_fw", 0), ("flow_bw", 1)):
         for k in range(first, first + 7):
             made, true = (read_flow(root / folder / f"{k:05d}.flo") for root in (ready, moving_root / "hop"))
-            assert np.median(np.linalg.norm(made - true, axis=2)) < 0.35 < np.median(np.linalg.norm(true, axis=2))
+            assert np.median(np.linalg.norm(made - true, axis=2)) < 0.25 < np.median(np.linalg.norm(true, axis=2))
     assert (ready / "preview" / "flow.png").is_file()
 
 
