@@ -117,7 +117,10 @@ class DataModule(LightningDataModule):
                 f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
             )
         cloud = CloudFile(folder / s.pc_name, s.n_point, s.noise_sigma)
-        choices = {key: getattr(s, key) for key in ("white_bg", "compositing", "intrinsics", "views", "published_views", "downscale", "start_end", "img_wh")}
+        choices = {
+            key: getattr(s, key)
+            for key in ("white_bg", "compositing", "intrinsics", "views", "published_views", "downscale", "start_end", "img_wh")
+        }
         choices["paths_file"] = paths_file
         scene = read_scene(s.layout, folder, self.images_root / name, name, cloud, choices)
         if (
