@@ -34,6 +34,7 @@ INSTALL_REQUIRES = [
 
 TEST_REQUIRES = [
     "beartype>=0.22,<1",
+    "hydra-submitit-launcher>=1.2,<2",
     "hypothesis>=6.140,<7",
     "packaging>=25",
     "pytest>=9,<10",
@@ -61,7 +62,7 @@ setup(
         "test": TEST_REQUIRES,
         "dev": TEST_REQUIRES + DEV_REQUIRES,
         # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
-        "cluster": ["hydra-submitit-launcher>=1.2,<2", "submitit>=1.5,<2"],
+        "cluster": ["hydra-submitit-launcher>=1.2,<2"],
         # Optional peers: nothing here needs them. Both must be built against the installed torch.
         "scatter": ["torch-scatter"],
         "pytorch3d": ["pytorch3d"],

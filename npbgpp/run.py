@@ -24,8 +24,10 @@ from npbgpp.callbacks.run_costs import RunCosts
 from npbgpp.callbacks.videos import KINDS
 from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.config import typed
-from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, InputRule, RayRule
+from npbgpp.data.batch_rules import BatchRule, RayRule
+from npbgpp.data.datamodule import DataModule, InputRule
 from npbgpp.data.ray_frames import ray_frame
+from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.distributed import together
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixel_rules import PixelRule
@@ -118,7 +120,7 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
         system_settings.max_scenes_per_train_epoch,
         settings.eval_only,
         _input_rule(system_settings),
-        _ray_rule(system_settings),
+        _batch_rule(system_settings),
     )
     if needs_test_views and settings.eval_only and not data.test_sets:
         raise InputError("datasets.scenes.test: expected at least one scene for eval_only=true, got none; name the scenes to evaluate")
@@ -188,7 +190,7 @@ def _input_rule(settings: Settings) -> InputRule | None:
     return InputRule(settings.near, PixelRule(settings.pixel_convention))
 
 
-def _ray_rule(settings: Settings) -> RayRule | None:
+def _batch_rule(settings: Settings) -> BatchRule | None:
     if not isinstance(settings, NerfSettings):
         return None
     return RayRule(lambda scene: ray_frame(scene, frame_kind(settings.ray_frame, scene), settings.ray_bounds), settings.rays)

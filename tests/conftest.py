@@ -154,6 +154,18 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def moving_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the moving example scene ``hop``, small: 8 frames of 48x32 pixels. Tests that change it copy it."""
+    root = tmp_path_factory.mktemp("monocular")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "example"))
+        import make_moving_scene
+
+        make_moving_scene.main(["--out", str(root / "hop"), "--frames", "8", "--size", "48", "32", "--samples", "2"])
+    return root
+
+
+@pytest.fixture(scope="session")
 def run_line() -> Callable[..., Path]:
     """Runs the overrides of a command line in this process, as ``train_net.py`` launched from a folder does; returns the run folder."""
 

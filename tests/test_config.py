@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from npbgpp.config import typed
-from npbgpp.data.datamodule import DataloaderSettings, DatasetSettings
+from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.errors import InputError
 from npbgpp.systems import SYSTEMS
 from npbgpp.systems.nerf_settings import NerfSettings

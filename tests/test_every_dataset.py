@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .layouts import colmap, dtu, h3ds, llff, nerf_synthetic, npbg, npcr, scannet, scannet_raw
+from .layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, npbg, npcr, scannet, scannet_raw
 
 NPBG = ("system=npbg", "system/loss_factors=l1_ssim", "system.refiner.filters=[10,11,12,13,14]")
 COLOURS = ("system=npbgpp_rgb", "system/loss_factors=l1_ssim_npbgpp", "datasets.selection_count=2")
@@ -20,6 +20,7 @@ CHOICES = {
     "colmap_one_scene": (colmap.write, ONE),
     "npbg_scenes": (npbg.write, ("datasets.names=[scene]",)),
     "npcr_one_scene": (npcr.write, ONE),
+    "monocular": (monocular.write, ONE),
     "auto_one_scene": (colmap.write, ONE),
 }
 

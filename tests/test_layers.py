@@ -28,6 +28,10 @@ SYSTEMS = (
     "data.rays",
     "data.ray_frames",
     "data.cloud_file",
+    "data.video_frame",
+    "data.video_rays",
+    "data.pixel_weights",
+    "data.motion_maps",
     "systems",
 )
 ALLOWED = {
@@ -53,7 +57,7 @@ ALLOWED = {
     ),
     "systems": SYSTEMS,
     "export": ("errors", "files", "checkpoint", "geometry", "render", "models", "data", "systems", "export"),
-    "prepare": ("errors", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
+    "prepare": ("errors", "files", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
     "checkpoint": ("errors", "files", "paths", "systems.base"),
     "callbacks": ("errors", "files", "distributed", "costs", "memory", "metrics", "systems.base", "callbacks"),
     "resume": ("errors", "files", "paths", "checkpoint"),

@@ -36,7 +36,14 @@ PACKAGING_FILES = (
     "setup.py",
 )
 # Import names that are not the name of the distribution with `_` for `-`.
-DISTRIBUTION_OF = {"PIL": "pillow", "hydra": "hydra-core", "skimage": "scikit-image", "yaml": "pyyaml"}
+DISTRIBUTION_OF = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "hydra": "hydra-core",
+    "hydra_plugins": "hydra-submitit-launcher",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
 # Their files import each other by their plain names.
 SCRIPT_FOLDERS = ("benchmarks", "example", "tests")
 

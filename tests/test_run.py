@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,9 +133,14 @@ def test_resumed_training_equals_uninterrupted_training(run_here):
 
 
 def test_resuming_elsewhere_needs_the_descriptors(run_here):
+    """A checkpoint that was copied alone; the run it comes from has them beside it."""
     first = run_here(*QUIET, name="first")
-    resume = ("trainer.max_epochs=2", f"trainer.resume_from_checkpoint={first}/checkpoints/last.ckpt")
-    with pytest.raises(InputError, match="trainer.resume_from_checkpoint: expected descriptors of ball") as caught:
+    (first.parent / "copied").mkdir()
+    shutil.copy(first / "checkpoints" / "last.ckpt", first.parent / "copied")
+    resume = ("trainer.max_epochs=2", "trainer.resume_from_checkpoint=copied/last.ckpt")
+    with pytest.raises(
+        InputError, match="descriptors of scene ball: expected those that the checkpoint was saved with, got none"
+    ) as caught:
         run_here(*QUIET, *resume, name="second")
     assert "system.descriptors_pretrained_dir" in str(caught.value)
     second = run_here(*QUIET, *resume, "system.descriptors_pretrained_dir=first/descriptors", name="second")

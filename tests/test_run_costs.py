@@ -70,7 +70,7 @@ def test_stages_rates_and_memory(run_here, monkeypatch):
     before = run_here("test_after_fit=true", name="before")
     step = Watch(monkeypatch, NPBG, "training_step", 0.2, allocate_mib=400)
     validation, test = (Watch(monkeypatch, NPBG, name, 0.2) for name in ("validation_step", "test_step"))
-    photo = Watch(monkeypatch, SceneDataset, "__getitem__", 0.1)
+    photo = Watch(monkeypatch, SceneDataset, "drawn", 0.1)
     folder = run_here("test_after_fit=true", "loggers=[csv]", "trainer.max_epochs=2", "trainer.val_check_interval=2")
     costs = costs_of(folder)
     assert (costs.epochs, costs.steps, costs.batches, costs.unit, costs.processes) == (2, 8, 8, "points", 1)

@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from npbgpp.data.batch_rules import BatchDataset, BatchEpochs, BatchRule, Frame
 from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.cloud_manifest import CloudManifest
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
@@ -16,82 +17,18 @@ from npbgpp.data.draws import DrawnItems, ResumableLoader, Shard
 from npbgpp.data.parsers import read_scene, with_cloud
 from npbgpp.data.parsers.npbg import scene_folder
 from npbgpp.data.photo_cache import PhotoCache, available_bytes
-from npbgpp.data.ray_frames import RayFrame
-from npbgpp.data.rays import RayDataset, RayEpochs, RaySampling
+from npbgpp.data.pixel_weights import PixelWeights
 from npbgpp.data.scene import Batch, Scene, Stage
 from npbgpp.data.scene_rotation import SceneRotation
+from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings
 from npbgpp.data.splits import ViewChoice
+from npbgpp.data.video_rays import VideoDataset
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.paths import Bases
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SceneLists:
-    """Names of the scenes of each purpose: folders below ``data_root``."""
-
-    train: tuple[str, ...]
-    val: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class DatasetSettings:
-    """The ``datasets`` group of the config; see conf/datasets/_base.yaml for the meaning of every key."""
-
-    layout: str
-    data_root: str
-    scenes: SceneLists
-    scene_subroot: str | None = None
-    images_subroot: str | None = None
-    scene_name: str | None = None
-    names: tuple[str, ...] | None = None
-    train_on: str = "split"
-    pc_name: str = "mvs_pc.ply"
-    n_point: int | None = None
-    noise_sigma: float | None = None
-    white_bg: bool = True
-    compositing: str = "authors"
-    intrinsics: str = "authors"
-    views: tuple[int, ...] | None = None
-    published_views: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    downscale: float = 1.0
-    paths_file: Path | None = None
-    val_indices: ViewChoice | None = None
-    holdout_indices: ViewChoice | None = None
-    train_num_samples: int | None = 2000
-    train_image_size: int | tuple[int, int] | None = 256
-    train_random_shift: bool = True
-    train_random_zoom: tuple[float, float] | None = None
-    image_margin: int = 0
-    cache_images: bool = True
-    cache_memory_gb: float = 4.0
-    selection_count: int = 3
-    selection_method: str = "multinomial"
-
-
-@dataclass(frozen=True)
-class LoaderSettings:
-    """One stage of the ``dataloader`` group. ``total_batch_size`` counts all devices together."""
-
-    total_batch_size: int
-    num_workers: int = 0
-    shuffle: bool = False
-    pin_memory: bool = False
-
-
-@dataclass(frozen=True)
-class DataloaderSettings:
-    """The ``dataloader`` group of the config."""
-
-    train: LoaderSettings
-    val: LoaderSettings
-    test: LoaderSettings
-    train_data_mode: str = "common"
-    train_total_batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,20 +39,12 @@ class InputRule:
     rule: PixelRule
 
 
-@dataclass(frozen=True)
-class RayRule:
-    """What a system that learns from rays says about them: the coordinates of a scene, and how pixels are drawn."""
-
-    frame: Callable[[Scene], RayFrame]
-    sampling: RaySampling
-
-
 class DataModule(LightningDataModule):
     """All scenes of a run.
 
     Scenes are parsed at construction, so that whatever is wrong with a folder is said before any work starts. At most ``scenes_per_epoch`` training
     scenes are visited in an epoch; the sampler rotates through all of them whether or not loaders are rebuilt between epochs. ``inputs`` is given for
-    systems that read photos: training items then carry ``datasets.selection_count`` of them. With ``rays`` training batches are rays through single
+    systems that read photos: training items then carry ``datasets.selection_count`` of them. With ``rule`` training batches are rays through single
     pixels, and scenes need no cloud.
     """
 
@@ -127,11 +56,11 @@ class DataModule(LightningDataModule):
         scenes_per_epoch: int,
         evaluate_only: bool,
         inputs: InputRule | None = None,
-        rays: RayRule | None = None,
+        rule: BatchRule | None = None,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may have no view of a scene to evaluate
-        self.inputs, self.rays = inputs, rays
+        self.inputs, self.rule = inputs, rule
         if datasets.train_on not in ("split", "all"):
             raise InputError(f"datasets.train_on: expected split or all, got {datasets.train_on}")
         for key in ("compositing", "intrinsics"):
@@ -156,14 +85,14 @@ class DataModule(LightningDataModule):
         names = dict.fromkeys((*(() if evaluate_only else lists.train), *lists.val, *lists.test))
         self.leaks: dict[str, int] = {}  # test views that the cloud of a scene was made from
         self.scenes: dict[str, Scene] = {name: self._parse(name) for name in names}
-        self.frames = {} if rays is None else {name: rays.frame(scene) for name, scene in self.scenes.items()}
+        self.frames: dict[str, Frame] = {} if rule is None else {name: rule.frame(scene) for name, scene in self.scenes.items()}
         left = self._budget()
         trained = () if evaluate_only else tuple(self.scenes[name] for name in lists.train)
         self.train_scenes = tuple(scene.name for scene in trained)
         self.train_views = sum(len(self._train_indices(scene)) for scene in trained)
-        self.ray_set = self._ray_set(trained[0], rays.sampling, left) if rays is not None and trained else None
-        self._photos = self._caches(left - (self.ray_set.photos.size if self.ray_set is not None else 0)) if datasets.cache_images else {}
-        self.train_sets = [self._train_set(scene) for scene in trained] if rays is None else []
+        self.batch_set = self._batch_set(trained[0], rule, left) if rule is not None and trained else None
+        self._photos = self._caches(left - (self.batch_set.size if self.batch_set is not None else 0)) if datasets.cache_images else {}
+        self.train_sets = [self._train_set(scene) for scene in trained] if rule is None else []
         self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val if self._validates(name)]
         self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
         self.sampler = (
@@ -188,17 +117,20 @@ class DataModule(LightningDataModule):
                 f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
             )
         cloud = CloudFile(folder / s.pc_name, s.n_point, s.noise_sigma)
-        choices = {key: getattr(s, key) for key in ("white_bg", "compositing", "intrinsics", "views", "published_views", "downscale")}
+        choices = {
+            key: getattr(s, key)
+            for key in ("white_bg", "compositing", "intrinsics", "views", "published_views", "downscale", "start_end", "img_wh")
+        }
         choices["paths_file"] = paths_file
         scene = read_scene(s.layout, folder, self.images_root / name, name, cloud, choices)
         if (
-            self.rays is None or cloud.path.is_file() or scene.carried_points is not None
+            self.rule is None or cloud.path.is_file() or scene.carried_points is not None
         ):  # rays need no cloud, but one tells how deep a scene is
             scene = with_cloud(scene, folder)
         for note in scene.notes:
             log.info("scene %s: %s", name, note)
         scene = scene.with_splits(self._choice("val_indices"), self._choice("holdout_indices"))
-        manifest = CloudManifest.read(scene.cloud.path) if self.rays is None else None
+        manifest = CloudManifest.read(scene.cloud.path) if self.rule is None else None
         seen = manifest.saw(scene.views[i].name for i in scene.splits["test"]) if manifest is not None else ()
         if seen:
             self.leaks[name] = len(seen)
@@ -257,8 +189,22 @@ class DataModule(LightningDataModule):
         }
         return tuple(i for i in range(len(scene.views)) if i not in evaluated)
 
-    def _ray_set(self, scene: Scene, sampling: RaySampling, budget: int) -> RayDataset:
-        return RayDataset(scene, self._train_indices(scene), self.frames[scene.name], sampling, budget, self.settings.image_margin)
+    def _batch_set(self, scene: Scene, rule: BatchRule, budget: int) -> BatchDataset:
+        return rule.training_set(scene, self._train_indices(scene), self.frames[scene.name], self.settings, self.bases, budget)
+
+    @property
+    def pixel_weights(self) -> PixelWeights | None:
+        """Those of hard sampling, which the system updates; None where pixels are drawn evenly."""
+        return self.batch_set.weights if isinstance(self.batch_set, VideoDataset) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: the weights of hard sampling."""
+        return {} if self.pixel_weights is None else {"pixel_weights": self.pixel_weights.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the weights of a checkpoint. Raises InputError when they are those of other frames."""
+        if self.pixel_weights is not None:
+            self.pixel_weights.load_state_dict(state_dict["pixel_weights"])
 
     def _train_set(self, scene: Scene) -> SceneDataset:
         s = self.settings
@@ -299,12 +245,12 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """One loader over all training scenes; its sampler picks those of the epoch. Batches of rays come whole from their dataset."""
         loader = self.loader_settings.train
-        if self.ray_set is not None:
-            self.ray_set.load()
-            epochs = RayEpochs(self.ray_set)
+        if self.batch_set is not None:
+            self.batch_set.load()
+            epochs = BatchEpochs(self.batch_set)
             epochs.shard = self._shard()
             return ResumableLoader(
-                self.ray_set,
+                self.batch_set,  # type: ignore[arg-type]
                 epochs,
                 batch_size=None,
                 num_workers=loader.num_workers,

@@ -16,7 +16,7 @@ from npbgpp.data.scene import View
 from npbgpp.errors import InputError
 
 # what Pillow raises for damaged files, a header that promises more pixels than memory holds among them
-_DECODER_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError)
+DECODER_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError)
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -35,7 +35,7 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.height, image.width
     except FileNotFoundError:
         raise InputError(f"image {path}: no such file; correct the scene's description or restore the image") from None
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise InputError(f"image {path}: expected a readable image, got {error}; replace the file") from error
 
 
@@ -143,7 +143,7 @@ def _decode(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray
             return np.asarray(image)
     except FileNotFoundError:
         raise InputError(f"image {path}: no such file; restore it or remove the view from the scene") from None
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise InputError(f"image {path}: expected a readable image, got {error}; replace the file") from error
 
 

@@ -105,6 +105,12 @@ class Lens:
     def _coefficients(self) -> tuple[float, ...]:
         return self.params[3 if self.model in _TWO_FOCAL_LENGTHS else 4 :]
 
+    def displacement(self) -> float:
+        """The farthest that distortion moves what a photo shows along its border, pixels; infinite where the lens does not show it."""
+        rays = _border(self, 33)
+        moved = np.linalg.norm(self.shown_at(rays) - (rays * self.focal_length + self.principal_point), axis=1)
+        return float(np.nan_to_num(moved, nan=np.inf).max())
+
     def resized(self, image_size: tuple[int, int]) -> "Lens":
         """The lens of the same photos resampled to another (height, width); as sides are whole pixels, it may have two focal lengths where this has one."""
         if image_size == self.image_size:

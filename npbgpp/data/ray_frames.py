@@ -119,14 +119,14 @@ def ray_frame(scene: Scene, kind: str, bounds: tuple[float, float] | None = None
     if kind == "plain":
         return _plain(scene, bounds)
     near, far = bounds or bounds_of(scene)
-    rotation, centre = _mean_pose(torch.cat([_double(view).to_opengl() for view in scene.views]))
+    rotation, centre = mean_pose(torch.cat([double(view).to_opengl() for view in scene.views]))
     scale = _NEAREST / near
     if kind == "inward":
         return RayFrame(rotation, centre, scale, _NEAREST, min(_LARGEST_RATIO * _NEAREST, far * scale))
     first = scene.views[0].camera  # of views that differ any one would do, but all need the same
     frame = RayFrame(rotation, centre, scale, 0.0, 1.0, NdcCamera(first.focal_length.mean().item(), first.image_size))
     for view in scene.views:
-        if not (_corners(frame.cameras(_double(view)))[:, 2] < 0).all():
+        if not (corner_directions(frame.cameras(double(view)))[:, 2] < 0).all():
             raise InputError(
                 f"system.ray_frame: forward needs photos that all look the same way, but part of view {view.name} ({view.image}) looks back; choose "
                 "inward or plain"
@@ -190,12 +190,13 @@ def _cloud_bounds(scene: Scene) -> tuple[float, float]:
     return near / _MARGIN, far * _MARGIN
 
 
-def _double(view: View) -> Cameras:
+def double(view: View) -> Cameras:
+    """The camera of a view in double precision."""
     camera = view.camera
     return Cameras(camera.R.double(), camera.T.double(), camera.focal_length.double(), camera.principal_point.double(), camera.image_size)
 
 
-def _mean_pose(cam_to_world: Float64[Tensor, "v 4 4"]) -> tuple[Float64[Tensor, "3 3"], Float64[Tensor, " 3"]]:
+def mean_pose(cam_to_world: Float64[Tensor, "v 4 4"]) -> tuple[Float64[Tensor, "3 3"], Float64[Tensor, " 3"]]:
     """(axes as columns, position): z is the mean of the z axes (backward), x is normal to it and to the mean of the y axes (up).
 
     Where these have no direction, because cameras surround the scene evenly, the axes are those of the first view.
@@ -210,7 +211,7 @@ def _mean_pose(cam_to_world: Float64[Tensor, "v 4 4"]) -> tuple[Float64[Tensor, 
     return torch.stack([right, torch.linalg.cross(back, right), back], 1), centre
 
 
-def _corners(camera: Cameras) -> Float[Tensor, "4 3"]:
+def corner_directions(camera: Cameras) -> Float[Tensor, "4 3"]:
     """Unit directions of the rays through the four corners of an image: it becomes one pixel, and pixel centres are moved to its corners."""
     pixel = camera.resize((1, 1))
     return replace(pixel, principal_point=pixel.principal_point + 0.5, image_size=(2, 2)).rays()[1].reshape(4, 3)
@@ -218,5 +219,5 @@ def _corners(camera: Cameras) -> Float[Tensor, "4 3"]:
 
 def _corner_distance(view: View) -> float:
     """Distance from the camera of a point at depth 1 that is shown at the farthest corner."""
-    camera = _double(view)
-    return 1 / (_corners(camera) @ camera.R[0])[:, 2].min().item()
+    camera = double(view)
+    return 1 / (corner_directions(camera) @ camera.R[0])[:, 2].min().item()

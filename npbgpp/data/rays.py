@@ -6,16 +6,14 @@ each pixel is drawn once.
 Symbols: n rays of a batch, v views.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from npbgpp.data.draws import Shard
 from npbgpp.data.images import Photo
 from npbgpp.data.photo_cache import PhotoCache
 from npbgpp.data.pixel_order import PixelOrder
@@ -99,7 +97,7 @@ class RaySampling:
 
 
 class RayDataset(Dataset[RayBatch]):
-    """Rays through all pixels of some views of a scene. Items are whole batches: use it with ``batch_size=None`` and ``RayEpochs``.
+    """Rays through all pixels of some views of a scene. Items are whole batches: use it with ``batch_size=None`` and ``BatchEpochs``.
 
     Item ``k`` is batch ``k % len`` of epoch ``k // len``; there is no last one. Photos are kept in memory that forked workers share, without their
     background, which is composited here: photos with alpha or a mask on the background of ``sampling``, others are as photographed.
@@ -111,6 +109,9 @@ class RayDataset(Dataset[RayBatch]):
         sampling: how pixels are drawn.
         budget: bytes for decoded photos.
         margin: pixels at each border of photos that no ray is drawn through.
+
+    Attributes:
+        size: bytes of the photos that are kept.
 
     Raises:
         InputError: no view, a random background for photos without alpha or mask, or more photos than the budget keeps where every batch needs all of them.
@@ -139,6 +140,7 @@ class RayDataset(Dataset[RayBatch]):
             )
         cameras = [replace(view.camera, R=view.camera.R.double(), T=view.camera.T.double(), image_size=(1, 1)) for view in views]
         self._cameras = frame.cameras(Cameras.cat(cameras))
+        self.size = self.photos.size
         self._has_alpha = not opaque
         sizes = np.array([view.camera.image_size for view in views])
         order = (sampling.rays_per_batch, sampling.sampling == "all", sampling.seed)
@@ -196,38 +198,6 @@ class RayDataset(Dataset[RayBatch]):
             colours.append(photo.image[:, at[0], at[1]].T)
             alphas.append(_opacity(photo, self.photos.views[k], at))
         return torch.cat(colours).float() / _LEVELS, torch.cat(alphas)
-
-
-class RayEpochs(Sampler[int]):
-    """Numbers of the batches of the current epoch; processes take turns. Lightning calls ``set_epoch`` before every epoch.
-
-    Attributes:
-        shard: the part of this process.
-    """
-
-    def __init__(self, dataset: RayDataset) -> None:
-        self.dataset, self.epoch = dataset, 0
-        self.shard = Shard()
-        self._skip = (0, 0)  # epoch, batches
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch."""
-        self.epoch = epoch
-
-    def skip(self, epoch: int, batches: int) -> None:
-        """See EpochSampler."""
-        self._skip, self.epoch = (epoch, batches), epoch
-
-    def skipped_batches(self) -> int:
-        """Batches left out at the beginning of the current epoch."""
-        return self._skip[1] if self._skip[0] == self.epoch else 0
-
-    def __len__(self) -> int:
-        return max(1, len(self.dataset) // self.shard.count)
-
-    def __iter__(self) -> Iterator[int]:
-        first = self.epoch * len(self.dataset)
-        return iter(range(first + self.shard.rank, first + len(self) * self.shard.count, self.shard.count)[self.skipped_batches() :])
 
 
 def _has_alpha(view: View) -> bool:

@@ -31,6 +31,25 @@ class DepthMap:
 
 
 @dataclass(frozen=True)
+class MotionMaps:
+    """Files beside a frame of a video that say how it moves; each is None where there is none. They may have another size than the photo.
+
+    Attributes:
+        disparity: grey picture, 8 or 16 bits, larger is nearer; scale and offset are unknown and may differ from frame to frame.
+        flow_forward: ``.flo`` file with the flow to the next frame, pixels; None for the last frame.
+        flow_backward: the same to the frame before; None for the first frame.
+        static_mask: picture, bright where nothing moves.
+        inverted: the mask is bright where something moves instead.
+    """
+
+    disparity: Path | None = None
+    flow_forward: Path | None = None
+    flow_backward: Path | None = None
+    static_mask: Path | None = None
+    inverted: bool = False
+
+
+@dataclass(frozen=True)
 class View:
     """One photo before it is decoded.
 
@@ -47,6 +66,9 @@ class View:
         lens: distortion of the photo at the size of the camera, taken out when it is read; ``camera`` is the pinhole camera of the result.
         depth: depths that belong to the photo.
         bounds: the nearest and the farthest depth that matters, scene units, as the layout states them.
+        moment: of a video, the number of the frame that shows the same moment, in the order of time from 0 over the frames in use; ``Scene.frames`` has them.
+            None for still scenes.
+        motion: how the frame moves; photos that other cameras took at its moment have a mask at most. None for still scenes.
     """
 
     name: str
@@ -60,6 +82,8 @@ class View:
     lens: Lens | None = None
     depth: DepthMap | None = None
     bounds: tuple[float, float] | None = None
+    moment: int | None = None
+    motion: MotionMaps | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,7 @@ class Scene:
         carried_points: file with points that came with the poses, for scenes without a cloud of their own.
         notes: what the user should know of how the folder was read, such as photos left out; one sentence each.
         layout: name of the layout that it was read as.
+        holds_out: natural validation and test views do not train. Otherwise only those do not that ``with_splits`` is told to take out.
     """
 
     name: str
@@ -83,6 +108,12 @@ class Scene:
     carried_points: Path | None = None
     notes: tuple[str, ...] = ()
     layout: str = ""
+    holds_out: bool = True
+
+    @property
+    def frames(self) -> tuple[View, ...]:
+        """The frames of a video in the order of time: its first views, after which come those of other cameras. Empty for still scenes."""
+        return tuple(view for k, view in enumerate(self.views) if view.moment == k)
 
     def with_splits(self, val_views: ViewChoice | None, holdout_views: ViewChoice | None) -> "Scene":
         """The scene with other validation and test views; training keeps what is left of its natural views.
@@ -92,6 +123,8 @@ class Scene:
         Raises:
             InputError: a choice that cannot be read, a view outside the scene, a view in both lists, or no training view left.
         """
+        if val_views is None and holdout_views is None and not self.holds_out:
+            return self
         val, test = self.splits["val"], self.splits["test"]
         names = [view.name for view in self.views]
         where = f"scene {self.name}"
@@ -108,7 +141,11 @@ class Scene:
             raise InputError(
                 f"datasets.val_indices and datasets.holdout_indices of scene {self.name} share {both}; a view has one purpose only"
             )
-        train = tuple(i for i in self.splits["train"] if i not in {*val, *test})
+        held_out = {
+            *(val if self.holds_out or val_views is not None else ()),
+            *(test if self.holds_out or holdout_views is not None else ()),
+        }
+        train = tuple(i for i in self.splits["train"] if i not in held_out)
         if not train:
             raise InputError(
                 f"scene {self.name}: no training view left after datasets.val_indices and datasets.holdout_indices; shorten them"

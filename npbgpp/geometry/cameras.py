@@ -185,11 +185,15 @@ class Cameras:
             torch.arange(width, dtype=self.R.dtype, device=self.R.device) + 0.5,
             indexing="ij",
         )
-        xy = (self.principal_point[:, None, None, :] - torch.stack([u, v], -1)) / self.focal_length[:, None, None, :]
+        origins, directions = self.rays_through(torch.stack([u, v], -1).reshape(1, -1, 2).to(self.principal_point.dtype))
+        return origins.unflatten(1, (height, width)), directions.unflatten(1, (height, width))
+
+    def rays_through(self, uv_px: Float[Tensor, "*b n 2"]) -> tuple[Float[Tensor, "b n 3"], Float[Tensor, "b n 3"]]:
+        """World-space (origins, unit directions) through places of the image; without leading axis the same ones of every camera."""
+        xy = (self.principal_point[:, None, :] - uv_px) / self.focal_length[:, None, :]
         xyz_cam = torch.cat([xy, torch.ones_like(xy[..., :1])], -1).to(self.R.dtype)
-        directions = torch.nn.functional.normalize(xyz_cam @ torch.linalg.inv(self.R)[:, None], dim=-1)
-        origins = self.centers()[:, None, None, :].expand_as(directions)
-        return origins, directions
+        directions = torch.nn.functional.normalize(xyz_cam @ torch.linalg.inv(self.R), dim=-1)
+        return self.centers()[:, None, :].expand_as(directions), directions
 
     # ------------------------------------------------------ intrinsics of new images
     def crop(self, top: int, left: int, image_size: tuple[int, int]) -> "Cameras":

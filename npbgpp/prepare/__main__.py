@@ -1,5 +1,7 @@
 """``python -m npbgpp.prepare check|cloud scene=<folder> [key=value ...]``: looks at a scene before training, makes point clouds.
 
+``python -m npbgpp.prepare monocular root=<folder> [key=value ...]``: makes of the frames of a video what NSFF needs.
+
 Keys are those of the ``datasets`` group where they mean the same. The dataclasses below are the keys of each command.
 """
 
@@ -32,6 +34,7 @@ from npbgpp.prepare.hull import visual_hull
 from npbgpp.prepare.problems import problems
 from npbgpp.prepare.sheet import check_sheet
 from npbgpp.prepare.sparse import sparse_points
+from npbgpp.prepare.video import VideoSettings, prepare_video
 from npbgpp.prepare.words import table
 
 log = logging.getLogger("npbgpp.prepare")
@@ -241,7 +244,7 @@ def _sparse(model: ColmapModel, scene: Scene) -> PointCloud:
     return sparse_points(model, photos.keys(), photos=photos)
 
 
-SETTINGS = {"check": CheckSettings, "cloud": CloudSettings}
+SETTINGS: dict[str, type] = {"check": CheckSettings, "cloud": CloudSettings, "monocular": VideoSettings}
 
 
 def main() -> None:
@@ -250,14 +253,17 @@ def main() -> None:
     name, *words = sys.argv[1:] or [""]
     if name not in SETTINGS:
         lines = [f"  {key}: {', '.join(field.name for field in fields(schema))}" for key, schema in SETTINGS.items()]
-        sys.exit("usage: python -m npbgpp.prepare check|cloud scene=<folder> [key=value ...]\nkeys of\n" + "\n".join(lines))
+        usage = "usage: python -m npbgpp.prepare check|cloud scene=<folder> [key=value ...], monocular root=<folder> [key=value ...]"
+        sys.exit(f"{usage}\nkeys of\n" + "\n".join(lines))
     try:
         bad = [word for word in words if "=" not in word]
         if bad:
-            raise InputError(f"{bad[0]}: expected key=value, such as scene=<folder>")
+            raise InputError(f"{bad[0]}: expected key=value, such as {'root' if name == 'monocular' else 'scene'}=<folder>")
         given = OmegaConf.from_dotlist(words)
         if name == "check":
             check(typed(CheckSettings, given, name))
+        elif name == "monocular":
+            prepare_video(typed(VideoSettings, given, name))
         else:
             cloud(typed(CloudSettings, given, name), f"python -m npbgpp.prepare {shlex.join([name, *words])}")
     except (InputError, OmegaConfBaseException) as error:

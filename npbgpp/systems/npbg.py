@@ -190,6 +190,8 @@ class NPBG(PointSystem):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Takes over what belongs to a checkpoint; one of an earlier version refers to no descriptors, and those of its folder are taken."""
+        super().on_load_checkpoint(checkpoint)
+        super().on_load_checkpoint(checkpoint)
         found = checkpoint.get("npbgpp", {}).get("descriptors")
         if found is not None:
             state = TableState.from_plain(found)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, LoaderSettings, SceneLists
+from npbgpp.data.datamodule import DataModule
+from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
 from npbgpp.errors import InputError, original_message
 from npbgpp.paths import Bases
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from npbgpp.data.cloud_manifest import CloudManifest
-from npbgpp.data.datamodule import DataloaderSettings, DataModule, DatasetSettings, InputRule, LoaderSettings, SceneLists
+from npbgpp.data.datamodule import DataModule, InputRule
+from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.paths import Bases

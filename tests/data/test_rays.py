@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from npbgpp.data import photo_cache
+from npbgpp.data.batch_rules import BatchEpochs
 from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
 from npbgpp.data.parsers import read_scene
 from npbgpp.data.pixel_order import PixelOrder, permuted
 from npbgpp.data.ray_frames import RayFrame, ray_frame
-from npbgpp.data.rays import RayBatch, RayDataset, RayEpochs, RaySampling
+from npbgpp.data.rays import RayBatch, RayDataset, RaySampling
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 
@@ -178,7 +179,7 @@ def test_the_seed_decides(scenes):
 
 def test_epochs_number_their_batches_through(scenes):
     rays = dataset(scenes["llff"], rays_per_batch=4000)
-    epochs = RayEpochs(rays)
+    epochs = BatchEpochs(rays)
     assert len(epochs) == len(rays) == 3 and list(epochs) == [0, 1, 2]
     epochs.set_epoch(4)
     assert list(epochs) == [12, 13, 14]
@@ -258,7 +259,7 @@ def test_workers_give_the_same_batches_from_shared_photos(scenes, monkeypatch):
     rays.load()
     # from here on a decoded photo is an error, in workers too
     monkeypatch.setattr(photo_cache, "read_photo", lambda view: pytest.fail(f"{view.name} is decoded again"))
-    epochs = RayEpochs(rays)
+    epochs = BatchEpochs(rays)
     loader = DataLoader(rays, batch_size=None, sampler=epochs, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
     for epoch in (0, 1):
         epochs.set_epoch(epoch)

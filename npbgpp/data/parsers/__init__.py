@@ -13,6 +13,7 @@ from npbgpp.data.parsers.colmap import parse_colmap
 from npbgpp.data.parsers.dtu import parse_dtu
 from npbgpp.data.parsers.h3ds import parse_h3ds
 from npbgpp.data.parsers.llff import parse_llff
+from npbgpp.data.parsers.monocular import parse_monocular
 from npbgpp.data.parsers.nerf_synthetic import parse_nerf_synthetic
 from npbgpp.data.parsers.npbg import parse_npbg
 from npbgpp.data.parsers.npcr import parse_npcr
@@ -42,6 +43,7 @@ class Layout:
 # the more particular ones first: a folder may look like several
 LAYOUTS: dict[str, Layout] = {
     "nerf_synthetic": Layout(parse_nerf_synthetic, (("transforms_train.json",),)),
+    "monocular": Layout(parse_monocular, (("images/*",), ("disps/*",), ("flow_fw/*.flo",), ("flow_bw/*.flo",))),
     "scannet": Layout(parse_scannet, (("extrinsics.npy", "pose/*.txt"), ("images", "color"))),
     "h3ds": Layout(parse_h3ds, (("cameras.npz",), ("image/img_*",), ("mask/mask_*",))),
     "dtu": Layout(parse_dtu, (("cameras.npz", "cameras_sphere.npz"), ("image/*",), ("mask/*",))),
@@ -65,6 +67,8 @@ _WITHOUT_CHOICE = {
     "views": None,
     "published_views": {},
     "paths_file": None,
+    "start_end": None,
+    "img_wh": None,
 }
 
 

@@ -52,7 +52,7 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
     views = []
     for k, (image, path) in enumerate(zip(photos.images, photos.files, strict=True)):
         lens, (focal_length, principal_point) = model.lenses[image.camera], pinholes[image.camera]
-        _check_ratio(path, lens)
+        check_ratio(path, lens)
         camera = Cameras.from_opencv(image.world_to_cam.float()[None], focal_length, principal_point, lens.image_size)
         view = View(names[k], path, camera, lens=lens if lens.distorts else None)
         if masks:
@@ -124,10 +124,10 @@ def _find_photos(images_root: Path, downscale: float, model: ColmapModel) -> tup
     found = {image.name for image in photos.images}
     missing = [image.name for image in model.images if image.name not in found]
     if missing:
-        notes.append(f"{len(missing)} of {total} registered photos have no file and are left out: {_some(missing)}")
+        notes.append(f"{len(missing)} of {total} registered photos have no file and are left out: {some(missing)}")
     if photos.others:
         notes.append(
-            f"{len(photos.others)} of {count + len(photos.others)} photos are not registered and are left out: {_some(photos.others)}"
+            f"{len(photos.others)} of {count + len(photos.others)} photos are not registered and are left out: {some(photos.others)}"
         )
     return photos, tuple(notes)
 
@@ -166,7 +166,7 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first ones; what is not UTF-8 in the name of a file is escaped."""
     return ", ".join(names[:5]).encode(errors="backslashreplace").decode() + (" and others" if len(names) > 5 else "")
 
@@ -187,7 +187,7 @@ def _view_names(names: Sequence[str]) -> list[str]:
     return views
 
 
-def _check_ratio(path: Path, lens: Lens) -> None:
+def check_ratio(path: Path, lens: Lens) -> None:
     """A photo may be smaller than its camera says, with sides rounded to whole pixels; one of another shape was cropped or turned, or is another photo."""
     (height, width), found = lens.image_size, image_size(path)
     if abs(found[1] / width - found[0] / height) > 1 / width + 1 / height:

@@ -46,8 +46,10 @@ def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downs
     """
     photos = _photos(picture_folder(images_root, downscale))
     path = root / "poses_bounds.npy"
-    rows = _read_rows(path, len(photos))
-    views = tuple(fitted(_view(photo, row, f"{path}: row {k}"), downscale) for k, (photo, row) in enumerate(zip(photos, rows, strict=True)))
+    rows = read_rows(path, len(photos))
+    views = tuple(
+        fitted(row_view(photo, row, f"{path}: row {k}"), downscale) for k, (photo, row) in enumerate(zip(photos, rows, strict=True))
+    )
     model = _largest_model(root)
     return Scene(
         name,
@@ -79,7 +81,8 @@ def _photos(folder: Path) -> list[Path]:
     return found
 
 
-def _read_rows(path: Path, count: int) -> Float64[Tensor, "n 17"]:
+def read_rows(path: Path, count: int) -> Float64[Tensor, "n 17"]:
+    """The rows of ``poses_bounds.npy``. Raises InputError when it is missing or damaged, or has no row for each of ``count`` photos."""
     try:
         table = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -96,8 +99,8 @@ def _read_rows(path: Path, count: int) -> Float64[Tensor, "n 17"]:
     return torch.from_numpy(table.astype(np.float64))
 
 
-def _view(photo: Path, row: Float64[Tensor, " 17"], where: str) -> View:
-    """The view at the size that its row states."""
+def row_view(photo: Path, row: Float64[Tensor, " 17"], where: str) -> View:
+    """The view of a photo at the size that its row states. Raises InputError for a row that is no camera's, and for photos of another shape."""
     if not (row.abs() < _LARGEST_NUMBER).all():
         raise InputError(f"{where}: expected finite numbers of usual size, got {row.tolist()}; correct the file")
     matrix = row[:15].reshape(3, 5)

@@ -1,0 +1,133 @@
+"""Disparity of the frames of a video: a weak one from the points of its COLMAP model, or that of a network for monocular depth.
+
+Symbols: n points of a frame.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, UInt8, UInt16
+from scipy.interpolate import RBFInterpolator
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from npbgpp.data.colmap_model import ColmapModel, read_points
+from npbgpp.data.parsers.monocular import match_frames
+from npbgpp.errors import InputError
+
+# colours of a frame, and its number, to its disparity: larger is nearer, of any scale and offset
+DisparityMethod = Callable[[UInt8[Tensor, "3 h w"], int], Float[np.ndarray, "h w"]]
+_FEWEST, _MOST = 8, 400  # points of a frame
+_GRID = 48  # places along the longer side that the surface is computed at
+_SMOOTHING = 0.02  # of the surface, with coordinates from 0 to 1
+_MULTIPLE = 32  # sides of what networks are given are multiples of it
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours of ImageNet
+_DEEPEST = 65535
+
+
+def stretched(disparity: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
+    """16 bits from the smallest value to the largest; a map that is the same everywhere becomes 0."""
+    low, high = float(disparity.min()), float(disparity.max())
+    return ((disparity - low) * (_DEEPEST / max(high - low, 1e-30)) + 0.5).astype(np.uint16)
+
+
+def sparse_disparity(model: ColmapModel, frames: list[Path]) -> DisparityMethod:
+    """A smooth surface through 1 / depth of the points that a frame sees; what moves gets what is around it.
+
+    Raises:
+        InputError: no points, frames that the model does not hold, or a frame with fewer than 8 points.
+    """
+    path = model.points_file()
+    if path is None:
+        raise InputError(
+            f"stage depth: {model.folder}: expected points3D beside the poses, got none; restore it, or put disparity of your own into disps"
+        )
+    points = read_points(path)
+    where = {number: k for k, number in enumerate(points.number.tolist())}
+    xyz_world = points.cloud.xyz.double().numpy()
+    images = match_frames(model, frames)
+
+    def estimate(image: UInt8[Tensor, "3 h w"], k: int) -> Float[np.ndarray, "h w"]:
+        height, width = image.shape[1:]
+        seen = np.array([place for place, number in enumerate(images[k].point.tolist()) if number in where], dtype=np.int64)
+        pose = images[k].world_to_cam.numpy()
+        depth = xyz_world[[where[number] for number in images[k].point[seen].tolist()]] @ pose[2, :3] + pose[2, 3]
+        seen, depth = seen[depth > 0], depth[depth > 0]
+        if len(seen) < _FEWEST:
+            raise InputError(
+                f"stage depth: expected at least {_FEWEST} points of the model in frame {frames[k].name}, got {len(seen)}; put disparity of your own into "
+                "disps (16-bit PNG or .npy, larger is nearer), or name a network with depth=<TorchScript file>"
+            )
+        stated = model.lenses[images[k].camera].image_size
+        uv = images[k].uv_px[seen] / (stated[1], stated[0])
+        return _surface(uv, 1 / depth, (height, width))
+
+    return estimate
+
+
+def _surface(uv: Float64[np.ndarray, "n 2"], values: Float64[np.ndarray, " n"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+    """Values at places (from 0 to 1 in each direction) spread over a picture; nowhere beyond the values that most of them have."""
+    low, high = np.quantile(values, [0.01, 0.99])
+    if len(uv) > _MOST:
+        chosen = np.random.default_rng(0).choice(len(uv), _MOST, replace=False)
+        uv, values = uv[chosen], values[chosen]
+    fit = RBFInterpolator(uv, np.clip(values, low, high), kernel="linear", smoothing=_SMOOTHING * len(uv))
+    rows, columns = (max(2, round(_GRID * side / max(size))) for side in size)
+    v, u = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
+    coarse = np.clip(fit(np.stack([u.ravel(), v.ravel()], 1)), low, high).reshape(1, 1, rows, columns)
+    return interpolate(torch.from_numpy(coarse), size, mode="bicubic", align_corners=False)[0, 0].clamp(float(low), float(high)).numpy()
+
+
+def network_disparity(path: Path, is_depth: bool, device: torch.device) -> DisparityMethod:
+    """A TorchScript network for monocular depth, such as MiDaS or DPT exports.
+
+    It is given colours (1, 3, h, w), normalised as for ImageNet, at sides that are multiples of 32, and returns (1, h, w) or (1, 1, h, w).
+
+    Args:
+        path: its file; TorchScript runs when it is loaded, so that it must come from where you trust it.
+        is_depth: it returns depths; otherwise disparity, larger is nearer.
+        device: where it runs.
+
+    Raises:
+        InputError: a missing file or one that is no TorchScript; output of another shape or that is not finite.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"stage depth: depth={path}: expected sparse or the TorchScript file of a network, got no such file; correct the path"
+        )
+    try:
+        model = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"stage depth: depth={path}: expected a file written by torch.jit.save, got another one; export the network with torch.jit"
+        ) from error
+    mean, deviation = (torch.tensor(numbers, device=device)[:, None, None] for numbers in (_MEAN, _DEVIATION))
+
+    def estimate(image: UInt8[Tensor, "3 h w"], k: int) -> Float[np.ndarray, "h w"]:
+        height, width = image.shape[1:]
+        size = tuple(max(1, round(side / _MULTIPLE)) * _MULTIPLE for side in (height, width))
+        colours = (image.to(device).float() / 255 - mean) / deviation
+        with torch.inference_mode():
+            found = model(interpolate(colours[None], size, mode="bilinear", antialias=True))
+        if (
+            not isinstance(found, Tensor)
+            or found.dim() not in (3, 4)
+            or found.shape[0] != 1
+            or found[0].numel() != found.shape[-1] * found.shape[-2]
+        ):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(
+                f"stage depth: depth={path}: expected a tensor (1, h, w) or (1, 1, h, w) from the network, got {shape}; export another one"
+            )
+        values = found.reshape(1, 1, *found.shape[-2:]).float()
+        values = interpolate(values, (height, width), mode="bilinear", align_corners=False)[0, 0].cpu()
+        disparity = 1 / values.clamp(min=1e-6) if is_depth else values
+        if not torch.isfinite(disparity).all():
+            raise InputError(
+                f"stage depth: depth={path}: expected finite numbers from the network, got others for frame {k}; use another network"
+            )
+        return disparity.numpy()
+
+    return estimate
