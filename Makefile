@@ -49,8 +49,9 @@ lock: $(UV)  ## make requirements.lock from requirements.txt (LOCK_ARGS=--upgrad
 	$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 		--custom-compile-command "make lock" $(LOCK_ARGS) --output-file requirements.lock requirements.txt
 
-bench: $(INSTALLED)  ## measure the rasterizer, a training step, view selection, aggregation and loading
+bench: $(INSTALLED)  ## measure the rasterizer, peeling, a training step, view selection, aggregation and loading
 	$(BIN)/python benchmarks/rasterizer.py
+	$(BIN)/python benchmarks/peeling.py
 	$(BIN)/python benchmarks/npbg_step.py
 	$(BIN)/python benchmarks/view_selection.py
 	$(BIN)/python benchmarks/aggregation.py

@@ -45,3 +45,44 @@ def rasterize(xyd: Tensor, valid: Tensor, features: Tensor, background: Tensor, 
         images.append(canvas.view(height, width, -1).permute(2, 0, 1)[None])
         indices.append(torch.where(lowest[:-1].isinf(), -1, lowest[:-1]).to(torch.int64).view(height, width))
     return images, indices
+
+
+def peel(
+    xyz: Tensor,
+    R: Tensor,
+    T: Tensor,
+    focal: Tensor,
+    principal: Tensor,
+    size: tuple[int, int],
+    layers: int,
+    near: float,
+    far: float,
+    max_splat: float,
+) -> list[Tensor]:
+    """Point index of every pixel (-1 empty), layer by layer: each projects all points again and draws those that are left, two scatter passes each."""
+    height, width = size
+    count, reach = len(xyz), 2 * int(max_splat) + 1
+    left = torch.ones(count, dtype=torch.bool)
+    found = []
+    for _ in range(layers):
+        cam = xyz @ R + T
+        z = cam[:, 2]
+        uv = principal - focal * cam[:, :2] / z[:, None]
+        radius = max_splat * (1 - (z - near) / (far - near)).clamp(0, 1)
+        first, last = (uv - radius[:, None]).floor(), (uv + radius[:, None]).floor()
+        cells = []
+        for row in range(reach):
+            for column in range(reach):
+                x, y = first[:, 0] + column, first[:, 1] + row
+                inside = left & (z > 0) & (x <= last[:, 0]) & (y <= last[:, 1]) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+                cells.append(torch.where(inside, (y * width + x).clamp(0, height * width).long(), height * width))
+        nearest = torch.full((height * width + 1,), torch.inf)
+        for cell in cells:
+            nearest.scatter_reduce_(0, cell, z, "amin")
+        index = torch.full((height * width + 1,), count)
+        for cell in cells:
+            index.scatter_reduce_(0, cell, torch.where(z == nearest[cell], torch.arange(count), count), "amin")
+        index = index[:-1]
+        left[index[index < count]] = False
+        found.append(torch.where(index == count, -1, index).view(height, width))
+    return found
