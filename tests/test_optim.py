@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.optim import LazyRMSprop, RowTable
+from npbgpp.optim import LazyRMSprop, RowAdam, RowTable
 
 SIZES = (40, 25)
 COLUMNS = 3
@@ -119,3 +119,26 @@ def test_no_rows_change_nothing():
     lazy.begin_step()
     lazy.update(table, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2))
     assert torch.equal(table.values, values) and not table.last_step.any()
+
+
+# ---------------------------------------------------------------------- Adam
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_row_adam_is_adam_where_every_row_is_seen(weight_decay):
+    start = torch.randn(7, 3)
+    table, dense = RowTable(start.clone()), torch.nn.Parameter(start.clone())
+    rows_adam, adam = RowAdam(0.01, weight_decay), torch.optim.Adam([dense], lr=0.01, weight_decay=weight_decay)
+    for step in range(20):
+        gradient, rows = torch.randn(7, 3), torch.randperm(7)
+        adam.param_groups[0]["lr"] = 0.01 * (0.5 if step % 2 else 1.0)
+        dense.grad = gradient.clone()
+        adam.step()
+        rows_adam.update(table, rows, gradient[rows], 0.5 if step % 2 else 1.0)
+    torch.testing.assert_close(table.values, dense.detach())
+
+
+def test_row_adam_leaves_rows_alone_that_a_step_does_not_see():
+    table, adam = RowTable(torch.randn(5, 2)), RowAdam(0.1, 0.5)
+    adam.update(table, torch.tensor([3, 0]), torch.randn(2, 2))
+    before = table.values.clone()
+    adam.update(table, torch.tensor([0]), torch.randn(1, 2))
+    assert torch.equal(table.values[1:], before[1:]) and not torch.equal(table.values[0], before[0])

@@ -23,13 +23,13 @@ from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.rasterize import Level
 from npbgpp.systems.descriptors import DescriptorStore, ResidentScene
 from npbgpp.systems.npbg_settings import NPBGSettings
+from npbgpp.systems.owned_tables import OwnedTables
 from npbgpp.systems.point_based import Framing, PointSystem
 from npbgpp.systems.scene_tables import SceneTables, clipped
-from npbgpp.systems.table_state import TableState
 from npbgpp.systems.visible import Visible, describe, gather_visible
 
 
-class NPBG(PointSystem):
+class NPBG(OwnedTables, PointSystem):
     """Free descriptors, or free coefficients of descriptors.
 
     Args:
@@ -75,6 +75,7 @@ class NPBG(PointSystem):
             read_saved,
         )
         self.continued_descriptors = continued_descriptors
+        self.keeps_history = not settings.reset_descriptor_optimizer
         self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
         self._descriptor_optimizer = LazyRMSprop(settings.learning_rates.descriptors)
 
@@ -97,10 +98,6 @@ class NPBG(PointSystem):
                 "weights_path: coefficients need the aggregator and the refiner they were made with, got no checkpoint; name that of the NPBG++ run, for "
                 "example weights_path=checkpoints/npbgpp_h3ds.ckpt"
             )
-
-    def can_render(self, scene: str) -> bool:
-        """False for scenes of this run whose first training epoch is still to come."""
-        return self.tables.can_render(scene)
 
     def resident(self, scene: str, training: bool) -> ResidentScene:
         """The scene on the device; opened when first asked for, in place of one that this epoch does not need."""
@@ -141,11 +138,19 @@ class NPBG(PointSystem):
     def on_train_epoch_start(self) -> None:
         """The original erases the history of RMSprop before every epoch."""
         super().on_train_epoch_start()
-        self.tables.begin_epoch()
         if self.settings.reset_descriptor_optimizer:
             self._descriptor_optimizer.steps = 0
             for scene in self.tables.residents.values():
                 scene.table.forget()
+
+    @property
+    def table_steps(self) -> int:
+        """See OwnedTables."""
+        return self._descriptor_optimizer.steps
+
+    @table_steps.setter
+    def table_steps(self, steps: int) -> None:
+        self._descriptor_optimizer.steps = steps
 
     def points_of(self, batch: Batch) -> int:
         """See PointSystem.points_of."""
@@ -164,43 +169,6 @@ class NPBG(PointSystem):
         self._descriptor_optimizer.begin_step()
         for name, seen, gradient in self.tables.take_gradients():
             self._descriptor_optimizer.update(self.tables.residents[name].table, seen, clipped(gradient, clip))
-
-    def on_fit_end(self) -> None:
-        """From here on every scene must have descriptors to be rendered."""
-        self.tables.end_training()
-
-    def on_train_epoch_end(self) -> None:
-        """Saves the descriptors of every scene of the epoch."""
-        super().on_train_epoch_end()
-        self.tables.save_trained()
-
-    def begin_training(self, shares_scenes: bool) -> None:
-        """See System.begin_training."""
-        self.tables.shared = shares_scenes
-
-    def on_validation_start(self) -> None:
-        """Processes evaluate what others train."""
-        self.tables.publish()
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Refers to the saved descriptors, and holds what they lack."""
-        super().on_save_checkpoint(checkpoint)
-        state = self.tables.state(self._descriptor_optimizer.steps, history=not self.settings.reset_descriptor_optimizer)
-        checkpoint["npbgpp"]["descriptors"] = state.as_plain()
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Takes over what belongs to a checkpoint; one of an earlier version refers to no descriptors, and those of its folder are taken."""
-        super().on_load_checkpoint(checkpoint)
-        super().on_load_checkpoint(checkpoint)
-        found = checkpoint.get("npbgpp", {}).get("descriptors")
-        if found is not None:
-            state = TableState.from_plain(found)
-            self._descriptor_optimizer.steps = state.steps
-            self.tables.go_on(state, self.continued_descriptors)
-
-    def on_train_start(self) -> None:
-        """Opens the scenes that were open."""
-        self.tables.open_again()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """RMSprop for the background and the converter, Adam for the refiner; the descriptors have their own, which sees only visible rows."""

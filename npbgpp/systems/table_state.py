@@ -21,23 +21,26 @@ class SavedTable:
         values: None where they are as in the saved file.
         square_average: None where there is no history, or where the next epoch erases it.
         last_step: the same.
+        mean: the same.
     """
 
     values: Float[Tensor, "n q"] | None
     square_average: Float[Tensor, "n q"] | None
     last_step: Int[Tensor, " n"] | None
+    mean: Float[Tensor, "n q"] | None = None
 
     @classmethod
     def of(cls, table: RowTable, history: bool) -> "SavedTable":
         """What is to be kept of a table besides its file."""
-        average, step = (table.square_average, table.last_step) if history else (None, None)
-        return cls(*(None if part is None else part.cpu().clone() for part in (table.values if table.changed else None, average, step)))
+        past = (table.square_average, table.last_step, table.mean) if history else (None, None, None)
+        return cls(*(None if part is None else part.cpu().clone() for part in (table.values if table.changed else None, *past)))
 
     def continue_in(self, table: RowTable) -> None:
         """Gives a table its history back."""
         device = table.values.device
         table.square_average = None if self.square_average is None else self.square_average.to(device)
         table.last_step = None if self.last_step is None else self.last_step.to(device)
+        table.mean = None if self.mean is None else self.mean.to(device)
         table.changed = self.values is not None
 
 
