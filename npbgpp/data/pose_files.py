@@ -50,6 +50,27 @@ def write_poses(path: Path, cameras: Sequence[Cameras]) -> None:
     write_atomically(path, lambda file: file.write(content.encode()))
 
 
+def write_npcr_cameras(folder: Path, cameras: Sequence[Cameras]) -> tuple[Path, Path]:
+    """Writes ``CamPose.inf`` and ``Intrinsic.inf`` of NPCR (see ``npbgpp.data.parsers.npcr``), in order; returns their paths.
+
+    Raises:
+        InputError: a file cannot be written. The poses are written last, so that they never stand beside intrinsics of another path.
+    """
+    poses: list[str] = []
+    blocks: list[str] = []
+    for some in cameras:
+        for cam_to_world, focal, principal in zip(
+            torch.linalg.inv(_double(some).to_opencv()), some.focal_length.tolist(), some.principal_point.tolist(), strict=True
+        ):
+            poses.append(" ".join(f"{number:.17g}" for number in cam_to_world[:3, [2, 0, 1, 3]].T.flatten().tolist()))
+            (fx, fy), (cx, cy) = focal, principal
+            blocks.append(f"{len(blocks)}\n{fx:.17g} 0 {cx:.17g}\n0 {fy:.17g} {cy:.17g}\n0 0 1\n")
+    intrinsics, campose = folder / "Intrinsic.inf", folder / "CamPose.inf"
+    write_atomically(intrinsics, lambda file: file.write("\n".join(blocks).encode()))
+    write_atomically(campose, lambda file: file.write(("\n".join(poses) + "\n").encode()))
+    return campose, intrinsics
+
+
 def read_poses(path: Path, like: Cameras) -> tuple[Cameras, ...]:
     """Reads the cameras of a film.
 

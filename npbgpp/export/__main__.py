@@ -1,4 +1,4 @@
-"""``python -m npbgpp.export weights|cloud|mesh|volume run=<run folder> [key=value ...]``: what other programs can use of a trained run.
+"""``python -m npbgpp.export weights|cloud|mesh|volume|cameras run=<run folder> [key=value ...]``: what other programs can use of a trained run.
 
 The dataclasses below are the keys of each command. Keys with a dot, such as ``datasets.data_root``, and ``weights_path``, ``weights_strict``, ``cache_dir``
 change the config of the run, as for ``python -m npbgpp.render``; ``weights`` reads a checkpoint alone and takes none of them.
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from npbgpp.checkpoint import find_weights
 from npbgpp.config import typed
+from npbgpp.data.pose_files import write_npcr_cameras
 from npbgpp.errors import InputError, original_message
 from npbgpp.export import mesh, volume
 from npbgpp.export.cloud import coloured_cloud
@@ -26,6 +27,7 @@ from npbgpp.export.volume import all_round_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
 from npbgpp.finished_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
 from npbgpp.geometry.pointcloud import write_ply
+from npbgpp.render.__main__ import FilmSettings, film_frames
 from npbgpp.run import assemble
 from npbgpp.systems.base import System
 from npbgpp.systems.nerf import NeRF
@@ -128,6 +130,28 @@ class VolumeSettings(BoxChoice):
     n_grid: int = 512
 
 
+@dataclass(frozen=True)
+class CameraChoice(SceneChoice):
+    """Keys of ``cameras``, which writes ``CamPose.inf`` and ``Intrinsic.inf`` into the folder ``out``.
+
+    Attributes:
+        path, poses, views, reach, seed, frames, loop, size: the path, as ``python -m npbgpp.render`` has them.
+    """
+
+    path: str = "turn"
+    poses: Path | None = None
+    views: tuple[int | str, ...] | None = None
+    reach: tuple[float, float] = (-2.0, 1.0)
+    seed: int = 0
+    frames: int | None = None
+    loop: bool = False
+    size: tuple[int, int] | None = None
+
+    def film(self) -> FilmSettings:
+        """The same path as a film has it."""
+        return FilmSettings(**{field.name: getattr(self, field.name) for field in fields(FilmSettings) if hasattr(self, field.name)})
+
+
 def weights(settings: RunChoice) -> None:
     """Writes the weights of a checkpoint alone."""
     run = settings.folder()
@@ -196,6 +220,20 @@ def extract_volume(settings: VolumeSettings, overrides: list[str]) -> None:
     log.info("%d of %d voxels, %s: %s", count, box.count**3, box, out)
 
 
+def cameras(settings: CameraChoice, overrides: list[str]) -> None:
+    """Writes the cameras of a path in NPCR's files."""
+    film, run = settings.film(), settings.folder()
+    out = (settings.out or run / "export").expanduser().absolute()
+    there = [path.name for path in (out / "CamPose.inf", out / "Intrinsic.inf") if path.exists()]
+    if there and not settings.overwrite:
+        raise InputError(f"out={out}: there is {' and '.join(there)} already; choose another folder, or overwrite=true")
+    config, bases = run_config(run)
+    scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
+    frames = film_frames(film, assemble(config, bases, needs_test_views=False).data.scenes[scene])
+    poses, intrinsics = write_npcr_cameras(out, [frame.camera for frame in frames])
+    log.info("%d cameras: %s, %s", len(frames), poses, intrinsics)
+
+
 def _radiance_field(settings: BoxChoice, overrides: list[str]) -> tuple[NeRF, str, Densities]:
     """The system, the name of the scene, and the densities of its field."""
     system, scene = _rebuilt(settings, overrides)
@@ -219,7 +257,7 @@ def _rebuilt(settings: SceneChoice, overrides: list[str]) -> tuple[System, str]:
     return parts.system.to(trainer.strategy.root_device).eval(), scene
 
 
-SETTINGS = {"weights": RunChoice, "cloud": SceneChoice, "mesh": MeshSettings, "volume": VolumeSettings}
+SETTINGS = {"weights": RunChoice, "cloud": SceneChoice, "mesh": MeshSettings, "volume": VolumeSettings, "cameras": CameraChoice}
 
 
 def main() -> None:
@@ -228,7 +266,7 @@ def main() -> None:
     name, *words = sys.argv[1:] or [""]
     if name not in SETTINGS:
         lines = [f"  {key}: {', '.join(field.name for field in fields(schema))}" for key, schema in SETTINGS.items()]
-        sys.exit("usage: python -m npbgpp.export weights|cloud|mesh|volume run=<run folder> [key=value ...]\nkeys of\n" + "\n".join(lines))
+        sys.exit(f"usage: python -m npbgpp.export {'|'.join(SETTINGS)} run=<run folder> [key=value ...]\nkeys of\n" + "\n".join(lines))
     try:
         given, overrides = words_of(words)
         if name == "weights":
@@ -241,6 +279,8 @@ def main() -> None:
             cloud(typed(SceneChoice, given, name), overrides)
         elif name == "mesh":
             extract_mesh(typed(MeshSettings, given, name), overrides)
+        elif name == "cameras":
+            cameras(typed(CameraChoice, given, name), overrides)
         else:
             extract_volume(typed(VolumeSettings, given, name), overrides)
     except (InputError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:

@@ -35,12 +35,16 @@ from npbgpp.errors import InputError, original_message
 from npbgpp.finished_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
 from npbgpp.geometry.camera_paths import average_pose, fit, interpolate, orbit_of, spiral
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.moved_cameras import shifted, tumbled, turned
 from npbgpp.run import Assembly, assemble
+from npbgpp.systems.npcr import NPCR
+from npbgpp.systems.steady import SteadyFilm
 
 log = logging.getLogger("npbgpp.render")
 
 _SPLITS = ("test", "val", "train")
 _MADE = ("spiral", "circle", "interpolate")  # paths of as many frames as one likes
+_MOVED = {"turn": 500, "straight": 301, "tumble": 120}  # paths that move one camera, and their usual numbers of frames
 _FRAMES = 120
 _DEPTHS = ("picture", *RAW)
 _SMALLEST_SIDE = 16  # the coarsest of five levels has one pixel
@@ -54,11 +58,14 @@ class FilmSettings:
 
     Attributes:
         run: folder of the run.
-        path: test, val or train (the views of the scene), interpolate (through the test views), circle or spiral (made from the training views), file.
-        poses: with path=file, the file (see ``npbgpp.data.pose_files``).
+        path: test, val or train (the views of the scene), interpolate (through the test views), circle or spiral (made from the training views), file;
+            turn (the first training view once around the world's z axis), straight (along its x axis), tumble (random turns about its origin).
+        poses: with path=file, the file (see ``npbgpp.data.pose_files``); turn, straight and tumble move its first camera in place of a view.
         views: names or indices of the views that a path other than file is made of, in place of those named above.
+        reach: of a straight move, its ends relative to the camera, scene units.
+        seed: of a tumble.
         scene: which scene; needed when the run has several.
-        frames: of a spiral, circle or interpolation; 120 unless given.
+        frames: of a path that is none of views or of a file; 120 unless given, 500 of a turn, whose last is the first, 301 of a straight move.
         loop: an interpolation comes back to its first view.
         fps: frames per second of the video.
         size: (height, width) of the pictures, which then show at least what they would without it; None is that of the views.
@@ -68,6 +75,7 @@ class FilmSettings:
         images: write every frame as PNG.
         depth: any of picture (in colours, one range for the whole film, with a video of its own where ``video`` is not none), npy, pfm, bytes: depth along
             the viewing axis, scene units, 0 where nothing is.
+        history: mix each frame with those before it, so that the film does not flicker; of NPCR.
         checkpoint: name of a file in the checkpoints of the run.
     """
 
@@ -75,6 +83,8 @@ class FilmSettings:
     path: str = "test"
     poses: Path | None = None
     views: tuple[int | str, ...] | None = None
+    reach: tuple[float, float] = (-2.0, 1.0)
+    seed: int = 0
     scene: str | None = None
     frames: int | None = None
     loop: bool = False
@@ -85,20 +95,25 @@ class FilmSettings:
     video: str = "mp4"
     images: bool = True
     depth: tuple[str, ...] = ()
+    history: bool = False
     checkpoint: str = "last"
 
     def __post_init__(self) -> None:
-        known = (*_SPLITS, *_MADE, "file")
+        known = (*_SPLITS, *_MADE, *_MOVED, "file")
         if self.path not in known:
             raise InputError(f"path: expected one of {', '.join(known)}, got {self.path}")
         if self.video not in (*KINDS, "none"):
             raise InputError(f"video: expected {', '.join(KINDS)} or none, got {self.video}")
         if not {*self.depth} <= {*_DEPTHS}:
             raise InputError(f"depth: expected some of {', '.join(_DEPTHS)}, such as depth=[picture,npy], got {list(self.depth)}")
-        if (self.poses is None) == (self.path == "file"):
-            raise InputError(f"poses: a file with poses belongs to path=file and to no other path, got poses={self.poses} path={self.path}")
-        if self.frames is not None and (self.path not in _MADE or self.frames < 1):
-            raise InputError(f"frames: expected a positive number with path={'|'.join(_MADE)}, got frames={self.frames} path={self.path}")
+        if (self.poses is None) == (self.path == "file") and self.path not in _MOVED:
+            raise InputError(
+                f"poses: a file with poses belongs to path=file|{'|'.join(_MOVED)} and to no other path, got poses={self.poses} path={self.path}"
+            )
+        if self.frames is not None and (self.path not in (*_MADE, *_MOVED) or self.frames < 1):
+            raise InputError(
+                f"frames: expected a positive number with path={'|'.join((*_MADE, *_MOVED))}, got frames={self.frames} path={self.path}"
+            )
         if self.loop and self.path != "interpolate":
             raise InputError(
                 f"loop: expected path=interpolate with it, got path={self.path}; a circle is closed, and the others are as they are"
@@ -138,6 +153,8 @@ def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
     if (out / "cameras.json").exists() and not settings.overwrite:
         raise InputError(f"out={out}: there is a film already; choose another folder, or overwrite=true")
     parts = assemble(config, bases, needs_test_views=False)
+    if settings.history and not isinstance(parts.system, NPCR):
+        raise InputError(f"history: expected a run of NPCR, got one of {type(parts.system).__name__}; leave it out")
     frames = film_frames(settings, parts.data.scenes[scene])
     sizes = {frame.camera.image_size for frame in frames}
     if len(sizes) > 1 and settings.video != "none":
@@ -173,6 +190,10 @@ def film_frames(settings: FilmSettings, scene: Scene) -> list[Frame]:
         else:
             path = spiral(together, _focus_depth(scene, together), count)
         return [Frame(path[k], str(k)) for k in range(count)]
+    if settings.path in _MOVED:
+        base = cameras[0] if settings.poses is None else read_poses(settings.poses, cameras[0])[0]
+        path = _moved(settings, base if settings.size is None else fit(base, settings.size))
+        return [Frame(path[k], str(k)) for k in range(len(path))]
     if settings.poses is not None:
         cameras = list(read_poses(settings.poses, cameras[0]))
         labels = [str(k) for k in range(len(cameras))]
@@ -181,6 +202,16 @@ def film_frames(settings: FilmSettings, scene: Scene) -> list[Frame]:
     if settings.size is not None:
         cameras = [fit(camera, settings.size) for camera in cameras]
     return [Frame(camera, label) for camera, label in zip(cameras, labels, strict=True)]
+
+
+def _moved(settings: FilmSettings, base: Cameras) -> Cameras:
+    """A path that moves one camera."""
+    count = settings.frames or _MOVED[settings.path]
+    if settings.path == "turn":
+        return turned(base, count)
+    if settings.path == "straight":
+        return shifted(base, (1.0, 0.0, 0.0), *settings.reach, count)
+    return tumbled(base, count, settings.seed)
 
 
 def _chosen_views(settings: FilmSettings, scene: Scene) -> tuple[int, ...]:
@@ -241,9 +272,10 @@ def _render(
         film = opened.enter_context(video(out / f"film.{settings.video}", settings.fps)) if settings.video != "none" else None
         depths = _Depths(out, settings, opened) if settings.depth else None
         system.prepare(scene)
+        steady = SteadyFilm(system, scene) if settings.history and isinstance(system, NPCR) else None
         for k, frame in enumerate(tqdm(frames, desc=f"{settings.path} of {scene}", disable=None, leave=False)):
             start = time.perf_counter()
-            render = system.render(frame.camera, scene, depth=depths is not None)
+            render = steady.render(frame.camera) if steady is not None else system.render(frame.camera, scene, depth=depths is not None)
             picture = render.rgb[0].cpu()  # waits for the device, so the clock is honest
             seconds.append(time.perf_counter() - start)
             picture = torch.rot90(picture, 1, (1, 2)) if turned else picture
