@@ -42,12 +42,13 @@ from npbgpp.systems.nerf import frame_kind
 from npbgpp.systems.nerf_settings import NerfSettings
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
+from npbgpp.systems.npcr_settings import NPCRSettings
 from npbgpp.systems.point_settings import PointSettings
 from npbgpp.trainer import TrainerPlan, TrainerSettings, lightning_arguments
 
 log = logging.getLogger(__name__)
 
-Settings = PointSettings | NerfSettings
+Settings = PointSettings | NerfSettings | NPCRSettings
 
 GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")  # of conf/config.yaml, apart from run-wide keys
 
@@ -121,6 +122,7 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
         settings.eval_only,
         _input_rule(system_settings),
         _batch_rule(system_settings),
+        keeps_colours=isinstance(system_settings, NPCRSettings),
     )
     if needs_test_views and settings.eval_only and not data.test_sets:
         raise InputError("datasets.scenes.test: expected at least one scene for eval_only=true, got none; name the scenes to evaluate")
@@ -129,7 +131,7 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
     resume, keys = _checkpoint_to_resume(settings, plan, bases), training_keys(_plain(config))
     if resume is not None:
         check_same_training(resume, keys, settings.resume_strict)
-    if isinstance(system_settings, NPBGSettings):
+    if isinstance(system_settings, NPBGSettings | NPCRSettings):
         modules["read_saved"] = settings.eval_only or resume is not None
         modules["continued_descriptors"] = None if resume is None else resume.parent.parent / "descriptors"
     if isinstance(system_settings, NerfSettings):
@@ -169,7 +171,7 @@ def run(config: DictConfig, bases: Bases) -> None:
     settings, plan, system, data = parts.settings, parts.plan, parts.system, parts.data
     looks = parts.system_settings
     shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video, costs)
-    writer = EvaluationWriter(bases.run, parts.metrics, data.conditions(), *shows)
+    writer = EvaluationWriter(bases.run, parts.metrics, data.conditions() | system.conditions(), *shows)
     trainer = _trainer(config, plan, bases, writer, settings.eval_only, _stepping(parts.system, looks))
     try:
         if not settings.eval_only:

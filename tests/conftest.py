@@ -71,6 +71,19 @@ TINY_NERF = (
     "system.rays.rays_per_batch=256",
     "trainer.limit_train_batches=4",
 )
+# NPCR with a network of some thousand weights
+TINY_NPCR = (
+    *_TINY_DATA,
+    "system=npcr",
+    "system.descriptor_dim=6",
+    "system.network.in_channels=9",
+    "system.network.filters=[8,9,10,11,12]",
+    "system.network.alpha_filters=[6,7,8]",
+    "system.losses={rgba_mse: 1.0, ssim: 0.1, perceptual: 0.0}",
+    "system.layers=2",
+    "system.warmup_epochs=0",
+    "system.learning_rates={network: 5e-3, descriptors: 2e-2}",
+)
 
 
 def shared_folder() -> Path | None:
@@ -204,6 +217,12 @@ def run_colours(run_in) -> Callable[..., Path]:
 def run_nerf(run_in) -> Callable[..., Path]:
     """Runs a small NeRF plus overrides from a launch folder; returns the run folder below it."""
     return functools.partial(run_in, tiny=TINY_NERF)
+
+
+@pytest.fixture(scope="session")
+def run_npcr(run_in) -> Callable[..., Path]:
+    """Runs a small NPCR plus overrides from a launch folder; returns the run folder below it."""
+    return functools.partial(run_in, tiny=TINY_NPCR)
 
 
 @pytest.fixture

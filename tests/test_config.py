@@ -20,6 +20,7 @@ from npbgpp.systems import SYSTEMS
 from npbgpp.systems.nerf_settings import NerfSettings
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
+from npbgpp.systems.npcr_settings import NPCRSettings
 from npbgpp.trainer import TrainerSettings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -356,6 +357,7 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_ones_that_do():
         (NPBGSettings, "system", "coefficients_ft"),
         (NPBGPlusPlusSettings, "system", "npbgpp_sphere"),
         (NerfSettings, "system", "nerf"),
+        (NPCRSettings, "system", "npcr"),
     ],
 )
 def test_every_setting_can_be_reached_without_a_plus(schema, group, choice):

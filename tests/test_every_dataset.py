@@ -5,10 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from npbgpp.errors import InputError
+
 from .layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, npbg, npcr, scannet, scannet_raw
 
 NPBG = ("system=npbg", "system/loss_factors=l1_ssim", "system.refiner.filters=[10,11,12,13,14]")
 COLOURS = ("system=npbgpp_rgb", "system/loss_factors=l1_ssim_npbgpp", "datasets.selection_count=2")
+NPCR = (
+    "system=npcr",
+    "system.descriptor_dim=4",
+    "system.network.in_channels=7",
+    "system.network.filters=[4,5,6,7,8]",
+    "system.network.alpha_filters=[4,5,6]",
+    "system.losses={ssim: 0.1, perceptual: 0.0}",
+    "system.layers=2",
+)
 ONE = ("datasets.scene_name=scene",)
 CHOICES = {
     "nerf_blender_one_scene": (nerf_synthetic.write, ONE),
@@ -63,6 +74,18 @@ def test_npbg_trains_on_every_dataset(train, choice):
 def test_npbgpp_trains_on_every_dataset(train, choice):
     (scores,) = train(choice, *COLOURS)["datasets"].values()
     assert scores["views"] >= 1 and 3 < scores["psnr"] < 60
+
+
+@pytest.mark.parametrize("choice", ["nerf_blender_one_scene", "dtu_one_scene", "h3ds_one_scene", "npcr_one_scene"])
+def test_npcr_trains_on_every_dataset_with_masks(train, choice):
+    (scores,) = train(choice, *NPCR)["datasets"].values()
+    assert scores["views"] >= 1 and 3 < scores["psnr"] < 60 and 3 < scores["matte"]["psnr_rgba"] < 60
+
+
+@pytest.mark.parametrize("choice", ["llff_one_scene", "scannet_one_scene"])
+def test_npcr_says_that_a_scene_has_no_mattes(train, choice):
+    with pytest.raises(InputError, match="system=npcr: scene scene has no mattes: 8 of its 8 photos"):
+        train(choice, *NPCR)
 
 
 def test_every_choice_for_one_scene_is_tried():

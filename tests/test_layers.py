@@ -59,7 +59,7 @@ ALLOWED = {
     "export": ("errors", "files", "checkpoint", "geometry", "render", "models", "data", "systems", "export"),
     "prepare": ("errors", "files", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
     "checkpoint": ("errors", "files", "paths", "systems.base"),
-    "callbacks": ("errors", "files", "distributed", "costs", "memory", "metrics", "systems.base", "callbacks"),
+    "callbacks": ("errors", "files", "distributed", "costs", "memory", "metrics", "matte_metrics", "systems.base", "callbacks"),
     "resume": ("errors", "files", "paths", "checkpoint"),
     "trainer": ("errors",),
     "costs": (),

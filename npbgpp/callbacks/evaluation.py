@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from npbgpp.callbacks.run_costs import RunCosts
 from npbgpp.callbacks.videos import video
 from npbgpp.distributed import gather, process_rank
 from npbgpp.files import write_atomically
+from npbgpp.matte_metrics import MatteScores
 from npbgpp.metrics import ImageMetrics, ImageScores
 from npbgpp.systems.base import ViewResult
 
@@ -62,7 +63,7 @@ class EvaluationWriter(Callback):
         self.costs = costs
         self.run_dir, self.metrics, self.conditions = run_dir, metrics, conditions
         self.save_images, self.transform, self.film = save_images, transform, film
-        self._scores: dict[str, dict[str, tuple[ImageScores, float]]] = {}
+        self._scores: dict[str, dict[str, _Scored]] = {}
         self._rows: dict[str, list[SheetRow]] = {}
 
     # one evaluation is a validation or a test run
@@ -99,7 +100,7 @@ class EvaluationWriter(Callback):
 
     def _collect(self, trainer: Trainer, results: list[ViewResult] | None, stage: str) -> None:
         for result in results or []:
-            self._scores.setdefault(result.dataset, {})[result.view] = (result.scores, result.seconds)
+            self._scores.setdefault(result.dataset, {})[result.view] = _Scored(result.scores, result.seconds, result.matte)
             rows = self._rows.setdefault(result.dataset, [])
             rendered, target = self._turned(result.rendered), self._turned(result.target)
             raster = None if result.raster is None else self._turned(result.raster)
@@ -178,6 +179,17 @@ class EvaluationWriter(Callback):
             lpips = f"{row['lpips']:.4f}" if isinstance(row["lpips"], float) else "not available"
             table.add_row(name, f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", lpips, str(row["views"]), f"{row['seconds_per_view']:.3f}")
         Console().print(table)
+        for name, row in summary.items():
+            if "matte" in row:
+                matte = row["matte"]
+                log.info(
+                    "%s, with mattes: PSNR of RGBA %.2f dB, of colours over %s; matte: MSE %.5f, SAD %.3f thousand pixels",
+                    name,
+                    matte["psnr_rgba"],
+                    ", ".join(f"{behind} {scores['psnr']:.2f} dB" for behind, scores in matte["over"].items()),
+                    matte["matte_mse"],
+                    matte["matte_sad"],
+                )
         if any(row["lpips"] is None for row in summary.values()):
             log.info("LPIPS %s", self.metrics.protocol().lpips)
         log.info(
@@ -193,16 +205,44 @@ def _epoch(trainer: Trainer, stage: str) -> int:
     return max(trainer.current_epoch - 1, 0) if stage == "test" else trainer.current_epoch
 
 
-def _summarise(views: dict[str, tuple[ImageScores, float]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Scored:
+    """What is kept of one view."""
+
+    scores: ImageScores
+    seconds: float
+    matte: MatteScores | None
+
+    def entry(self) -> dict[str, Any]:
+        """The view in the file; its matte only where there is one."""
+        return asdict(self.scores) | {"seconds": self.seconds} | ({} if self.matte is None else {"matte": asdict(self.matte)})
+
+
+def _summarise(views: dict[str, _Scored]) -> dict[str, Any]:
     """Means over the views of a dataset, and the scores of each. LPIPS is null where it is not available; the protocol says why."""
-    count = len(views)
-    scores = [s for s, _ in views.values()]
+    mattes = [view.matte for view in views.values() if view.matte is not None]
+    return {
+        **_means([view.scores for view in views.values()]),
+        **({"matte": _matte_means(mattes)} if mattes else {}),
+        "views": len(views),
+        "seconds_per_view": _mean([view.seconds for view in views.values()]),
+        "per_view": {name: view.entry() for name, view in views.items()},
+    }
+
+
+def _matte_means(mattes: list[MatteScores]) -> dict[str, Any]:
+    numbers = {key: _mean([getattr(matte, key) for matte in mattes]) for key in ("psnr_rgba", "matte_mse", "matte_sad")}
+    return numbers | {"over": {name: _means([matte.over[name] for matte in mattes]) for name in mattes[0].over}}
+
+
+def _means(scores: list[ImageScores]) -> dict[str, float | None]:
     lpips = [s.lpips for s in scores if s.lpips is not None]
     return {
-        "psnr": math.fsum(s.psnr for s in scores) / count,
-        "ssim": math.fsum(s.ssim for s in scores) / count,
-        "lpips": math.fsum(lpips) / count if len(lpips) == count else None,
-        "views": count,
-        "seconds_per_view": math.fsum(seconds for _, seconds in views.values()) / count,
-        "per_view": {name: asdict(s) | {"seconds": seconds} for name, (s, seconds) in views.items()},
+        "psnr": _mean([s.psnr for s in scores]),
+        "ssim": _mean([s.ssim for s in scores]),
+        "lpips": _mean(lpips) if len(lpips) == len(scores) else None,
     }
+
+
+def _mean(numbers: list[float]) -> float:
+    return math.fsum(numbers) / len(numbers)

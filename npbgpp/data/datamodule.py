@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
@@ -45,7 +45,8 @@ class DataModule(LightningDataModule):
     Scenes are parsed at construction, so that whatever is wrong with a folder is said before any work starts. At most ``scenes_per_epoch`` training
     scenes are visited in an epoch; the sampler rotates through all of them whether or not loaders are rebuilt between epochs. ``inputs`` is given for
     systems that read photos: training items then carry ``datasets.selection_count`` of them. With ``rule`` training batches are rays through single
-    pixels, and scenes need no cloud.
+    pixels, and scenes need no cloud. ``keeps_colours`` is for systems that learn from mattes: photos keep the colours that are stored, whatever
+    ``datasets.white_bg`` says.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class DataModule(LightningDataModule):
         evaluate_only: bool,
         inputs: InputRule | None = None,
         rule: BatchRule | None = None,
+        keeps_colours: bool = False,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may have no view of a scene to evaluate
-        self.inputs, self.rule = inputs, rule
+        self.inputs, self.rule, self.keeps_colours = inputs, rule, keeps_colours
         if datasets.train_on not in ("split", "all"):
             raise InputError(f"datasets.train_on: expected split or all, got {datasets.train_on}")
         for key in ("compositing", "intrinsics"):
@@ -123,6 +125,8 @@ class DataModule(LightningDataModule):
         }
         choices["paths_file"] = paths_file
         scene = read_scene(s.layout, folder, self.images_root / name, name, cloud, choices)
+        if self.keeps_colours:
+            scene = replace(scene, views=tuple(replace(view, background=None) for view in scene.views))
         if (
             self.rule is None or cloud.path.is_file() or scene.carried_points is not None
         ):  # rays need no cloud, but one tells how deep a scene is

@@ -6,5 +6,12 @@ from npbgpp.systems.npbg import NPBG
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.npbgpp import NPBGPlusPlus
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
+from npbgpp.systems.npcr import NPCR
+from npbgpp.systems.npcr_settings import NPCRSettings
 
-SYSTEMS = {"NeRF": (NeRF, NerfSettings), "NPBG": (NPBG, NPBGSettings), "NPBGPlusPlus": (NPBGPlusPlus, NPBGPlusPlusSettings)}
+SYSTEMS = {
+    "NeRF": (NeRF, NerfSettings),
+    "NPBG": (NPBG, NPBGSettings),
+    "NPBGPlusPlus": (NPBGPlusPlus, NPBGPlusPlusSettings),
+    "NPCR": (NPCR, NPCRSettings),
+}

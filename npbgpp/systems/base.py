@@ -20,6 +20,7 @@ from torch import Tensor
 from npbgpp.data.scene import Batch, Scene
 from npbgpp.distributed import process_rank
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.matte_metrics import MatteScores
 from npbgpp.metrics import ImageMetrics, ImageScores
 
 CHECKPOINT_FORMAT = 1
@@ -34,17 +35,19 @@ class Render:
         mask: probability of the object, None for systems that predict none.
         raster: coloured points without the network, on white; None unless asked for.
         depth: of what is seen, along the viewing axis, scene units; 0 where nothing is, inf at the end of the world; None unless asked for.
+        rgba: colours weighted by opacity, and opacity, of systems that learn mattes.
     """
 
     rgb: Float[Tensor, "b 3 h w"]
     mask: Float[Tensor, "b 1 h w"] | None = None
     raster: Float[Tensor, "b 3 h w"] | None = None
     depth: Float[Tensor, "b 1 h w"] | None = None
+    rgba: Float[Tensor, "b 4 h w"] | None = None
 
 
 @dataclass(frozen=True)
 class ViewResult:
-    """One evaluated view; images are on the CPU in [0, 1]. ``seconds`` is the time of rendering it."""
+    """One evaluated view; images are on the CPU in [0, 1]. ``seconds`` is the time of rendering it; ``matte`` is for systems that learn mattes."""
 
     dataset: str
     view: str
@@ -53,6 +56,7 @@ class ViewResult:
     raster: Float[Tensor, "3 h w"] | None
     scores: ImageScores
     seconds: float
+    matte: MatteScores | None = None
 
 
 class System(LightningModule):
@@ -131,12 +135,21 @@ class System(LightningModule):
             target = self.evaluation_target(batch, k)
             (scores,) = self.metrics(render.rgb, target[None])
             raster = None if render.raster is None else render.raster[0].cpu()
-            results.append(ViewResult(batch.dataset[k], batch.target.names[k], rendered, target.cpu(), raster, scores, seconds))
+            matte = self.matte_scores(render, batch, k)
+            results.append(ViewResult(batch.dataset[k], batch.target.names[k], rendered, target.cpu(), raster, scores, seconds, matte))
         return results
 
     def evaluation_target(self, batch: Batch, k: int) -> Float[Tensor, "3 h w"]:
         """The photo that view k is compared with."""
         return batch.target.image[k]
+
+    def conditions(self) -> dict[str, str]:
+        """What else scores depend on, in words; joins what the data say of themselves."""
+        return {}
+
+    def matte_scores(self, render: Render, batch: Batch, k: int) -> MatteScores | None:
+        """Scores of the opacity of view k, the first one of ``render``; None for systems that learn none."""
+        return None
 
     def begin_training(self, shares_scenes: bool) -> None:
         """What training needs to know of the processes that work together: whether several of them may train the same scene."""
