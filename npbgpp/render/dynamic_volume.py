@@ -3,7 +3,7 @@
 Symbols: n rays, s samples of each; alpha is the opacity of a sample, tau its optical depth: alpha = 1 - exp(-tau). Depths are those of NDC, from 0 to 1.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 LAST_STATIC = 100.0  # what lies behind the last sample is static, up to infinity
 LAST_DYNAMIC = 1e-3
-_PAPER = 0.8  # grey behind the picture of what moves
+PAPER = 0.8  # grey behind the picture of what moves
 _FARTHEST_MOTION = 0.95  # NDC depth behind which nothing moves
 _EMPTY = -10.0  # raw density of what no camera saw
 
@@ -48,21 +48,25 @@ class OneLayer:
     depth: Float[Tensor, " n"]
 
 
+def reach(z: Float[Tensor, "n s"], last: float) -> Float[Tensor, "n s"]:
+    """Distance of each of the sorted depths to the next one, in NDC depth, whatever the length of the direction; ``last`` behind the last one."""
+    return torch.cat([z.diff(dim=-1), torch.full_like(z[:, :1], last)], -1)
+
+
 def optical_depth(
-    sigma: Float[Tensor, "n s"], z: Float[Tensor, "n s"], last: float, noise_std: float = 0.0, generator: torch.Generator | None = None
+    sigma: Float[Tensor, "n s"], distance: Float[Tensor, "n s"], noise_std: float = 0.0, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n s"]:
-    """tau of samples: density after a softplus, times the distance to the next sample in NDC depth, whatever the length of the direction.
+    """tau of samples: density after a softplus, times the distance to the next sample.
 
     Args:
         sigma: raw densities.
-        z: sorted depths.
-        last: what stands for the distance behind the last sample.
+        distance: see ``reach``.
         noise_std: deviation of the normal noise added to the densities.
         generator: source of the noise.
     """
     if noise_std > 0:
         sigma = sigma + noise_std * torch.randn(sigma.shape, generator=generator, device=sigma.device, dtype=sigma.dtype)
-    return torch.cat([z.diff(dim=-1), torch.full_like(z[:, :1], last)], -1) * softplus(sigma)
+    return distance * softplus(sigma)
 
 
 def opacity(tau: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -95,7 +99,7 @@ def composite_one(tau: Float[Tensor, "n s"], rgb: Float[Tensor, "n s 3"], z: Flo
 
 def dynamic_layer(seen: TwoLayers, dynamic_rgb: Float[Tensor, "n s 3"]) -> Float[Tensor, "n 3"]:
     """What moves, as far as static matter does not hide it, on light grey."""
-    return (seen.dynamic_weights[..., None] * dynamic_rgb).sum(-2) + _PAPER * (1 - seen.dynamic_alpha())[:, None]
+    return (seen.dynamic_weights[..., None] * dynamic_rgb).sum(-2) + PAPER * (1 - seen.dynamic_alpha())[:, None]
 
 
 def mean_along(weights: Float[Tensor, "n s"], values: Float[Tensor, "n s 3"]) -> Float[Tensor, "n 3"]:
@@ -130,14 +134,6 @@ def trust_in(warped: TwoLayers, present: TwoLayers) -> Trust:
     """1 minus what the dynamic weights change by when the present is seen with the dynamic matter of a neighbouring moment."""
     change = (warped.dynamic_weights - present.dynamic_weights).detach()
     return Trust(1 - change.abs(), 1 - change.sum(-1).abs())
-
-
-def joined(parts: list[TwoLayers]) -> TwoLayers:
-    """Blocks of rays one after another."""
-    names = ("depth", "static_weights", "dynamic_weights", "weights")
-    whole = replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-    colours = [part.rgb for part in parts if part.rgb is not None]
-    return replace(whole, rgb=torch.cat(colours) if colours else None)
 
 
 def _passed_before(tau: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
