@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from npbgpp.callbacks.run_costs import RunCosts
 from npbgpp.callbacks.videos import video
 from npbgpp.distributed import gather, process_rank
 from npbgpp.files import write_atomically
-from npbgpp.metrics import ImageMetrics, ImageScores
+from npbgpp.metrics import ImageMetrics, ImageScores, MovingScores
 from npbgpp.systems.base import ViewResult
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,20 @@ _FILM_FPS = 10.0
 _SHEET_ROWS = 6  # views per dataset on the contact sheet
 
 
+@dataclass(frozen=True)
+class ViewScores:
+    """All scores of a view, and the seconds that rendering it took."""
+
+    scores: ImageScores
+    moving: MovingScores | None
+    seconds: float
+
+
 class EvaluationWriter(Callback):
     """Writes what an evaluation found below the run folder.
 
-    * ``rendered/<dataset>/<stage>_epoch<E>/<view>_{rendered,gt,raster}.png`` (one ``<view>_debug.png`` strip during training),
+    * ``rendered/<dataset>/<stage>_epoch<E>/<view>_{rendered,gt,raster}.png`` (one ``<view>_debug.png`` strip during training), and
+      ``<view>_parts.png`` for systems that make a view of parts,
     * ``film.mp4`` or ``film.gif`` of the tested views, made from these pictures, where they all have one size,
     * ``metrics.json`` of the last evaluation, ``report.png`` with up to six views per dataset,
     * scores to the loggers and a table to the terminal.
@@ -62,7 +72,7 @@ class EvaluationWriter(Callback):
         self.costs = costs
         self.run_dir, self.metrics, self.conditions = run_dir, metrics, conditions
         self.save_images, self.transform, self.film = save_images, transform, film
-        self._scores: dict[str, dict[str, tuple[ImageScores, float]]] = {}
+        self._scores: dict[str, dict[str, ViewScores]] = {}
         self._rows: dict[str, list[SheetRow]] = {}
 
     # one evaluation is a validation or a test run
@@ -99,7 +109,7 @@ class EvaluationWriter(Callback):
 
     def _collect(self, trainer: Trainer, results: list[ViewResult] | None, stage: str) -> None:
         for result in results or []:
-            self._scores.setdefault(result.dataset, {})[result.view] = (result.scores, result.seconds)
+            self._scores.setdefault(result.dataset, {})[result.view] = ViewScores(result.scores, result.moving, result.seconds)
             rows = self._rows.setdefault(result.dataset, [])
             rendered, target = self._turned(result.rendered), self._turned(result.target)
             raster = None if result.raster is None else self._turned(result.raster)
@@ -115,6 +125,8 @@ class EvaluationWriter(Callback):
             pictures = {"rendered": rendered, "gt": target} | ({} if raster is None else {"raster": raster})
         else:
             pictures = {"debug": torch.cat([p for p in (raster, rendered, target) if p is not None], dim=2)}
+        if result.parts is not None:
+            pictures["parts"] = self._turned(result.parts)
         for kind, picture in pictures.items():
             write_png(folder / f"{result.view}_{kind}.png", picture)
 
@@ -147,8 +159,8 @@ class EvaluationWriter(Callback):
             return
         summary = {name: _summarise(views) for name, views in self._scores.items()}
         for name, row in summary.items():
-            for key in ("psnr", "ssim", "lpips"):
-                if isinstance(row[key], float):
+            for key in ("psnr", "ssim", "lpips", *(field.name for field in fields(MovingScores))):
+                if isinstance(row.get(key), float):
                     pl_module.log(f"{key.upper()}/{name}", row[key])
         if process_rank() != 0:  # all know the same now, one writes
             return
@@ -193,16 +205,25 @@ def _epoch(trainer: Trainer, stage: str) -> int:
     return max(trainer.current_epoch - 1, 0) if stage == "test" else trainer.current_epoch
 
 
-def _summarise(views: dict[str, tuple[ImageScores, float]]) -> dict[str, Any]:
-    """Means over the views of a dataset, and the scores of each. LPIPS is null where it is not available; the protocol says why."""
+def _summarise(views: dict[str, ViewScores]) -> dict[str, Any]:
+    """Means over the views of a dataset, and the scores of each. LPIPS is null where it is not available; the protocol says why.
+
+    Of moving scenes also ``MovingScores``, their means over the views in which something moves.
+    """
     count = len(views)
-    scores = [s for s, _ in views.values()]
+    scores = [view.scores for view in views.values()]
     lpips = [s.lpips for s in scores if s.lpips is not None]
+    moving = [asdict(view.moving) for view in views.values() if view.moving is not None]
+    means = {key: [row[key] for row in moving if row[key] is not None] for key in (moving[0] if moving else ())}
     return {
         "psnr": math.fsum(s.psnr for s in scores) / count,
         "ssim": math.fsum(s.ssim for s in scores) / count,
         "lpips": math.fsum(lpips) / count if len(lpips) == count else None,
+        **{key: math.fsum(values) / len(values) if values else None for key, values in means.items()},
         "views": count,
-        "seconds_per_view": math.fsum(seconds for _, seconds in views.values()) / count,
-        "per_view": {name: asdict(s) | {"seconds": seconds} for name, (s, seconds) in views.items()},
+        "seconds_per_view": math.fsum(view.seconds for view in views.values()) / count,
+        "per_view": {
+            name: asdict(view.scores) | ({} if view.moving is None else asdict(view.moving)) | {"seconds": view.seconds}
+            for name, view in views.items()
+        },
     }

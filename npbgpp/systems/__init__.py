@@ -6,5 +6,12 @@ from npbgpp.systems.npbg import NPBG
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.npbgpp import NPBGPlusPlus
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
+from npbgpp.systems.nsff import NSFF
+from npbgpp.systems.nsff_settings import NsffSettings
 
-SYSTEMS = {"NeRF": (NeRF, NerfSettings), "NPBG": (NPBG, NPBGSettings), "NPBGPlusPlus": (NPBGPlusPlus, NPBGPlusPlusSettings)}
+SYSTEMS = {
+    "NeRF": (NeRF, NerfSettings),
+    "NPBG": (NPBG, NPBGSettings),
+    "NPBGPlusPlus": (NPBGPlusPlus, NPBGPlusPlusSettings),
+    "NSFF": (NSFF, NsffSettings),
+}
