@@ -48,6 +48,7 @@ class Between:
         depth: NDC, 0 to 1.
         dynamic_alpha: how much of each pixel is seen to move.
         dynamic_rgb: what moves, on grey.
+        dynamic_depth: depths by how much moves there; not divided by ``dynamic_alpha``.
         static_rgb, static_depth: as if nothing moved.
     """
 
@@ -55,6 +56,7 @@ class Between:
     depth: Float[Tensor, " n"]
     dynamic_alpha: Float[Tensor, " n"]
     dynamic_rgb: Float[Tensor, "n 3"]
+    dynamic_depth: Float[Tensor, " n"]
     static_rgb: Float[Tensor, "n 3"]
     static_depth: Float[Tensor, " n"]
 
@@ -102,7 +104,7 @@ class _Accumulated:
 
     def __init__(self, like: Float[Tensor, " n"]) -> None:
         self.rgb, self.dynamic_rgb, self.static_rgb = (like.new_zeros(len(like), 3) for _ in range(3))
-        self.depth, self.static_depth = torch.zeros_like(like), torch.zeros_like(like)
+        self.depth, self.dynamic_depth, self.static_depth = (torch.zeros_like(like) for _ in range(3))
         self.alpha, self.dynamic_alpha, self.static_alpha = (torch.zeros_like(like) for _ in range(3))
 
     def add(self, plane: Plane, dynamic: Float[Tensor, "n 3"], dynamic_alpha: Float[Tensor, " n"]) -> None:
@@ -114,6 +116,7 @@ class _Accumulated:
         self.rgb = self.rgb + passed[:, None] * (dynamic + static)
         self.dynamic_rgb = self.dynamic_rgb + passed[:, None] * dynamic
         self.dynamic_alpha = self.dynamic_alpha + passed * dynamic_alpha
+        self.dynamic_depth = self.dynamic_depth + passed * dynamic_alpha * plane.z
         self.depth = self.depth + passed * alpha * plane.z
         self.alpha = self.alpha + passed * alpha
         self.static_rgb = self.static_rgb + passed_static[:, None] * static
@@ -123,7 +126,7 @@ class _Accumulated:
     def finish(self) -> Between:
         """The picture."""
         dynamic_rgb = self.dynamic_rgb + PAPER * (1 - self.dynamic_alpha)[:, None]
-        return Between(self.rgb, self.depth, self.dynamic_alpha, dynamic_rgb, self.static_rgb, self.static_depth)
+        return Between(self.rgb, self.depth, self.dynamic_alpha, dynamic_rgb, self.dynamic_depth, self.static_rgb, self.static_depth)
 
 
 def _pushed(plane: Plane, flow: Float[Tensor, "n 2"], image_size: tuple[int, int]) -> tuple[Float[Tensor, "n 3"], Float[Tensor, " n"]]:

@@ -4,7 +4,7 @@ Symbols: n rays of a batch, all of one moment; N moments of the video. Coordinat
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,16 +28,23 @@ from npbgpp.systems.base import Render, System
 from npbgpp.systems.hard_pixels import HardPixels
 from npbgpp.systems.nsff_objective import loss_terms, weighted_means
 from npbgpp.systems.nsff_settings import NsffSettings
-from npbgpp.systems.nsff_views import Seeing, flow_picture, grey
+from npbgpp.systems.nsff_views import Seeing, TimedCamera, flow_picture, grey
 from npbgpp.systems.optimisers import optimisers
 
 
 @dataclass(frozen=True)
 class NsffRender(Render):
-    """One rendered view, with all that was seen. ``moment`` is when."""
+    """One rendered view.
+
+    Attributes:
+        look: all that was seen, row by row; None between moments.
+        moment: when.
+        motion: of what is seen until the next moment, as colours; None unless asked for.
+    """
 
     look: Look | None = None
     moment: int = 0
+    motion: Float[Tensor, "1 3 h w"] | None = None
 
 
 class NSFF(System):
@@ -140,13 +147,35 @@ class NSFF(System):
 
     def render_at(self, camera: Cameras, moment: int, raster: bool = False, depth: bool = False) -> NsffRender:
         """One view of a moment."""
-        with torch.no_grad(), self.autocast_free():
-            seeing, camera = self.seeing(), camera.to(self.device)
-            look = seeing.look(camera, moment)
-            rgb = seeing.colours(look, "full").T.view(1, 3, *camera.image_size)
-            nearness = grey(1 - look.depth.view(camera.image_size))[None] if raster else None
-            depths = seeing.depth(look, camera, "full").view(1, 1, *camera.image_size) if depth else None
-            return NsffRender(rgb, None, nearness, depths, look, moment)
+        (found,) = self.film([TimedCamera(camera, moment)], raster=raster, depth=depth)
+        return found
+
+    def film(
+        self, path: Sequence[TimedCamera], part: str = "full", raster: bool = False, depth: bool = False, motion: bool = False
+    ) -> Iterator[NsffRender]:
+        """Views one after another.
+
+        Args:
+            path: which camera looks when.
+            part: full, static or dynamic.
+            raster: ask for the picture of nearness.
+            depth: ask for depths.
+            motion: ask for the motion of what is seen, of which nothing is known between moments.
+        """
+        seeing = self.seeing()
+        # a camera that looks several times in a row stays one camera
+        moved = {id(timed.camera): timed.camera.to(self.device) for timed in path}
+        path = [TimedCamera(moved[id(timed.camera)], timed.moment, timed.share) for timed in path]
+        looks = seeing.along(path)
+        for timed in path:
+            with torch.no_grad(), self.autocast_free():
+                look, size = next(looks), timed.camera.image_size
+                rgb = seeing.colours(look, part).T.view(1, 3, *size)
+                nearness = grey(1 - look.depth.view(size))[None] if raster else None
+                depths = seeing.depth(look, timed.camera, part).view(1, 1, *size) if depth else None
+                seen = look if isinstance(look, Look) else None
+                flow = flow_picture(seeing.motion(seen, timed.camera))[None] if motion and seen is not None else None
+            yield NsffRender(rgb, None, nearness, depths, seen, timed.moment, flow)
 
     # -------------------------------------------------------------- evaluation
     def render_target(self, batch: Batch, k: int) -> Render:

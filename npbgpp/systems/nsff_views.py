@@ -109,7 +109,7 @@ class Seeing:
         """The picture of everything (``full``), of the static scene or of what moves (on grey)."""
         return {"full": look.rgb, "static": look.static_rgb, "dynamic": look.dynamic_rgb}[part].clamp(0, 1)
 
-    def depth(self, look: Look, camera: Cameras, part: str) -> Float[Tensor, " n"]:
+    def depth(self, look: Look | Between, camera: Cameras, part: str) -> Float[Tensor, " n"]:
         """Depth along the viewing axis, scene units; of what moves 0 where less than half of a ray does."""
         rays, _ = self.rays(camera)
         z = look.static_depth if part == "static" else look.depth

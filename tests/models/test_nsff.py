@@ -243,7 +243,7 @@ def test_at_a_moment_planes_give_the_look(importance):
         look, z = field.look(rays, told, 1, left_half), field.depths(rays, told, 1, left_half)
         planes = [tuple(field.plane(rays, told, when, z, k, left_half, chunk=4) for when in (1, 2)) for k in range(z.shape[1])]
         (made,) = pictures_between(planes, [0.0], (2, 3), lambda xyz: xyz, lambda xyz: 30 * xyz[:, :2])
-    for name in ("rgb", "depth", "dynamic_alpha", "dynamic_rgb", "static_rgb", "static_depth"):
+    for name in ("rgb", "depth", "dynamic_alpha", "dynamic_rgb", "dynamic_depth", "static_rgb", "static_depth"):
         torch.testing.assert_close(getattr(made, name), getattr(look, name), rtol=1e-9, atol=1e-9)
 
 

@@ -62,6 +62,7 @@ def by_hand(planes: list[tuple[Plane, Plane]], share: float) -> Between:
             "depth": zero,
             "dynamic_alpha": zero,
             "dynamic_rgb": black,
+            "dynamic_depth": zero,
             "static_rgb": black,
             "static_depth": zero,
             "a": zero,
@@ -84,6 +85,7 @@ def by_hand(planes: list[tuple[Plane, Plane]], share: float) -> Between:
             row["rgb"] = row["rgb"] + (1 - row["a"]) * (colour + static * now.static_rgb[i])
             row["dynamic_rgb"] = row["dynamic_rgb"] + (1 - row["a"]) * colour
             row["dynamic_alpha"] = row["dynamic_alpha"] + (1 - row["a"]) * moving
+            row["dynamic_depth"] = row["dynamic_depth"] + (1 - row["a"]) * moving * now.z[i]
             row["depth"] = row["depth"] + (1 - row["a"]) * both * now.z[i]
             row["static_rgb"] = row["static_rgb"] + (1 - row["s"]) * static * now.static_rgb[i]
             row["static_depth"] = row["static_depth"] + (1 - row["s"]) * static * now.z[i]
