@@ -192,8 +192,9 @@ class Nsff(nn.Module):
         s = self.sampling
         coarse, z = self._depths(rays, told, moment, s.perturb, s.noise_std, True, None, generator)
         xyz = rays.points(z)
-        still = self._static(self.nerf_fine, xyz, told, moment, True)
-        there, motion = self._dynamic(self.nerf_fine, xyz, moment, True, moment + 1 < self.moments, moment > 0)
+        points = self.nerf_fine.embedded(xyz.flatten(0, 1))
+        still = self._static(self.nerf_fine, points, told, moment, True)
+        there, motion = self._dynamic(self.nerf_fine, points, moment, True, moment + 1 < self.moments, moment > 0)
         assert still.rgb is not None and there.rgb is not None
         static_tau = optical_depth(still.sigma.view_as(z), reach(z, LAST_STATIC), s.noise_std, generator)
         static_rgb = still.rgb.view_as(xyz)
@@ -209,7 +210,8 @@ class Nsff(nn.Module):
             if offset is None:
                 return None
             gone = xyz + near_motion(offset.view_as(xyz), z)
-            matter, back = self._dynamic(self.nerf_fine, gone, neighbour, True, neighbour < moment, neighbour > moment)
+            arrived = self.nerf_fine.embedded(gone.flatten(0, 1))
+            matter, back = self._dynamic(self.nerf_fine, arrived, neighbour, True, neighbour < moment, neighbour > moment)
             home = back.forward if back.backward is None else back.backward
             assert home is not None
             warped = composited(matter)
@@ -274,8 +276,9 @@ class Nsff(nn.Module):
         xyz = rays.points(z[:, k : k + 1])[:, 0]
         parts = []
         for block, seen_along in zip(xyz.split(chunk), told.split(chunk), strict=True):
-            still = self._static(self.nerf_fine, block[:, None], seen_along, moment, True)
-            there, motion = self._dynamic(self.nerf_fine, block[:, None], moment, True, True, True)
+            points = self.nerf_fine.embedded(block)
+            still = self._static(self.nerf_fine, points, seen_along, moment, True)
+            there, motion = self._dynamic(self.nerf_fine, points, moment, True, True, True)
             sigma = there.sigma if seen_by_camera is None else unseen_is_empty(there.sigma[:, None], seen_by_camera(block)[:, None])[:, 0]
             parts.append((still.sigma, still.rgb, sigma, there.rgb, motion.forward, motion.backward))
         static_sigma, static_rgb, dynamic_sigma, dynamic_rgb, forward, backward = (torch.cat(values) for values in zip(*parts, strict=True))
@@ -303,8 +306,9 @@ class Nsff(nn.Module):
     def _look(self, rays: Rays, told: Float[Tensor, "n 3"], moment: int, seen_by_camera: Seen | None) -> Look:
         _, z = self._depths(rays, told, moment, 0.0, 0.0, False, seen_by_camera, None)
         xyz = rays.points(z)
-        still = self._static(self.nerf_fine, xyz, told, moment, True)
-        there, motion = self._dynamic(self.nerf_fine, xyz, moment, True, True, True)
+        points = self.nerf_fine.embedded(xyz.flatten(0, 1))
+        still = self._static(self.nerf_fine, points, told, moment, True)
+        there, motion = self._dynamic(self.nerf_fine, points, moment, True, True, True)
         assert still.rgb is not None and there.rgb is not None and motion.forward is not None and motion.backward is not None
         static_tau = optical_depth(still.sigma.view_as(z), reach(z, LAST_STATIC))
         static_rgb, dynamic_rgb = still.rgb.view_as(xyz), there.rgb.view_as(xyz)
@@ -341,8 +345,9 @@ class Nsff(nn.Module):
         if self.nerf_coarse is None:
             return None, z
         xyz = rays.points(z)
-        still = self._static(self.nerf_coarse, xyz, told, moment, colours)
-        there, _ = self._dynamic(self.nerf_coarse, xyz, moment, colours, False, False)
+        points = self.nerf_coarse.embedded(xyz.flatten(0, 1))
+        still = self._static(self.nerf_coarse, points, told, moment, colours)
+        there, _ = self._dynamic(self.nerf_coarse, points, moment, colours, False, False)
         static_tau = optical_depth(still.sigma.view_as(z), reach(z, LAST_STATIC), noise_std, generator)
         dynamic_tau = optical_depth(_where_seen(there.sigma.view_as(z), xyz, seen_by_camera), reach(z, LAST_DYNAMIC), noise_std, generator)
         static_rgb, dynamic_rgb = (None if matter.rgb is None else matter.rgb.view_as(xyz) for matter in (still, there))
@@ -354,18 +359,19 @@ class Nsff(nn.Module):
         ]
         return coarse, torch.cat([z, *drawn], -1).sort(-1).values
 
-    def _static(self, field: SpaceTimeField, xyz: Float[Tensor, "n s 3"], told: Float[Tensor, "n 3"], moment: int, colours: bool) -> Matter:
-        flat = xyz.flatten(0, 1)
+    def _static(
+        self, field: SpaceTimeField, points: Float[Tensor, "p e"], told: Float[Tensor, "n 3"], moment: int, colours: bool
+    ) -> Matter:
+        along = told.repeat_interleave(len(points) // len(told), 0) if len(told) else told
         appearance = None
         if self.embedding_a is not None and field is self.nerf_fine:
-            appearance = self.embedding_a.weight[moment].expand(len(flat), -1)
-        return field.static(flat, told[:, None].expand_as(xyz).flatten(0, 1), appearance, colours)
+            appearance = self.embedding_a.weight[moment].expand(len(points), -1)
+        return field.static(points, along, appearance, colours)
 
     def _dynamic(
-        self, field: SpaceTimeField, xyz: Float[Tensor, "n s 3"], moment: int, colours: bool, forward: bool, backward: bool
+        self, field: SpaceTimeField, points: Float[Tensor, "p e"], moment: int, colours: bool, forward: bool, backward: bool
     ) -> tuple[Matter, Motion]:
-        flat = xyz.flatten(0, 1)
-        return field.dynamic(flat, self.embedding_t.weight[moment].expand(len(flat), -1), colours, forward, backward)
+        return field.dynamic(points, self.embedding_t.weight[moment].expand(len(points), -1), colours, forward, backward)
 
 
 def _where_seen(sigma: Float[Tensor, "n s"], xyz: Float[Tensor, "n s 3"], seen_by_camera: Seen | None) -> Float[Tensor, "n s"]:

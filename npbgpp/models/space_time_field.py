@@ -107,9 +107,13 @@ class SpaceTimeField(nn.Module):
             self.transient_flow_fw = nn.Sequential(nn.Linear(width, 3), nn.Tanh())
             self.transient_flow_bw = nn.Sequential(nn.Linear(width, 3), nn.Tanh())
 
+    def embedded(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n e"]:
+        """Points as both networks read them."""
+        return embed(xyz, self.xyz_frequencies)
+
     def static(
         self,
-        xyz: Float[Tensor, "n 3"],
+        points: Float[Tensor, "n e"],
         directions: Float[Tensor, "n 3"],
         appearance: Float[Tensor, "n k"] | None = None,
         colours: bool = True,
@@ -117,12 +121,12 @@ class SpaceTimeField(nn.Module):
         """What never moves.
 
         Args:
-            xyz: points.
+            points: see ``embedded``.
             directions: that they are looked at along; networks without view directions do not look at them.
             appearance: code of the photo, for networks that have one, and for no others.
             colours: ask for them.
         """
-        hidden = through_trunk(self, "static_xyz_encoding", embed(xyz, self.xyz_frequencies), self.depth, self.skips)
+        hidden = through_trunk(self, "static_xyz_encoding", points, self.depth, self.skips)
         sigma = self.static_sigma(hidden)[:, 0]
         if not colours:
             return Matter(sigma, None)
@@ -134,19 +138,19 @@ class SpaceTimeField(nn.Module):
         return Matter(sigma, self.static_rgb(feature))
 
     def dynamic(
-        self, xyz: Float[Tensor, "n 3"], time: Float[Tensor, "n k"], colours: bool = True, forward: bool = False, backward: bool = False
+        self, points: Float[Tensor, "n e"], time: Float[Tensor, "n k"], colours: bool = True, forward: bool = False, backward: bool = False
     ) -> tuple[Matter, Motion]:
         """What is there at a moment, and where it comes from or goes to.
 
         Args:
-            xyz: points.
+            points: see ``embedded``.
             time: code of the moment of each.
             colours: ask for them.
             forward: ask for the motion to the next moment.
             backward: ask for the motion to the moment before.
         """
-        embedded = torch.cat([embed(xyz, self.xyz_frequencies), time], -1)
-        feature = self.transient_xyz_encoding_final(through_trunk(self, "transient_xyz_encoding", embedded, self.depth, self.skips))
+        timed = torch.cat([points, time], -1)
+        feature = self.transient_xyz_encoding_final(through_trunk(self, "transient_xyz_encoding", timed, self.depth, self.skips))
         matter = Matter(self.transient_sigma(feature)[:, 0], self.transient_rgb(feature) if colours else None)
         assert self.flow_scale is not None or not (forward or backward), "this field knows of no motion"
         scale = self.flow_scale or 0.0

@@ -5,7 +5,7 @@ Symbols: n rays of a batch, all of one moment; N moments of the video. Coordinat
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, UInt8
@@ -27,7 +27,7 @@ from npbgpp.paths import Bases
 from npbgpp.systems.base import Render, System
 from npbgpp.systems.hard_pixels import HardPixels
 from npbgpp.systems.nsff_objective import loss_terms, weighted_means
-from npbgpp.systems.nsff_settings import NsffSettings
+from npbgpp.systems.nsff_settings import LossWeights, NsffSettings
 from npbgpp.systems.nsff_views import Seeing, TimedCamera, flow_picture, grey
 from npbgpp.systems.optimisers import optimisers
 
@@ -86,6 +86,8 @@ class NSFF(System):
         self.register_buffer("frame_names", _packed(self.scene))
         self.frame_names: Tensor
         self.hard = None if pixel_weights is None else HardPixels(pixel_weights)
+        coarse = () if self.field.nerf_coarse is not None else ("coarse_colour", "coarse_disparity")
+        self._terms = [key.name for key in fields(LossWeights) if getattr(settings.loss_weights, key.name) > 0 and key.name not in coarse]
         self._last_batch_end: float | None = None
 
     # -------------------------------------------------------------- beginnings
@@ -121,6 +123,10 @@ class NSFF(System):
             raise InputError(
                 f"weights_path: expected weights of the {len(self.frame)} frames of scene {self.scene.name} ({_span(ours)}), got those of "
                 f"{sizes.moments}{trained}; choose the frames that were trained with datasets.start_end=[first,end]"
+            )
+        if names is None and sizes.view_directions and self.settings.world_viewdirs:
+            raise InputError(
+                "system.world_viewdirs: expected false for weights of nsff_pl, whose static colours were told directions in NDC, got true; set it to false"
             )
         self.field = self._make_field(moments=len(self.frame), **sizes.changes(self.field))
 
@@ -237,8 +243,8 @@ class NSFF(System):
             self.hard.record(moment, batch.pixel, seen.seen.rgb.detach(), batch.rgb)
         now = time.perf_counter()
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        for name, value in parts.items():
-            self.log(f"loss_{name}", value.detach(), batch_size=len(batch))
+        for name in self._terms:  # also those that this batch lacks: Lightning would log their last values again
+            self.log(f"loss_{name}", parts[name].detach() if name in parts else 0.0, batch_size=len(batch))
         error = mse_loss(seen.seen.rgb.detach(), batch.rgb)
         self.log("psnr", -10 * torch.log10(error.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
         self.log("points", float(len(batch)), logger=False, batch_size=len(batch))

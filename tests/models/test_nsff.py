@@ -47,11 +47,11 @@ class Plain:
         code = None
         if self.field.embedding_a is not None and net is self.field.nerf_fine:
             code = self.field.embedding_a.weight[self.moment][None]
-        matter = net.static(point[None], told[None], code)
+        matter = net.static(net.embedded(point[None]), told[None], code)
         return torch.log(1 + torch.exp(matter.sigma[0])), matter.rgb[0]
 
     def dynamic(self, net, point, moment, flow):
-        matter, motion = net.dynamic(point[None], self.field.embedding_t.weight[moment][None], True, flow, flow)
+        matter, motion = net.dynamic(net.embedded(point[None]), self.field.embedding_t.weight[moment][None], True, flow, flow)
         sigma = matter.sigma[0]
         if self.seen is not None and not self.seen(point[None])[0]:
             sigma = torch.full_like(sigma, -10.0)

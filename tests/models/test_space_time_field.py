@@ -32,28 +32,30 @@ def points(n: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_static_matter_knows_directions_and_no_time():
     field = SpaceTimeField(**SMALL)
     xyz, directions, _ = points()
-    seen, aside = field.static(xyz, directions), field.static(xyz, -directions)
+    seen, aside = field.static(field.embedded(xyz), directions), field.static(field.embedded(xyz), -directions)
     assert torch.equal(seen.sigma, aside.sigma) and not torch.allclose(seen.rgb, aside.rgb)
-    assert field.static(xyz, directions, colours=False).rgb is None
+    assert field.static(field.embedded(xyz), directions, colours=False).rgb is None
     blind = SpaceTimeField(**SMALL, view_directions=False)
-    assert torch.equal(blind.static(xyz, directions).rgb, blind.static(xyz, -directions).rgb)
+    assert torch.equal(blind.static(blind.embedded(xyz), directions).rgb, blind.static(blind.embedded(xyz), -directions).rgb)
 
 
 def test_appearance_changes_static_colours_only():
     field = SpaceTimeField(**SMALL, appearance_channels=4)
     xyz, directions, _ = points()
-    one, two = (field.static(xyz, directions, torch.full((5, 4), value)) for value in (-1.0, 1.0))
+    one, two = (field.static(field.embedded(xyz), directions, torch.full((5, 4), value)) for value in (-1.0, 1.0))
     assert torch.equal(one.sigma, two.sigma) and not torch.allclose(one.rgb, two.rgb)
 
 
 def test_dynamic_matter_and_motion_depend_on_time():
     field = SpaceTimeField(**SMALL, flow_scale=0.03)
     xyz, _, time = points()
-    (now, motion), (later, later_motion) = (field.dynamic(xyz, code, forward=True, backward=True) for code in (time, time + 1))
+    (now, motion), (later, later_motion) = (
+        field.dynamic(field.embedded(xyz), code, forward=True, backward=True) for code in (time, time + 1)
+    )
     assert not torch.allclose(now.sigma, later.sigma) and not torch.allclose(now.rgb, later.rgb)
     assert not torch.allclose(motion.forward, later_motion.forward) and not torch.allclose(motion.forward, motion.backward)
     assert motion.forward.abs().max() <= 0.03 and ((now.rgb > 0) & (now.rgb < 1)).all()
-    matter, none = field.dynamic(xyz, time, colours=False)
+    matter, none = field.dynamic(field.embedded(xyz), time, colours=False)
     assert matter.rgb is None and none.forward is None and none.backward is None and torch.equal(matter.sigma, now.sigma)
 
 
@@ -61,12 +63,12 @@ def test_dynamic_density_comes_from_the_final_feature():
     """nsff_pl reads the static density before the last layer and the dynamic one behind it."""
     field = SpaceTimeField(**SMALL)
     xyz, directions, time = points()
-    static, (dynamic, _) = field.static(xyz, directions).sigma, field.dynamic(xyz, time)
+    static, (dynamic, _) = field.static(field.embedded(xyz), directions).sigma, field.dynamic(field.embedded(xyz), time)
     for layer in (field.static_xyz_encoding_final, field.transient_xyz_encoding_final):
         layer.weight.data.zero_()
         layer.bias.data.zero_()
-    assert torch.equal(field.static(xyz, directions).sigma, static)
-    assert torch.allclose(field.dynamic(xyz, time)[0].sigma, field.transient_sigma.bias) and not torch.allclose(
+    assert torch.equal(field.static(field.embedded(xyz), directions).sigma, static)
+    assert torch.allclose(field.dynamic(field.embedded(xyz), time)[0].sigma, field.transient_sigma.bias) and not torch.allclose(
         dynamic.sigma, field.transient_sigma.bias
     )
 
