@@ -117,18 +117,27 @@ class NSFF(System):
     def adapt_to_weights(self, weights: dict[str, Tensor]) -> None:
         """See System.adapt_to_weights: the field takes the sizes of the checkpoint. Raises InputError for a checkpoint of other frames."""
         sizes = architecture_of({name.removeprefix("field."): value for name, value in weights.items() if name.startswith("field.")})
-        names, ours = weights.get("frame_names"), _names(self.frame_names)
-        if sizes.moments != len(self.frame) or (names is not None and not torch.equal(names, self.frame_names)):
-            trained = f" ({_span(_names(names))})" if names is not None else ""
-            raise InputError(
-                f"weights_path: expected weights of the {len(self.frame)} frames of scene {self.scene.name} ({_span(ours)}), got those of "
-                f"{sizes.moments}{trained}; choose the frames that were trained with datasets.start_end=[first,end]"
-            )
-        if names is None and sizes.view_directions and self.settings.world_viewdirs:
+        self._check_frames(sizes.moments, weights.get("frame_names"), "weights_path")
+        if "frame_names" not in weights and sizes.view_directions and self.settings.world_viewdirs:
             raise InputError(
                 "system.world_viewdirs: expected false for weights of nsff_pl, whose static colours were told directions in NDC, got true; set it to false"
             )
         self.field = self._make_field(moments=len(self.frame), **sizes.changes(self.field))
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuses to go on with the training of other frames."""
+        state = checkpoint["state_dict"]
+        self._check_frames(len(state["field.embedding_t.weight"]), state["frame_names"], "trainer.resume_from_checkpoint")
+
+    def _check_frames(self, moments: int, names: Tensor | None, key: str) -> None:
+        """Raises InputError for weights of other frames than those of the run; ``names`` is None where a checkpoint does not say them."""
+        if moments == len(self.frame) and (names is None or torch.equal(names.cpu(), self.frame_names.cpu())):
+            return
+        trained = "" if names is None else f" ({_span(names)})"
+        raise InputError(
+            f"{key}: expected weights of the {len(self.frame)} frames of scene {self.scene.name} ({_span(self.frame_names)}), got those of "
+            f"{moments}{trained}; choose the frames that were trained with datasets.start_end=[first,end]"
+        )
 
     # --------------------------------------------------------------- rendering
     def seeing(self) -> Seeing:
@@ -272,9 +281,7 @@ def _packed(scene: Scene) -> UInt8[Tensor, " bytes"]:
     return torch.tensor(list("\n".join(view.name for view in scene.frames).encode()), dtype=torch.uint8)
 
 
-def _names(packed: UInt8[Tensor, " bytes"]) -> list[str]:
-    return bytes(packed.cpu().tolist()).decode(errors="replace").split("\n")
-
-
-def _span(names: Sequence[str]) -> str:
+def _span(packed: UInt8[Tensor, " bytes"]) -> str:
+    """The first and the last of them."""
+    names = bytes(packed.cpu().tolist()).decode(errors="replace").split("\n")
     return f"{names[0]} to {names[-1]}"

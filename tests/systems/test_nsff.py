@@ -287,6 +287,8 @@ def test_weights_of_as_many_other_frames(run_nsff, tmp_path):
     early = run_nsff(tmp_path, "datasets.start_end=[0,6]")
     with pytest.raises(InputError, match=r"\(00002 to 00007\), got those of 6 \(00000 to 00005\)"):
         run_nsff(tmp_path, "eval_only=true", f"weights_path={early / LAST}", "datasets.start_end=[2,8]", name="late")
+    with pytest.raises(InputError, match=r"resume_from_checkpoint: expected weights of the 6 frames.*\(00000 to 00005\)"):
+        run_nsff(tmp_path, f"trainer.resume_from_checkpoint={early / LAST}", "trainer.max_epochs=2", "datasets.start_end=[2,8]", name="on")
 
 
 def test_another_system(run_nsff, run_nerf, tiny_root, tmp_path):

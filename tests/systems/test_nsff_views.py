@@ -102,4 +102,4 @@ def test_pictures_of_flow_and_of_numbers():
     picture = flow_picture(flow)
     assert torch.equal(picture[:, 1, 1], torch.ones(3)), "unknown flow is drawn like none"
     assert (picture[:, 0, 0] - picture[:, 1, 2]).abs().max() > 0.3, "opposite directions have other hues"
-    assert grey(torch.tensor([[1.0, 3.0, 9.0]]), 1, 5)[0].tolist() == [[0.0, 0.5, 1.0]]
+    assert grey(torch.tensor([[1.0, 3.0, 9.0]]), 1.0, 5.0)[0].tolist() == [[0.0, 0.5, 1.0]]
