@@ -243,18 +243,18 @@ class NSFF(System):
         """Compares rays with what is known of their pixels, and moments with their neighbours."""
         s, moment = self.settings, int(batch.moment[0])
         rays, told = self.seeing().ndc(batch.origins, batch.directions, batch.view_directions)
-        seen = self.field.train_on(rays, told, moment)
-        terms = loss_terms(seen, batch, self._frame(), moment, s.thickness)
+        rendered = self.field.train_on(rays, told, moment)
+        terms = loss_terms(rendered, batch, self._frame(), moment, s.thickness)
         parts = weighted_means(terms, s.loss_weights, s.loss_schedule, self.current_epoch, self.global_step, s.topk)
         loss = torch.stack(list(parts.values())).sum()
-        assert seen.seen.rgb is not None
+        assert rendered.seen.rgb is not None
         if self.hard is not None:
-            self.hard.record(moment, batch.pixel, seen.seen.rgb.detach(), batch.rgb)
+            self.hard.record(moment, batch.pixel, rendered.seen.rgb.detach(), batch.rgb)
         now = time.perf_counter()
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         for name in self._terms:  # also those that this batch lacks: Lightning would log their last values again
             self.log(f"loss_{name}", parts[name].detach() if name in parts else 0.0, batch_size=len(batch))
-        error = mse_loss(seen.seen.rgb.detach(), batch.rgb)
+        error = mse_loss(rendered.seen.rgb.detach(), batch.rgb)
         self.log("psnr", -10 * torch.log10(error.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
         self.log("points", float(len(batch)), logger=False, batch_size=len(batch))
         if self._last_batch_end is not None:

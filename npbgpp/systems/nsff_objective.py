@@ -20,46 +20,46 @@ _NEAR_SAMPLES = 0.95  # part of the samples whose motion is measured in lengths:
 _OF_GEOMETRY = ("disparity", "coarse_disparity", "flow_forward", "flow_backward")
 
 
-def loss_terms(seen: Training, batch: VideoBatch, frame: VideoFrame, moment: int, thickness: int) -> dict[str, Tensor]:
+def loss_terms(rendered: Training, batch: VideoBatch, frame: VideoFrame, moment: int, thickness: int) -> dict[str, Tensor]:
     """Every term of ``LossWeights`` that this batch has, before means: at the first and the last moment a neighbour is lacking, and so are its terms.
 
     Args:
-        seen: the rays of the batch.
+        rendered: the rays of the batch.
         batch: what they are to see.
         frame: coordinates of the field.
         moment: of the batch.
         thickness: see ``space_time_losses.cross_entropy``.
     """
-    assert seen.seen.rgb is not None
-    terms = {"colour": losses.colour(seen.seen.rgb, batch.rgb)}
+    assert rendered.seen.rgb is not None
+    terms = {"colour": losses.colour(rendered.seen.rgb, batch.rgb)}
     has_disparity = bool(torch.isfinite(batch.disparity).all())
     if has_disparity:
-        terms["disparity"] = losses.relative_depth(seen.seen.depth, batch.disparity)
-    if seen.coarse is not None and seen.coarse.rgb is not None:
-        terms["coarse_colour"] = losses.colour(seen.coarse.rgb, batch.rgb)
+        terms["disparity"] = losses.relative_depth(rendered.seen.depth, batch.disparity)
+    if rendered.coarse is not None and rendered.coarse.rgb is not None:
+        terms["coarse_colour"] = losses.colour(rendered.coarse.rgb, batch.rgb)
         if has_disparity:
-            terms["coarse_disparity"] = losses.relative_depth(seen.coarse.depth, batch.disparity)
-    terms["entropy"] = losses.entropy(seen.seen.dynamic_weights)
-    terms["cross_entropy"] = losses.cross_entropy(seen.seen.static_weights, seen.seen.dynamic_weights, thickness)
+            terms["coarse_disparity"] = losses.relative_depth(rendered.coarse.depth, batch.disparity)
+    terms["entropy"] = losses.entropy(rendered.seen.dynamic_weights)
+    terms["cross_entropy"] = losses.cross_entropy(rendered.seen.static_weights, rendered.seen.dynamic_weights, thickness)
     for name, warp, neighbour, target in (
-        ("flow_forward", seen.forward, moment + 1, batch.uv_forward_px),
-        ("flow_backward", seen.backward, moment - 1, batch.uv_backward_px),
+        ("flow_forward", rendered.forward, moment + 1, batch.uv_forward_px),
+        ("flow_backward", rendered.backward, moment - 1, batch.uv_backward_px),
     ):
         if warp is not None:
             uv_px, depth = frame.project(frame.ndc_to_field(warp.point), neighbour)
             found = losses.optical_flow(uv_px, target, depth > 0)
             if len(found):
                 terms[name] = found
-    warps = [warp for warp in (seen.forward, seen.backward) if warp is not None]
+    warps = [warp for warp in (rendered.forward, rendered.backward) if warp is not None]
     terms["photometric"] = _total([losses.photometric(_rgb(warp), batch.rgb, warp.trust.rays) for warp in warps])
-    terms["cycle"] = _total([losses.cycle(warp.returned, seen.xyz, warp.trust.samples) for warp in warps])
-    return terms | _motion_terms(seen, frame)
+    terms["cycle"] = _total([losses.cycle(warp.returned, rendered.xyz, warp.trust.samples) for warp in warps])
+    return terms | _motion_terms(rendered, frame)
 
 
-def _motion_terms(seen: Training, frame: VideoFrame) -> dict[str, Tensor]:
-    near = max(2, int(_NEAR_SAMPLES * seen.xyz.shape[1]))
-    xyz = frame.ndc_to_field(seen.xyz[:, :near])
-    moved = [frame.ndc_to_field(warp.xyz[:, :near]) for warp in (seen.forward, seen.backward) if warp is not None]
+def _motion_terms(rendered: Training, frame: VideoFrame) -> dict[str, Tensor]:
+    near = max(2, int(_NEAR_SAMPLES * rendered.xyz.shape[1]))
+    xyz = frame.ndc_to_field(rendered.xyz[:, :near])
+    moved = [frame.ndc_to_field(warp.xyz[:, :near]) for warp in (rendered.forward, rendered.backward) if warp is not None]
     terms = {
         "least_motion": _total([losses.least_motion(xyz, there) for there in moved]),
         "spatial_smoothness": _total([losses.spatial_smoothness(xyz, there) for there in moved]),
