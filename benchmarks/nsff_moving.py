@@ -71,9 +71,11 @@ def main() -> None:
     """Prints one line per quantity."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
+    parser.add_argument("--checkpoint", default="last", help="name of a file in the checkpoints of the run")
+    parser.add_argument("--every", type=int, default=1, help="look at every n-th view only")
     options, overrides = parser.parse_known_args()
     config, bases = run_config(options.run.resolve())
-    scene_name = evaluation_of(config, options.run.resolve(), "last", None, overrides)
+    scene_name = evaluation_of(config, options.run.resolve(), options.checkpoint, None, overrides)
     parts = assemble(config, bases, needs_test_views=False)
     system, scene = parts.system.eval(), parts.data.scenes[scene_name]
     assert isinstance(system, NSFF), "expected a run of system=nsff"
@@ -81,7 +83,7 @@ def main() -> None:
     print(machine())
 
     overlap, square, copied = Overlap(), Errors(), Errors()
-    tested = [scene.views[i] for i in scene.splits["test"]]
+    tested = [scene.views[i] for i in scene.splits["test"]][:: options.every]
     for view in tested:
         moving, photo, size = ~read_static(view), photo_of(view), view.camera.image_size
         look = seeing.look(view.camera, view.moment)
@@ -90,14 +92,16 @@ def main() -> None:
         copied.add(((photo_of(frames[view.moment]) - photo) ** 2).mean(0), moving)
 
     own, flow, still = Overlap(), Errors(), Errors()
-    for k, view in enumerate(frames[:-1]):
+    watched = frames[: -1 : options.every]
+    for view in watched:
+        k = view.moment
         moving, known = ~read_static(view), read_uv(view, True)
         look = seeing.look(view.camera, k)
         own.add(look.dynamic_alpha.view(view.camera.image_size) > 0.5, moving)
         flow.add((seeing.optical_flow(look, k, True) - known).norm(dim=-1), moving)
         still.add(known.norm(dim=-1), moving)
 
-    print(f"{len(tested)} held-out views, {len(frames)} frames; everywhere / where something moves")
+    print(f"{len(tested)} held-out views, {len(watched)} frames; everywhere / where something moves")
     for name, errors in (("NSFF", square), ("frame of that moment", copied)):
         everywhere, there = errors.means()
         print(f"PSNR of held-out views, {name:22s} {decibels(everywhere):6.2f} / {decibels(there):6.2f} dB")
