@@ -146,6 +146,8 @@ def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
     saved = read_weights(path)
     _check_origin(system, path, saved.origin, strict)
     weights = system.translate_weights(saved.tensors)
+    if strict:
+        system.adapt_to_weights(weights)
     own = system.state_dict()
     shapes = [
         f"{k}: {tuple(weights[k].shape)} in the file, {tuple(own[k].shape)} in the system"

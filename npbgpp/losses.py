@@ -67,6 +67,14 @@ def ssim(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) 
     return values
 
 
+def ssim_map(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Structural similarity of each pixel and channel: the map whose mean `ssim` is. Raises InputError as `ssim`."""
+    _check_ssim_size(rendering)
+    dtype = torch.promote_types(rendering.dtype, torch.float32)
+    with torch.autocast(device_type=rendering.device.type, enabled=False):
+        return _similarity(rendering.to(dtype), target.to(dtype))
+
+
 def ssim_loss(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
     """1 - mean SSIM, from 0 (equal images) to 2. Raises InputError as `ssim`.
 
@@ -76,13 +84,16 @@ def ssim_loss(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h 
     _check_ssim_size(rendering)
     dtype = torch.promote_types(rendering.dtype, torch.float32)
     with torch.autocast(device_type=rendering.device.type, enabled=False):
-        a, b = rendering.to(dtype), target.to(dtype)
-        mean_a, mean_b, square_a, square_b, product = _window_means(torch.cat([a, b, a * a, b * b, a * b], 1)).split(3, 1)
-        variance = (square_a - mean_a**2).clamp_min(0) + (square_b - mean_b**2).clamp_min(0)
-        covariance = product - mean_a * mean_b
-        similarity = (2 * mean_a * mean_b + _SSIM_C1) * (2 * covariance + _SSIM_C2)
-        similarity = similarity / ((mean_a**2 + mean_b**2 + _SSIM_C1) * (variance + _SSIM_C2))
+        similarity = _similarity(rendering.to(dtype), target.to(dtype))
     return 1 - similarity.mean()
+
+
+def _similarity(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    mean_a, mean_b, square_a, square_b, product = _window_means(torch.cat([a, b, a * a, b * b, a * b], 1)).split(3, 1)
+    variance = (square_a - mean_a**2).clamp_min(0) + (square_b - mean_b**2).clamp_min(0)
+    covariance = product - mean_a * mean_b
+    similarity = (2 * mean_a * mean_b + _SSIM_C1) * (2 * covariance + _SSIM_C2)
+    return similarity / ((mean_a**2 + mean_b**2 + _SSIM_C1) * (variance + _SSIM_C2))
 
 
 def _check_ssim_size(image: Float[Tensor, "b 3 h w"]) -> None:

@@ -3,18 +3,19 @@
 Symbols: images are RGB, (b, 3, h, w), in [0, 1]. Scores are per image; averaging is left to whoever collects them.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import lpips
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from npbgpp.errors import InputError
-from npbgpp.losses import SSIM_MIN_SIDE, ssim
+from npbgpp.losses import SSIM_MIN_SIDE, ssim, ssim_map
 from npbgpp.pretrained import find_backbone, read_backbone
 
 PSNR_CAP_DB = 100.0
@@ -159,3 +160,29 @@ def _load_lpips(backbone: Path) -> lpips.LPIPS:
     network.load_state_dict({**trunk, **heads}, strict=False, assign=True)
     assert not any(tensor.is_meta for tensor in network.state_dict().values())
     return network.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class MovingScores:
+    """Scores of one image of a video: `psnr_dynamic` (dB) and `ssim_dynamic` of the pixels that move, None where none does; `ssim_legacy` is
+    (1 + SSIM) / 2 of the whole image, which nsff_pl calls SSIM."""
+
+    psnr_dynamic: float | None
+    ssim_dynamic: float | None
+    ssim_legacy: float
+
+
+@torch.no_grad()
+def moving_scores(rendering: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"], moving: Bool[Tensor, "h w"]) -> MovingScores:
+    """Scores of the pixels that move; the windows of their SSIM also show what is around them.
+
+    Raises:
+        InputError: an image side that is shorter than `SSIM_MIN_SIDE`.
+    """
+    similarity = ssim_map(rendering.clamp(0, 1)[None], target[None])[0]
+    whole = similarity.mean().item()
+    if not moving.any():
+        return MovingScores(None, None, (1 + whole) / 2)
+    error = ((rendering.clamp(0, 1) - target) ** 2)[:, moving].double().mean()
+    psnr = min(PSNR_CAP_DB, -10 * math.log10(max(error.item(), 1e-300)))
+    return MovingScores(psnr, similarity[:, moving].mean().item(), (1 + whole) / 2)

@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 _LISTED = 6  # keys that a message names
 # where things lie, how fast they come, how long a run lasts and what it shows change nothing that is learnt
 _TRAINER_KEYS = ("precision", "limit_train_batches", "overfit_batches", "accumulate_grad_batches", "gradient_clip_val", "fast_dev_run")
-_DATASET_PLACES = ("data_root", "scene_subroot", "images_subroot", "paths_file", "cache_images", "cache_memory_gb")
+_DATASET_PLACES = ("data_root", "scene_subroot", "images_subroot", "paths_file", "cache_images", "cache_memory_gb", "motion_cache")
 _SYSTEM_LOOKS = (
     *("save_rendered_eval_images", "lpips_weights", "vgg_weights", "postprocessing_transform", "chunk", "overwrite_descriptors"),
-    *("background", "colour_threshold", "history_weights", "refine_weights"),
+    *("background", "colour_threshold", "history_weights", "refine_weights", "empty_where_unseen"),
 )
 _SYSTEM_PLACES = ("descriptors_save_dir", "descriptors_pretrained_dir", "max_points", "state_device", "points_per_pass")
 

@@ -24,7 +24,7 @@ from npbgpp.callbacks.run_costs import RunCosts
 from npbgpp.callbacks.videos import KINDS
 from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.config import typed
-from npbgpp.data.batch_rules import BatchRule, RayRule
+from npbgpp.data.batch_rules import BatchRule, RayRule, VideoRule
 from npbgpp.data.datamodule import DataModule, InputRule
 from npbgpp.data.ray_frames import ray_frame
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
@@ -43,12 +43,13 @@ from npbgpp.systems.nerf_settings import NerfSettings
 from npbgpp.systems.npbg_settings import NPBGSettings
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
 from npbgpp.systems.npcr_settings import NPCRSettings
+from npbgpp.systems.nsff_settings import NsffSettings
 from npbgpp.systems.point_settings import PointSettings
 from npbgpp.trainer import TrainerPlan, TrainerSettings, lightning_arguments
 
 log = logging.getLogger(__name__)
 
-Settings = PointSettings | NerfSettings | NPCRSettings
+Settings = PointSettings | NerfSettings | NPCRSettings | NsffSettings
 
 GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")  # of conf/config.yaml, apart from run-wide keys
 
@@ -121,7 +122,7 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
         system_settings.max_scenes_per_train_epoch,
         settings.eval_only,
         _input_rule(system_settings),
-        _batch_rule(system_settings),
+        _batch_rule(system_settings, settings.seed),
         keeps_colours=isinstance(system_settings, NPCRSettings),
     )
     if needs_test_views and settings.eval_only and not data.test_sets:
@@ -134,8 +135,10 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
     if isinstance(system_settings, NPBGSettings | NPCRSettings):
         modules["read_saved"] = settings.eval_only or resume is not None
         modules["continued_descriptors"] = None if resume is None else resume.parent.parent / "descriptors"
-    if isinstance(system_settings, NerfSettings):
+    if isinstance(system_settings, NerfSettings | NsffSettings):
         modules["frames"] = data.frames
+    if isinstance(system_settings, NsffSettings):
+        modules["pixel_weights"] = data.pixel_weights
     system = SYSTEMS[system_settings.system_class][0](system_settings, data.scenes, bases, metrics, **modules)
     system.training_keys = keys
     if settings.weights_path is not None and resume is None:  # of a resumed run, those are behind it
@@ -192,7 +195,9 @@ def _input_rule(settings: Settings) -> InputRule | None:
     return InputRule(settings.near, PixelRule(settings.pixel_convention))
 
 
-def _batch_rule(settings: Settings) -> BatchRule | None:
+def _batch_rule(settings: Settings, seed: int) -> BatchRule | None:
+    if isinstance(settings, NsffSettings):
+        return VideoRule(settings.rays_per_batch, seed)
     if not isinstance(settings, NerfSettings):
         return None
     return RayRule(lambda scene: ray_frame(scene, frame_kind(settings.ray_frame, scene), settings.ray_bounds), settings.rays)

@@ -84,6 +84,14 @@ TINY_NPCR = (
     "system.warmup_epochs=0",
     "system.learning_rates={network: 5e-3, descriptors: 2e-2}",
 )
+# NSFF with fields of some thousand weights on the small moving scene
+TINY_NSFF = (
+    *("datasets=monocular", "datasets.scene_name=hop", "datasets.img_wh=[24,16]", "datasets.batches_per_epoch=4"),
+    *("dataloader=small", "loggers=none", "trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=2"),
+    *("system=nsff", "system.field.depth=3", "system.field.width=24", "system.field.skips=[1]", "system.field.time_channels=5"),
+    *("system.field.xyz_frequencies=4", "system.field.dir_frequencies=2", "system.field.sampling.samples=12", "system.lr=5e-3"),
+    *("system.field.sampling.noise_std=0.0", "system.rays_per_batch=128", "test_video=null"),
+)
 
 
 def shared_folder() -> Path | None:
@@ -223,6 +231,12 @@ def run_nerf(run_in) -> Callable[..., Path]:
 def run_npcr(run_in) -> Callable[..., Path]:
     """Runs a small NPCR plus overrides from a launch folder; returns the run folder below it."""
     return functools.partial(run_in, tiny=TINY_NPCR)
+
+
+@pytest.fixture(scope="session")
+def run_nsff(run_in, moving_root: Path) -> Callable[..., Path]:
+    """Runs a small NSFF plus overrides from a launch folder; returns the run folder below it."""
+    return functools.partial(run_in, root=moving_root, tiny=TINY_NSFF)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ SYSTEMS = (
     "render",
     "models",
     "losses",
+    "space_time_losses",
     "metrics",
     "matte_metrics",
     "data.scene",
@@ -41,6 +42,7 @@ ALLOWED = {
     "render": ("errors", "geometry", "render"),
     "models": ("errors", "pretrained", "geometry", "render", "models"),
     "losses": ("errors", "pretrained"),
+    "space_time_losses": (),
     "metrics": ("errors", "losses", "pretrained"),
     "matte_metrics": ("metrics",),
     "data": (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from npbgpp.errors import InputError
 from npbgpp.losses import ssim
-from npbgpp.metrics import PSNR_CAP_DB, ImageMetrics, ssim_original
+from npbgpp.metrics import PSNR_CAP_DB, ImageMetrics, moving_scores, ssim_original
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -233,3 +233,27 @@ def test_recorded_psnr_and_ssim(shared: Path) -> None:
     torch.testing.assert_close(torch.tensor([s.psnr for s in scores]), recorded["psnr_per_image"], rtol=1e-5, atol=0)
     torch.testing.assert_close(ssim_original(recorded["pred"], recorded["target"]), recorded["ssim_per_image"], rtol=1e-5, atol=1e-6)
     assert recorded["ssim_map_shape"] == [2, 3, 27 - 10, 41 - 10]
+
+
+# ------------------------------------------------------------------------------------------------------------- moving scenes
+def test_scores_of_what_moves():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(3, 20, 24, generator=generator)
+    moving = torch.zeros(20, 24, dtype=torch.bool)
+    moving[4:9, 5:12] = True
+    rendered = torch.where(moving, (target + 0.1).clamp(0, 1), target)
+    found = moving_scores(rendered, target, moving)
+    error = (rendered - target)[:, moving].square().mean().item()
+    assert found.psnr_dynamic == pytest.approx(-10 * math.log10(error), abs=1e-4)
+    whole = ssim(rendered[None], target[None]).item()
+    assert found.ssim_legacy == pytest.approx((1 + whole) / 2, abs=1e-5) and found.ssim_dynamic < whole
+    everything = moving_scores(rendered, target, torch.ones_like(moving))
+    assert everything.ssim_dynamic == pytest.approx(whole, abs=1e-5)
+    assert everything.psnr_dynamic == pytest.approx(ImageMetrics()(rendered[None], target[None])[0].psnr, abs=1e-3)
+
+
+def test_scores_where_nothing_moves_and_where_all_is_right():
+    image = torch.rand(3, 12, 12)
+    still = moving_scores(image, image, torch.zeros(12, 12, dtype=torch.bool))
+    assert still.psnr_dynamic is None and still.ssim_dynamic is None and still.ssim_legacy == pytest.approx(1)
+    assert moving_scores(image, image, torch.ones(12, 12, dtype=torch.bool)).psnr_dynamic == 100

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from npbgpp.callbacks.videos import video
 from npbgpp.distributed import gather, process_rank
 from npbgpp.files import write_atomically
 from npbgpp.matte_metrics import MatteScores
-from npbgpp.metrics import ImageMetrics, ImageScores
+from npbgpp.metrics import ImageMetrics, ImageScores, MovingScores
 from npbgpp.systems.base import ViewResult
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,20 @@ _FILM_FPS = 10.0
 _SHEET_ROWS = 6  # views per dataset on the contact sheet
 
 
+@dataclass(frozen=True)
+class ViewScores:
+    """All scores of a view, and the seconds that rendering it took."""
+
+    scores: ImageScores
+    moving: MovingScores | None
+    seconds: float
+
+
 class EvaluationWriter(Callback):
     """Writes what an evaluation found below the run folder.
 
-    * ``rendered/<dataset>/<stage>_epoch<E>/<view>_{rendered,gt,raster}.png`` (one ``<view>_debug.png`` strip during training),
+    * ``rendered/<dataset>/<stage>_epoch<E>/<view>_{rendered,gt,raster}.png`` (one ``<view>_debug.png`` strip during training), and
+      ``<view>_parts.png`` for systems that make a view of parts,
     * ``film.mp4`` or ``film.gif`` of the tested views, made from these pictures, where they all have one size,
     * ``metrics.json`` of the last evaluation, ``report.png`` with up to six views per dataset,
     * scores to the loggers and a table to the terminal.
@@ -100,7 +110,7 @@ class EvaluationWriter(Callback):
 
     def _collect(self, trainer: Trainer, results: list[ViewResult] | None, stage: str) -> None:
         for result in results or []:
-            self._scores.setdefault(result.dataset, {})[result.view] = _Scored(result.scores, result.seconds, result.matte)
+            self._scores.setdefault(result.dataset, {})[result.view] = _Scored(result.scores, result.seconds, result.matte, result.moving)
             rows = self._rows.setdefault(result.dataset, [])
             rendered, target = self._turned(result.rendered), self._turned(result.target)
             raster = None if result.raster is None else self._turned(result.raster)
@@ -116,6 +126,8 @@ class EvaluationWriter(Callback):
             pictures = {"rendered": rendered, "gt": target} | ({} if raster is None else {"raster": raster})
         else:
             pictures = {"debug": torch.cat([p for p in (raster, rendered, target) if p is not None], dim=2)}
+        if result.parts is not None:
+            pictures["parts"] = self._turned(result.parts)
         for kind, picture in pictures.items():
             write_png(folder / f"{result.view}_{kind}.png", picture)
 
@@ -148,8 +160,8 @@ class EvaluationWriter(Callback):
             return
         summary = {name: _summarise(views) for name, views in self._scores.items()}
         for name, row in summary.items():
-            for key in ("psnr", "ssim", "lpips"):
-                if isinstance(row[key], float):
+            for key in ("psnr", "ssim", "lpips", *(field.name for field in fields(MovingScores))):
+                if isinstance(row.get(key), float):
                     pl_module.log(f"{key.upper()}/{name}", row[key])
         if process_rank() != 0:  # all know the same now, one writes
             return
@@ -212,17 +224,25 @@ class _Scored:
     scores: ImageScores
     seconds: float
     matte: MatteScores | None
+    moving: MovingScores | None
 
     def entry(self) -> dict[str, Any]:
-        """The view in the file; its matte only where there is one."""
-        return asdict(self.scores) | {"seconds": self.seconds} | ({} if self.matte is None else {"matte": asdict(self.matte)})
+        """The view in the file; its matte and its motion only where there are any."""
+        matte = {} if self.matte is None else {"matte": asdict(self.matte)}
+        return asdict(self.scores) | ({} if self.moving is None else asdict(self.moving)) | {"seconds": self.seconds} | matte
 
 
 def _summarise(views: dict[str, _Scored]) -> dict[str, Any]:
-    """Means over the views of a dataset, and the scores of each. LPIPS is null where it is not available; the protocol says why."""
+    """Means over the views of a dataset, and the scores of each. LPIPS is null where it is not available; the protocol says why.
+
+    Of moving scenes also ``MovingScores``, their means over the views in which something moves.
+    """
     mattes = [view.matte for view in views.values() if view.matte is not None]
+    moving = [asdict(view.moving) for view in views.values() if view.moving is not None]
+    motion = {key: [row[key] for row in moving if row[key] is not None] for key in (moving[0] if moving else ())}
     return {
         **_means([view.scores for view in views.values()]),
+        **{key: _mean(values) if values else None for key, values in motion.items()},
         **({"matte": _matte_means(mattes)} if mattes else {}),
         "views": len(views),
         "seconds_per_view": _mean([view.seconds for view in views.values()]),

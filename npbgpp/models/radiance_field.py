@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from npbgpp.errors import InputError
+from npbgpp.models.trunk import add_trunk, check_sizes, through_trunk
 
 
 def embed(x: Float[Tensor, "*batch c"], frequencies: int) -> Float[Tensor, "*batch e"]:
@@ -46,22 +46,12 @@ class RadianceField(nn.Module):
         dir_frequencies: int = 4,
     ) -> None:
         super().__init__()
-        for name, number, least in (
-            ("depth", depth, 1),
-            ("width", width, 2),
-            ("xyz_frequencies", xyz_frequencies, 0),
-            ("dir_frequencies", dir_frequencies, 0),
-        ):
-            if number < least:
-                raise InputError(f"{name} of the radiance field: expected {least} or more, got {number}")
-        if any(not 0 < skip < depth for skip in skips):
-            raise InputError(f"skips of the radiance field: expected layers from 1 to {depth - 1} (depth {depth}), got {list(skips)}")
+        least = {"depth": (depth, 1), "width": (width, 2), "xyz_frequencies": (xyz_frequencies, 0), "dir_frequencies": (dir_frequencies, 0)}
+        check_sizes(skips, depth, least)
         self.depth, self.skips = depth, frozenset(skips)
         self.xyz_frequencies, self.dir_frequencies = xyz_frequencies, dir_frequencies
         xyz_channels, dir_channels = 3 + 6 * xyz_frequencies, 3 + 6 * dir_frequencies
-        for k in range(depth):
-            channels = (width if k else 0) + (xyz_channels if k == 0 or k in self.skips else 0)
-            self.add_module(f"xyz_encoding_{k + 1}", nn.Sequential(nn.Linear(channels, width), nn.ReLU(inplace=True)))
+        add_trunk(self, "xyz_encoding", xyz_channels, width, depth, self.skips)
         self.xyz_encoding_final = nn.Linear(width, width)
         self.dir_encoding = nn.Sequential(nn.Linear(width + dir_channels, width // 2), nn.ReLU(inplace=True))
         self.sigma = nn.Linear(width, 1)
@@ -79,8 +69,4 @@ class RadianceField(nn.Module):
         return self.sigma(hidden)[:, 0], self.rgb(self.dir_encoding(seen))
 
     def _hidden(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n c"]:
-        embedded = hidden = embed(xyz, self.xyz_frequencies)
-        for k in range(self.depth):
-            layer = self.get_submodule(f"xyz_encoding_{k + 1}")
-            hidden = layer(torch.cat([embedded, hidden], -1) if k in self.skips else hidden)
-        return hidden
+        return through_trunk(self, "xyz_encoding", embed(xyz, self.xyz_frequencies), self.depth, self.skips)

@@ -4,7 +4,7 @@ Keys are the fields of ``FilmSettings``; keys with a dot, such as ``datasets.dat
 config of the run. Relative paths in that config refer to the folder that the run was started from, all others to the current one.
 
 A film is a folder: ``00000.png`` and so on, ``film.mp4`` or ``film.gif``, ``cameras.json`` (see ``npbgpp.data.pose_files``) and ``contact_sheet.png``; with
-``depth`` also ``depth_00000.png`` and so on, or raw depths, and ``depth.mp4`` or ``depth.gif``.
+``depth`` also ``depth_00000.png`` and so on, or raw depths, and ``depth.mp4`` or ``depth.gif``, and with ``motion`` the same of motion.
 """
 
 import logging
@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -37,7 +37,11 @@ from npbgpp.geometry.camera_paths import average_pose, fit, interpolate, orbit_o
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.moved_cameras import shifted, tumbled, turned
 from npbgpp.run import Assembly, assemble
+from npbgpp.systems.base import Render, System
 from npbgpp.systems.npcr import NPCR
+from npbgpp.systems.nsff import NSFF, NsffRender
+from npbgpp.systems.nsff_films import has_times_between, is_video_path, spread_over_time, timed_path
+from npbgpp.systems.nsff_views import PARTS, TimedCamera
 from npbgpp.systems.steady import SteadyFilm
 
 log = logging.getLogger("npbgpp.render")
@@ -59,13 +63,15 @@ class FilmSettings:
     Attributes:
         run: folder of the run.
         path: test, val or train (the views of the scene), interpolate (through the test views), circle or spiral (made from the training views), file;
-            turn (the first training view once around the world's z axis), straight (along its x axis), tumble (random turns about its origin).
+            turn (the first training view once around the world's z axis), straight (along its x axis), tumble (random turns about its origin); of
+            moving scenes also spiral<X> and fixview<X>_interp<Y>, see ``npbgpp.systems.nsff_films``.
         poses: with path=file, the file (see ``npbgpp.data.pose_files``); turn, straight and tumble move its first camera in place of a view.
         views: names or indices of the views that a path other than file is made of, in place of those named above.
         reach: of a straight move, its ends relative to the camera, scene units.
         seed: of a tumble.
         scene: which scene; needed when the run has several.
-        frames: of a path that is none of views or of a file; 120 unless given, 500 of a turn, whose last is the first, 301 of a straight move.
+        frames: of a path that is none of views or of a file; 120 unless given, 500 of a turn, whose last is the first, 301 of a straight move; of moving
+            scenes as ``npbgpp.systems.nsff_films`` says.
         loop: an interpolation comes back to its first view.
         fps: frames per second of the video.
         size: (height, width) of the pictures, which then show at least what they would without it; None is that of the views.
@@ -76,6 +82,8 @@ class FilmSettings:
         depth: any of picture (in colours, one range for the whole film, with a video of its own where ``video`` is not none), npy, pfm, bytes: depth along
             the viewing axis, scene units, 0 where nothing is.
         history: mix each frame with those before it, so that the film does not flicker; of NPCR.
+        part: of a moving scene: full, static, or dynamic, what moves.
+        motion: of a moving scene: pictures of the motion until the next moment, colours by direction, with a video of their own.
         checkpoint: name of a file in the checkpoints of the run.
     """
 
@@ -96,12 +104,18 @@ class FilmSettings:
     images: bool = True
     depth: tuple[str, ...] = ()
     history: bool = False
+    part: str = "full"
+    motion: bool = False
     checkpoint: str = "last"
 
     def __post_init__(self) -> None:
         known = (*_SPLITS, *_MADE, *_MOVED, "file")
-        if self.path not in known:
-            raise InputError(f"path: expected one of {', '.join(known)}, got {self.path}")
+        if self.path not in known and not is_video_path(self.path):
+            raise InputError(f"path: expected one of {', '.join(known)}, spiral<X> or fixview<X>_interp<Y>, got {self.path}")
+        if self.part not in PARTS:
+            raise InputError(f"part: expected one of {', '.join(PARTS)}, got {self.part}")
+        if self.motion and has_times_between(self.path):
+            raise InputError(f"motion: expected a path of moments, since none is known between them, got path={self.path}; choose interp0")
         if self.video not in (*KINDS, "none"):
             raise InputError(f"video: expected {', '.join(KINDS)} or none, got {self.video}")
         if not {*self.depth} <= {*_DEPTHS}:
@@ -110,7 +124,8 @@ class FilmSettings:
             raise InputError(
                 f"poses: a file with poses belongs to path=file|{'|'.join(_MOVED)} and to no other path, got poses={self.poses} path={self.path}"
             )
-        if self.frames is not None and (self.path not in (*_MADE, *_MOVED) or self.frames < 1):
+        made = self.path in (*_MADE, *_MOVED) or (is_video_path(self.path) and self.path.startswith("spiral"))
+        if self.frames is not None and (not made or self.frames < 1):
             raise InputError(
                 f"frames: expected a positive number with path={'|'.join((*_MADE, *_MOVED))}, got frames={self.frames} path={self.path}"
             )
@@ -118,9 +133,9 @@ class FilmSettings:
             raise InputError(
                 f"loop: expected path=interpolate with it, got path={self.path}; a circle is closed, and the others are as they are"
             )
-        if self.views is not None and (self.path == "file" or not self.views):
+        if self.views is not None and (self.path == "file" or is_video_path(self.path) or not self.views):
             raise InputError(
-                f"views: expected at least one view, and another path than file, got views={list(self.views)} path={self.path}"
+                f"views: expected at least one view, and a path that is made of views, got views={list(self.views)} path={self.path}"
             )
         if not 0 < self.fps <= 1000:
             raise InputError(f"fps: expected a positive number of at most 1000, got {self.fps:g}")
@@ -130,10 +145,11 @@ class FilmSettings:
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a film: its camera, and what the contact sheet calls it."""
+    """One picture of a film: its camera, what the contact sheet calls it, and when it looks; None in still scenes."""
 
     camera: Cameras
     label: str
+    timed: TimedCamera | None = None
 
 
 def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
@@ -155,7 +171,14 @@ def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
     parts = assemble(config, bases, needs_test_views=False)
     if settings.history and not isinstance(parts.system, NPCR):
         raise InputError(f"history: expected a run of NPCR, got one of {type(parts.system).__name__}; leave it out")
-    frames = film_frames(settings, parts.data.scenes[scene])
+    if isinstance(parts.system, NSFF):
+        frames = moving_frames(settings, parts.data.scenes[scene])
+    elif is_video_path(settings.path) or settings.part != "full" or settings.motion:
+        raise InputError(
+            f"path={settings.path} part={settings.part}: only runs of system=nsff know of time, motion and parts; leave these away"
+        )
+    else:
+        frames = film_frames(settings, parts.data.scenes[scene])
     sizes = {frame.camera.image_size for frame in frames}
     if len(sizes) > 1 and settings.video != "none":
         raise InputError(f"size: the views have {len(sizes)} sizes, a video has one; choose it with size=[height,width], or video=none")
@@ -214,6 +237,19 @@ def _moved(settings: FilmSettings, base: Cameras) -> Cameras:
     return tumbled(base, count, settings.seed)
 
 
+def moving_frames(settings: FilmSettings, scene: Scene) -> list[Frame]:
+    """The frames of a path through a moving scene: views at their moments, other cameras while time goes on evenly. Raises InputError as ``film_frames``."""
+    if is_video_path(settings.path) or (settings.path == "spiral" and settings.views is None):
+        timed = timed_path(settings.path, scene, settings.frames, settings.size)
+        return [Frame(t.camera, f"{t.moment}+{t.share:.2f}" if t.share else str(t.moment), t) for t in timed]
+    frames = film_frames(settings, scene)
+    if settings.path in _SPLITS:
+        moments = {view.name: view.moment for view in scene.views if view.moment is not None}
+        return [Frame(f.camera, f.label, TimedCamera(f.camera, moments[f.label])) for f in frames]
+    timed = spread_over_time([frame.camera for frame in frames], len(scene.frames))
+    return [Frame(frame.camera, frame.label, t) for frame, t in zip(frames, timed, strict=True)]
+
+
 def _chosen_views(settings: FilmSettings, scene: Scene) -> tuple[int, ...]:
     stage = settings.path if settings.path in _SPLITS else "test" if settings.path == "interpolate" else "train"
     split = scene.splits[stage]  # type: ignore[index]
@@ -251,8 +287,8 @@ def _remove_film(out: Path) -> None:
     """Removes what an earlier film left in a folder; other files stay."""
     if (out / "cameras.json").exists():
         numbered = [path for path in out.glob("*.png") if re.fullmatch(r"[0-9]{5,}", path.stem)]
-        depths = [path for path in out.glob("depth_*") if re.fullmatch(rf"depth_[0-9]{{5,}}\.(png|{'|'.join(RAW)})", path.name)]
-        videos = [out / f"{name}.{kind}" for name in ("film", "depth") for kind in KINDS]
+        depths = [path for path in out.glob("*_*") if re.fullmatch(rf"(depth|motion)_[0-9]{{5,}}\.(png|{'|'.join(RAW)})", path.name)]
+        videos = [out / f"{name}.{kind}" for name in ("film", "depth", "motion") for kind in KINDS]
         for path in (*numbered, *depths, *videos, out / "contact_sheet.png", out / "cameras.json"):
             path.unlink(missing_ok=True)
 
@@ -271,11 +307,14 @@ def _render(
     with ExitStack() as opened, trainer.precision_plugin.test_step_context():
         film = opened.enter_context(video(out / f"film.{settings.video}", settings.fps)) if settings.video != "none" else None
         depths = _Depths(out, settings, opened) if settings.depth else None
+        motion = (
+            opened.enter_context(video(out / f"motion.{settings.video}", settings.fps)) if settings.motion and film is not None else None
+        )
         system.prepare(scene)
-        steady = SteadyFilm(system, scene) if settings.history and isinstance(system, NPCR) else None
-        for k, frame in enumerate(tqdm(frames, desc=f"{settings.path} of {scene}", disable=None, leave=False)):
+        renders = _renders(system, scene, frames, settings)
+        for k in tqdm(range(len(frames)), desc=f"{settings.path} of {scene}", disable=None, leave=False):
             start = time.perf_counter()
-            render = steady.render(frame.camera) if steady is not None else system.render(frame.camera, scene, depth=depths is not None)
+            render = next(renders)
             picture = render.rgb[0].cpu()  # waits for the device, so the clock is honest
             seconds.append(time.perf_counter() - start)
             picture = torch.rot90(picture, 1, (1, 2)) if turned else picture
@@ -284,6 +323,11 @@ def _render(
             if depths is not None:
                 assert render.depth is not None
                 depths.add(torch.rot90(render.depth[0, 0], 1) if turned else render.depth[0, 0])
+            if isinstance(render, NsffRender) and render.motion is not None:
+                moves = torch.rot90(render.motion[0], 1, (1, 2)) if turned else render.motion[0]
+                write_png(out / f"motion_{k:05}.png", moves)
+                if motion is not None:
+                    motion.add(moves)
             if settings.images:
                 write_png(out / f"{k:05}.png", picture)
             if k in sheet:
@@ -291,6 +335,18 @@ def _render(
         if depths is not None:
             depths.finish()
     return shown, seconds
+
+
+def _renders(system: System, scene: str, frames: Sequence[Frame], settings: FilmSettings) -> Iterator[Render]:
+    """Every frame in turn."""
+    depth = bool(settings.depth)
+    if isinstance(system, NSFF):
+        timed = [frame.timed for frame in frames if frame.timed is not None]
+        yield from system.film(timed, settings.part, depth=depth, motion=settings.motion)
+        return
+    steady = SteadyFilm(system, scene) if settings.history and isinstance(system, NPCR) else None
+    for frame in frames:
+        yield steady.render(frame.camera) if steady is not None else system.render(frame.camera, scene, depth=depth)
 
 
 class _Depths:

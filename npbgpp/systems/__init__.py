@@ -8,10 +8,13 @@ from npbgpp.systems.npbgpp import NPBGPlusPlus
 from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
 from npbgpp.systems.npcr import NPCR
 from npbgpp.systems.npcr_settings import NPCRSettings
+from npbgpp.systems.nsff import NSFF
+from npbgpp.systems.nsff_settings import NsffSettings
 
 SYSTEMS = {
     "NeRF": (NeRF, NerfSettings),
     "NPBG": (NPBG, NPBGSettings),
     "NPBGPlusPlus": (NPBGPlusPlus, NPBGPlusPlusSettings),
     "NPCR": (NPCR, NPCRSettings),
+    "NSFF": (NSFF, NsffSettings),
 }

@@ -21,7 +21,7 @@ from npbgpp.data.scene import Batch, Scene
 from npbgpp.distributed import process_rank
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.matte_metrics import MatteScores
-from npbgpp.metrics import ImageMetrics, ImageScores
+from npbgpp.metrics import ImageMetrics, ImageScores, MovingScores
 
 CHECKPOINT_FORMAT = 1
 
@@ -47,7 +47,14 @@ class Render:
 
 @dataclass(frozen=True)
 class ViewResult:
-    """One evaluated view; images are on the CPU in [0, 1]. ``seconds`` is the time of rendering it; ``matte`` is for systems that learn mattes."""
+    """One evaluated view; images are on the CPU in [0, 1].
+
+    Attributes:
+        seconds: time of rendering it.
+        matte: further scores, of systems that learn mattes.
+        moving: further scores, of systems for moving scenes.
+        parts: what it is made of, side by side; None for systems that make it in one piece.
+    """
 
     dataset: str
     view: str
@@ -57,6 +64,8 @@ class ViewResult:
     scores: ImageScores
     seconds: float
     matte: MatteScores | None = None
+    moving: MovingScores | None = None
+    parts: Float[Tensor, "3 _ _"] | None = None
 
 
 class System(LightningModule):
@@ -103,6 +112,12 @@ class System(LightningModule):
         """Weights of a checkpoint by the names that they have in this system."""
         return weights
 
+    def adapt_to_weights(self, weights: dict[str, Tensor]) -> None:
+        """Takes the sizes of networks that weights have, by the names that they have in this system, where it can read them off.
+
+        Raises InputError for weights that belong to something else than the scene of the run.
+        """
+
     @abstractmethod
     def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
         """Views of a scene as its cameras see them, clamped to [0, 1]. ``raster`` asks for the picture of the bare points, ``depth`` for depths as well."""
@@ -129,15 +144,27 @@ class System(LightningModule):
                 continue
             self.prepare(scene)
             start = time.perf_counter()
-            render = self.render(batch.target.cameras[k], scene, raster=True)
+            render = self.render_target(batch, k)
             rendered = render.rgb[0].cpu()  # waits for the device, so the clock is honest
             seconds = time.perf_counter() - start
             target = self.evaluation_target(batch, k)
             (scores,) = self.metrics(render.rgb, target[None])
             raster = None if render.raster is None else render.raster[0].cpu()
-            matte = self.matte_scores(render, batch, k)
-            results.append(ViewResult(batch.dataset[k], batch.target.names[k], rendered, target.cpu(), raster, scores, seconds, matte))
+            further = (self.matte_scores(render, batch, k), self.moving_scores(batch, k, render), self.parts(batch, k, render))
+            results.append(ViewResult(batch.dataset[k], batch.target.names[k], rendered, target.cpu(), raster, scores, seconds, *further))
         return results
+
+    def render_target(self, batch: Batch, k: int) -> Render:
+        """View k of a batch, with the picture of the bare points."""
+        return self.render(batch.target.cameras[k], batch.scene[k], raster=True)
+
+    def moving_scores(self, batch: Batch, k: int, render: Render) -> MovingScores | None:
+        """Further scores of view k as it was rendered."""
+        return None
+
+    def parts(self, batch: Batch, k: int, render: Render) -> Float[Tensor, "3 _ _"] | None:
+        """Pictures of what view k is made of, as it was rendered, side by side."""
+        return None
 
     def evaluation_target(self, batch: Batch, k: int) -> Float[Tensor, "3 h w"]:
         """The photo that view k is compared with."""

@@ -4,16 +4,13 @@ Symbols: n rays of a batch; coordinates of the field are those of ``npbgpp.data.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from timm.optim import Lookahead
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
-from torch.optim import SGD, Adam, Optimizer, RAdam
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, PolynomialLR, SequentialLR
 
 from npbgpp.data.ray_frames import RayFrame
 from npbgpp.data.rays import RayBatch
@@ -27,6 +24,7 @@ from npbgpp.render.occupancy import OccupancyGrid
 from npbgpp.render.ray_sampling import Rays
 from npbgpp.systems.base import Render, System
 from npbgpp.systems.nerf_settings import NerfSettings
+from npbgpp.systems.optimisers import optimisers
 
 _SYNTHETIC_BOX = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)  # what the objects of NeRF-Synthetic lie in
 _STOPPED = 0.5  # opacity of a ray that has a depth
@@ -156,12 +154,7 @@ class NeRF(System):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimiser of both fields; its schedule goes by epochs."""
-        s = self.settings
-        optimizer = _optimizer(s, self.field.parameters())
-        schedule = _schedule(s, optimizer, self.trainer.max_epochs or 1)
-        if schedule is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+        return optimisers(self.settings, self.field.parameters(), self.trainer.max_epochs or 1)
 
 
 def frame_kind(chosen: str, scene: Scene) -> str:
@@ -183,30 +176,3 @@ def _box(scene: Scene, frame: RayFrame) -> tuple[float, ...]:
         ends += [(origins + t * along).reshape(-1, 3) for t in (frame.near, frame.far)]
     corners = torch.cat(ends)
     return (*corners.amin(0).tolist(), *corners.amax(0).tolist())
-
-
-def _optimizer(settings: NerfSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    lr, decay = settings.lr, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay)
-    if settings.optimizer == "adam":
-        return Adam(parameters, lr=lr, weight_decay=decay)
-    if settings.optimizer == "radam":
-        return RAdam(parameters, lr=lr, weight_decay=decay, decoupled_weight_decay=True)
-    # Ranger: RAdam with Lookahead (Wright, 2019)
-    return Lookahead(RAdam(parameters, lr=lr, betas=(0.95, 0.999), weight_decay=decay, decoupled_weight_decay=True), alpha=0.5, k=6)
-
-
-def _schedule(settings: NerfSettings, optimizer: Optimizer, epochs: int) -> LRScheduler | None:
-    rest = max(1, epochs - settings.warmup_epochs)
-    schedule: LRScheduler | None = None
-    if settings.lr_schedule == "steplr":
-        schedule = MultiStepLR(optimizer, list(settings.decay_step), settings.decay_gamma)
-    elif settings.lr_schedule == "cosine":
-        schedule = CosineAnnealingLR(optimizer, rest, eta_min=1e-8)
-    elif settings.lr_schedule == "poly":
-        schedule = PolynomialLR(optimizer, rest, settings.poly_exp)
-    if not settings.warmup_epochs:
-        return schedule
-    warmup = LinearLR(optimizer, 1 / (settings.warmup_epochs + 1), 1.0, settings.warmup_epochs)
-    return warmup if schedule is None else SequentialLR(optimizer, [warmup, schedule], [settings.warmup_epochs])

@@ -4,14 +4,13 @@ from dataclasses import dataclass, field
 
 from npbgpp.data.rays import RaySampling
 from npbgpp.errors import InputError
+from npbgpp.systems.optimisers import OptimiserSettings
 
 FRAMES = ("auto", "plain", "forward", "inward")
-OPTIMIZERS = ("adam", "sgd", "radam", "ranger")
-SCHEDULES = ("steplr", "cosine", "poly", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NerfSettings:
+class NerfSettings(OptimiserSettings):
     """Keys of ``conf/system/nerf.yaml`` apart from the fields; their meaning stands there."""
 
     system_class: str
@@ -24,15 +23,6 @@ class NerfSettings:
     grid_resolution: int = 64
     grid_every: int = 16
     grid_box: tuple[float, float, float, float, float, float] | None = None
-    optimizer: str = "adam"
-    lr: float = 5e-4
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    lr_schedule: str = "steplr"
-    decay_step: tuple[int, ...] = (20,)
-    decay_gamma: float = 0.1
-    poly_exp: float = 0.9
-    warmup_epochs: int = 0
     save_rendered_eval_images: bool = True
     lpips_weights: str | None = None
     postprocessing_transform: str | None = None
@@ -42,13 +32,11 @@ class NerfSettings:
     max_scenes_per_train_epoch = 1  # a field is one scene
 
     def __post_init__(self) -> None:
-        for key, known in (("ray_frame", FRAMES), ("optimizer", OPTIMIZERS), ("lr_schedule", SCHEDULES)):
-            if getattr(self, key) not in known:
-                raise InputError(f"system.{key}: expected one of {', '.join(known)}, got {getattr(self, key)}")
-        for key, least in (("chunk", 1), ("grid_resolution", 2), ("grid_every", 1), ("warmup_epochs", 0), ("accumulate_grad_batches", 1)):
+        super().__post_init__()
+        if self.ray_frame not in FRAMES:
+            raise InputError(f"system.ray_frame: expected one of {', '.join(FRAMES)}, got {self.ray_frame}")
+        for key, least in (("chunk", 1), ("grid_resolution", 2), ("grid_every", 1), ("accumulate_grad_batches", 1)):
             if getattr(self, key) < least:
                 raise InputError(f"system.{key}: expected at least {least}, got {getattr(self, key)}")
-        if not self.lr > 0:
-            raise InputError(f"system.lr: expected a positive rate, got {self.lr}")
         if self.postprocessing_transform not in (None, "rotate_90_ccw"):
             raise InputError(f"system.postprocessing_transform: expected null or rotate_90_ccw, got {self.postprocessing_transform}")

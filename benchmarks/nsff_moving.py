@@ -1,0 +1,115 @@
+"""A trained NSFF against what is known of a moving scene: held-out views, what moves, how it moves; beside baselines that know nothing.
+
+Make the scene (``python example/make_moving_scene.py --out data/monocular/hop``), train (``python train_net.py experiment=nsff_quick datasets.scene_name=hop
+datasets.data_root=data/monocular``), then run: ``python benchmarks/nsff_moving.py experiments/nsff_hop [overrides of the run's config]``.
+
+Test views must be photos of other cameras than that of the video, with masks. The optical flow is that of the frames, which training has seen: its error says
+how well motion in space explains it, not how well unseen motion is foretold.
+"""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from measure import machine
+from npbgpp.data.images import read_photo
+from npbgpp.data.motion_maps import read_static, read_uv
+from npbgpp.finished_run import evaluation_of, run_config
+from npbgpp.run import assemble
+from npbgpp.systems.nsff import NSFF
+
+
+@dataclass
+class Overlap:
+    """Counts for intersection over union of what moves."""
+
+    both: int = 0
+    either: int = 0
+
+    def add(self, found: Tensor, expected: Tensor) -> None:
+        """Takes two masks."""
+        self.both += int((found & expected).sum())
+        self.either += int((found | expected).sum())
+
+    def share(self) -> float:
+        """Intersection over union."""
+        return self.both / max(1, self.either)
+
+
+@dataclass
+class Errors:
+    """Values of one kind, in parts: everywhere, and where something moves."""
+
+    everywhere: list[Tensor] = field(default_factory=list)
+    moving: list[Tensor] = field(default_factory=list)
+
+    def add(self, error: Tensor, moving: Tensor) -> None:
+        """Takes (h, w) errors."""
+        self.everywhere.append(error.flatten())
+        self.moving.append(error[moving])
+
+    def means(self) -> tuple[float, float]:
+        """(everywhere, where something moves)."""
+        return torch.cat(self.everywhere).mean().item(), torch.cat(self.moving).mean().item()
+
+
+def decibels(mean_square: float) -> float:
+    """PSNR of all pixels together."""
+    return -10 * torch.log10(torch.tensor(max(mean_square, 1e-10))).item()
+
+
+def photo_of(view) -> Tensor:
+    """(3, h, w) colours."""
+    return read_photo(view).image.float() / 255
+
+
+@torch.no_grad()
+def main() -> None:
+    """Prints one line per quantity."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--checkpoint", default="last", help="name of a file in the checkpoints of the run")
+    parser.add_argument("--every", type=int, default=1, help="look at every n-th view only")
+    options, overrides = parser.parse_known_args()
+    config, bases = run_config(options.run.resolve())
+    scene_name = evaluation_of(config, options.run.resolve(), options.checkpoint, None, overrides)
+    parts = assemble(config, bases, needs_test_views=False)
+    system, scene = parts.system.eval(), parts.data.scenes[scene_name]
+    assert isinstance(system, NSFF), "expected a run of system=nsff"
+    seeing, frames = system.seeing(), scene.frames
+    print(machine())
+
+    overlap, square, copied = Overlap(), Errors(), Errors()
+    tested = [scene.views[i] for i in scene.splits["test"]][:: options.every]
+    for view in tested:
+        moving, photo, size = ~read_static(view), photo_of(view), view.camera.image_size
+        look = seeing.look(view.camera, view.moment)
+        overlap.add(look.dynamic_alpha.view(size) > 0.5, moving)
+        square.add(((seeing.colours(look, "full").T.view(3, *size) - photo) ** 2).mean(0), moving)
+        copied.add(((photo_of(frames[view.moment]) - photo) ** 2).mean(0), moving)
+
+    own, flow, still = Overlap(), Errors(), Errors()
+    watched = frames[: -1 : options.every]
+    for view in watched:
+        k = view.moment
+        moving, known = ~read_static(view), read_uv(view, True)
+        look = seeing.look(view.camera, k)
+        own.add(look.dynamic_alpha.view(view.camera.image_size) > 0.5, moving)
+        flow.add((seeing.optical_flow(look, k, True) - known).norm(dim=-1), moving)
+        still.add(known.norm(dim=-1), moving)
+
+    print(f"{len(tested)} held-out views, {len(watched)} frames; everywhere / where something moves")
+    for name, errors in (("NSFF", square), ("frame of that moment", copied)):
+        everywhere, there = errors.means()
+        print(f"PSNR of held-out views, {name:22s} {decibels(everywhere):6.2f} / {decibels(there):6.2f} dB")
+    for name, errors in (("NSFF", flow), ("no flow", still)):
+        everywhere, there = errors.means()
+        print(f"end-point error of flow, {name:21s} {everywhere:6.2f} / {there:6.2f} px")
+    print(f"what moves, intersection over union: held-out views {overlap.share():.3f}, frames {own.share():.3f}; nothing moves: 0")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What NSFF is trained on: the terms that a batch of rays has, and their weighted sum.
+
+Symbols: n rays of one moment.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from npbgpp import space_time_losses as losses
+from npbgpp.data.video_frame import VideoFrame
+from npbgpp.data.video_rays import VideoBatch
+from npbgpp.models.nsff import Training, Warp
+from npbgpp.systems.nsff_settings import LossSchedule, LossWeights
+
+_NEAR_SAMPLES = 0.95  # part of the samples whose motion is measured in lengths: the rest is about infinitely far
+_OF_GEOMETRY = ("disparity", "coarse_disparity", "flow_forward", "flow_backward")
+
+
+def loss_terms(rendered: Training, batch: VideoBatch, frame: VideoFrame, moment: int, thickness: int) -> dict[str, Tensor]:
+    """Every term of ``LossWeights`` that this batch has, before means: at the first and the last moment a neighbour is lacking, and so are its terms.
+
+    Args:
+        rendered: the rays of the batch.
+        batch: what they are to see.
+        frame: coordinates of the field.
+        moment: of the batch.
+        thickness: see ``space_time_losses.cross_entropy``.
+    """
+    assert rendered.seen.rgb is not None
+    terms = {"colour": losses.colour(rendered.seen.rgb, batch.rgb)}
+    has_disparity = bool(torch.isfinite(batch.disparity).all())
+    if has_disparity:
+        terms["disparity"] = losses.relative_depth(rendered.seen.depth, batch.disparity)
+    if rendered.coarse is not None and rendered.coarse.rgb is not None:
+        terms["coarse_colour"] = losses.colour(rendered.coarse.rgb, batch.rgb)
+        if has_disparity:
+            terms["coarse_disparity"] = losses.relative_depth(rendered.coarse.depth, batch.disparity)
+    terms["entropy"] = losses.entropy(rendered.seen.dynamic_weights)
+    terms["cross_entropy"] = losses.cross_entropy(rendered.seen.static_weights, rendered.seen.dynamic_weights, thickness)
+    for name, warp, neighbour, target in (
+        ("flow_forward", rendered.forward, moment + 1, batch.uv_forward_px),
+        ("flow_backward", rendered.backward, moment - 1, batch.uv_backward_px),
+    ):
+        if warp is not None:
+            uv_px, depth = frame.project(frame.ndc_to_field(warp.point), neighbour)
+            found = losses.optical_flow(uv_px, target, depth > 0)
+            if len(found):
+                terms[name] = found
+    warps = [warp for warp in (rendered.forward, rendered.backward) if warp is not None]
+    terms["photometric"] = _total([losses.photometric(_rgb(warp), batch.rgb, warp.trust.rays) for warp in warps])
+    terms["cycle"] = _total([losses.cycle(warp.returned, rendered.xyz, warp.trust.samples) for warp in warps])
+    return terms | _motion_terms(rendered, frame)
+
+
+def _motion_terms(rendered: Training, frame: VideoFrame) -> dict[str, Tensor]:
+    near = max(2, int(_NEAR_SAMPLES * rendered.xyz.shape[1]))
+    xyz = frame.ndc_to_field(rendered.xyz[:, :near])
+    moved = [frame.ndc_to_field(warp.xyz[:, :near]) for warp in (rendered.forward, rendered.backward) if warp is not None]
+    terms = {
+        "least_motion": _total([losses.least_motion(xyz, there) for there in moved]),
+        "spatial_smoothness": _total([losses.spatial_smoothness(xyz, there) for there in moved]),
+    }
+    if len(moved) == 2:
+        terms["temporal_smoothness"] = losses.temporal_smoothness(xyz, *moved)
+    return terms
+
+
+def weighted_means(
+    terms: Mapping[str, Tensor], weights: LossWeights, schedule: LossSchedule, epoch: int, step: int, topk: float
+) -> dict[str, Float[Tensor, ""]]:
+    """What each term with a weight adds to the loss at a point of training.
+
+    Args:
+        terms: see ``loss_terms``.
+        weights: of the terms.
+        schedule: how these change.
+        epoch: counted from 0.
+        step: counted from 0.
+        topk: see ``space_time_losses.mean_of_largest``.
+    """
+    factors = dict.fromkeys(_OF_GEOMETRY, schedule.geometry(epoch, step)) | {"cross_entropy": schedule.cross_entropy(epoch, step)}
+    found = {}
+    for key in fields(weights):
+        weight = getattr(weights, key.name) * factors.get(key.name, 1.0)
+        if key.name in terms and weight > 0:
+            found[key.name] = weight * losses.mean_of_largest(terms[key.name], topk)
+    return found
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).sum(0)
+
+
+def _rgb(warp: Warp) -> Float[Tensor, "n 3"]:
+    assert warp.seen.rgb is not None
+    return warp.seen.rgb

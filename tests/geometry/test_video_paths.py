@@ -1,0 +1,78 @@
+"""Paths through a video: around its way, about one of its frames, with time as the names of the paths say."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from npbgpp.data.cloud_file import CloudFile
+from npbgpp.data.scene import Scene, View
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.video_paths import loop_about, spiral_along
+from npbgpp.systems.nsff_films import has_times_between, is_video_path, spread_over_time, timed_path
+
+FRAMES, STEP = 5, 0.5
+
+
+def way() -> Cameras:
+    """Frames half a unit apart, from left to right, that look along -z."""
+    poses = torch.eye(4).repeat(FRAMES, 1, 1)
+    poses[:, 0, 3] = STEP * torch.arange(FRAMES)
+    return Cameras.from_opengl(poses, torch.full((FRAMES, 2), 20.0), torch.tensor([[12.0, 8.0]]).repeat(FRAMES, 1), (16, 24))
+
+
+def scene() -> Scene:
+    cameras = way()
+    views = tuple(View(f"{k:05}", Path(f"{k}.png"), cameras[k], moment=k) for k in range(FRAMES))
+    return Scene("video", views, {"train": tuple(range(FRAMES)), "val": (), "test": ()}, CloudFile(Path("none.ply")))
+
+
+def test_four_turns_across_the_viewing_direction_around_the_way():
+    path = spiral_along(way(), 48).to_opengl()
+    offset = path[:, :3, 3] - torch.stack([torch.linspace(0, STEP * (FRAMES - 1), 48), torch.zeros(48), torch.zeros(48)], 1)
+    t = torch.arange(48) * (8 * math.pi / 48)
+    expected = STEP * torch.stack([t.cos(), -t.sin(), torch.zeros(48)], 1)
+    torch.testing.assert_close(offset, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(path[:, :3, :3], torch.eye(3).repeat(48, 1, 1))
+
+
+def test_once_around_a_frame():
+    path, reach = loop_about(way(), 2, 8).to_opengl(), STEP * (FRAMES - 1) / 5
+    t = torch.arange(8) * (2 * math.pi / 8)
+    expected = torch.tensor([2 * STEP, 0, 0]) - reach * torch.stack([t.sin(), t.cos() / 2, t.cos()], 1)
+    torch.testing.assert_close(path[:, :3, 3], expected, atol=1e-5, rtol=0)
+
+
+def test_time_goes_on_along_the_spiral():
+    found = timed_path("spiral", scene(), None, None)
+    assert [timed.moment for timed in found] == [k for k in range(FRAMES) for _ in range(6)] and all(timed.share == 0 for timed in found)
+
+
+def test_time_stands_still_about_a_frame():
+    found = timed_path("spiral3", scene(), None, None)
+    assert len(found) == 60 and {(timed.moment, timed.share) for timed in found} == {(3, 0.0)}
+    assert len(timed_path("spiral3", scene(), 7, (32, 48))) == 7 and found[0].camera.image_size == (16, 24)
+
+
+@pytest.mark.parametrize("new", [0, 1, 3])
+def test_as_many_new_pictures_between_moments_as_the_name_says(new):
+    found = timed_path(f"fixview1_interp{new}", scene(), None, None)
+    assert len(found) == (FRAMES - 1) * (new + 1) + 1
+    assert [timed.moment + timed.share for timed in found] == pytest.approx([k / (new + 1) for k in range(len(found))])
+    assert all(timed.camera is found[0].camera for timed in found[:-1])
+    assert torch.equal(found[0].camera.T, way().T[1:2]) and found[-1].moment == FRAMES - 1
+
+
+def test_time_is_spread_over_any_path():
+    cameras = [way()[0]] * 10
+    assert [timed.moment for timed in spread_over_time(cameras, FRAMES)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_names_of_paths():
+    assert is_video_path("spiral12") and is_video_path("fixview0_interp10")
+    assert not any(map(is_video_path, ("spiral", "test", "fixview_interp1", "spiralx")))
+    assert has_times_between("fixview0_interp1") and not has_times_between("fixview0_interp0") and not has_times_between("spiral3")
+    with pytest.raises(InputError, match="0 to 4"):
+        timed_path("spiral5", scene(), None, None)
