@@ -248,3 +248,12 @@ def run_command(tiny_root: Path, tmp_path: Path) -> Callable[..., subprocess.Com
         return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300)
 
     return go
+
+
+# Files that start processes of their own take minutes: they come first, so that the others fill the time beside them.
+_LONG = ("test_readme", "test_distributed", "test_preemption", "test_sweep", "test_full_disk", "test_resume")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file, and among the others, the order stays."""
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))

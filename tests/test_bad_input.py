@@ -45,7 +45,7 @@ def complaint(done: subprocess.CompletedProcess) -> str:
         ("system.pixel_convention=half", "system.pixel_convention: expected one of exact, authors, got half"),
         ("system.lr_schedule=linear", "system.lr_schedule: expected constant or cosine, got linear"),
         ("system.postprocessing_transform=flip", "system.postprocessing_transform: expected null or rotate_90_ccw, got flip"),
-        ("system.system_class=NERF", "system.system_class: expected one of NPBG, NPBGPlusPlus, NeRF, got NERF"),
+        ("system.system_class=NERF", "system.system_class: expected one of NPBG, NPBGPlusPlus, NPCR, NSFF, NeRF, got NERF"),
         ("system.bg_rgb_color=[1,1]", "system.bg_rgb_color: expected a list of 3 values"),
         ("system.rasterizer.ss_scale=[1,1]", "system.rasterizer.ss_scale: expected one entry per scale"),
         ("system.refiner.filters=[1,2]", "expected 5 positive filters"),
@@ -194,9 +194,3 @@ def test_run_folder_that_cannot_be_made(run_command, tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"hydra.run.dir={tmp_path}/file/run: expected a folder that can be written" in done.stderr
     assert (tmp_path / "file").read_text() == "in the way"
-
-
-def test_several_devices_are_refused_by_name(run_here):
-    """Descriptors are not shared between processes, so a run on several would quietly fit several scenes of its own."""
-    with pytest.raises(InputError, match=r"trainer\.devices.*one device.*2 processes"):
-        run_here("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_spawn")

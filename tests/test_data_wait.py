@@ -26,13 +26,13 @@ def test_a_fast_loader(run_here, caplog):
 
 def test_a_slow_loader_is_named(run_here, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
-    item = SceneDataset.__getitem__
+    item = SceneDataset.drawn
 
-    def slow(self, index):
+    def slow(self, index, generator):
         time.sleep(0.4)
-        return item(self, index)
+        return item(self, index, generator)
 
-    monkeypatch.setattr(SceneDataset, "__getitem__", slow)
+    monkeypatch.setattr(SceneDataset, "drawn", slow)
     run_here("datasets.train_num_samples=6", "trainer.limit_val_batches=0")
     found = line(caplog)
     assert 2.0 <= float(found[3]) <= float(found[4]) and "num_workers" in found[5]

@@ -235,8 +235,8 @@ def test_evaluation_of_a_scan(dtu, evaluate):
     folder = evaluate(EVALUATE, *NETWORKS, "loggers=[csv]")
     rendered = folder / "rendered" / "scan118_holdout" / "test_epoch0"
     kinds = ("rendered", "gt", "raster")
-    assert {p.name for p in rendered.iterdir()} == {f"{view}_{kind}.png" for view in range(7, 48, 5) for kind in kinds}
-    assert all(Image.open(p).size == (64, 48) for p in rendered.iterdir())
+    assert {p.name for p in rendered.glob("*.png")} == {f"{view}_{kind}.png" for view in range(7, 48, 5) for kind in kinds}
+    assert all(Image.open(p).size == (64, 48) for p in rendered.glob("*.png"))
     photo = np.asarray(Image.open(rendered / "7_gt.png"))
     assert (photo[0, 0] == 255).all() and (photo < 255).any()
     first, found = scores(folder), descriptors(folder / "descriptors")
@@ -267,7 +267,9 @@ def chain(h3ds, evaluate) -> dict[str, Path]:
 
 def test_finetuning_moves_the_coefficients_of_points_in_view(chain):
     before, after = (descriptors(chain[name] / "descriptors") for name in ("evaluated", "finetuned"))
-    assert before.shape == after.shape == (400, 56) and [p.name for p in (chain["finetuned"] / "descriptors").iterdir()] == [f"{HEAD}.pth"]
+    assert before.shape == after.shape == (400, 56) and [p.name for p in (chain["finetuned"] / "descriptors").glob("*.pth")] == [
+        f"{HEAD}.pth"
+    ]
     drawn = before[:, 8:].any(1)  # the others have no slope: one photo saw them, or none
     moved = (before != after).any(1)
     assert drawn.any() and moved[drawn].float().mean() > 0.5 and not moved[~drawn].any()
@@ -310,8 +312,8 @@ def test_pretraining_of_npbg(train, launch, line, overrides, scenes, size):
     visited = set.union(*done.epochs)
     assert len(visited) == scenes
     (folder,) = (launch / word.partition("=")[2] for word in line.split() if word.startswith("system.descriptors_save_dir="))
-    assert {path.stem for path in folder.iterdir()} == visited
-    assert all(torch.load(path, weights_only=True).any() for path in folder.iterdir())
+    assert {path.stem for path in folder.glob("*.pth")} == visited
+    assert all(torch.load(path, weights_only=True).any() for path in folder.glob("*.pth"))
     assert {batch.target.image.shape[2:] for batch in done.batches} == {size} and not any(batch.inputs for batch in done.batches)
     assert not (done.folder / "rendered").exists() and (done.folder / "checkpoints" / "last.ckpt").is_file()
 

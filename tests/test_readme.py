@@ -31,6 +31,17 @@ SMALL_NERF = """
 """.split()
 
 
+SMALL_NSFF = """
+    trainer.max_epochs=1 trainer.accelerator=cpu loggers=none datasets.batches_per_epoch=2 system.rays_per_batch=64 system.field.width=16
+    system.field.sampling.samples=8
+""".split()
+SMALL_NPCR = """
+    datasets.train_num_samples=2 datasets.downscale=4 trainer.max_epochs=1 trainer.accelerator=cpu loggers=none system.layers=1
+    system.network.filters=[8,9,10,11,12] system.network.alpha_filters=[6,7,8]
+""".split()
+SMALL_VIDEO = ["--frames", "9", "--size", "24", "16", "--samples", "1"]
+
+
 def commands() -> list[str]:
     """Lines of the README's bash blocks, in order."""
     return [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
@@ -40,6 +51,10 @@ def small(words: list[str]) -> list[str]:
     """What makes one command a small job."""
     if "experiment=nerf_lego" in words:
         return SMALL_NERF
+    if "experiment=nsff_quick" in words:
+        return SMALL_NSFF
+    if "experiment=npcr_quick" in words:
+        return SMALL_NPCR
     added = list(SMALL)
     if "resume=auto" in words:
         added = [w for w in added if not w.startswith("trainer.max_epochs")] + ["trainer.max_epochs=2"]
@@ -50,7 +65,12 @@ def small(words: list[str]) -> list[str]:
     return added
 
 
-EXPERIMENT_FOLDERS = {"demo": "experiments/demo/npbgpp", "demo_npbg": "experiments/demo/npbg"}
+EXPERIMENT_FOLDERS = {
+    "demo": "experiments/demo/npbgpp",
+    "demo_npbg": "experiments/demo/npbg",
+    "nsff_quick": "experiments/nsff_hop",
+    "npcr_quick": "experiments/npcr_hair",
+}
 
 
 def test_commands_run_in_order(tiny_root, tmp_path, run_line, monkeypatch):
@@ -59,14 +79,18 @@ def test_commands_run_in_order(tiny_root, tmp_path, run_line, monkeypatch):
     for name in ("chair", "drums", "lego", "materials", "ship"):
         shutil.copytree(tiny_root / "ball", tmp_path / "data" / "nerf_synthetic" / name)
     shutil.copytree(tiny_root / "ball", tmp_path / "example" / "still_life")
+    shutil.copytree(REPOSITORY / "example" / "hair", tmp_path / "example" / "hair")
     write_dtu(tmp_path / "data" / "DTU_masked" / "scan65", views=49, size=(32, 48))
     colmap.write(tmp_path / "data" / "my_scene", views=20, size=(48, 64))
     (tmp_path / "data" / "my_scene" / "mvs_pc.ply").unlink()
     demo = ["python train_net.py experiment=demo", "python train_net.py experiment=demo_npbg"]
-    recipes = demo + [c for c in commands() if c.startswith(("python train_net.py", "python -m npbgpp."))]
+    recipes = demo + [c for c in commands() if c.startswith(("python train_net.py", "python -m npbgpp.", "python example/"))]
     assert len(recipes) >= 14
     for number, command in enumerate(recipes):
         _, *words = shlex.split(command)
+        if words[0].startswith("example/"):
+            subprocess.run([sys.executable, str(REPOSITORY / words[0]), *words[1:], *SMALL_VIDEO], cwd=tmp_path, check=True, timeout=200)
+            continue
         overrides = [*words[1:], *small(words)]
         if number == 0 or words[0] == "-m" or "-m" in words or any(word.startswith("trainer.devices") for word in words):
             in_shell = words if words[0] == "-m" else [str(REPOSITORY / "train_net.py"), *overrides]

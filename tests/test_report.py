@@ -78,7 +78,7 @@ def strict_json(text: str) -> dict:
 def test_metrics_json_and_report_of_a_run(run_here):
     folder = run_here("test_after_fit=true", "datasets.image_margin=2")
     content = strict_json((folder / "metrics.json").read_text())
-    assert set(content) == {"stage", "epoch", "protocol", "datasets"}
+    assert set(content) == {"stage", "epoch", "protocol", "datasets", "costs"}
     assert content["stage"] == "test" and content["epoch"] == 0
     protocol = content["protocol"]
     assert set(protocol) == {"psnr", "ssim", "lpips", "margin", "range", "background", "resize_filter", "cloud"}

@@ -75,11 +75,21 @@ def stop_after(monkeypatch):
     yield go
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+STOPS = {"in an epoch": (7, 1), "steps after a checkpoint": (10, 3), "with checkpoints of epochs alone": (9, None)}
+
+
 @pytest.mark.parametrize(
-    ("batches", "every"), [(7, 1), (10, 3), (9, None)], ids=["in an epoch", "steps after a checkpoint", "with checkpoints of epochs alone"]
+    ("name", "stop"),
+    [
+        *(("npbg", stop) for stop in STOPS),
+        ("npbg_history", "steps after a checkpoint"),
+        ("npbgpp", "in an epoch"),
+        ("nerf", "steps after a checkpoint"),
+        ("nerf", "with checkpoints of epochs alone"),
+    ],
 )
-def test_a_stopped_run_goes_on_bit_for_bit(run_in, tmp_path, monkeypatch, stop_after, name, batches, every):
+def test_a_stopped_run_goes_on_bit_for_bit(run_in, tmp_path, monkeypatch, stop_after, name, stop):
+    batches, every = STOPS[stop]
     tiny = (*SYSTEMS[name], *COMMON, f"callbacks.fit.during_epoch.every_n_steps={every or 'null'}")
     whole = run_in(tmp_path, name="whole", tiny=tiny)
     with monkeypatch.context():
