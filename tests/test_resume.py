@@ -176,7 +176,8 @@ def test_where_things_lie_may_change(run_in, tiny_root, tmp_path):
     run_in(tmp_path, "trainer.max_epochs=1", name="run", tiny=tiny)
     shutil.copytree(tiny_root, tmp_path / "moved")
     changed = ("loggers=[csv]", "dataloader.val.total_batch_size=1", "datasets.cache_images=false")
-    run_in(tmp_path, "resume=auto", *changed, name="run", root=tmp_path / "moved", tiny=tiny)
+    run = run_in(tmp_path, "resume=auto", *changed, name="run", root=tmp_path / "moved", tiny=tiny)
+    assert state(run)["epoch"] == 2 and state(run)["step"] == 3 * 4, "it went on from the first of three epochs"
 
 
 @pytest.mark.parametrize(
