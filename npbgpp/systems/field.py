@@ -13,9 +13,10 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.metrics import ImageMetrics
 from npbgpp.systems.base import System
-from npbgpp.systems.optimisers import OptimiserSettings, optimisers
+from npbgpp.systems.field_settings import FieldSettings
+from npbgpp.systems.optimisers import optimisers
 
-Settings = TypeVar("Settings", bound=OptimiserSettings)
+Settings = TypeVar("Settings", bound=FieldSettings)
 
 
 class FieldSystem(System, Generic[Settings]):
