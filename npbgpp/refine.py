@@ -20,8 +20,8 @@ from npbgpp.config import typed
 from npbgpp.data.pose_files import write_poses
 from npbgpp.errors import InputError, original_message
 from npbgpp.files import save_tensors, write_atomically
+from npbgpp.film_paths import PathSettings, film_frames
 from npbgpp.finished_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
-from npbgpp.render.__main__ import FilmSettings, film_frames
 from npbgpp.run import Assembly, assemble
 from npbgpp.systems.npcr import NPCR
 from npbgpp.systems.steady import refine, shoot
@@ -29,13 +29,13 @@ from npbgpp.systems.steady import refine, shoot
 log = logging.getLogger("npbgpp.refine")
 
 
-@dataclass(frozen=True)
-class RefineSettings:
-    """Keys of the command.
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings(PathSettings):
+    """Keys of the command, beside those of the path.
 
     Attributes:
         run: folder of the run.
-        path, poses, views, reach, seed, scene, frames, loop, size: the path, as ``python -m npbgpp.render`` has them.
+        scene: which scene; needed when the run has several.
         passes: how many times along the path; each makes one step.
         lr: learning rate. With a large one pictures lose their content, which steadies them, too: see ``change`` in ``refine.json``.
         out: folder of the refined run; None is ``<run>/refined/<scene>_<path>``.
@@ -45,14 +45,7 @@ class RefineSettings:
 
     run: Path
     path: str = "interpolate"
-    poses: Path | None = None
-    views: tuple[int | str, ...] | None = None
-    reach: tuple[float, float] = (-2.0, 1.0)
-    seed: int = 0
     scene: str | None = None
-    frames: int | None = None
-    loop: bool = False
-    size: tuple[int, int] | None = None
     passes: int = 10
     lr: float = 5e-5
     out: Path | None = None
@@ -60,14 +53,11 @@ class RefineSettings:
     checkpoint: str = "last"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.passes < 1:
             raise InputError(f"passes: expected at least 1, got {self.passes}")
         if not 0 < self.lr < float("inf"):
             raise InputError(f"lr: expected a positive number, got {self.lr:g}")
-
-    def film(self) -> FilmSettings:
-        """The same path as a film has it."""
-        return FilmSettings(**{field.name: getattr(self, field.name) for field in fields(FilmSettings) if hasattr(self, field.name)})
 
 
 def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
@@ -80,7 +70,7 @@ def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
     Raises:
         InputError: anything the user supplied that cannot be used.
     """
-    film, run = settings.film(), settings.run.expanduser().resolve()
+    run = settings.run.expanduser().resolve()
     config, bases = run_config(run)
     as_trained = config.copy()
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
@@ -91,7 +81,7 @@ def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
     system = parts.system
     if not isinstance(system, NPCR):
         raise InputError(f"run={run}: expected a run of NPCR (system=npcr), got one of {type(system).__name__}")
-    cameras = [frame.camera for frame in film_frames(film, parts.data.scenes[scene])]
+    cameras = [frame.camera for frame in film_frames(settings, parts.data.scenes[scene])]
     trainer = trainer_of(parts)
     trainer.precision_plugin.convert_module(system)
     system.to(trainer.strategy.root_device).eval()

@@ -84,6 +84,16 @@ TINY_NPCR = (
     "system.warmup_epochs=0",
     "system.learning_rates={network: 5e-3, descriptors: 2e-2}",
 )
+# the same on the example scene with hair, at 32x32 pixels; its root is example/
+SMALL_HAIR = (
+    *(word for word in TINY_NPCR if not word.startswith(("datasets=", "datasets.scene_name"))),
+    "datasets=npcr_one_scene",
+    "datasets.scene_name=hair",
+    "datasets.downscale=4",
+    "system.photo_background=[0.2353,0.2353,0.2353]",
+    "system.max_splat=0",
+    "system.lr_schedule=cosine",
+)
 # NSFF with fields of some thousand weights on the small moving scene
 TINY_NSFF = (
     *("datasets=monocular", "datasets.scene_name=hop", "datasets.img_wh=[24,16]", "datasets.batches_per_epoch=4"),

@@ -60,6 +60,7 @@ ALLOWED = {
     "systems": SYSTEMS,
     "export": ("errors", "files", "checkpoint", "geometry", "render", "models", "data", "systems", "export"),
     "prepare": ("errors", "files", "geometry", "render", "data", "callbacks.pictures", "callbacks.tile_sheet", "prepare"),
+    "film_paths": ("errors", "geometry", "data.pose_files", "data.scene", "systems.nsff_films", "systems.nsff_views"),
     "checkpoint": ("errors", "files", "paths", "systems.base"),
     "callbacks": ("errors", "files", "distributed", "costs", "memory", "metrics", "matte_metrics", "systems.base", "callbacks"),
     "resume": ("errors", "files", "paths", "checkpoint"),

@@ -25,9 +25,9 @@ from npbgpp.export.densities import Box, Densities
 from npbgpp.export.mesh_colours import Occlusion, colours_along_normals, fused_colours
 from npbgpp.export.volume import all_round_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
+from npbgpp.film_paths import PathSettings, film_frames
 from npbgpp.finished_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
 from npbgpp.geometry.pointcloud import write_ply
-from npbgpp.render.__main__ import FilmSettings, film_frames
 from npbgpp.run import assemble
 from npbgpp.systems.base import System
 from npbgpp.systems.nerf import NeRF
@@ -131,25 +131,10 @@ class VolumeSettings(BoxChoice):
 
 
 @dataclass(frozen=True)
-class CameraChoice(SceneChoice):
-    """Keys of ``cameras``, which writes ``CamPose.inf`` and ``Intrinsic.inf`` into the folder ``out``.
-
-    Attributes:
-        path, poses, views, reach, seed, frames, loop, size: the path, as ``python -m npbgpp.render`` has them.
-    """
+class CameraChoice(PathSettings, SceneChoice):
+    """Keys of ``cameras``, beside those of the path; it writes ``CamPose.inf`` and ``Intrinsic.inf`` into the folder ``out``."""
 
     path: str = "turn"
-    poses: Path | None = None
-    views: tuple[int | str, ...] | None = None
-    reach: tuple[float, float] = (-2.0, 1.0)
-    seed: int = 0
-    frames: int | None = None
-    loop: bool = False
-    size: tuple[int, int] | None = None
-
-    def film(self) -> FilmSettings:
-        """The same path as a film has it."""
-        return FilmSettings(**{field.name: getattr(self, field.name) for field in fields(FilmSettings) if hasattr(self, field.name)})
 
 
 def weights(settings: RunChoice) -> None:
@@ -222,14 +207,14 @@ def extract_volume(settings: VolumeSettings, overrides: list[str]) -> None:
 
 def cameras(settings: CameraChoice, overrides: list[str]) -> None:
     """Writes the cameras of a path in NPCR's files."""
-    film, run = settings.film(), settings.folder()
+    run = settings.folder()
     out = (settings.out or run / "export").expanduser().absolute()
     there = [path.name for path in (out / "CamPose.inf", out / "Intrinsic.inf") if path.exists()]
     if there and not settings.overwrite:
         raise InputError(f"out={out}: there is {' and '.join(there)} already; choose another folder, or overwrite=true")
     config, bases = run_config(run)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
-    frames = film_frames(film, assemble(config, bases, needs_test_views=False).data.scenes[scene])
+    frames = film_frames(settings, assemble(config, bases, needs_test_views=False).data.scenes[scene])
     poses, intrinsics = write_npcr_cameras(out, [frame.camera for frame in frames])
     log.info("%d cameras: %s, %s", len(frames), poses, intrinsics)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from npbgpp.geometry.cameras import Cameras
 
+_SAME_PLACE = 0.02  # largest difference in depth, as a share of it, of what shows one place
+
 
 @dataclass(frozen=True)
 class Carried:
@@ -18,7 +20,7 @@ class Carried:
 
     Attributes:
         picture: nearest pixels; anything where ``known`` is false.
-        known: pixels whose points are in the other picture, at a place where it shows something.
+        known: pixels whose points the other picture shows: where it shows something nearer, they are hidden there.
     """
 
     picture: Float[Tensor, "c h w"]
@@ -68,7 +70,8 @@ def carry(
     known = shown.view(-1) & (there[0] > 0) & (uv_px[0] >= 0).all(1) & (uv_px[0] < uv_px.new_tensor([width, height])).all(1)
     column, row = torch.where(known[:, None], uv_px[0], 0.0).floor().long().unbind(1)
     cell = row * width + column
-    known &= picture_depth.reshape(-1).index_select(0, cell).isfinite()
+    # points do not fill surfaces: where one is missing, the other picture shows what lies farther, which is another place as well
+    known &= (picture_depth.reshape(-1).index_select(0, cell) - there[0]).abs() <= _SAME_PLACE * there[0]
     carried = picture.flatten(1).index_select(1, cell)
     return Carried(carried.view(-1, *depth.shape), known.view(depth.shape))
 

@@ -278,6 +278,14 @@ class NPCR(OwnedTables, SteppingSystem):
         return matte_scores(self.metrics, render.rgba[0], self.target_rgba(batch)[k])
 
     # ---------------------------------------------------------------- training
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Norms learn their statistics or keep them: a batch is one view, and a network that learns with its statistics to the end lacks them afterwards."""
+        super().on_train_batch_start(batch, batch_idx)
+        learning = self.trainer.global_step < self.settings.norms_learn_for * self._total_steps()
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train(learning)
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch: draw, compare, step what was seen."""
         drawn = self.draw(batch.target.cameras, batch.scene, learn=True)

@@ -43,6 +43,7 @@ class NPCRSettings:
     learning_rates: NPCRRates = NPCRRates()
     weight_decay: float = 2e-5
     warmup_epochs: int = 20
+    norms_learn_for: float = 0.5
     lr_schedule: str = "constant"
     colour_threshold: float = 8000.0
     refine_weights: tuple[float, float, float, float] = (0.5, 0.5, 0.25, 0.75)
@@ -68,6 +69,8 @@ class NPCRSettings:
         for key in ("max_splat", "weight_decay", "warmup_epochs", "colour_threshold", "depth_threshold"):
             if not getattr(self, key) >= 0:
                 raise InputError(f"system.{key}: expected 0 or more, got {getattr(self, key)}")
+        if not 0 <= self.norms_learn_for <= 1:
+            raise InputError(f"system.norms_learn_for: expected a share of the run, 0 to 1, got {self.norms_learn_for:g}")
         for key in ("descriptor_dim", "accumulate_grad_batches", "max_scenes_per_train_epoch"):
             if getattr(self, key) < 1:
                 raise InputError(f"system.{key}: expected at least 1, got {getattr(self, key)}")

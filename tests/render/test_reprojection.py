@@ -50,6 +50,15 @@ def test_nothing_is_known_of_empty_pixels_of_either_picture():
     assert not known[3, 4] and not known[7, 8] and known.sum() == known.numel() - 2
 
 
+@pytest.mark.parametrize("other_depth", [3.9, 4.1])
+def test_what_is_hidden_in_the_other_picture_is_not_known(other_depth):
+    """A strip nearer, or farther, than the plane that the frame shows: two hundredths of the depth are the same place."""
+    before = plane(4.07)
+    before[:, 5:9] = other_depth
+    known = carry(torch.rand(4, *SIZE), before, camera(), plane(), camera()).known
+    assert not known[:, 5:9].any() and known[:, :5].all() and known[:, 9:].all()
+
+
 def test_points_behind_the_other_camera_are_not_known():
     turned = Cameras(
         torch.diag(torch.tensor([-1.0, 1.0, -1.0]))[None],
