@@ -1,9 +1,11 @@
 """Several processes: two real ones on the CPU learn what one learns from the same data; each reads its own scenes; nothing is evaluated twice or lost."""
 
+import contextlib
 import functools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +42,20 @@ photo_cache.read_photo, cloud_file.CloudFile.read = read_photo, read_cloud
 launch, words = Path(sys.argv[1]), sys.argv[2:]
 run_words(launch, *words)
 (launch / ("read_%s.json" % os.environ["RANK"])).write_text(json.dumps(sorted(read)))
+"""
+
+
+# the first process of a run, which starts the others: told to stop at the beginning of a batch, alone or with all processes of its job
+TOLD = """
+import os, runpy, subprocess, sys
+sys.path.insert(0, {root!r})
+from npbgpp.callbacks.step_checkpoint import StepCheckpoint
+whom, epoch, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+def told(self, trainer, module, batch, batch_idx):
+    if (trainer.current_epoch, batch_idx) == (epoch, number):
+        subprocess.run(["sh", "-c", "kill -TERM %d" % dict(alone=os.getpid(), all=0)[whom]])
+StepCheckpoint.on_train_batch_start = told
+runpy.run_path({root!r} + "/train_net.py", run_name="__main__")
 """
 
 
@@ -186,6 +202,26 @@ def test_two_processes_go_on_bit_for_bit(two_processes, together, tmp_path):
     for name in ("last", "epoch1"):
         (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
     succeed(together(*NPBG, "resume=auto"))
+    assert_close(two_processes / "run", tmp_path / "run", 0.0)
+
+
+def test_processes_that_are_told_to_stop_do_so_together(two_processes, tiny_root, tmp_path):
+    """Started by the first one, which is told alone in its first batch; then all are in the last one, loaders' workers among them."""
+    (tmp_path / "first.py").write_text(TOLD.format(root=str(REPOSITORY)))
+    places = (f"datasets.data_root={tiny_root}", f"hydra.run.dir={tmp_path / 'run'}")
+    words = (*NPBG, *TWO, *places, "test_after_fit=false", "trainer.limit_val_batches=0", "resume=auto", "dataloader.train.num_workers=1")
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    for whom, epoch, batch, steps in (("alone", "0", "0", 1), ("all", "1", "1", 4)):
+        line = [sys.executable, str(tmp_path / "first.py"), whom, epoch, batch, *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        first = subprocess.Popen(line, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
+        try:
+            said, _ = first.communicate(timeout=150)  # of all processes: their output ends when the last one has
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(first.pid, signal.SIGKILL)
+        assert first.returncode == 75 and "Traceback" not in said, said
+        assert load_tensors(tmp_path / "run" / LAST, "checkpoint")["global_step"] == steps
     assert_close(two_processes / "run", tmp_path / "run", 0.0)
 
 
