@@ -14,6 +14,7 @@ import torch
 from npbgpp.callbacks.step_checkpoint import StepCheckpoint
 from npbgpp.errors import InputError
 from npbgpp.files import load_tensors
+from npbgpp.systems.descriptors import digest
 
 from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_OVERRIDES
 
@@ -194,12 +195,19 @@ def test_other_settings_are_named(run_in, tmp_path, caplog):
     assert any("going on with other settings" in m for m in caplog.messages)
 
 
-def test_where_things_lie_may_change(run_in, tiny_root, tmp_path):
+def test_where_things_lie_may_change(run_in, tiny_root, tmp_path, monkeypatch):
+    """And what is there is read once, and not hashed again."""
     tiny = (*SYSTEMS["npbg_history"], *COMMON)
     run_in(tmp_path, "trainer.max_epochs=1", name="run", tiny=tiny)
     shutil.copytree(tiny_root, tmp_path / "moved")
     changed = ("loggers=[csv]", "dataloader.val.total_batch_size=1", "datasets.cache_images=false")
+    read = []
+    for module in ("checkpoint", "systems.descriptors"):
+        monkeypatch.setattr(f"npbgpp.{module}.load_tensors", lambda path, *rest: (read.append(path.name), load_tensors(path, *rest))[1])
+    hashed = []
+    monkeypatch.setattr("npbgpp.systems.descriptors.digest", lambda values: hashed.append(0) or digest(values))
     run = run_in(tmp_path, "resume=auto", *changed, name="run", root=tmp_path / "moved", tiny=tiny)
+    assert read == ["last.ckpt", "ball.pth"] and len(hashed) == 2, "descriptors are hashed when the other two epochs are saved"
     assert state(run)["epoch"] == 2 and state(run)["step"] == 3 * 4, "it went on from the first of three epochs"
 
 
