@@ -1,6 +1,7 @@
 """``python -m npbgpp.prepare check|cloud scene=<folder> [key=value ...]``: looks at a scene before training, makes point clouds.
 
 ``python -m npbgpp.prepare monocular root=<folder> [key=value ...]``: makes of the frames of a video what NSFF needs.
+``python -m npbgpp.prepare llff scene=<folder> [key=value ...]``: writes the cameras of a COLMAP model as LLFF has them.
 
 Keys are those of the ``datasets`` group where they mean the same. The dataclasses below are the keys of each command.
 """
@@ -31,6 +32,7 @@ from npbgpp.prepare.check import examine
 from npbgpp.prepare.decimation import check_voxel, decimate
 from npbgpp.prepare.fusion import fuse_depth
 from npbgpp.prepare.hull import visual_hull
+from npbgpp.prepare.llff import LlffSettings, prepare_llff
 from npbgpp.prepare.problems import problems
 from npbgpp.prepare.sheet import check_sheet
 from npbgpp.prepare.sparse import sparse_points
@@ -244,7 +246,7 @@ def _sparse(model: ColmapModel, scene: Scene) -> PointCloud:
     return sparse_points(model, photos.keys(), photos=photos)
 
 
-SETTINGS: dict[str, type] = {"check": CheckSettings, "cloud": CloudSettings, "monocular": VideoSettings}
+SETTINGS: dict[str, type] = {"check": CheckSettings, "cloud": CloudSettings, "llff": LlffSettings, "monocular": VideoSettings}
 
 
 def main() -> None:
@@ -253,7 +255,7 @@ def main() -> None:
     name, *words = sys.argv[1:] or [""]
     if name not in SETTINGS:
         lines = [f"  {key}: {', '.join(field.name for field in fields(schema))}" for key, schema in SETTINGS.items()]
-        usage = "usage: python -m npbgpp.prepare check|cloud scene=<folder> [key=value ...], monocular root=<folder> [key=value ...]"
+        usage = "usage: python -m npbgpp.prepare check|cloud|llff scene=<folder> [key=value ...], monocular root=<folder> [key=value ...]"
         sys.exit(f"{usage}\nkeys of\n" + "\n".join(lines))
     try:
         bad = [word for word in words if "=" not in word]
@@ -264,6 +266,8 @@ def main() -> None:
             check(typed(CheckSettings, given, name))
         elif name == "monocular":
             prepare_video(typed(VideoSettings, given, name))
+        elif name == "llff":
+            prepare_llff(typed(LlffSettings, given, name))
         else:
             cloud(typed(CloudSettings, given, name), f"python -m npbgpp.prepare {shlex.join([name, *words])}")
     except (InputError, OmegaConfBaseException) as error:

@@ -3,12 +3,10 @@
 Symbols: n rays of a batch; coordinates of the field are those of ``npbgpp.data.ray_frames``.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -22,16 +20,16 @@ from npbgpp.models.nerf import Nerf, NerfRender
 from npbgpp.paths import Bases
 from npbgpp.render.occupancy import OccupancyGrid
 from npbgpp.render.ray_sampling import Rays
-from npbgpp.systems.base import Render, System
+from npbgpp.systems.base import Render
+from npbgpp.systems.field import FieldSystem
 from npbgpp.systems.nerf_settings import NerfSettings
-from npbgpp.systems.optimisers import optimisers
 
 _SYNTHETIC_BOX = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)  # what the objects of NeRF-Synthetic lie in
 _STOPPED = 0.5  # opacity of a ray that has a depth
 _NDC_BOX = (-1.5, -1.5, -1.0, 1.5, 1.5, 1.0)  # photos of the scene's other cameras show a little beyond -1..1
 
 
-class NeRF(System):
+class NeRF(FieldSystem[NerfSettings]):
     """A coarse and a fine field of one scene.
 
     Args:
@@ -43,7 +41,7 @@ class NeRF(System):
         frames: coordinates of the field, by scene.
     """
 
-    unit = "rays"
+    field: Nerf
 
     def __init__(
         self,
@@ -54,19 +52,13 @@ class NeRF(System):
         field: Nerf,
         frames: Mapping[str, RayFrame],
     ) -> None:
-        super().__init__(scenes, metrics)
-        if len(scenes) != 1:
-            raise InputError(
-                f"system=nerf: a radiance field is one scene, got {len(scenes)} ({', '.join(list(scenes)[:5])}); choose one with datasets.scene_name"
-            )
-        (self.scene,) = scenes.values()
-        self.settings, self.field = settings, field
+        super().__init__(settings, scenes, metrics)
+        self.field = field
         self.frame = frames[self.scene.name]
         self.grid = None
         if settings.occupancy_grid:
             box = settings.grid_box or _box(self.scene, self.frame)
             self.grid = OccupancyGrid(box[:3], box[3:], resolution=settings.grid_resolution)
-        self._last_batch_end: float | None = None
 
     # -------------------------------------------------------------- beginnings
     def require_weights(self, missing: Sequence[str]) -> None:
@@ -76,17 +68,6 @@ class NeRF(System):
             raise InputError(
                 f"weights_path: the checkpoint lacks weights of {' and '.join(fields)}, which would be random; choose the fields that it was trained with, "
                 "or begin anew with weights_strict=false"
-            )
-
-    def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
-        """See System.check_before_training: all was checked at construction."""
-
-    def start_without_weights(self, evaluate_only: bool) -> None:
-        """See System.start_without_weights."""
-        if evaluate_only:
-            raise InputError(
-                "weights_path: expected the checkpoint of a trained field for eval_only=true, got none; the field would be random: name it, for example "
-                "weights_path=experiments/<run>/checkpoints/last.ckpt"
             )
 
     def translate_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -139,22 +120,8 @@ class NeRF(System):
         # both fields are asked for colours in training
         losses = [mse_loss(seen.rgb, batch.rgb) for seen in (render.coarse, render.fine) if seen is not None and seen.rgb is not None]
         loss = torch.stack(losses).sum()
-        now = time.perf_counter()
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        self.log("psnr", -10 * torch.log10(losses[-1].detach().clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
-        self.log("points", float(len(batch)), logger=False, batch_size=len(batch))
-        if self._last_batch_end is not None:
-            self.log("rays_per_s", len(batch) / (now - self._last_batch_end), prog_bar=True, batch_size=len(batch))
-        self._last_batch_end = now
+        self.log_rays(loss, losses[-1], len(batch))
         return loss
-
-    def on_train_epoch_start(self) -> None:
-        """Evaluation and saving are not training time."""
-        self._last_batch_end = None
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimiser of both fields; its schedule goes by epochs."""
-        return optimisers(self.settings, self.field.parameters(), self.trainer.max_epochs or 1)
 
 
 def frame_kind(chosen: str, scene: Scene) -> str:

@@ -3,13 +3,11 @@
 Symbols: n rays of a batch, all of one moment; N moments of the video. Coordinates of the field are those of ``npbgpp.data.video_frame``.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, UInt8
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import mse_loss, pad
 
@@ -24,12 +22,12 @@ from npbgpp.metrics import ImageMetrics, MovingScores, moving_scores
 from npbgpp.models.nsff import Look, Nsff
 from npbgpp.models.nsff_architecture import SAME_AS_NSFF_PL, architecture_of
 from npbgpp.paths import Bases
-from npbgpp.systems.base import Render, System
+from npbgpp.systems.base import Render
+from npbgpp.systems.field import FieldSystem
 from npbgpp.systems.hard_pixels import HardPixels
 from npbgpp.systems.nsff_objective import loss_terms, weighted_means
 from npbgpp.systems.nsff_settings import LossWeights, NsffSettings
 from npbgpp.systems.nsff_views import Seeing, TimedCamera, flow_picture, grey
-from npbgpp.systems.optimisers import optimisers
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class NsffRender(Render):
     motion: Float[Tensor, "1 3 h w"] | None = None
 
 
-class NSFF(System):
+class NSFF(FieldSystem[NsffSettings]):
     """The field of one video.
 
     Args:
@@ -61,6 +59,7 @@ class NSFF(System):
     """
 
     has_no_use_for = ("loss", "tmp_rgb")
+    field: Nsff
 
     def __init__(
         self,
@@ -72,13 +71,8 @@ class NSFF(System):
         frames: Mapping[str, VideoFrame],
         pixel_weights: PixelWeights | None = None,
     ) -> None:
-        super().__init__(scenes, metrics)
-        if len(scenes) != 1:
-            raise InputError(
-                f"system=nsff: a field is one video, got {len(scenes)} scenes ({', '.join(list(scenes)[:5])}); choose one with datasets.scene_name"
-            )
-        (self.scene,) = scenes.values()
-        self.settings, self._make_field = settings, field
+        super().__init__(settings, scenes, metrics)
+        self._make_field = field
         self.frame = frames[self.scene.name]
         self.field = field(moments=len(self.frame))
         self.views = {view.name: view for view in self.scene.views}
@@ -88,7 +82,6 @@ class NSFF(System):
         self.hard = None if pixel_weights is None else HardPixels(pixel_weights)
         coarse = () if self.field.nerf_coarse is not None else ("coarse_colour", "coarse_disparity")
         self._terms = [key.name for key in fields(LossWeights) if getattr(settings.loss_weights, key.name) > 0 and key.name not in coarse]
-        self._last_batch_end: float | None = None
 
     # -------------------------------------------------------------- beginnings
     def require_weights(self, missing: Sequence[str]) -> None:
@@ -97,17 +90,6 @@ class NSFF(System):
             raise InputError(
                 f"weights_path: the checkpoint lacks {', '.join(missing[:3])}, which would be random; choose the field that it was trained with, "
                 "or begin anew with weights_strict=false"
-            )
-
-    def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
-        """See System.check_before_training: all was checked at construction."""
-
-    def start_without_weights(self, evaluate_only: bool) -> None:
-        """See System.start_without_weights."""
-        if evaluate_only:
-            raise InputError(
-                "weights_path: expected the checkpoint of a trained field for eval_only=true, got none; the field would be random: name it, for example "
-                "weights_path=experiments/<run>/checkpoints/last.ckpt"
             )
 
     def translate_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -250,30 +232,15 @@ class NSFF(System):
         assert rendered.seen.rgb is not None
         if self.hard is not None:
             self.hard.record(moment, batch.pixel, rendered.seen.rgb.detach(), batch.rgb)
-        now = time.perf_counter()
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         for name in self._terms:  # also those that this batch lacks: Lightning would log their last values again
             self.log(f"loss_{name}", parts[name].detach() if name in parts else 0.0, batch_size=len(batch))
-        error = mse_loss(rendered.seen.rgb.detach(), batch.rgb)
-        self.log("psnr", -10 * torch.log10(error.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
-        self.log("points", float(len(batch)), logger=False, batch_size=len(batch))
-        if self._last_batch_end is not None:
-            self.log("rays_per_s", len(batch) / (now - self._last_batch_end), prog_bar=True, batch_size=len(batch))
-        self._last_batch_end = now
+        self.log_rays(loss, mse_loss(rendered.seen.rgb.detach(), batch.rgb), len(batch))
         return loss
-
-    def on_train_epoch_start(self) -> None:
-        """Evaluation and saving are not training time."""
-        self._last_batch_end = None
 
     def on_train_epoch_end(self) -> None:
         """The next epoch draws pixels as their surroundings were unlike the photo in this one."""
         if self.hard is not None:
             self.hard.reweigh()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimiser of the field and its codes; its schedule goes by epochs."""
-        return optimisers(self.settings, self.field.parameters(), self.trainer.max_epochs or 1)
 
 
 def _packed(scene: Scene) -> UInt8[Tensor, " bytes"]:

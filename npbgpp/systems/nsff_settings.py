@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, fields
 
 from npbgpp.errors import InputError
-from npbgpp.systems.optimisers import OptimiserSettings
+from npbgpp.systems.field_settings import FieldSettings
 
 UNITS = ("epoch", "step")
 
@@ -68,34 +68,20 @@ class LossSchedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NsffSettings(OptimiserSettings):
+class NsffSettings(FieldSettings):
     """Keys of ``conf/system/nsff.yaml`` apart from the field; their meaning stands there."""
 
-    system_class: str
     rays_per_batch: int = 512
-    world_viewdirs: bool = True
-    chunk: int = 32768
     empty_where_unseen: bool = True
     loss_weights: LossWeights = field(default_factory=LossWeights)
     loss_schedule: LossSchedule = field(default_factory=LossSchedule)
     thickness: int = 1
     topk: float = 1.0
-    save_rendered_eval_images: bool = True
-    lpips_weights: str | None = None
-    postprocessing_transform: str | None = None
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
-
-    max_scenes_per_train_epoch = 1  # a field is one video
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("rays_per_batch", "chunk", "accumulate_grad_batches"):
-            if getattr(self, key) < 1:
-                raise InputError(f"system.{key}: expected at least 1, got {getattr(self, key)}")
+        self.require_at_least(rays_per_batch=1)
         if self.thickness < 1 or self.thickness % 2 == 0:
             raise InputError(f"system.thickness: expected an odd number of samples, got {self.thickness}")
         if not 0 < self.topk <= 1:
             raise InputError(f"system.topk: expected a part of the values, more than 0 and at most 1, got {self.topk:g}")
-        if self.postprocessing_transform not in (None, "rotate_90_ccw"):
-            raise InputError(f"system.postprocessing_transform: expected null or rotate_90_ccw, got {self.postprocessing_transform}")

@@ -25,7 +25,7 @@ from npbgpp.data.splits import rule_splits
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg")
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_NUMBER = 1e30  # products of larger ones are not finite in single precision
 _USUAL_NEAR = 1.0  # scene units: what systems have before system.near is set
@@ -63,14 +63,14 @@ def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downs
 
 def _photos(folder: Path) -> list[Path]:
     try:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     except OSError as error:
         raise InputError(
             f"{folder}: expected the folder of the photos, got none ({error.strerror}); restore it, or take images_<n> beside it with "
             "datasets.downscale=<n>"
         ) from error
     if not found:
-        raise InputError(f"{folder}: expected pictures ({', '.join(_SUFFIXES)}), got none; restore them")
+        raise InputError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), got none; restore them")
     seen: dict[str, Path] = {}
     for path in found:
         if path.name.encode("utf-8", "replace").decode() != path.name:
