@@ -1,7 +1,8 @@
-"""What a run costs against the number of points, views, scenes and processes: real runs on scenes written for it, read from their metrics.json.
+"""What a run costs against the number of points, photos, scenes and processes: real runs on scenes written for it, read from their logs.
 
-Run: ``python benchmarks/scaling.py [points=100000,300000,1000000,3000000] [views=8,16,32] [scenes=1,2,4] [processes=1,2] [size=256] [steps=20]``. What is
-not named is not measured; without any argument points, views and scenes are. The tables are Markdown.
+Run: ``python benchmarks/scaling.py [points=100000,1000000,10000000] [photos=8,16,32,64] [scenes=1,2,4,8] [processes=1,2] [size=128] [steps=8]``. What is
+not named is not measured; without any argument all is. The tables are Markdown; lines below them are straight lines through their rows. CPU time is that of
+the training process with its threads, and says more than the clock where others work on the machine.
 """
 
 import csv
@@ -12,13 +13,19 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from measure import in_child, machine, surface_cloud
 from npbgpp.costs import Costs
@@ -27,12 +34,67 @@ from npbgpp.paths import Bases
 from npbgpp.run import run as train
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULTS = {"points": "100000,300000,1000000,3000000", "views": "8,16,32", "scenes": "1,2,4"}
+DEFAULTS = {"points": "100000,300000,1000000,3000000,10000000", "photos": "8,16,32,64", "scenes": "1,2,4,8", "processes": "1,2"}
 TEST_VIEWS = 2
+MANY, FEW = 300_000, 100_000  # points where something else is varied
 COMMON = (
     *("datasets=nerf_blender_one_scene", "datasets.scene_name=s0", "datasets.train_image_size=null", "datasets.train_random_shift=false"),
-    *("trainer.limit_val_batches=0", "loggers=csv", "trainer.enable_progress_bar=false", "system.save_rendered_eval_images=false"),
+    *("trainer.limit_val_batches=0", "trainer.accelerator=cpu", "loggers=csv", "trainer.enable_progress_bar=false"),
+    *(
+        "system.save_rendered_eval_images=false",
+        "dataloader=small",
+        "test_after_fit=true",
+        "+callbacks.fit.clock._target_=scaling.CpuClock",
+    ),
 )
+
+
+class CpuClock(Callback):
+    """Logs the CPU time of the steps of every epoch, and of the evaluation."""
+
+    def __init__(self) -> None:
+        self._spent = self._began = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins anew."""
+        self._spent = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A step begins."""
+        self._began = time.process_time()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A step has ended."""
+        self._spent += time.process_time() - self._began
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the steps."""
+        pl_module.log("cpu/step_s", self._spent)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The evaluation begins."""
+        self._began = time.process_time()
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the evaluation."""
+        pl_module.log("cpu/test_s", time.process_time() - self._began)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run: its costs, and seconds by the clock and of CPU time.
+
+    Attributes:
+        costs: see there.
+        steps: of the steps of each epoch.
+        test: of the evaluation.
+        folder: of the run.
+    """
+
+    costs: Costs
+    steps: list[tuple[float, float]]
+    test: tuple[float, float]
+    folder: Path
 
 
 def write_scene(folder: Path, points: int, views: int, size: int) -> None:
@@ -60,16 +122,17 @@ def _pose(azimuth: float) -> np.ndarray:
     return pose
 
 
-def run(root: Path, folder: Path, *overrides: str) -> tuple[Costs, list[float]]:
-    """Trains and evaluates in a process of its own; returns the costs, and the seconds in steps of every epoch."""
+def run(root: Path, folder: Path, *overrides: str) -> Measured:
+    """Trains and evaluates in a process of its own."""
     in_child(lambda: _train([*COMMON, f"datasets.data_root={root}", *overrides], folder))
     return _read(folder)
 
 
-def run_several(root: Path, folder: Path, *overrides: str) -> tuple[Costs, list[float]]:
+def run_several(root: Path, folder: Path, *overrides: str) -> Measured:
     """The same through the command line, which processes that train together are started with."""
     command = [sys.executable, str(ROOT / "train_net.py"), *COMMON, f"datasets.data_root={root}", f"hydra.run.dir={folder}", *overrides]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return _read(folder)
@@ -89,112 +152,147 @@ def _train(overrides: list[str], folder: Path) -> dict[str, float]:
     return {}
 
 
-def _read(folder: Path) -> tuple[Costs, list[float]]:
+def _read(folder: Path) -> Measured:
     costs = Costs.from_json(json.loads((folder / "metrics.json").read_text())["costs"])
     with (folder / "csv_logs" / "metrics.csv").open() as file:
-        steps = [float(row["time/step_s"]) for row in csv.DictReader(file) if row.get("time/step_s")]
-    return costs, steps
+        rows = list(csv.DictReader(file))
+    steps = [(float(row["time/step_s"]), float(row["cpu/step_s"])) for row in rows if row.get("time/step_s")]
+    (test,) = (float(row["cpu/test_s"]) for row in rows if row.get("cpu/test_s"))
+    return Measured(costs, steps, (costs.test_seconds, test), folder)
 
 
 def npbg(steps: int) -> tuple[str, ...]:
     """Two epochs of NPBG: the first one opens the scene, the second one shows what a step costs."""
-    return (
-        "system=npbg",
-        "system/loss_factors=l1_ssim",
-        f"datasets.train_num_samples={steps}",
-        "trainer.max_epochs=2",
-        "test_after_fit=true",
-        "dataloader=small",
+    return ("system=npbg", "system/loss_factors=l1_ssim", f"datasets.train_num_samples={steps}", "trainer.max_epochs=2")
+
+
+def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], *below: str) -> None:
+    """Prints Markdown."""
+    print(f"{title}\n")
+    for cells in (columns, ("---:",) * len(columns), *rows):
+        print("| " + " | ".join(cells) + " |")
+    print("".join(f"\n* {text}" for text in below) + "\n", flush=True)
+
+
+def line(what: str, counts: Sequence[int], values: Sequence[float], each: int, unit: str) -> str:
+    """A straight line through measurements, in words; errors count in proportion, so that small counts have their say."""
+    weights = [1 / max(value, 1e-9) for value in values]
+    slope, start = np.polyfit(counts, values, 1, w=weights) if len(counts) > 1 else (math.nan, values[0])
+    return f"{what}: {start:.3g} {unit} and {slope * each:.3g} {unit} per {each:,}"
+
+
+def _both(wall_and_cpu: tuple[float, float], scale: float = 1.0, digits: int = 2) -> str:
+    return " / ".join(f"{scale * value:.{digits}f}" for value in wall_and_cpu)
+
+
+def _less(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return max(0.0, one[0] - other[0]), max(0.0, one[1] - other[1])
+
+
+def _mib(*paths: Path) -> str:
+    return f"{sum(path.stat().st_size for path in paths) / 2**20:.1f}"
+
+
+def against_points(base: Path, counts: list[int], size: int, steps: int) -> None:
+    """NPBG: one scene of ever more points."""
+    rows, found = [], []
+    for count in counts:
+        write_scene(base / f"points{count}" / "s0", count, 8, size)
+        one = run(base / f"points{count}", base / f"run_points{count}", *npbg(steps))
+        found.append(one)
+        opened, files = _less(*one.steps), (one.folder / "descriptors" / "s0.pth", one.folder / "checkpoints" / "last.ckpt")
+        sizes = (f"{one.costs.peak_host_mib:.0f}", *map(_mib, files))
+        rows.append((f"{count:,}", _both(opened), _both(one.steps[1], 1000 / steps, 0), *sizes))
+    columns = ("points", "opening [s]", "step [ms]", "peak memory [MiB]", "descriptors [MiB]", "checkpoint [MiB]")
+    million = 1_000_000
+    table(
+        "NPBG against points (one scene, 8 photos; clock / CPU time)",
+        columns,
+        rows,
+        line("Opening, CPU time", counts, [_less(*one.steps)[1] for one in found], million, "s"),
+        line("Step, CPU time", counts, [1000 * one.steps[1][1] / steps for one in found], million, "ms"),
+        line("Memory", counts, [one.costs.peak_host_mib for one in found], million, "MiB"),
     )
 
 
-def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Prints Markdown."""
-    for cells in (titles, ("---:",) * len(titles), *rows):
-        print("| " + " | ".join(cells) + " |", flush=True)
-    print(flush=True)
+def against_photos(base: Path, counts: list[int], size: int) -> None:
+    """NPBG++: one scene of ever more photos."""
+    rows, found = [], []
+    small = ("system.feature_extractor.pretrained_encoder=false", "system.feature_extractor.encoder=test_efficientnet")
+    few = ("datasets.train_num_samples=4", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    for count in counts:
+        write_scene(base / f"photos{count}" / "s0", FEW, count, size)
+        words = ("system=npbgpp_sphere", "system/loss_factors=l1_ssim_npbgpp", *small, *few)
+        one = run(base / f"photos{count}", base / f"run_photos{count}", *words)
+        found.append(one)
+        rows.append((str(count), _both(one.test), f"{one.costs.peak_host_mib:.0f}"))
+    table(
+        f"NPBG++ against photos ({FEW:,} points: describing them, and rendering {TEST_VIEWS} views; clock / CPU time)",
+        ("photos", "evaluation [s]", "peak memory [MiB]"),
+        rows,
+        line("Evaluation, CPU time", counts, [one.test[1] for one in found], 1, "s"),
+        line("Memory", counts, [one.costs.peak_host_mib for one in found], 1, "MiB"),
+    )
 
 
-def _mib(path: Path) -> str:
-    return f"{path.stat().st_size / 2**20:.1f}"
+def against_scenes(base: Path, counts: list[int], size: int, steps: int) -> None:
+    """NPBG: ever more scenes, each opened twice."""
+    rows, found = [], []
+    for count in counts:
+        root = base / f"scenes{count}"
+        for k in range(count):
+            write_scene(root / f"s{k}", MANY, 8, size)
+        several = (
+            f"datasets.scenes.train=[{','.join(f's{k}' for k in range(count))}]",
+            "datasets.scenes.val=[]",
+            "datasets.scenes.test=[s0]",
+        )
+        epochs = (f"trainer.max_epochs={2 * count}", "system.max_scenes_per_train_epoch=1")
+        one = run(root, base / f"run_scenes{count}", *npbg(steps), *several, *epochs)
+        found.append(one)
+        epoch = tuple(sum(part) / len(one.steps) for part in zip(*one.steps, strict=True))
+        sizes = (_mib(*(one.folder / "descriptors").glob("*.pth")), _mib(one.folder / "checkpoints" / "last.ckpt"))
+        rows.append((str(count), str(len(one.steps)), _both((epoch[0], epoch[1])), f"{one.costs.peak_host_mib:.0f}", *sizes))
+    columns = ("scenes", "epochs", f"epoch of {steps} steps [s]", "peak memory [MiB]", "descriptors [MiB]", "checkpoint [MiB]")
+    memory = line("Memory", counts, [one.costs.peak_host_mib for one in found], 1, "MiB")
+    table(f"NPBG against scenes ({MANY:,} points each, one of them at a time; clock / CPU time)", columns, rows, memory)
+
+
+def against_processes(base: Path, counts: list[int], size: int, steps: int) -> None:
+    """NPBG: the same epoch dealt out to processes; figures of the first one."""
+    rows = []
+    write_scene(base / "processes" / "s0", MANY, 8, size)
+    for count in counts:
+        words = (f"trainer.devices={count}", f"dataloader.train_total_batch_size={max(counts)}")
+        one = run_several(base / "processes", base / f"run_processes{count}", *npbg(steps), *words)
+        step = one.costs.batches // 2
+        views = max(counts) // count
+        rows.append((str(count), str(views), _both(one.steps[1], 1000 / step, 0), _both(one.steps[1]), f"{one.costs.peak_host_mib:.0f}"))
+    columns = ("processes", "views of each in a step", "step [ms]", "epoch [s]", "peak memory of the first [MiB]")
+    table(f"NPBG against processes ({MANY:,} points, {max(counts)} views per step of all; clock / CPU time of the first)", columns, rows)
 
 
 def main() -> None:
     """Prints a table per quantity."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore")
     words = dict(word.split("=", 1) for word in sys.argv[1:])
-    size, steps = int(words.pop("size", "256")), int(words.pop("steps", "20"))
-    unknown = set(words) - {*DEFAULTS, "processes"}
+    size, steps = int(words.pop("size", "128")), int(words.pop("steps", "8"))
+    unknown = set(words) - set(DEFAULTS)
     if unknown:
-        sys.exit(f"{', '.join(sorted(unknown))}: expected points, views, scenes, processes, size or steps")
+        sys.exit(f"{', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}, size or steps")
     chosen = {name: [int(n) for n in text.split(",")] for name, text in (words or DEFAULTS).items()}
-    print(f"{machine()}; photos {size}x{size}, {steps} steps\n", flush=True)
+    print(f"{machine()}; photos {size}x{size}, {steps} steps; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n", flush=True)
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        rows = []
-        for count in chosen.get("points", ()):
-            root, folder = base / f"points{count}", base / f"run_points{count}"
-            write_scene(root / "s0", count, 8, size)
-            costs, seconds = run(root, folder, *npbg(steps))
-            memory, opened = f"{costs.peak_host_mib:.0f}", f"{max(0.0, seconds[0] - seconds[1]):.2f}"
-            sizes = (_mib(folder / "descriptors" / "s0.pth"), _mib(folder / "checkpoints" / "last.ckpt"))
-            rows.append((f"{count:,}", opened, f"{1000 * seconds[1] / steps:.0f}", memory, *sizes))
-        if rows:
-            print("NPBG against points (one scene, 8 views)\n")
-            table(("points", "opening the scene [s]", "step [ms]", "peak memory [MiB]", "descriptors [MiB]", "checkpoint [MiB]"), rows)
-        rows = []
-        for count in chosen.get("views", ()):
-            root, folder = base / f"views{count}", base / f"run_views{count}"
-            write_scene(root / "s0", 100_000, count, size)
-            small = ("system.feature_extractor.pretrained_encoder=false", "system.feature_extractor.encoder=test_efficientnet")
-            few = (f"datasets.train_num_samples={steps}", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test_after_fit=true")
-            costs, _ = run(root, folder, "system=npbgpp_sphere", "system/loss_factors=l1_ssim_npbgpp", *small, *few, "dataloader=small")
-            seconds_each = costs.test_seconds / count
-            rows.append((str(count), f"{costs.test_seconds:.2f}", f"{seconds_each:.3f}", f"{costs.peak_host_mib:.0f}"))
-        if rows:
-            print(f"NPBG++: describing a scene of 100,000 points from its photos, and rendering {TEST_VIEWS} views\n")
-            table(("photos", "evaluation [s]", "per photo [s]", "peak memory [MiB]"), rows)
-        rows = []
-        for count in chosen.get("scenes", ()):
-            root, folder = base / f"scenes{count}", base / f"run_scenes{count}"
-            for k in range(count):
-                write_scene(root / f"s{k}", 300_000, 8, size)
-            names = ",".join(f"s{k}" for k in range(count))
-            several = (f"datasets.scenes.train=[{names}]", "datasets.scenes.val=[]", "datasets.scenes.test=[s0]")
-            epochs = (f"trainer.max_epochs={2 * count}", "system.max_scenes_per_train_epoch=1")
-            costs, seconds = run(root, folder, *npbg(steps), *several, *epochs)
-            each = f"{1000 * sum(seconds) / costs.batches:.0f}"
-            total = sum(path.stat().st_size for path in (folder / "descriptors").glob("*.pth")) / 2**20
-            rows.append(
-                (
-                    str(count),
-                    str(costs.epochs),
-                    each,
-                    f"{costs.peak_host_mib:.0f}",
-                    f"{total:.1f}",
-                    _mib(folder / "checkpoints" / "last.ckpt"),
-                )
-            )
-        if rows:
-            print("NPBG against scenes (300,000 points each, one of them at a time)\n")
-            table(("scenes", "epochs", "step with opening [ms]", "peak memory [MiB]", "descriptors [MiB]", "checkpoint [MiB]"), rows)
-        rows = []
-        for count in chosen.get("processes", ()):
-            root, folder = base / f"processes{count}", base / f"run_processes{count}"
-            write_scene(root / "s0", 300_000, 8, size)
-            costs, seconds = run_several(root, folder, *npbg(steps), f"trainer.devices={count}", "trainer.accelerator=cpu")
-            busy = costs.step_seconds + costs.data_seconds
-            rows.append(
-                (
-                    str(count),
-                    str(costs.batches),
-                    f"{1000 * seconds[1] / max(1, costs.batches // 2):.0f}",
-                    f"{count * costs.batches / busy:.2f}",
-                )
-            )
-        if rows:
-            print("NPBG against processes (300,000 points)\n")
-            table(("processes", "batches of each", "step [ms]", "photos per second of all"), rows)
+        if "points" in chosen:
+            against_points(base, chosen["points"], size, steps)
+        if "photos" in chosen:
+            against_photos(base, chosen["photos"], size)
+        if "scenes" in chosen:
+            against_scenes(base, chosen["scenes"], size, steps)
+        if "processes" in chosen:
+            against_processes(base, chosen["processes"], size, steps)
 
 
 if __name__ == "__main__":

@@ -29,17 +29,36 @@ _OLD_LIGHTNING = (
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning checkpoints that are either complete or absent, and are read without running code from them."""
 
+    def __init__(self) -> None:
+        self._ahead: tuple[Path, dict[str, Any]] | None = None
+
+    def read_ahead(self, path: Path) -> dict[str, Any]:
+        """Reads a checkpoint that Lightning will ask for, and keeps it until then: it is read once, however many look at it before.
+
+        Raises:
+            InputError: damaged, or no checkpoint of a training.
+        """
+        if self._ahead is None or self._ahead[0] != path:
+            self._ahead = (path, self.load_checkpoint(path))
+        return self._ahead[1]
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes through a temporary file. A full disk leaves the previous file and raises InputError."""
         save_tensors(Path(path), checkpoint)
 
     def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads tensors and plain values only, onto the CPU; Lightning moves them."""
+        if self._ahead is not None and self._ahead[0] == Path(path):
+            content, self._ahead = self._ahead[1], None
+            return content
         if Path(path).suffix == ".safetensors":
             raise InputError(
                 f"checkpoint {path}: training goes on from a checkpoint, got weights alone; begin with them: weights_path={path}"
             )
-        return load_tensors(Path(path), "checkpoint")
+        content = load_tensors(Path(path), "checkpoint")
+        if not isinstance(content, dict):
+            raise InputError(f"checkpoint {path}: training goes on from a checkpoint, got a {type(content).__name__}; name one of a run")
+        return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint that this run wrote."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch import nn
 
 from npbgpp.errors import InputError
 
@@ -29,6 +30,15 @@ def gather(value: T) -> list[T]:
     found: list[T | None] = [None] * process_count()
     dist.all_gather_object(found, value)
     return found  # type: ignore[return-value]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives all processes the buffers of the first one, which are those that checkpoints hold; every process must call it.
+
+    Means and variances of batches are of what one process saw. While training, torch shares them before every batch, so that those of the last one are apart.
+    """
+    for buffer in module.buffers() if process_count() > 1 else ():
+        dist.broadcast(buffer, src=0)
 
 
 @contextmanager

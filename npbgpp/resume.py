@@ -5,9 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from npbgpp.checkpoint import find_weights
+from npbgpp.checkpoint import AtomicCheckpointIO, find_weights
 from npbgpp.errors import InputError
-from npbgpp.files import load_tensors
 from npbgpp.paths import Bases
 
 log = logging.getLogger(__name__)
@@ -41,12 +40,13 @@ def _flat(node: Any, prefix: str) -> dict[str, Any]:
     return {name: value for key, part in node.items() for name, value in _flat(part, f"{prefix}{key}.").items()}
 
 
-def find_checkpoint(word: str, bases: Bases) -> Path | None:
+def find_checkpoint(word: str, bases: Bases, checkpoints: AtomicCheckpointIO) -> Path | None:
     """The checkpoint that ``resume`` means.
 
     Args:
         word: ``auto``, the newest readable one of the run folder, if there is any; or the folder of a run; or a checkpoint.
         bases: what relative paths refer to.
+        checkpoints: reads those of a folder, to see which can be read; see ``read_ahead``.
 
     Raises:
         InputError: no such file, or no readable checkpoint in a folder that was named.
@@ -57,7 +57,7 @@ def find_checkpoint(word: str, bases: Bases) -> Path | None:
     files = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in files:
         try:
-            load_tensors(path, "checkpoint")
+            checkpoints.read_ahead(path)
             return path
         except InputError as error:
             log.warning("resume=%s: %s; trying an earlier checkpoint", word, error)
@@ -69,19 +69,19 @@ def find_checkpoint(word: str, bases: Bases) -> Path | None:
     return None
 
 
-def check_same_training(checkpoint: Path, keys: dict[str, Any], strict: bool) -> None:
+def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[str, Any], strict: bool) -> None:
     """Compares the config that a checkpoint was trained with to that of this run.
 
     Args:
-        checkpoint: those of earlier versions do not say; they are accepted.
+        checkpoint: its path, for messages.
+        content: of it. Checkpoints of earlier versions do not say; they are accepted.
         keys: as ``training_keys`` gives them.
         strict: refuse differences, rather than say them.
 
     Raises:
-        InputError: keys that differ, damaged file.
+        InputError: keys that differ.
     """
-    content = load_tensors(checkpoint, "checkpoint")
-    mark = content.get("npbgpp") if isinstance(content, dict) else None
+    mark = content.get("npbgpp")
     told = mark.get("training") if isinstance(mark, dict) else None
     if not isinstance(told, str):
         return

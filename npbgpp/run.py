@@ -87,6 +87,7 @@ class Assembly:
         metrics: how views are scored.
         system: with its weights.
         resume: checkpoint that training goes on from.
+        checkpoints: reads it; parts of it were looked at.
     """
 
     settings: RunSettings
@@ -96,6 +97,7 @@ class Assembly:
     metrics: ImageMetrics
     system: System
     resume: Path | None
+    checkpoints: AtomicCheckpointIO
 
 
 def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) -> Assembly:
@@ -129,9 +131,10 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
         raise InputError("datasets.scenes.test: expected at least one scene for eval_only=true, got none; name the scenes to evaluate")
     lpips = system_settings.lpips_weights
     metrics = ImageMetrics(None if lpips is None else bases.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
-    resume, keys = _checkpoint_to_resume(settings, plan, bases), training_keys(_plain(config))
+    checkpoints, keys = AtomicCheckpointIO(), training_keys(_plain(config))
+    resume = _checkpoint_to_resume(settings, plan, bases, checkpoints)
     if resume is not None:
-        check_same_training(resume, keys, settings.resume_strict)
+        check_same_training(resume, checkpoints.read_ahead(resume), keys, settings.resume_strict)
     if isinstance(system_settings, NPBGSettings | NPCRSettings):
         modules["read_saved"] = settings.eval_only or resume is not None
         modules["continued_descriptors"] = None if resume is None else resume.parent.parent / "descriptors"
@@ -147,14 +150,14 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
             system.require_weights(report.missing)
     elif resume is None:
         system.start_without_weights(settings.eval_only)
-    return Assembly(settings, plan, system_settings, data, metrics, system, resume)
+    return Assembly(settings, plan, system_settings, data, metrics, system, resume, checkpoints)
 
 
-def _checkpoint_to_resume(settings: RunSettings, plan: TrainerPlan, bases: Bases) -> Path | None:
+def _checkpoint_to_resume(settings: RunSettings, plan: TrainerPlan, bases: Bases, checkpoints: AtomicCheckpointIO) -> Path | None:
     if plan.checkpoint is not None and settings.resume is not None:
         raise InputError("resume and trainer.resume_from_checkpoint are two spellings of one thing; give one of them")
     if settings.resume is not None:
-        return find_checkpoint(settings.resume, bases)
+        return find_checkpoint(settings.resume, bases, checkpoints)
     return None if plan.checkpoint is None else find_weights(plan.checkpoint, bases)
 
 
@@ -171,11 +174,11 @@ def run(config: DictConfig, bases: Bases) -> None:
     costs = RunCosts()
     parts = assemble(config, bases)
     write_record(config, bases)
-    settings, plan, system, data = parts.settings, parts.plan, parts.system, parts.data
+    settings, system, data = parts.settings, parts.system, parts.data
     looks = parts.system_settings
     shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video, costs)
     writer = EvaluationWriter(bases.run, parts.metrics, data.conditions() | system.conditions(), *shows)
-    trainer = _trainer(config, plan, bases, writer, settings.eval_only, _stepping(parts.system, looks))
+    trainer = _trainer(config, parts, bases, writer)
     try:
         if not settings.eval_only:
             _fit(trainer, system, data, parts.resume)
@@ -255,9 +258,8 @@ def _stepping(system: System, settings: Settings) -> dict[str, Any]:
     return {"accumulate_grad_batches": settings.accumulate_grad_batches, "gradient_clip_val": settings.gradient_clip_val}
 
 
-def _trainer(
-    config: DictConfig, plan: TrainerPlan, bases: Bases, writer: EvaluationWriter, evaluate_only: bool, stepping: dict[str, Any]
-) -> Trainer:
+def _trainer(config: DictConfig, parts: Assembly, bases: Bases, writer: EvaluationWriter) -> Trainer:
+    plan, evaluate_only = parts.plan, parts.settings.eval_only
     callbacks: list[Callback] = [writer] if evaluate_only else [writer, DataWait()]
     chosen = config.callbacks.get("test" if evaluate_only else "fit")
     if not plan.arguments["enable_checkpointing"]:
@@ -273,10 +275,10 @@ def _trainer(
     callbacks.append(Preemption(bases.run / "checkpoints" if saves else None, plan.requeue_signal))
     callbacks.append(writer.costs)  # behind all others
     loggers: list[Logger] = [GuardedLogger(instantiate(node)) for node in (config.loggers or {}).values()]
-    arguments = plan.arguments | stepping
+    arguments = plan.arguments | _stepping(parts.system, parts.system_settings)
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(bases.run)
-    arguments["plugins"] = [AtomicCheckpointIO(), *(arguments.get("plugins") or [])]
+    arguments["plugins"] = [parts.checkpoints, *(arguments.get("plugins") or [])]
     if SLURMEnvironment.detect():  # whose own requeueing saves within a step
         arguments["plugins"].append(SLURMEnvironment(auto_requeue=False))
     # a bar of its own would scroll through logs that no terminal reads

@@ -1,9 +1,11 @@
 """Several processes: two real ones on the CPU learn what one learns from the same data; each reads its own scenes; nothing is evaluated twice or lost."""
 
+import contextlib
 import functools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,20 +16,22 @@ import torch
 
 from npbgpp.data.draws import Shard
 from npbgpp.data.scene_rotation import SceneRotation
+from npbgpp.errors import InputError
 from npbgpp.files import load_tensors
 
-from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_OVERRIDES
+from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
 
 LAST = "checkpoints/last.ckpt"
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
 SCENES = "datasets.scenes={train:[ball,globe],val:[ball,globe],test:[ball,globe]}"
 
-# a process of a test: what it reads goes to a file of its own
+# a process of a test, for one run after another: what it reads, and what it validates with beside weights, go to files of its own
 WORKER = """
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.run_folders import run_words
+import npbgpp.callbacks.evaluation as evaluation
 import npbgpp.data.photo_cache as photo_cache
 import npbgpp.data.cloud_file as cloud_file
 read = set()
@@ -37,24 +41,50 @@ def read_photo(view, *rest):
 def read_cloud(self, *rest):
     read.add(str(self.path)); return cloud(self, *rest)
 photo_cache.read_photo, cloud_file.CloudFile.read = read_photo, read_cloud
-launch, words = Path(sys.argv[1]), sys.argv[2:]
-run_words(launch, *words)
-(launch / ("read_%s.json" % os.environ["RANK"])).write_text(json.dumps(sorted(read)))
+buffers = []
+begin = evaluation.EvaluationWriter.on_validation_epoch_start
+def begin_evaluation(self, trainer, module):
+    buffers.append([value.double().sum().item() for value in module.buffers()]); begin(self, trainer, module)
+evaluation.EvaluationWriter.on_validation_epoch_start = begin_evaluation
+launch, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+for words in runs:
+    run_words(launch, *words)
+for name, found in dict(read=sorted(read), buffers=buffers).items():
+    (launch / ("%s_%s.json" % (name, os.environ["RANK"]))).write_text(json.dumps(found))
+"""
+
+
+# the first process of a run, which starts the others: told to stop at the beginning of a batch, alone or with all processes of its job
+TOLD = """
+import os, runpy, subprocess, sys
+sys.path.insert(0, {root!r})
+from npbgpp.callbacks.step_checkpoint import StepCheckpoint
+whom, epoch, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+def told(self, trainer, module, batch, batch_idx):
+    if (trainer.current_epoch, batch_idx) == (epoch, number):
+        subprocess.run(["sh", "-c", "kill -TERM %d" % dict(alone=os.getpid(), all=0)[whom]])
+StepCheckpoint.on_train_batch_start = told
+runpy.run_path({root!r} + "/train_net.py", run_name="__main__")
 """
 
 
 @pytest.fixture(scope="module")
 def start(tiny_root):
-    """Runs a configuration in real processes that find each other as torchrun's do; returns what they said and their exit codes."""
+    """Runs a configuration in two real processes that find each other as torchrun's do; returns what they said and their exit codes.
 
-    def go(launch: Path, *words: str, count: int = 2, timeout: float = 280, root: Path = tiny_root):
+    With ``runs`` these configurations, one after another, each in the folder of its name.
+    """
+
+    def go(launch: Path, *words: str, timeout: float = 280, root: Path = tiny_root, runs: dict[str, tuple[str, ...]] | None = None):
+        count = 2
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "test"}
         told |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        line = [sys.executable, "-c", WORKER.format(root=str(REPOSITORY)), str(launch), *TWO, *words]
-        line += [f"datasets.data_root={root}", f"hydra.run.dir={launch / 'run'}"]
+        runs = {"run": (f"datasets.data_root={root}", *words)} if runs is None else runs
+        lines = [[*TWO, *words, f"hydra.run.dir={launch / name}"] for name, words in runs.items()]
+        line = [sys.executable, "-c", WORKER.format(root=str(REPOSITORY)), str(launch), json.dumps(lines)]
         processes = [
             subprocess.Popen(
                 line,
@@ -102,6 +132,17 @@ def assert_close(one: Path, two: Path, tolerance: float = 1e-5) -> None:
 
 def metrics(run: Path) -> dict:
     return json.loads((run / "metrics.json").read_text())["datasets"]
+
+
+def assert_same_scores(run: Path, alone: Path) -> None:
+    """Of every view, in the same order."""
+    ours, theirs = metrics(run), metrics(alone)
+    assert ours.keys() == theirs.keys() and ours
+    for name, found in ours.items():
+        assert len(found["per_view"]) == found["views"] > 0 and list(found["per_view"]) == list(theirs[name]["per_view"])
+        for view, scores in found["per_view"].items():
+            assert scores["psnr"] == pytest.approx(theirs[name]["per_view"][view]["psnr"], abs=1e-3), (name, view)
+        assert found["psnr"] == pytest.approx(theirs[name]["psnr"], abs=1e-3)
 
 
 def read_by(tmp_path: Path, rank: int) -> set[str]:
@@ -165,13 +206,8 @@ def test_two_processes_learn_what_one_learns(two_processes, one_process):
 
 def test_nothing_is_evaluated_twice(two_processes, one_process):
     run = two_processes / "run"
-    ours, theirs = metrics(run), metrics(one_process)
-    assert ours.keys() == theirs.keys() == {"ball_holdout", "globe_holdout"}
-    for name, found in ours.items():
-        assert found["views"] == 2 and list(found["per_view"]) == list(theirs[name]["per_view"])
-        for view, scores in found["per_view"].items():
-            assert scores["psnr"] == pytest.approx(theirs[name]["per_view"][view]["psnr"], abs=1e-3)
-        assert found["psnr"] == pytest.approx(theirs[name]["psnr"], abs=1e-3)
+    assert {name: found["views"] for name, found in metrics(run).items()} == {"ball_holdout": 2, "globe_holdout": 2}
+    assert_same_scores(run, one_process)
     assert (run / "report.png").is_file() and len(list(run.rglob("film.mp4"))) == 2
 
 
@@ -186,6 +222,26 @@ def test_two_processes_go_on_bit_for_bit(two_processes, together, tmp_path):
     for name in ("last", "epoch1"):
         (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
     succeed(together(*NPBG, "resume=auto"))
+    assert_close(two_processes / "run", tmp_path / "run", 0.0)
+
+
+def test_processes_that_are_told_to_stop_do_so_together(two_processes, tiny_root, tmp_path):
+    """Started by the first one, which is told alone in its first batch; then all are in the last one, loaders' workers among them."""
+    (tmp_path / "first.py").write_text(TOLD.format(root=str(REPOSITORY)))
+    places = (f"datasets.data_root={tiny_root}", f"hydra.run.dir={tmp_path / 'run'}")
+    words = (*NPBG, *TWO, *places, "test_after_fit=false", "trainer.limit_val_batches=0", "resume=auto", "dataloader.train.num_workers=1")
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    for whom, epoch, batch, steps in (("alone", "0", "0", 1), ("all", "1", "1", 4)):
+        line = [sys.executable, str(tmp_path / "first.py"), whom, epoch, batch, *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        first = subprocess.Popen(line, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
+        try:
+            said, _ = first.communicate(timeout=150)  # of all processes: their output ends when the last one has
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(first.pid, signal.SIGKILL)
+        assert first.returncode == 75 and "Traceback" not in said, said
+        assert load_tensors(tmp_path / "run" / LAST, "checkpoint")["global_step"] == steps
     assert_close(two_processes / "run", tmp_path / "run", 0.0)
 
 
@@ -212,27 +268,51 @@ def test_processes_that_share_a_scene_keep_one_table(together, run_in, tmp_path)
     assert_close(alone, tmp_path / "run")
 
 
-def test_rays_are_dealt_out(together, run_in, tmp_path):
-    words = (
-        *TINY_NERF,
-        "system.field.sampling.perturb=0.0",
-        "system.field.sampling.noise_std=0.0",
-        "trainer.limit_val_batches=0",
-        "test_after_fit=true",
-    )
-    words = (*words, "system.occupancy_grid=false", "system.optimizer=sgd", "system.lr=0.5")
-    succeed(together(*words, "trainer.limit_train_batches=4"))
+BOTH = (SCENES, "system.max_scenes_per_train_epoch=2", "dataloader.train_data_mode=each", "dataloader.train_total_batch_size=2")
+TESTED = ("trainer.limit_val_batches=0", "test_after_fit=true")
+PLAIN = ("system.field.sampling.perturb=0.0", "system.field.sampling.noise_std=0.0", "system.optimizer=sgd")
+OTHERS = {
+    "nerf": (*TINY_NERF, *PLAIN, *TESTED, "system.occupancy_grid=false", "system.lr=0.5"),
+    "nsff": (*TINY_NSFF, *PLAIN, *TESTED, "datasets.batches_per_epoch=8", "datasets.holdout_indices=[2,5]"),
+    "npbgpp": (*TINY_NPBGPP, *TESTED, *BOTH),
+    "npcr": (*TINY_NPCR, "test_after_fit=true", *BOTH),
+}
+
+
+@pytest.fixture(scope="module")
+def others(start, tiny_root, moving_root, tmp_path_factory):
+    """The folder that two processes trained and evaluated the other systems in, and where the data of each lie."""
+    launch = tmp_path_factory.mktemp("others")
+    roots = {name: moving_root if name == "nsff" else tiny_root for name in OTHERS}
+    succeed(start(launch, runs={name: (*words, f"datasets.data_root={roots[name]}") for name, words in OTHERS.items()}))
+    return launch, roots
+
+
+@pytest.mark.parametrize("name", ["nerf", "nsff"])
+def test_rays_are_dealt_out(others, run_in, tmp_path, name):
+    launch, roots = others
     # of one process, two batches make a step
-    alone = run_in(tmp_path, "trainer.limit_train_batches=8", "trainer.accumulate_grad_batches=2", name="one", tiny=words)
-    assert_close(alone, tmp_path / "run")
-    assert metrics(tmp_path / "run")["ball_holdout"]["psnr"] == pytest.approx(metrics(alone)["ball_holdout"]["psnr"], abs=1e-3)
+    words = ("trainer.accumulate_grad_batches=2", *(("trainer.limit_train_batches=8",) if name == "nerf" else ()))
+    alone = run_in(tmp_path, *words, root=roots[name], tiny=OTHERS[name])
+    assert_close(alone, launch / name)
+    assert_same_scores(launch / name, alone)
 
 
-def test_npbgpp_on_two_processes(together, tmp_path):
-    words = (*TINY_NPBGPP, SCENES, "system.max_scenes_per_train_epoch=2", "dataloader.train_data_mode=each", "test_after_fit=true")
-    succeed(together(*words, "dataloader.train_total_batch_size=2"))
-    assert {name: found["views"] for name, found in metrics(tmp_path / "run").items()} == {"ball_holdout": 2, "globe_holdout": 2}
-    assert {path.stem for path in (tmp_path / "run" / "descriptors").glob("*.pth")} == {"ball", "globe"}
+def test_two_processes_validate_with_the_same_statistics(others):
+    """Those of the batches that the first process saw, which are those that are saved; NPCR has some and is the only one here that validates."""
+    seen = [json.loads((others[0] / f"buffers_{rank}.json").read_text()) for rank in range(2)]
+    assert len(seen[0]) == 1 and len(seen[0][0]) > 10 and seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_two_processes_score_what_they_have_saved(others, run_in, tmp_path, name):
+    """Both evaluate the same networks, also where these kept something of what one process saw alone."""
+    launch, roots = others
+    saved = [f"weights_path={launch / name / LAST}", "eval_only=true"]
+    saved += [f"system.descriptors_pretrained_dir={launch / name / 'descriptors'}"] if name == "npcr" else []
+    assert_same_scores(launch / name, run_in(tmp_path, *saved, root=roots[name], tiny=OTHERS[name]))
+    if name in ("npcr", "npbgpp"):
+        assert {path.stem for path in (launch / name / "descriptors").glob("*.pth")} == {"ball", "globe"}
 
 
 # ------------------------------------------------------------------ mistakes
@@ -246,7 +326,9 @@ def test_a_process_that_dies_ends_the_others(together, tiny_root, tmp_path):
     assert "r_2.png" in finished[1][0] and "another process of this run has ended" in finished[0][0]
 
 
-def test_the_number_of_processes_must_match(together):
-    finished = together(*NPBG, "trainer.devices=3", timeout=120)
-    for said, code in finished:
-        assert code != 0 and "trainer.devices" in said and "2 processes" in said
+def test_the_number_of_processes_must_match(run_in, tmp_path, monkeypatch):
+    """What a launcher tells the processes that it starts."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"trainer.devices: .* the 2 processes that were started, got 3 devices"):
+        run_in(tmp_path, "trainer.devices=3", tiny=NPBG)

@@ -14,6 +14,7 @@ import torch
 from npbgpp.callbacks.step_checkpoint import StepCheckpoint
 from npbgpp.errors import InputError
 from npbgpp.files import load_tensors
+from npbgpp.systems.descriptors import digest
 
 from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_OVERRIDES
 
@@ -125,6 +126,29 @@ def test_a_run_stopped_between_descriptors_and_checkpoint(run_in, tmp_path, monk
     assert_equal(whole, tmp_path / "stopped")
 
 
+@pytest.mark.parametrize("name", ["npbg_history", "nerf"])
+def test_a_run_that_is_told_to_stop_finishes_its_step(run_in, tmp_path, monkeypatch, name):
+    """Between the two batches of a step, and in the last one of an epoch, whose step has one batch and whose validation is not waited for."""
+    tiny = (*SYSTEMS[name], *COMMON, "trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2")
+    tiny = (*tiny, "trainer.limit_val_batches=1", "datasets.train_num_samples=5")[: -1 if name == "nerf" else None]
+    whole = run_in(tmp_path, name="whole", tiny=tiny)
+    for epoch, told_in, completed in ((0, 2, 4), (0, 4, 5)):
+
+        def told(self, trainer, module, batch, batch_idx, when=(epoch, told_in)):
+            if (trainer.current_epoch, batch_idx) == when:
+                signal.raise_signal(signal.SIGTERM)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr(StepCheckpoint, "on_train_batch_start", told)
+            run_in(tmp_path, "resume=auto", name="run", tiny=tiny)
+        assert ended.value.code == 75
+        content = load_tensors(tmp_path / "run" / LAST, "checkpoint")
+        progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        assert progress["ready"] == progress["completed"] == completed
+    run_in(tmp_path, "resume=auto", name="run", tiny=tiny)
+    assert_equal(whole, tmp_path / "run")
+
+
 def test_another_folder_goes_on_with_a_run(run_in, tmp_path):
     """Named as a folder, and as a checkpoint; the run that is continued stays as it is."""
     tiny = (*SYSTEMS["npbg"], "system.lr_schedule=constant", *COMMON)
@@ -171,12 +195,19 @@ def test_other_settings_are_named(run_in, tmp_path, caplog):
     assert any("going on with other settings" in m for m in caplog.messages)
 
 
-def test_where_things_lie_may_change(run_in, tiny_root, tmp_path):
+def test_where_things_lie_may_change(run_in, tiny_root, tmp_path, monkeypatch):
+    """And what is there is read once, and not hashed again."""
     tiny = (*SYSTEMS["npbg_history"], *COMMON)
     run_in(tmp_path, "trainer.max_epochs=1", name="run", tiny=tiny)
     shutil.copytree(tiny_root, tmp_path / "moved")
     changed = ("loggers=[csv]", "dataloader.val.total_batch_size=1", "datasets.cache_images=false")
+    read = []
+    for module in ("checkpoint", "systems.descriptors"):
+        monkeypatch.setattr(f"npbgpp.{module}.load_tensors", lambda path, *rest: (read.append(path.name), load_tensors(path, *rest))[1])
+    hashed = []
+    monkeypatch.setattr("npbgpp.systems.descriptors.digest", lambda values: hashed.append(0) or digest(values))
     run = run_in(tmp_path, "resume=auto", *changed, name="run", root=tmp_path / "moved", tiny=tiny)
+    assert read == ["last.ckpt", "ball.pth"] and len(hashed) == 2, "descriptors are hashed when the other two epochs are saved"
     assert state(run)["epoch"] == 2 and state(run)["step"] == 3 * 4, "it went on from the first of three epochs"
 
 

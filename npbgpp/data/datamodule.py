@@ -13,7 +13,7 @@ from npbgpp.data.batch_rules import BatchDataset, BatchEpochs, BatchRule, Frame
 from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.cloud_manifest import CloudManifest
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
-from npbgpp.data.draws import DrawnItems, ResumableLoader, Shard
+from npbgpp.data.draws import DrawnItems, ResumableLoader, Shard, hear_the_parent_alone
 from npbgpp.data.parsers import read_scene, with_cloud
 from npbgpp.data.parsers.npbg import scene_folder
 from npbgpp.data.photo_cache import PhotoCache, available_bytes
@@ -312,6 +312,7 @@ class DataModule(LightningDataModule):
                     collate_fn=Batch.collate,
                     num_workers=loader.num_workers,
                     pin_memory=loader.pin_memory,
+                    worker_init_fn=hear_the_parent_alone,
                 )
             )
         return loaders

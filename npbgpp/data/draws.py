@@ -4,6 +4,9 @@ Crops, zooms and input photos of an item are drawn from a generator of its own. 
 goes on in the middle of an epoch skips what it has seen without loading it.
 """
 
+import os
+import signal
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,6 +83,23 @@ class EpochSampler(Protocol):
         """Batches left out at the beginning of the current epoch."""
 
 
+def hear_the_parent_alone(worker: int) -> None:
+    """For worker processes of loaders: SIGTERM ends them only when it comes from the process that they work for.
+
+    A signal to all processes of a job is for those that train, and they may need more items until they can stop.
+    """
+    if os.name == "nt":  # there are no such signals
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
 class ResumableLoader(DataLoader[Any]):
     """A loader that knows how far its epoch has come, so that Lightning stores it in checkpoints and goes on there.
 
@@ -91,7 +111,7 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], epochs: EpochSampler, **options: Any) -> None:
-        super().__init__(dataset, sampler=epochs, **options)  # type: ignore[arg-type]
+        super().__init__(dataset, sampler=epochs, worker_init_fn=hear_the_parent_alone, **options)  # type: ignore[arg-type]
         self._epochs, self._handed_out = epochs, 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -18,7 +18,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from npbgpp.data.scene import Batch, Scene
-from npbgpp.distributed import process_rank
+from npbgpp.distributed import process_rank, share_buffers
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.matte_metrics import MatteScores
 from npbgpp.metrics import ImageMetrics, ImageScores, MovingScores
@@ -128,6 +128,10 @@ class System(LightningModule):
 
     def prepare(self, scene: str) -> None:
         """Work that is done once before the views of a scene are rendered; it does not count as rendering time."""
+
+    def on_validation_start(self) -> None:
+        """All processes evaluate the same networks."""
+        share_buffers(self)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:  # type: ignore[override]
         """Results of the views of a batch, for callbacks."""

@@ -20,6 +20,7 @@ from npbgpp.render.blocks import BlockedCloud
 
 _EARLIER = "earlier"
 CLOUD_KEY = "cloud"  # of the mark of a descriptor file; its value is the checksum of the cloud
+_DIGEST_KEY = "digest"  # of the same mark: tells versions of a file apart without reading them
 
 
 @dataclass
@@ -124,8 +125,11 @@ class DescriptorStore:
         # the earlier one is the right one where the run was stopped between saving descriptors and writing its checkpoint
         paths = [path for folder in folders for path in (folder / f"{scene}.pth", folder / _EARLIER / f"{scene}.pth") if path.is_file()]
         for path in paths:
+            told = read_mark(path).get(_DIGEST_KEY)
+            if told not in (None, self._saved[scene]):
+                continue
             values = self._read(path, scene, points)
-            if digest(values) == self._saved[scene]:
+            if told is not None or digest(values) == self._saved[scene]:  # files of earlier versions do not say
                 return values
         raise InputError(
             f"descriptors of scene {scene}: expected those that the checkpoint was saved with, got {'others' if paths else 'none'} in "
@@ -231,8 +235,8 @@ class DescriptorStore:
             earlier.parent.mkdir(exist_ok=True)
             earlier.unlink(missing_ok=True)
             os.link(path, earlier)
-        save_tensors(path, values, {CLOUD_KEY: self._clouds[scene]} if scene in self._clouds else None)
         self._saved[scene] = digest(values)
+        save_tensors(path, values, {_DIGEST_KEY: self._saved[scene]} | ({CLOUD_KEY: self._clouds[scene]} if scene in self._clouds else {}))
         table.changed = False
         return path
 

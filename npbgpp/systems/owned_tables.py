@@ -50,6 +50,7 @@ class OwnedTables(System):
 
     def on_validation_start(self) -> None:
         """Processes evaluate what others train."""
+        super().on_validation_start()
         self.tables.publish()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

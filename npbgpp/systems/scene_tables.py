@@ -30,7 +30,9 @@ class SceneTables:
 
     Attributes:
         residents: the scenes on the device.
-        shared: several processes may train the same scene; then all of them take every step, and all tables stay equal.
+        shared: several processes may train the same scene; then all of them take every step, and all tables stay equal. So every process opens every scene
+            that one of them trains: it may need any of these later, and would then find its values in the saved file, but not what the optimiser
+            remembers of it.
     """
 
     def __init__(self, store: DescriptorStore, open_scene: Callable[[str, bool, Tensor | None], ResidentScene], limit: int) -> None:

@@ -1,7 +1,9 @@
 """From settings to loaders: which scenes and views serve which purpose, and what is refused before any work starts."""
 
 import dataclasses
+import multiprocessing
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,20 @@ def test_worker_processes_are_seeded(build):
         images.append(torch.cat([batch.target.cameras.focal_length for batch in data.train_dataloader()]))
     assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
     assert len(images[0].unique()) == 6, "each worker must draw its own numbers"
+
+
+def test_a_worker_does_not_hear_what_is_told_to_all(build):
+    """It is this process that is to stop, when it can; and it can end its worker."""
+    data = build(loaders=DataloaderSettings(LoaderSettings(1, 1), LoaderSettings(1), LoaderSettings(1)), train_num_samples=9)
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["sh", "-c", f"kill -TERM {worker.pid}"], check=True)
+    assert len(list(batches)) == 8 and worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def test_a_worker_reports_a_damaged_photo_in_one_message(build, tiny_root, tmp_path):
