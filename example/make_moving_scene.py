@@ -33,8 +33,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line; refuses a folder that holds something."""
     parser = argparse.ArgumentParser(description="Render the moving example scene.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the scene, made if absent, else empty")
-    parser.add_argument("--frames", type=int, default=24, help="frames of the video, at least 3")
-    parser.add_argument("--size", type=int, nargs=2, default=(96, 64), metavar=("WIDTH", "HEIGHT"), help="pixels")
+    parser.add_argument("--frames", type=int, default=12, help="frames of the video, at least 3")
+    parser.add_argument("--size", type=int, nargs=2, default=(72, 48), metavar=("WIDTH", "HEIGHT"), help="pixels")
     parser.add_argument("--samples", type=int, default=4, help="rays along each side of a pixel")
     parser.add_argument("--seed", type=int, default=0, help="paints the things and chooses the points")
     arguments = parser.parse_args(argv)

@@ -83,7 +83,9 @@ class VideoRule:
         """See BatchRule.training_set."""
         assert isinstance(frame, VideoFrame)
         s = settings
-        sampling = VideoSampling(self.rays_per_batch, s.batches_per_epoch, s.exclusion_window, s.hard_sampling, self.seed)
+        sampling = VideoSampling(
+            self.rays_per_batch, s.batches_per_epoch, s.exclusion_window, s.hard_sampling, moving_share=s.moving_share, seed=self.seed
+        )
         cache = None if s.motion_cache is None else bases.launch / s.motion_cache / scene.name
         return VideoDataset(scene, indices, frame, sampling, budget, s.image_margin, cache)
 

@@ -53,6 +53,7 @@ class DatasetSettings:
     batches_per_epoch: int | None = None
     exclusion_window: int = 5
     hard_sampling: bool = False
+    moving_share: float = 0.0
     motion_cache: str | None = None
 
 

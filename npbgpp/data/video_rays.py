@@ -74,6 +74,7 @@ class VideoSampling:
         batches_per_epoch: None is one for every 1000 pixels of all frames.
         exclusion_window: see ``FrameOrder``.
         hard_sampling: draw pixels by ``PixelWeights``, otherwise evenly.
+        moving_share: part of the pixels that is drawn evenly from where the mask of the frame says that something moves.
         seed: of the order of frames and of the pixels.
     """
 
@@ -81,6 +82,7 @@ class VideoSampling:
     batches_per_epoch: int | None = None
     exclusion_window: int = 5
     hard_sampling: bool = False
+    moving_share: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -88,6 +90,8 @@ class VideoSampling:
             value = getattr(self, name.split(".")[-1])
             if value is not None and value < least:
                 raise InputError(f"{name}: expected {least} or more, got {value}")
+        if not 0 <= self.moving_share <= 1:
+            raise InputError(f"datasets.moving_share: expected a part of the pixels, 0 to 1, got {self.moving_share:g}")
 
 
 class VideoDataset(Dataset[VideoBatch]):
@@ -161,7 +165,7 @@ class VideoDataset(Dataset[VideoBatch]):
     def __getitem__(self, item: int) -> VideoBatch:
         k = self.order.frame(item)
         moment, table = self._moments[k], self._table(k)
-        pixel = self._pixels(moment, item)
+        pixel = self._pixels(moment, item, table.static)
         uv_px = self._centres(pixel)
         origins, view_directions = (part[0] for part in self.frame.moments[moment].rays_through(uv_px))
         origins, directions = self.frame.rays(origins, view_directions)
@@ -190,13 +194,26 @@ class VideoDataset(Dataset[VideoBatch]):
             self._tables[k] = table
         return table
 
-    def _pixels(self, moment: int, item: int) -> Int64[Tensor, " n"]:
+    def _pixels(self, moment: int, item: int, static: Bool[Tensor, " p"]) -> Int64[Tensor, " n"]:
         rng = np.random.default_rng((self.sampling.seed, item, 1))
-        count, (height, width) = self.sampling.rays_per_batch, self.frame.image_size
+        count = self.sampling.rays_per_batch
+        wanted = round(self.sampling.moving_share * count)
+        moving = (self._inside() & ~static).nonzero()[:, 0] if wanted else torch.empty(0, dtype=torch.int64)
+        wanted = wanted if len(moving) else 0
+        return torch.cat([self._anywhere(moment, count - wanted, rng), moving[rng.integers(max(1, len(moving)), size=wanted)]])
+
+    def _anywhere(self, moment: int, count: int, rng: np.random.Generator) -> Int64[Tensor, " n"]:
         if self.weights is not None:
             return torch.from_numpy(self.weights.draw(moment, count, self.margin, rng))
+        height, width = self.frame.image_size
         row = rng.integers(self.margin, height - self.margin, count)
         return torch.from_numpy(row * width + rng.integers(self.margin, width - self.margin, count))
+
+    def _inside(self) -> Bool[Tensor, " p"]:
+        height, width = self.frame.image_size
+        inside = torch.zeros(height, width, dtype=torch.bool)
+        inside[self.margin : height - self.margin, self.margin : width - self.margin] = True
+        return inside.flatten()
 
     def _centres(self, pixel: Int64[Tensor, " n"]) -> Float[Tensor, "n 2"]:
         width = self.frame.image_size[1]

@@ -135,6 +135,7 @@ class Nsff(nn.Module):
         time_channels: see SpaceTimeField.
         appearance_channels: see SpaceTimeField; the coarse field does not read them.
         flow_scale: see SpaceTimeField.
+        dynamic_sigma: raw density that dynamic matter begins with, about; below 0 it grows only where static matter does not explain the photos. None: 0.
         depth, width, skips, xyz_frequencies, dir_frequencies, view_directions: of both fields, see SpaceTimeField.
 
     Raises:
@@ -155,6 +156,7 @@ class Nsff(nn.Module):
         appearance_channels: int = 0,
         view_directions: bool = True,
         flow_scale: float = 0.2,
+        dynamic_sigma: float | None = None,
     ) -> None:
         super().__init__()
         if moments < 2:
@@ -176,6 +178,9 @@ class Nsff(nn.Module):
         self.sampling, self.moments = sampling, moments
         self.nerf_fine = field(appearance_channels, flow_scale)
         self.nerf_coarse = field(0, None) if sampling.importance else None
+        if dynamic_sigma is not None:
+            for net in filter(None, (self.nerf_fine, self.nerf_coarse)):
+                nn.init.constant_(net.transient_sigma.bias, dynamic_sigma)
         self.embedding_t = nn.Embedding(moments, time_channels)
         self.embedding_a = nn.Embedding(moments, appearance_channels) if appearance_channels else None
 

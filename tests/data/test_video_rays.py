@@ -269,6 +269,28 @@ def test_the_cache_is_written_read_and_renewed(scene, tmp_path, moving_root, mon
         rays_of(read(root), cache=cache).load()
 
 
+# ------------------------------------------------------------------ more of what moves
+@pytest.mark.parametrize("hard", [False, True])
+def test_part_of_the_pixels_is_drawn_where_something_moves(scene, hard):
+    data = rays_of(scene, moving_share=0.5, hard_sampling=hard, rays_per_batch=200, margin=2)
+    plain = rays_of(scene, hard_sampling=hard, rays_per_batch=100, margin=2)
+    for k in range(10):
+        batch = data[k]
+        assert torch.equal(batch.pixel[:100], plain[k].pixel), "the others as ever"
+        row, column = batch.pixel[100:] // SIZE[1], batch.pixel[100:] % SIZE[1]
+        assert not batch.static[100:].any() and min(row.min(), column.min()) >= 2 and row.max() < SIZE[0] - 2 and column.max() < SIZE[1] - 2
+    moment = int(data[0].moment[0])
+    drawn = torch.cat([batch.pixel[100:] for batch in (data[k] for k in range(200)) if batch.moment[0] == moment]).unique()
+    assert len(drawn) > 0.95 * (~read_static(scene.views[moment])[2:-2, 2:-2]).sum(), "all of them come"
+
+
+def test_without_masks_pixels_are_drawn_everywhere(tmp_path, moving_root):
+    root = tmp_path / "hop"
+    shutil.copytree(moving_root / "hop", root)
+    shutil.rmtree(root / "masks")
+    assert same(rays_of(read(root), moving_share=0.5)[3], rays_of(read(root))[3])
+
+
 # --------------------------------------------------------------------- bad input
 def test_settings_that_make_no_sense_are_refused(scene):
     for wrong, message in (
@@ -276,6 +298,7 @@ def test_settings_that_make_no_sense_are_refused(scene):
         ({"batches_per_epoch": 0}, "batches_per_epoch"),
         ({"exclusion_window": -1}, "exclusion_window"),
         ({"seed": -1}, "seed"),
+        ({"moving_share": 1.5}, "datasets.moving_share"),
     ):
         with pytest.raises(InputError, match=message):
             VideoSampling(**wrong)

@@ -182,6 +182,20 @@ def test_ends_have_one_neighbour():
     assert first.backward is None and first.forward is not None and last.forward is None and last.backward is not None
 
 
+def test_dynamic_matter_begins_as_thin_as_wanted():
+    """Of random networks."""
+    looks = []
+    for dynamic_sigma in (None, -3.0):
+        torch.manual_seed(2)
+        field = Nsff(NsffSampling(samples=20, importance=2), moments=4, dynamic_sigma=dynamic_sigma, **SMALL).to(D)
+        looks.append(field.look(*some_rays(50), 1))
+    usual, thin = (look.dynamic_alpha.mean().item() for look in looks)
+    # over depths 0 to 1 nothing but the density counts: about 1 - exp(-softplus), less what static matter hides
+    assert 0.6 * (1 - math.exp(-math.log(2))) < usual < 1 - math.exp(-math.log(2)) + 0.05
+    assert 0.6 * (1 - math.exp(-math.log1p(math.exp(-3)))) < thin < 1 - math.exp(-math.log1p(math.exp(-3))) + 0.02
+    assert thin < 0.2 * usual
+
+
 def test_depths_and_noise_are_drawn_in_training_only():
     field, (rays, told) = video_field(), some_rays()
     field.sampling = NsffSampling(samples=6, perturb=1.0, noise_std=1.0)
