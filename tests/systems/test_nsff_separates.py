@@ -1,0 +1,61 @@
+"""What `experiment=nsff_quick` promises, on a smaller budget: what moves is told from what stands still, and its motion explains the optical flow."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from npbgpp.data.motion_maps import read_static, read_uv
+from npbgpp.finished_run import evaluation_of, run_config
+from npbgpp.run import assemble
+from npbgpp.systems.nsff import NSFF
+
+from ..run_folders import remember, run_words
+
+
+@pytest.fixture(scope="module")
+def learnt(moving_root, tmp_path_factory) -> NSFF:
+    """The moving scene of 8 frames of 48x32 pixels after 480 of the 2400 steps of the experiment, with smaller fields."""
+    launch = tmp_path_factory.mktemp("separates")
+    words = (
+        *("experiment=nsff_quick", "datasets.scene_name=hop", f"datasets.data_root={moving_root}", "trainer.accelerator=cpu"),
+        *("datasets.batches_per_epoch=30", "system.field.width=48", "loggers=none", "test_after_fit=false"),
+        *("trainer.check_val_every_n_epoch=100", f"hydra.run.dir={launch / 'run'}"),
+    )
+    run = run_words(launch, *words)
+    remember(run, launch, *words)
+    config, bases = run_config(run)
+    evaluation_of(config, run, "last", None, [])
+    system = assemble(config, bases, needs_test_views=False).system.eval()
+    assert isinstance(system, NSFF)
+    return system
+
+
+@torch.no_grad()
+def test_what_moves_is_told_from_what_stands_still(learnt):
+    """After a fifth of the training: an intersection over union of 0.32 was seen, opacities of 0.52 and 0.27."""
+    frames = learnt.scene.frames
+    found = torch.cat([learnt.seeing().look(view.camera, view.moment).dynamic_alpha for view in frames])
+    moving = torch.cat([~read_static(view).flatten() for view in frames])
+    said = found > 0.5
+    overlap = (said & moving).sum() / (said | moving).sum()
+    assert overlap > 2.5 * moving.float().mean(), "as much as that would be right if everything moved"
+    assert found[moving].mean() > 1.5 * found[~moving].mean()
+
+
+@torch.no_grad()
+def test_motion_in_space_explains_the_optical_flow(learnt):
+    """Better than no flow, and where something moves better than the same depths that stand still, seen by the moving camera."""
+    seeing, errors = learnt.seeing(), {"found": [], "standing": [], "none": []}
+    for view in learnt.scene.frames[:-1]:
+        look, known, moving = seeing.look(view.camera, view.moment), read_uv(view, True), ~read_static(view)
+        rays, _ = seeing.rays(view.camera)
+        standing = replace(look, forward=rays.origins + look.depth[:, None] * rays.directions)
+        for name, flow in (
+            ("found", seeing.optical_flow(look, view.moment, True)),
+            ("standing", seeing.optical_flow(standing, view.moment, True)),
+            ("none", torch.zeros_like(known)),
+        ):
+            errors[name].append((flow - known).norm(dim=-1)[moving])
+    mean = {name: torch.cat(parts).mean() for name, parts in errors.items()}
+    assert mean["found"] < 0.5 * mean["standing"] and mean["standing"] < mean["none"]
