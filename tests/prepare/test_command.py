@@ -201,6 +201,6 @@ def test_as_a_user_types_it(tmp_path):
     """A process of its own: usage without arguments, exit code 1 and one line for a mistake."""
     command = [sys.executable, "-m", "npbgpp.prepare"]
     usage = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert usage.returncode == 1 and "check|cloud scene=<folder>" in usage.stderr and "holdout_indices" in usage.stderr
+    assert usage.returncode == 1 and "check|cloud|llff scene=<folder>" in usage.stderr and "holdout_indices" in usage.stderr
     wrong = subprocess.run([*command, "check", "scene=nowhere"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: scene=nowhere") and wrong.stderr.count("\n") == 1

@@ -110,8 +110,11 @@ def test_layers_can_be_raised_when_a_run_goes_on(run_here, drawn):
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(run_here):
-    """Weights and descriptors of two epochs at once are those of one epoch and then another, Adam's memory of the descriptors included."""
-    steps = ("datasets.train_num_samples=2",)
+    """Weights and descriptors of two epochs at once are those of one epoch and then another, Adam's memory of the descriptors included.
+
+    Norms learn throughout: a share of a run is another time in a run of another length.
+    """
+    steps = ("datasets.train_num_samples=2", "system.norms_learn_for=1.0")
     whole = run_here(*QUIET, *steps, "trainer.max_epochs=2", name="whole")
     run_here(*QUIET, *steps, name="parts")
     parts = run_here(*QUIET, *steps, "resume=parts", "trainer.max_epochs=2", name="parts")
