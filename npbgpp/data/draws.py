@@ -88,7 +88,7 @@ def hear_the_parent_alone(worker: int) -> None:
 
     A signal to all processes of a job is for those that train, and they may need more items until they can stop.
     """
-    if os.name == "nt":  # there are no such signals
+    if not hasattr(signal, "sigwaitinfo"):  # Windows and macOS do not say who sent a signal
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
