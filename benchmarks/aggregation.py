@@ -71,7 +71,7 @@ class Ours:
 
     def solve(self) -> Tensor:
         """Mean and beta of every point."""
-        coefficients = torch.zeros(self.count, self.inputs.aggregator.coefficients)
+        coefficients = torch.empty(self.count, self.inputs.aggregator.coefficients)
         self.sums.solve_into(coefficients)
         return coefficients
 

@@ -133,6 +133,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _hub_folder(monkeypatch) -> None:
+    """Runs with ``cache_dir`` choose the folder of the torch hub for their process, which is that of other tests, too."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+
+
 def write_tiny_scene(folder: Path, points: int = 400, seed: int = 0) -> None:
     """A coloured unit sphere in NeRF-Synthetic layout, seen from a ring at distance 3 (depth > 1), drawn by splatting its own points."""
     generator = torch.Generator().manual_seed(seed)

@@ -120,7 +120,7 @@ class NPBGPlusPlus(PointSystem):
         cloud = BlockedCloud.build(xyz_world)
         inputs, count = scene.splits["train"], len(xyz_world)
         home = torch.device(self.settings.state_device or self.device)
-        coefficients = torch.zeros(count, self.aggregator.coefficients, device=home)
+        coefficients = torch.empty(count, self.aggregator.coefficients, device=home)
         seen = torch.zeros(count, dtype=torch.bool, device=home)
         at_once = self.settings.points_per_pass or max(count, 1)
         passes = [(first, min(first + at_once, count)) for first in range(0, count, at_once)]

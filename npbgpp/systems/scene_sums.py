@@ -65,8 +65,12 @@ class SceneSums:
 
     @torch.no_grad()
     def solve_into(self, coefficients: Float[Tensor, "n q"]) -> Bool[Tensor, " n"]:
-        """Writes the coefficients of the points that some view saw; returns which these are. On the device of the sums."""
+        """Writes the coefficients of all points, zeros for those that no view saw; returns which some view saw. On the device of the sums.
+
+        What was in ``coefficients`` before does not matter, so that it need not be filled twice.
+        """
         seen = self._row >= 0
+        coefficients.index_fill_(0, (~seen).nonzero()[:, 0], 0.0)
         points = seen.nonzero()[:, 0]
         owner = torch.empty_like(points).index_copy_(0, self._row.index_select(0, points).long(), points)  # of each row
 
