@@ -4,14 +4,14 @@ A view touches only the rows of the points that it sees. Rows are handed out in 
 out of is reserved but, on the CPU, not taken from the system.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from npbgpp.models.aggregation import Aggregator
-from npbgpp.render.lanes import in_lanes
+from npbgpp.render.lanes import in_lanes, lanes_on
 
 _POINTS_AT_ONCE = 1 << 14  # of an update: what is computed of points is much larger than they are
 _ROWS_AT_ONCE = 1 << 14  # of a solve: its temporaries stay in the cache
@@ -74,10 +74,13 @@ class SceneSums:
         points = seen.nonzero()[:, 0]
         owner = torch.empty_like(points).index_copy_(0, self._row.index_select(0, points).long(), points)  # of each row
 
-        def solve(start: int) -> None:
-            stop = start + _ROWS_AT_ONCE
-            coefficients.index_copy_(0, owner[start:stop], self._aggregator.solve(self._table[: self._seen][start:stop]))
+        def solve(starts: Sequence[int]) -> None:
+            for start in starts:
+                stop = start + _ROWS_AT_ONCE
+                coefficients.index_copy_(0, owner[start:stop], self._aggregator.solve(self._table[: self._seen][start:stop]))
 
-        for _ in in_lanes(solve, range(0, self._seen, _ROWS_AT_ONCE), self._table.device):
+        # a share for each lane, so that none waits for another before the end
+        starts, lanes = range(0, self._seen, _ROWS_AT_ONCE), lanes_on(self._table.device)
+        for _ in in_lanes(solve, [starts[lane::lanes] for lane in range(lanes)], self._table.device):
             pass
         return seen
