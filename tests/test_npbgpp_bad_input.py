@@ -107,7 +107,6 @@ def test_cloud_that_no_photo_shows(run_colours, tiny_root, tmp_path, purpose):
 
 def test_encoder_weights_that_are_not_here(refuse, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hugging_face"))
     message = refuse(*QUIET, "system.feature_extractor.pretrained_encoder=true")
     for part in (

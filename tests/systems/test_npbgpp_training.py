@@ -186,7 +186,6 @@ def test_bfloat16_is_close_to_float32(run, trained):
 
 def test_style_needs_its_image_and_the_vgg_network(run, monkeypatch, tmp_path, tiny_root):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
     with pytest.raises(InputError, match="system.style_img_path=.*style.png: expected a file"):
         run(*QUIET, FEW, "system.style_weight=1")
     with pytest.raises(InputError, match="vgg19-d01eb7cb.pth"):

@@ -22,7 +22,6 @@ QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
 def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
     return tmp_path / "torch_home" / "hub" / "checkpoints"
 
 
