@@ -18,6 +18,7 @@ from torch import Tensor
 from measure import best_and_median_ms, camera, in_child, machine, surface_cloud
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixel_rules import PixelRule
+from npbgpp.huge_pages import empty_table
 from npbgpp.models.aggregation import Sphere
 from npbgpp.models.direction_basis import Looked
 from npbgpp.systems.input_views import sample_features
@@ -71,7 +72,7 @@ class Ours:
 
     def solve(self) -> Tensor:
         """Mean and beta of every point."""
-        coefficients = torch.empty(self.count, self.inputs.aggregator.coefficients)
+        coefficients = empty_table(self.count, self.inputs.aggregator.coefficients, "cpu")
         self.sums.solve_into(coefficients)
         return coefficients
 

@@ -13,7 +13,7 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 MODULES = {name.removesuffix(".__init__"): path for name, path in MODULES.items()}
 
 # layer -> layers or modules that it may import, without npbgpp; what is below a name is meant too
-BASE = ("errors", "files", "paths", "config", "optim", "pretrained", "log", "distributed")
+BASE = ("errors", "files", "paths", "config", "optim", "pretrained", "log", "distributed", "huge_pages")
 SYSTEMS = (
     *BASE,
     "geometry",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixel_rules import PixelRule, ndc_bounds
-from npbgpp.geometry.warp import rotate_about_centre
+from npbgpp.geometry.warp import radians, rotate_about_centre
 
 _REFERENCE_DISTANCE = 10.0  # the up arrow is drawn this far ahead of the camera, scene units
 
@@ -76,7 +76,7 @@ def align_vertically(cameras: Cameras, rule: PixelRule, up: tuple[float, float, 
     intrinsics[:, [0, 1], [0, 1]] = focal
     intrinsics[:, :2, 2] = principal
     intrinsics[:, 2, 2] = 1.0
-    angle = torch.deg2rad(-degrees)
+    angle = radians(-degrees)
     turn = torch.eye(3, dtype=angle.dtype, device=angle.device).repeat(len(cameras), 1, 1)
     turn[:, 0, 0] = turn[:, 1, 1] = angle.cos()
     turn[:, 0, 1], turn[:, 1, 0] = angle.sin(), -angle.sin()

@@ -141,35 +141,47 @@ class Sphere(Aggregator):
         return basis.tanh() if self.tanh else basis
 
     def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: Looked) -> Float[Tensor, "v s"]:
-        """See Aggregator. Weights are not used: a point is seen or not."""
+        """See Aggregator. Weights are not used: a point is seen or not.
+
+        The order of the sums is that in which ``solve`` eliminates: the count, A, Y, then for every basis function its row of G, from the diagonal on, and
+        its row of B.
+        """
         basis = self.basis(looked)
-        products = [basis[:, first, None] * basis[:, first:] for first in range(self.m)]
-        crossed = (basis[:, :, None] * features[:, None]).flatten(1)
-        return torch.cat([torch.ones_like(basis[:, :1]), basis, features, *products, crossed], 1)
+        rows = []
+        for k in range(self.m):
+            rows += [basis[:, k, None] * basis[:, k:], basis[:, k, None] * features]
+        return torch.cat([torch.ones_like(basis[:, :1]), basis, features, *rows], 1)
 
     def solve(self, sums: Float[Tensor, "r s"]) -> Float[Tensor, "r q"]:
         """See Aggregator.
 
-        Cholesky, written out over columns: m is small and r is large, so that every step is one operation on r numbers. A batched library call
-        factorises matrix after matrix and is several times slower. The right-hand side goes below G, so that the elimination of G solves for it too.
+        G = L D LT, written out over columns: m is small and r is large, so that every step is one operation on r numbers. A batched library call
+        factorises matrix after matrix and is several times slower. Row j of B follows row j of G in memory, so that the elimination of G solves for it too;
+        steps are done in place, because fresh memory costs more than the arithmetic.
         """
         m, c = self.m, self.descriptor_dim
-        count, basis, total, gram, crossed = sums.t().contiguous().split([1, m, c, m * (m + 1) // 2, m * c])
+        sizes = [1, m, c, *(m - j + c for j in range(m))]
+        count, basis, total, *columns = sums.t().clone(memory_format=torch.contiguous_format).split(sizes)
+        differentiated = torch.is_grad_enabled() and sums.requires_grad
+        if differentiated:  # what is changed in place must not share memory with what a gradient needs
+            columns = [column.clone() for column in columns]
         mean = total / count.clamp_min(1.0)
         ridge = softplus(self.alpha) if self.learnable_alpha else self.alpha
-        columns: list[Tensor] = []  # j holds rows j to m of the factor, then row j of what is solved for
-        for j, (below, right) in enumerate(zip(gram.split(list(range(m, 0, -1))), crossed.split(c), strict=True)):
+        factors: list[Tensor] = []  # j holds column j of L below the diagonal
+        pivots: list[Tensor] = []  # 1 / D
+        for j, column in enumerate(columns):
+            column[0].add_(ridge[j])
             # not fused: of a point that one view saw, the right side is a difference of equal products, which must stay exactly zero
-            column = torch.cat([below[:1] + ridge[j], below[1:], right - basis[j] * mean])
-            for k, eliminated in enumerate(columns):
-                column.addcmul_(eliminated[j - k :], eliminated[j - k], value=-1)
-            columns.append(column * column[0].rsqrt())
-        solved = [column[m - j :] for j, column in enumerate(columns)]
+            column[m - j :].sub_(basis[j] * mean)
+            for k in range(j):
+                column.addcmul_(columns[k][j - k :], factors[k][j - k - 1], value=-1)
+            pivots.append(column[0].reciprocal())
+            factors.append(column[1 : m - j] * pivots[j])
+        solved = [column[m - j :].clone() if differentiated else column[m - j :] for j, column in enumerate(columns)]
         for j in reversed(range(m)):
-            row = solved[j]
+            solved[j].mul_(pivots[j])
             for k in range(j + 1, m):
-                row = torch.addcmul(row, columns[j][k - j], solved[k], value=-1)
-            solved[j] = row / columns[j][0]
+                solved[j].addcmul_(factors[j][k - j - 1], solved[k], value=-1)
         return torch.cat([mean, *solved]).t().contiguous()
 
     def describe(self, coefficients: Float[Tensor, "r q"], looked: Looked) -> Float[Tensor, "r c"]:

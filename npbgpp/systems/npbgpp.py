@@ -22,6 +22,7 @@ from npbgpp.errors import InputError
 from npbgpp.files import save_tensors
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.regions import crop_to_points
+from npbgpp.huge_pages import empty_table
 from npbgpp.metrics import ImageMetrics
 from npbgpp.models.aggregation import Aggregator
 from npbgpp.models.feature_extractor import IdentityExtractor, UNet
@@ -120,7 +121,7 @@ class NPBGPlusPlus(PointSystem):
         cloud = BlockedCloud.build(xyz_world)
         inputs, count = scene.splits["train"], len(xyz_world)
         home = torch.device(self.settings.state_device or self.device)
-        coefficients = torch.empty(count, self.aggregator.coefficients, device=home)
+        coefficients = empty_table(count, self.aggregator.coefficients, home)
         seen = torch.zeros(count, dtype=torch.bool, device=home)
         at_once = self.settings.points_per_pass or max(count, 1)
         passes = [(first, min(first + at_once, count)) for first in range(0, count, at_once)]

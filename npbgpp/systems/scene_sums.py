@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from npbgpp.huge_pages import empty_table
 from npbgpp.models.aggregation import Aggregator
 from npbgpp.render.lanes import in_lanes, lanes_on
 
@@ -29,7 +30,7 @@ class SceneSums:
     def __init__(self, points: int, aggregator: Aggregator, device: torch.device | str) -> None:
         self._aggregator = aggregator
         self._row = torch.full((points,), -1, dtype=torch.int32, device=device)
-        self._table = torch.empty(points, aggregator.sums, device=device)
+        self._table = empty_table(points, aggregator.sums, device)
         self._seen = 0
 
     def __len__(self) -> int:
