@@ -109,8 +109,8 @@ class _Canvas:
         flags, cells = row_table & AMBIGUOUS, row_table & (AMBIGUOUS - 1)
         self.table = torch.cat([self.refined.columns.table, cells * columns + flags])
         axes = (self.refined.columns, self.refined.rows)
-        self.slope = torch.tensor([[axis.slope] for axis in axes], dtype=torch.float32, device=device)
-        self.shift = torch.tensor([[axes[0].shift], [axes[1].shift + len(axes[0].table)]], dtype=torch.float64, device=device).float()
+        self.slope = [axis.slope for axis in axes]
+        self.shift = torch.tensor([axes[0].shift, axes[1].shift + len(axes[0].table)], dtype=torch.float64, device=device).float()
 
     def draw(self, cloud: BlockedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
         """Keys of every level."""
@@ -176,7 +176,9 @@ class _Canvas:
     ) -> list[tuple[Tensor, Tensor]]:
         """Lowers a buffer of the refined grid by points in the image; gives back those in ambiguous slots, which wait."""
         count = xy.shape[1]
-        slots = torch.mul(xy, self.slope, out=scratch.slots.view(-1)[: 2 * count].view(2, count)).add_(self.shift)
+        slots = scratch.slots.view(-1)[: 2 * count].view(2, count)
+        for axis in range(2):
+            torch.add(self.shift[axis], xy[axis], alpha=self.slope[axis], out=slots[axis])
         numbers = scratch.numbers.view(-1)[: 2 * count].view(2, count).copy_(slots)
         cells = torch.index_select(self.table, 0, numbers.view(-1), out=scratch.cells.view(-1)[: 2 * count]).view(2, count)
         cell = cells[0].add_(cells[1])

@@ -100,7 +100,8 @@ def gather_visible(
         parts.append(Part(name, seen, slice(start, start + len(seen)), views[0] if by_view else None))
         start += len(seen)
     levels = [flat.reshape(level.shape) for flat, level in zip(rows.split(sizes, 1), maps, strict=True)]
-    return Gathered(torch.cat(values).requires_grad_(learn), tuple(levels), tuple(parts))
+    rows_of_tables = values[0] if len(values) == 1 else torch.cat(values)
+    return Gathered(rows_of_tables.requires_grad_(learn), tuple(levels), tuple(parts))
 
 
 def describe(gathered: Gathered, residents: Mapping[str, ResidentScene], aggregator: Aggregator, cameras: Cameras) -> Visible:
