@@ -1,12 +1,13 @@
 """Vertical alignment: properties, and the authors' numbers."""
 
+import numpy as np
 import pytest
 import torch
 
 from npbgpp.geometry.alignment import align_vertically
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.geometry.warp import resample, rotate_about_centre
+from npbgpp.geometry.warp import radians, resample, rotate_about_centre
 
 
 def rolled_camera(degrees: float) -> Cameras:
@@ -50,6 +51,14 @@ def test_quarter_turns_are_exact_and_identity_warp_is_the_identity():
     assert torch.allclose(resample(picture, camera, camera), picture, atol=1e-5)
     cut = camera.crop(8, 4, (20, 30))
     assert torch.allclose(resample(picture, camera, cut), picture[:, :, 8:28, 4:34], atol=1e-5)
+
+
+def test_angles_are_rounded_as_kornia_rounds_them():
+    """The product first, in float32: the library's conversion differs in the last bit at some of these angles."""
+    degrees = torch.linspace(-180, 180, 721)
+    expected = [np.float32(a) * np.float32(np.pi) / np.float32(180.0) for a in degrees.tolist()]
+    assert torch.equal(radians(degrees), torch.tensor(expected))
+    assert not torch.equal(torch.deg2rad(degrees), radians(degrees))
 
 
 def test_recorded_alignment(parity):
