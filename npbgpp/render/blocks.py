@@ -1,7 +1,7 @@
 """A cloud cut into compact blocks, so that a view touches only the blocks it can see.
 
 Built once per scene. Points are sorted along a Morton curve (Morton 1966) and cut into blocks of equal length with bounding boxes; what lies outside the
-image, or behind surfaces already drawn, is then dropped a block at a time. Symbols: k blocks of p points.
+image is then dropped a block at a time. Symbols: k blocks of p points.
 """
 
 from dataclasses import dataclass, replace
