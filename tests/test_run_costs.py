@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from npbgpp.callbacks.run_costs import RunCosts
 from npbgpp.costs import Costs
 from npbgpp.data.dataset import SceneDataset
 from npbgpp.systems.npbg import NPBG
@@ -110,6 +111,13 @@ def test_rays_are_counted_as_rays(run_nerf, tmp_path):
     assert costs.unit == "rays" and costs.images_per_s is None
     assert costs.units_per_s == pytest.approx(4 * 256 / (costs.data_seconds + costs.step_seconds))
     assert logged(folder, "speed/rays_per_s") and "speed/images_per_s" not in rows_of(folder)[0]
+
+
+def test_costs_count_before_a_device_is_used(monkeypatch):
+    """A process begins with its device at rest, where CUDA has no peak to be reset and says so with an error."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert RunCosts().state_dict()["peaks_mib"]["device"] >= 0
 
 
 @pytest.mark.gpu

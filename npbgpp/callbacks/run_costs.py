@@ -24,13 +24,13 @@ class RunCosts(Callback):
 
     def __init__(self) -> None:
         restart_peak()
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # before that there is no peak, and nothing that could be reset
             for device in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(device)
         self._seconds = dict.fromkeys(_TIMES, 0.0)
         self._train_seconds = 0.0
         self._batches = self._images = 0
-        self._units: Any = 0.0  # a tensor on the device once there is one: adding must not wait for it
+        self._units: Any = 0.0  # a tensor once there is one: if it is on a device, adding must not wait for it
         self._epoch = (0.0, 0.0, 0, 0.0)  # data seconds, step seconds, images, units when the epoch began
         self._earlier_host = self._earlier_device = 0.0  # peaks before training was resumed
         self._began: dict[str, float] = {}  # what is running now, and since when

@@ -166,7 +166,7 @@ class Sphere(Aggregator):
         if differentiated:  # what is changed in place must not share memory with what a gradient needs
             columns = [column.clone() for column in columns]
         mean = total / count.clamp_min(1.0)
-        ridge = softplus(self.alpha) if self.learnable_alpha else self.alpha
+        ridge = (softplus(self.alpha) if self.learnable_alpha else self.alpha).to(sums.device)  # sums may be kept elsewhere
         factors: list[Tensor] = []  # j holds column j of L below the diagonal
         pivots: list[Tensor] = []  # 1 / D
         for j, column in enumerate(columns):

@@ -32,7 +32,7 @@ from npbgpp.render.refinement import AMBIGUOUS, refined_grid
 EMPTY_KEY = 2**63 - 1
 _INFINITE_DEPTH_BITS = 0x7F800000
 _CPU_CHUNK = 1 << 17  # points whose temporaries stay in the cache
-_ACCELERATOR_CHUNK = 1 << 22
+_ACCELERATOR_CHUNK = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _Canvas:
         inner, border = visible_blocks(cloud, projection, self.grid, near)
         numbers = ProjectionNumbers.of(projection)
         length = cloud.index.shape[1]
-        at_once = max(1, min((_CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK) // length, cloud.index.shape[0]))
+        at_once = max(1, (_CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK) // length)
         strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
 
         lanes = max(1, min(lanes_on(device), len(strokes)))

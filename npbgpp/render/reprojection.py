@@ -64,8 +64,9 @@ def carry(
         camera: of the frame.
     """
     shown = depth.isfinite()
-    xyz_world = world_points(depth.masked_fill(~shown, 1.0), camera)
-    uv_px, there = its_camera.project(xyz_world.view(-1, 3))
+    with torch.autocast(depth.device.type, enabled=False):  # mixed precision would move points by pixels
+        xyz_world = world_points(depth.masked_fill(~shown, 1.0), camera)
+        uv_px, there = its_camera.project(xyz_world.view(-1, 3))
     height, width = its_camera.image_size
     known = shown.view(-1) & (there[0] > 0) & (uv_px[0] >= 0).all(1) & (uv_px[0] < uv_px.new_tensor([width, height])).all(1)
     column, row = torch.where(known[:, None], uv_px[0], 0.0).floor().long().unbind(1)

@@ -58,9 +58,10 @@ class FieldSystem(System, Generic[Settings]):
         now = time.perf_counter()
         self.log("loss", loss.detach(), prog_bar=True, batch_size=rays)
         self.log("psnr", -10 * torch.log10(squared_error.detach().clamp_min(1e-10)), prog_bar=True, batch_size=rays)
-        self.log("points", float(rays), logger=False, batch_size=rays)
+        # tensors of the CPU: plain numbers would be sent to the device, which is waited for
+        self.log("points", torch.tensor(float(rays)), logger=False, batch_size=rays)
         if self._last_batch_end is not None:
-            self.log("rays_per_s", rays / (now - self._last_batch_end), prog_bar=True, batch_size=rays)
+            self.log("rays_per_s", torch.tensor(rays / (now - self._last_batch_end)), prog_bar=True, batch_size=rays)
         self._last_batch_end = now
 
     def on_train_epoch_start(self) -> None:

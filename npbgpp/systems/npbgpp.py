@@ -233,7 +233,8 @@ class NPBGPlusPlus(PointSystem):
             image = batch.target.image[k, None]
             if torch.rand(()).item() < self.settings.color_aug_p:
                 jitter = ColorJitter.draw()
-                image, views = jitter.apply(image), replace(views, image=jitter.apply(views.image))
+                with self.autocast_free():
+                    image, views = jitter.apply(image), replace(views, image=jitter.apply(views.image))
             images.append(image)
             inputs.append(views)
         return replace(batch, target=replace(batch.target, image=torch.cat(images)), inputs=tuple(inputs))
@@ -306,7 +307,8 @@ class NPBGPlusPlus(PointSystem):
     def pictures_of(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
         """Adds the input photos and the colours of their features, as the network reads them."""
         inputs, s = batch.inputs[0], self.settings
-        photos = upright(inputs.image, inputs.cameras, self.rule, s.up, s.align_view_images).images
+        with self.autocast_free():
+            photos = upright(inputs.image, inputs.cameras, self.rule, s.up, s.align_view_images).images
         features = self.rgb_converter(self.feature_extractor(photos).float().movedim(1, -1)).movedim(-1, 1)
         return (*photos, *features, *super().pictures_of(batch, visible, render))
 

@@ -226,7 +226,8 @@ class NSFF(FieldSystem[NsffSettings]):
         s, moment = self.settings, int(batch.moment[0])
         rays, told = self.seeing().ndc(batch.origins, batch.directions, batch.view_directions)
         rendered = self.field.train_on(rays, told, moment)
-        terms = loss_terms(rendered, batch, self._frame(), moment, s.thickness)
+        with self.autocast_free():
+            terms = loss_terms(rendered, batch, self._frame(), moment, s.thickness)
         parts = weighted_means(terms, s.loss_weights, s.loss_schedule, self.current_epoch, self.global_step, s.topk)
         loss = torch.stack(list(parts.values())).sum()
         assert rendered.seen.rgb is not None

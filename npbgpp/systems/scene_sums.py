@@ -14,8 +14,12 @@ from npbgpp.huge_pages import empty_table
 from npbgpp.models.aggregation import Aggregator
 from npbgpp.render.lanes import in_lanes, lanes_on
 
-_POINTS_AT_ONCE = 1 << 14  # of an update: what is computed of points is much larger than they are
-_ROWS_AT_ONCE = 1 << 14  # of a solve: its temporaries stay in the cache
+_CPU_POINTS = 1 << 14  # of an update or a solve: what is computed of them is much larger than they are, and stays in the cache
+_ACCELERATOR_POINTS = 1 << 18
+
+
+def _at_once(device: torch.device) -> int:
+    return _CPU_POINTS if device.type == "cpu" else _ACCELERATOR_POINTS
 
 
 class SceneSums:
@@ -44,7 +48,7 @@ class SceneSums:
     @torch.no_grad()
     def add_view(self, points: Int[Tensor, " v"], observe: Callable[[Int[Tensor, " w"]], Float[Tensor, "w s"]]) -> None:
         """Adds what one view shows of some points, which must not repeat. ``observe`` says what it shows of a part of them."""
-        parts = points.split(_POINTS_AT_ONCE)
+        parts = points.split(_at_once(points.device))
         for part, observed in zip(parts, in_lanes(observe, parts, points.device), strict=True):
             self.add(part, observed)
 
@@ -74,14 +78,15 @@ class SceneSums:
         coefficients.index_fill_(0, (~seen).nonzero()[:, 0], 0.0)
         points = seen.nonzero()[:, 0]
         owner = torch.empty_like(points).index_copy_(0, self._row.index_select(0, points).long(), points)  # of each row
+        at_once = _at_once(self._table.device)
 
         def solve(starts: Sequence[int]) -> None:
             for start in starts:
-                stop = start + _ROWS_AT_ONCE
+                stop = start + at_once
                 coefficients.index_copy_(0, owner[start:stop], self._aggregator.solve(self._table[: self._seen][start:stop]))
 
         # a share for each lane, so that none waits for another before the end
-        starts, lanes = range(0, self._seen, _ROWS_AT_ONCE), lanes_on(self._table.device)
+        starts, lanes = range(0, self._seen, at_once), lanes_on(self._table.device)
         for _ in in_lanes(solve, [starts[lane::lanes] for lane in range(lanes)], self._table.device):
             pass
         return seen

@@ -54,9 +54,11 @@ class SteppingSystem(System):
             error = torch.nn.functional.mse_loss(rendered.detach().clamp(0, 1), target)
         self.log("psnr", -10 * torch.log10(error.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
         now = time.perf_counter()
-        self.log("points", float(points), logger=False, batch_size=len(batch))
+        # tensors of the CPU: plain numbers would be sent to the device, which is waited for
+        self.log("points", torch.tensor(float(points)), logger=False, batch_size=len(batch))
         if self._last_batch_end is not None:
-            self.log("points_per_s", points / (now - self._last_batch_end), prog_bar=True, batch_size=len(batch))
+            rate = torch.tensor(points / (now - self._last_batch_end))
+            self.log("points_per_s", rate, prog_bar=True, batch_size=len(batch))
         self._last_batch_end = now
 
     def step(self) -> None:

@@ -43,6 +43,16 @@ def test_a_camera_moved_by_whole_pixels_moves_the_picture(pixels):
     assert torch.equal(carried.picture[:, inside], moved[:, inside])
 
 
+def test_mixed_precision_moves_nothing():
+    """Eight bits tell places apart by pixels where a picture is hundreds of them wide."""
+    size = (24, 512)
+    views = (torch.rand(4, *size), plane(3.7, size), camera(0.1, size), plane(3.7, size), camera(0.0, size))
+    carried = carry(*views)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = carry(*views)
+    assert torch.equal(again.picture, carried.picture) and torch.equal(again.known, carried.known)
+
+
 def test_nothing_is_known_of_empty_pixels_of_either_picture():
     depth, before = plane(), plane()
     depth[3, 4] = before[7, 8] = torch.inf

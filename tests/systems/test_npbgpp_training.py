@@ -192,13 +192,19 @@ def test_style_needs_its_image_and_the_vgg_network(run, monkeypatch, tmp_path, t
         run(*QUIET, FEW, "system.style_weight=1", f"system.style_img_path={tiny_root}/ball/train/r_0.png")
 
 
-def test_colour_jitter_hits_target_and_inputs_alike(run_colours, tmp_path, monkeypatch):
-    """The element that is drawn, not the first ones of the batch, with one change for the target and what it is described from."""
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_colour_jitter_hits_target_and_inputs_alike(run_colours, tmp_path, monkeypatch, precision):
+    """The element that is drawn, not the first ones of the batch, with one change for the target and what it is described from, in full precision."""
     batches, draws = [], []
     augment, draw = NPBGPlusPlus.augment, ColorJitter.draw
     monkeypatch.setattr(NPBGPlusPlus, "augment", lambda self, batch: batches.append((batch, augment(self, batch))) or batches[-1][1])
     monkeypatch.setattr(ColorJitter, "draw", lambda: draws.append(draw()) or draws[-1])
-    job = ("system.color_aug_p=0.5", "datasets.train_num_samples=20", "dataloader.train_total_batch_size=4")
+    job = (
+        "system.color_aug_p=0.5",
+        "datasets.train_num_samples=20",
+        "dataloader.train_total_batch_size=4",
+        f"trainer.precision={precision}",
+    )
     run_colours(tmp_path, *QUIET, *job, "trainer.max_epochs=1")
     patterns = [changed_items(before, after, draws) for before, after in batches]
     assert len(patterns) == 5 and not draws, "each draw belongs to one element"

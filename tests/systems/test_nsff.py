@@ -15,6 +15,7 @@ from npbgpp.files import load_tensors
 from npbgpp.finished_run import evaluation_of, run_config
 from npbgpp.render.__main__ import FilmSettings, render_film
 from npbgpp.run import assemble
+from npbgpp.systems import nsff
 from npbgpp.systems.nsff_settings import LossWeights
 
 from ..conftest import TINY_NERF, TINY_NSFF
@@ -151,6 +152,19 @@ def test_training_and_hard_sampling_continue(trained, run_nsff, tmp_path):
 def test_a_run_repeats(run_nsff, tmp_path):
     one, two = (weights(run_nsff(tmp_path, name=name)) for name in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_mixed_precision_moves_no_point(run_nsff, tmp_path, monkeypatch):
+    """Eight bits would tell apart where points appear in photos by pixels."""
+    original, mixed = nsff.loss_terms, []
+
+    def loss_terms(*parts):
+        mixed.append(torch.is_autocast_enabled("cpu"))
+        return original(*parts)
+
+    monkeypatch.setattr(nsff, "loss_terms", loss_terms)
+    folder = run_nsff(tmp_path, "trainer.precision=bf16")
+    assert mixed == [False] * 4 and all(torch.isfinite(value).all() for value in weights(folder).values())
 
 
 @pytest.mark.parametrize(
