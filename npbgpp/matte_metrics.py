@@ -41,7 +41,7 @@ def composite_over(rgba: Float[Tensor, "*b 4 h w"], background: tuple[float, flo
 def matte_scores(metrics: ImageMetrics, rendering: Float[Tensor, "4 h w"], target: Float[Tensor, "4 h w"]) -> MatteScores:
     """Scores of one rendering, cut to [0, 1], under the protocol of ``metrics``; pixels in its margin do not count."""
     margin = metrics.protocol().margin
-    ours, wanted = (image.cpu().double().clamp(0, 1) for image in (rendering, target))
+    ours, wanted = (image.double().clamp(0, 1) for image in (rendering, target))
     inner = (..., slice(margin, ours.shape[1] - margin), slice(margin, ours.shape[2] - margin))
     difference = ours[inner] - wanted[inner]
     mse = difference.square().mean().clamp_min(10 ** (-PSNR_CAP_DB / 10))

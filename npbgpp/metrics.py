@@ -5,6 +5,7 @@ Symbols: images are RGB, (b, 3, h, w), in [0, 1]. Scores are per image; averagin
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class MetricProtocol:
 
 
 class ImageMetrics:
-    """PSNR, SSIM and LPIPS of image pairs under one fixed protocol.
+    """PSNR, SSIM and LPIPS of image pairs under one fixed protocol, computed where the renderings are.
 
     Both images lose `image_margin` pixels on every side, the rendering is clamped to [0, 1]. Then per image:
 
@@ -60,13 +61,12 @@ class ImageMetrics:
     The class is no `nn.Module`, so that the weights of LPIPS stay out of checkpoints.
     """
 
-    def __init__(self, lpips_backbone: str | Path | None = None, image_margin: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(self, lpips_backbone: str | Path | None = None, image_margin: int = 0) -> None:
         """Load the LPIPS backbone if it is on this machine.
 
         Args:
             lpips_backbone: weight file of VGG-16; None looks into the torch hub cache, and without a file there LPIPS is not available.
             image_margin: pixels cut from each side before scoring.
-            device: where to compute; images are moved there.
 
         Raises:
             InputError: a negative margin; a given backbone file that does not exist; a backbone file that holds something else.
@@ -74,9 +74,6 @@ class ImageMetrics:
         if image_margin < 0:
             raise InputError(f"image_margin: expected a number of pixels of at least 0, got {image_margin}")
         self._margin = image_margin
-        self._device = torch.device(device)
-        # CUDA may round float32 convolutions to TF32, which spoils the variances in SSIM; on a CPU float64 takes 25 times as long.
-        self._dtype = torch.float64 if self._device.type == "cuda" else torch.float32
         self._lpips: lpips.LPIPS | None = None
         try:
             path = find_backbone("vgg16", lpips_backbone)
@@ -85,7 +82,7 @@ class ImageMetrics:
                 raise
             self.lpips_status = f"not available: {error}"
         else:
-            self._lpips = _load_lpips(path).to(self._device)
+            self._lpips = _load_lpips(path)
             self.lpips_status = f"VGG-16 trunk from {path.name}, heads v0.1 of the lpips package"
 
     def protocol(self) -> MetricProtocol:
@@ -105,12 +102,14 @@ class ImageMetrics:
         Raises:
             InputError: too few pixels are left inside the margin, or an image holds values that are not finite.
         """
-        ours, wanted = self._prepare(rendering, "rendering").clamp(0, 1), self._prepare(target, "target")
+        ours, wanted = self._prepare(rendering, "rendering").clamp(0, 1), self._prepare(target.to(rendering.device), "target")
         psnr = peak_signal_noise_ratio(ours, wanted, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=PSNR_CAP_DB)
-        distances: list[float | None] = [None] * len(ours)
+        distances: Sequence[float | None] = [None] * len(ours)
         if self._lpips is not None:
-            with torch.autocast(device_type=self._device.type, enabled=False):
-                distances = self._lpips(ours.float(), wanted.float(), normalize=True).flatten().tolist()
+            try:
+                distances = _distances(self._lpips, ours.float(), wanted.float())
+            except torch.OutOfMemoryError:  # some kilobytes per pixel
+                distances = _distances(self._lpips, ours.float().cpu(), wanted.float().cpu())
         return tuple(map(ImageScores, psnr.tolist(), ssim(ours, wanted).tolist(), distances))
 
     def _prepare(self, images: Float[Tensor, "b 3 h w"], name: str) -> Float[Tensor, "b 3 h2 w2"]:
@@ -126,7 +125,8 @@ class ImageMetrics:
             raise InputError(
                 f"{name}: expected finite pixel values, got {bad} of {inner.numel()} that are not; check the weights and the input"
             )
-        return inner.to(self._device, self._dtype)
+        # CUDA may round float32 convolutions to TF32, which spoils the variances in SSIM; on a CPU float64 takes 25 times as long.
+        return inner.to(torch.float64 if inner.device.type == "cuda" else torch.float32)
 
 
 def ssim_original(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
@@ -144,6 +144,14 @@ def ssim_original(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 
     _, similarity = structural_similarity_index_measure(rendering, target, data_range=None, reduction="none", return_full_image=True)
     inner = slice(_ORIGINAL_BORDER, -_ORIGINAL_BORDER)
     return similarity[..., inner, inner].mean(dim=(1, 2, 3))
+
+
+def _distances(network: lpips.LPIPS, ours: Float[Tensor, "b 3 h w"], wanted: Float[Tensor, "b 3 h w"]) -> list[float]:
+    """LPIPS of each pair, in full precision, whatever the device prefers."""
+    with torch.inference_mode(False):  # weights that are moved while it lasts could not be moved again afterwards
+        network.to(ours.device)
+    with torch.autocast(ours.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return network(ours, wanted, normalize=True).flatten().tolist()
 
 
 def _load_lpips(backbone: Path) -> lpips.LPIPS:

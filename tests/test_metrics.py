@@ -12,9 +12,12 @@ import torch
 import torchvision
 from torch import Tensor
 
+from npbgpp import metrics as metrics_module
 from npbgpp.errors import InputError
 from npbgpp.losses import ssim
 from npbgpp.metrics import PSNR_CAP_DB, ImageMetrics, moving_scores, ssim_original
+
+from .pretend_gpu import pretended_gpu
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -127,7 +130,32 @@ def test_protocol_is_told_in_words() -> None:
     assert protocol["lpips"].startswith("not available: vgg16-397923af.pth")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the pretended device would take the place of the GPU for the rest of the process")
+def test_scores_are_computed_where_the_renderings_are(metrics: ImageMetrics) -> None:
+    rendering, target = images(2, 3, 32, 40), images(2, 3, 32, 40, seed=1)
+    expected = metrics(rendering, target)
+    with pretended_gpu() as device:
+        found = metrics(rendering.to(device), target)
+    for there, here in zip(found, expected, strict=True):
+        assert dataclasses.astuple(there) == pytest.approx(dataclasses.astuple(here), rel=1e-5)
+    assert metrics(rendering, target) == expected
+
+
 # --- LPIPS --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_lpips_is_found_on_the_cpu_where_a_device_is_too_small(metrics: ImageMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1)
+    expected, distances, devices = metrics(*pair), metrics_module._distances, []
+
+    def short_of_memory(network, ours, wanted):
+        devices.append(ours.device.type)
+        if len(devices) == 1:
+            raise torch.OutOfMemoryError
+        return distances(network, ours, wanted)
+
+    monkeypatch.setattr(metrics_module, "_distances", short_of_memory)
+    assert metrics(*pair) == expected and devices == ["cpu", "cpu"]
 
 
 def test_lpips_without_its_backbone_is_none_and_says_why(empty_cache: Path) -> None:
