@@ -28,7 +28,13 @@ _JOINING = (aten.cat.default, aten.stack.default)  # these take no number of the
 
 
 class _Backend(backend_registration._DummyBackendModule):
-    """``torch.pretend``."""
+    """``torch.pretend``. A process cannot give a kind of device back, but afterwards it has none of this kind: loaders would pin memory for it."""
+
+    pretending = False
+
+    def is_available(self) -> bool:
+        """Whether there is such a device."""
+        return self.pretending
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         """Precisions of ``torch.autocast``."""
@@ -125,6 +131,7 @@ def pretended_gpu() -> Iterator[torch.device]:
         prepare(self, **options | {"device": device})
 
     with pytest.MonkeyPatch.context() as patch, _Pretending():
+        patch.setattr(_Backend, "pretending", True)
         patch.setattr(SingleDeviceStrategy, "__init__", prepare_there)
         patch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
         patch.setattr(npbgpp.run, "Trainer", functools.partial(npbgpp.run.Trainer, inference_mode=False))

@@ -68,6 +68,7 @@ def test_a_pretended_device_takes_no_tensor_of_the_cpu():
                 mix()
         with pytest.raises(RuntimeError, match="on the same device"):
             torch.ones(6)[index.to(device)]
+    assert not torch.accelerator.is_available(), "the rest of the process does without"
 
 
 @pytest.mark.gpu
