@@ -1,11 +1,12 @@
 """Online aggregation of NPBG++ against a plain dense form: one view's update, the solve, and the state; results compared before anything is timed.
 
 The dense form keeps sums of every point, as the authors' code does: every view samples, evaluates the basis and adds up at all points, masked by visibility,
-and the solve inverts a matrix per point. It shares no helper with the package. Times and peaks of both are taken in a process of their own each; peaks
-are above the inputs (points, one feature map, what each view sees). Run: ``python benchmarks/aggregation.py [--points 100000 1000000 4000000]``.
+and the solve inverts a matrix per point. It shares no helper with the package. Times and peaks of both are taken in processes of their own, in turn;
+peaks are above the inputs (points, one feature map, what each view sees). Run: ``python benchmarks/aggregation.py [--points 100000 1000000 4000000]``.
 """
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,11 +179,17 @@ def timed(make: type[Ours] | type[Dense], count: int, repeats: int) -> dict[str,
     return result
 
 
+def together(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Best of the best times, medians of everything else."""
+    return {name: (min if name.endswith(" best") else statistics.median)(r[name] for r in rounds) for name in rounds[0]}
+
+
 def main() -> None:
     """Prints a table per size, with the ratios of this run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3, help="of each piece of work in one process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each form, in turn")
     options = parser.parse_args()
     print(f"{machine()}\n{BASIS} basis functions, {CHANNELS} channels, {SHARE:.0%} of the points seen by a view, feature map {SIZE}x{SIZE}")
     for count in options.points:
@@ -190,8 +197,11 @@ def main() -> None:
         print(f"\n{count} points; compared at the {same['seen']} that three views see: relative difference {same['worst']:.1e}")
         if same["worst"] > 1e-4:
             sys.exit("the coefficients differ")
-        ours = in_child(lambda count=count: timed(Ours, count, options.repeats))
-        dense = in_child(lambda count=count: timed(Dense, count, max(3, options.repeats // 3)))
+        rounds: dict[type, list[dict[str, float]]] = {Ours: [], Dense: []}
+        for _ in range(options.rounds):  # in turn, because a machine that others use, too, is not as fast at every moment
+            for form, measured in rounds.items():
+                measured.append(in_child(lambda form=form, count=count: timed(form, count, options.repeats)))
+        ours, dense = (together(measured) for measured in rounds.values())
         print(f"{'ms best / median, peak MiB':26s} {'dense':>26s} {'this project':>26s}   dense / this: best, median, peak")
         for name in ("first view", "another view", "solve", "library Cholesky"):
             mine = name if name in ("first view", "another view") else "solve"

@@ -8,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,13 +19,20 @@ from npbgpp.geometry.cameras import Cameras
 
 def best_and_median_ms(work: Callable[[], object], repeats: int) -> tuple[float, float]:
     """Milliseconds of a piece of work after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    return in_turn_ms({"": work}, repeats)[""]
+
+
+def in_turn_ms(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Best and median milliseconds of each piece of work after one warm-up; one after the other, because a machine that others use is not always as fast."""
+    for work in works.values():
         work()
-        times.append(1e3 * (time.perf_counter() - start))
-    return min(times), statistics.median(times)
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: (min(taken), statistics.median(taken)) for name, taken in times.items()}
 
 
 def in_child(work: Callable[[], dict[str, float]]) -> dict[str, float]:

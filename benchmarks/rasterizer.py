@@ -4,13 +4,15 @@ Run: ``python benchmarks/rasterizer.py [--points 4000000] [--size 512] [--repeat
 """
 
 import argparse
+import functools
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
 import plain
-from measure import best_and_median_ms, camera, machine, surface_cloud
+from measure import camera, in_turn_ms, machine, surface_cloud
 from npbgpp.geometry.pixel_rules import PixelRule
 from npbgpp.optim import RowTable
 from npbgpp.render.blocks import BlockedCloud
@@ -61,12 +63,13 @@ def main() -> None:
     print(f"compared: {differing} of {cells} cells show another point (rounding of the projection), all others are equal")
     if differing > 1e-4 * cells:
         sys.exit("the rasters differ by more than rounding")
-    plain_ms = best_and_median_ms(reference, max(3, options.repeats // 3))
-    rows = [("plain two-pass", *plain_ms)]
-    for rule in PixelRule:
-        rows.append((f"this project, rule {rule.value}", *best_and_median_ms(lambda rule=rule: ours(rule), options.repeats)))
-    for name, best, median in rows:
-        print(f"{name:32s} best {best:8.1f} ms   median {median:8.1f} ms   plain / this (medians) {plain_ms[1] / median:5.1f}")
+    works: dict[str, Callable[[], object]] = {"plain two-pass": reference}
+    works |= {f"this project, rule {rule.value}": functools.partial(ours, rule) for rule in PixelRule}
+    times = in_turn_ms(works, options.repeats)
+    (plain_best, plain_median), *_ = times.values()
+    for name, (best, median) in times.items():
+        ratios = f"{plain_best / best:5.1f} {plain_median / median:5.1f}"
+        print(f"{name:32s} best {best:8.1f} ms   median {median:8.1f} ms   plain / this: best, median {ratios}")
     print(f"blocks are built once per scene: {build:.0f} ms")
 
 

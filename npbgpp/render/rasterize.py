@@ -111,6 +111,7 @@ class _Canvas:
         axes = (self.refined.columns, self.refined.rows)
         self.slope = [axis.slope for axis in axes]
         self.shift = torch.tensor([axes[0].shift, axes[1].shift + len(axes[0].table)], dtype=torch.float64, device=device).float()
+        self.direct = axes[0].identity and axes[1].identity
 
     def draw(self, cloud: BlockedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
         """Keys of every level."""
@@ -177,16 +178,24 @@ class _Canvas:
         """Lowers a buffer of the refined grid by points in the image; gives back those in ambiguous slots, which wait."""
         count = xy.shape[1]
         slots = scratch.slots.view(-1)[: 2 * count].view(2, count)
+        numbers = scratch.numbers.view(-1)[: 2 * count].view(2, count)
+        target = scratch.targets[:count]
+        if self.direct:
+            for axis in range(2):
+                numbers[axis].copy_(torch.mul(xy[axis], self.slope[axis], out=slots[axis]) if self.slope[axis] != 1 else xy[axis])
+            target.copy_(torch.add(numbers[0], numbers[1], alpha=canvas.shape[1], out=scratch.cells[:count]))
+            canvas.view(-1).scatter_reduce_(0, target, keys, "amin")
+            return []
         for axis in range(2):
             torch.add(self.shift[axis], xy[axis], alpha=self.slope[axis], out=slots[axis])
-        numbers = scratch.numbers.view(-1)[: 2 * count].view(2, count).copy_(slots)
+        numbers.copy_(slots)
         cells = torch.index_select(self.table, 0, numbers.view(-1), out=scratch.cells.view(-1)[: 2 * count]).view(2, count)
         cell = cells[0].add_(cells[1])
         waiting = (cell >= AMBIGUOUS).nonzero()[:, 0]
         if len(waiting):
             cell.bitwise_and_(AMBIGUOUS - 1)
             # both axes ambiguous: the flags have added up to the next bit, which the mask removes as well
-        target = scratch.targets[:count].copy_(cell)
+        target.copy_(cell)
         canvas.view(-1).scatter_reduce_(0, target, keys, "amin")
         return [(xy.index_select(1, waiting), keys.index_select(0, waiting))] if len(waiting) else []
 

@@ -29,6 +29,7 @@ class RefinedAxis:
         slope: see the module docstring.
         shift: see the module docstring.
         table: refined cell of each slot, or AMBIGUOUS plus ``cells``.
+        identity: the slot is the cell, so that no point has to ask the table. So it is where levels nest.
         cells: number of refined cells; one spare cell follows them.
         members: per level, (longest block, cells of the level): the refined cells of each cell, the spare one where there are fewer.
     """
@@ -36,6 +37,7 @@ class RefinedAxis:
     slope: float
     shift: float
     table: Int[Tensor, " slots"]
+    identity: bool
     cells: int
     members: tuple[Int[Tensor, "_ _"], ...]
 
@@ -82,7 +84,9 @@ def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], a
     first_slot = torch.full((cells,), len(lower)).scatter_reduce_(0, cell_of_clear, clear.nonzero()[:, 0], "amin")
     x = (first_slot + 0.5 - shift) / slope if slope else torch.zeros(cells)
     members = tuple(_members(grid, x.double(), scale, size, axis, cells).to(device) for scale, size, _ in levels)
-    return RefinedAxis(slope, shift, table.to(device), cells, members)
+    # points in the image reach the slot beyond the far edge of the level at most
+    identity = torch.equal(table[:-1], torch.arange(len(table) - 1, dtype=torch.int32)) and shift == 0
+    return RefinedAxis(slope, shift, table.to(device), identity, cells, members)
 
 
 def _borders_of_authors(size: tuple[int, int], count: int) -> Float[Tensor, " k"]:

@@ -37,10 +37,10 @@ def cloud(n: int, seed: int, spread: float = 1.4) -> torch.Tensor:
 
 @pytest.mark.parametrize("rule", PixelRule)
 @pytest.mark.parametrize("image_size", [(64, 64), (48, 80), (97, 61), (33, 40)])
-def test_equals_reference(rule, image_size, monkeypatch):
+@pytest.mark.parametrize("levels", [[*PYRAMID, Level(0.5, 2), Level(0.3)], PYRAMID[:3], [Level(0.5)]], ids=["any", "nested", "half"])
+def test_equals_reference(rule, image_size, levels, monkeypatch):
     monkeypatch.setattr(module, "_CPU_CHUNK", 512)  # several chunks and bound updates on a small cloud
     points, camera = cloud(6000, seed=1), dyadic_camera(image_size, rule)
-    levels = [*PYRAMID, Level(0.5, 2), Level(0.3)]
     fragments = rasterize(BlockedCloud.build(points, block=32), camera, levels, 1.0, rule)
     xyd = PixelGrid(rule, image_size).normalise(camera, points)[0]
     for level, found in zip(levels, fragments, strict=True):
@@ -48,6 +48,18 @@ def test_equals_reference(rule, image_size, monkeypatch):
         assert torch.equal(found.index, index)
         assert torch.equal(found.depth, depth)
     assert (fragments[0].index >= 0).any()
+
+
+@pytest.mark.parametrize("image_size", [(64, 64), (97, 61)])
+def test_no_point_asks_for_its_cell_where_levels_nest(image_size, monkeypatch):
+    camera, looked_up, look_up = dyadic_camera(image_size, PixelRule.EXACT), [], torch.index_select
+    monkeypatch.setattr(torch, "index_select", lambda source, *rest, **out: (looked_up.append(source), look_up(source, *rest, **out))[1])
+    grids = {}
+    for levels in ((1.0, 0.5, 0.25), (1.0, 0.3)):
+        looked_up.clear()
+        rasterize(BlockedCloud.build(cloud(500, 3)), camera, [Level(scale) for scale in levels], 1.0, PixelRule.EXACT)
+        grids[levels] = any(source.dtype == torch.int32 and source.dim() == 1 for source in looked_up)  # the table of slots
+    assert list(grids.values()) == [False, True]
 
 
 def test_few_points_are_ambiguous(monkeypatch):
