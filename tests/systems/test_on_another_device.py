@@ -5,6 +5,9 @@ A device takes no tensor of the CPU for one of its own, so that a run that ends 
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ import torch
 from ..conftest import TINY_COLOURS, TINY_NERF, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
 from ..pretend_gpu import pretended_gpu
 
+ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.cuda.is_available()
+OWN_PROCESS = "NPBGPP_PRETEND_IN_THIS_PROCESS"
 # sums of photos that stay on the CPU; the features are the colours, which is fastest
 SPHERE = (*TINY_COLOURS, "system/aggregator=sphere", "system.aggregator.learnable_alpha=true", "system.state_device=cpu")
 TEST_ONLY = ("trainer.limit_val_batches=0", "trainer.limit_test_batches=1")
@@ -45,6 +50,15 @@ def scores(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.skipif(CUDA, reason="the pretended device would take the place of the GPU for the rest of the process")
+def test_training_on_a_pretended_device_in_a_process_of_its_own():
+    """Gradients know the kinds of device that the process had when the first ones were computed."""
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "pretended_device_scores"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(words, env=environment | {OWN_PROCESS: "1"}, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and f"{len(RUNS)} passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(OWN_PROCESS not in os.environ, reason="run by the test above")
 def test_a_pretended_device_scores_as_the_cpu(words, run_line, tmp_path):
     with pretended_gpu():
         found = scores(run_line(tmp_path, *words, f"hydra.run.dir={tmp_path}/there"))
