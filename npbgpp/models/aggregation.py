@@ -162,11 +162,11 @@ class Sphere(Aggregator):
         m, c = self.m, self.descriptor_dim
         sizes = [1, m, c, *(m - j + c for j in range(m))]
         count, basis, total, *columns = sums.t().clone(memory_format=torch.contiguous_format).split(sizes)
-        differentiated = torch.is_grad_enabled() and sums.requires_grad
+        ridge = (softplus(self.alpha) if self.learnable_alpha else self.alpha).to(sums.device)  # sums may be kept elsewhere
+        differentiated = torch.is_grad_enabled() and (sums.requires_grad or ridge.requires_grad)
         if differentiated:  # what is changed in place must not share memory with what a gradient needs
             columns = [column.clone() for column in columns]
         mean = total / count.clamp_min(1.0)
-        ridge = (softplus(self.alpha) if self.learnable_alpha else self.alpha).to(sums.device)  # sums may be kept elsewhere
         factors: list[Tensor] = []  # j holds column j of L below the diagonal
         pivots: list[Tensor] = []  # 1 / D
         for j, column in enumerate(columns):

@@ -35,7 +35,7 @@ def cameras() -> Cameras:
     return Cameras(rotation, offset, torch.rand(3, 2) * 20 + 60, torch.rand(3, 2) * 5 + 30, (60, 80))
 
 
-def check(ours: Cameras) -> None:
+def assert_projected_alike(ours: Cameras) -> None:
     points = torch.randn(3, 50, 3)
     theirs = ours.to_pytorch3d().transform_points_screen(points)
     torch.testing.assert_close(theirs[..., :2], ours.project(points)[0], rtol=1e-4, atol=1e-2)
@@ -46,9 +46,9 @@ def test_cameras_project_as_documented(monkeypatch):
     renderer.PerspectiveCameras = PerspectiveCameras
     monkeypatch.setitem(sys.modules, "pytorch3d", ModuleType("pytorch3d"))
     monkeypatch.setitem(sys.modules, "pytorch3d.renderer", renderer)
-    check(cameras())
+    assert_projected_alike(cameras())
 
 
 def test_cameras_project_as_the_library():
     pytest.importorskip("pytorch3d.renderer", reason="PyTorch3D, an optional peer, is not installed")
-    check(cameras())
+    assert_projected_alike(cameras())

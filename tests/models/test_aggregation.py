@@ -135,6 +135,15 @@ def test_solving_leaves_the_sums_as_they_are():
         torch.testing.assert_close(aggregator.solve(sums.requires_grad_(True)), alone, rtol=1e-6, atol=1e-7)
 
 
+def test_the_ridge_learns_where_nothing_else_does():
+    """Fixed features and a fixed basis: the sums need no gradient, the ridge does."""
+    aggregator = Sphere(descriptor_dim=3, type="spherical", m=4, learnable_alpha=True)
+    sums = aggregator.observe(torch.randn(5, 3), torch.ones(5), Looked(torch.randn(5, 3), torch.ones(1, 3))).sum(0, keepdim=True)
+    assert not sums.requires_grad
+    aggregator.solve(sums).square().sum().backward()
+    assert aggregator.alpha.grad.abs().min() > 0
+
+
 def test_a_point_nobody_saw_has_no_coefficients():
     for aggregator in (Sphere(descriptor_dim=3), Mean(descriptor_dim=3)):
         sums = torch.zeros(2, aggregator.sums)
