@@ -1,13 +1,16 @@
 """What the rasterisers begin with: the blocks of a cloud that an image can show, and where their points project."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from npbgpp.geometry.pixel_rules import PixelGrid, Projection
 from npbgpp.render.blocks import BlockedCloud
+
+Planes = Sequence[Tensor]  # x, y and depth or z of m points, (m,) each
 
 
 def visible_blocks(
@@ -42,29 +45,37 @@ def visible_blocks(
 
 @dataclass(frozen=True)
 class ProjectionNumbers:
-    """A projection of one camera as plain numbers: columns of the matrix, offset, and scale and shift of x and y where there are any."""
+    """A projection of one camera for elementwise work on planes of coordinates.
+
+    Attributes:
+        matrix: its columns, as plain numbers.
+        offset: of x, y and depth, one tensor without dimensions each, because a plain number is made into one at every use.
+        scale: of x and y, likewise; empty where there is none.
+        shift: of x and y, as plain numbers.
+    """
 
     matrix: list[list[float]]
-    offset: list[float]
-    scale_and_shift: list[tuple[float, float]]
+    offset: list[Tensor]
+    scale: list[Tensor]
+    shift: list[float]
 
     @classmethod
     def of(cls, projection: Projection) -> "ProjectionNumbers":
         """Reads the numbers once, so that no operation waits for them."""
-        scaled: list[tuple[float, float]] = []
-        if projection.scale is not None and projection.shift is not None:
-            scaled = list(zip(projection.scale[0].tolist(), projection.shift[0].tolist(), strict=True))
-        return cls(projection.matrix[0].t().tolist(), projection.offset[0].tolist(), scaled)
+        scale, shift = projection.scale, projection.shift
+        return cls(
+            projection.matrix[0].t().tolist(),
+            list(projection.offset[0].unbind()),
+            [] if scale is None else list(scale[0].unbind()),
+            [] if shift is None else shift[0].tolist(),
+        )
 
-    def apply(self, xyz_world: Float[Tensor, "3 m"], out: Float[Tensor, "3 m"]) -> tuple[Float[Tensor, "2 m"], Float[Tensor, " m"]]:
-        """Fills ``out`` with (x depth, y depth, depth) and returns the first two and the last: coordinates are still to be divided by the depth."""
+    def apply(self, xyz_world: Planes, out: Planes) -> None:
+        """Fills ``out`` with x times depth, y times depth and depth: the first two are still to be divided by the third."""
         px, py, pz = xyz_world
-        for k in range(3):
-            of_x, of_y, of_z = self.matrix[k]
-            torch.mul(px, of_x, out=out[k]).add_(py, alpha=of_y).add_(pz, alpha=of_z).add_(self.offset[k])
-        xy, depth = out[:2], out[2]
-        for k, (scale, shift) in enumerate(self.scale_and_shift):
-            xy[k].mul_(scale)
+        for plane, (of_x, of_y, of_z), offset in zip(out, self.matrix, self.offset, strict=True):
+            torch.mul(px, of_x, out=plane).add_(py, alpha=of_y).add_(pz, alpha=of_z).add_(offset)  # rounded as in a product of matrices
+        for k, (scale, shift) in enumerate(zip(self.scale, self.shift, strict=True)):
+            out[k].mul_(scale)
             if shift:
-                xy[k].add_(depth * shift)
-        return xy, depth
+                out[k].add_(out[2], alpha=shift)

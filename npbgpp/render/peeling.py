@@ -21,7 +21,7 @@ from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
 from npbgpp.render.blocks import BlockedCloud
 from npbgpp.render.culling import ProjectionNumbers, visible_blocks
 from npbgpp.render.lanes import in_lanes, lanes_on
-from npbgpp.render.rasterize import EMPTY_KEY, fragments_of
+from npbgpp.render.rasterize import EMPTY_KEY, Fragments
 
 MOST_LAYERS = 8
 _INDEX_BITS = 0xFFFFFFFF
@@ -82,7 +82,7 @@ def peel(cloud: BlockedCloud, camera: Cameras, layers: int, footprint: Footprint
     found: list[Layer] = []
     for k in range(layers):
         keys = _nearest(pieces, size, device)
-        seen = fragments_of(keys)
+        seen = Fragments(keys)
         index, depth = seen.index, seen.depth
         beyond = torch.zeros(size, dtype=torch.bool, device=device)
         if found:
@@ -124,7 +124,9 @@ def _pieces(cloud: BlockedCloud, camera: Cameras, footprint: Footprint) -> list[
 
     def project(part: Int[Tensor, " k"]) -> list[_Piece]:
         world = cloud.xyz_world.index_select(1, part).flatten(1)
-        xy, depth = numbers.apply(world, torch.empty_like(world))
+        xyd = torch.empty_like(world)
+        numbers.apply(world.unbind(), xyd.unbind())
+        xy, depth = xyd[:2], xyd[2]
         keys = depth.view(torch.int32).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(cloud.index.index_select(0, part).view(-1))
         return _by_size(xy / depth, depth, keys, footprint, camera.image_size)
 

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,21 +32,27 @@ from npbgpp.render.refinement import AMBIGUOUS, refined_grid
 
 EMPTY_KEY = 2**63 - 1
 _INFINITE_DEPTH_BITS = 0x7F800000
-_CPU_CHUNK = 1 << 17  # points whose temporaries stay in the cache
+_CPU_CHUNK = 1 << 18  # temporaries of twice as many leave the cache; with half as many, lanes wait longer for one another than they work
+_CHUNKS_PER_LANE = 4  # at least, where there are enough blocks, so that no lane is left with all the work
 _ACCELERATOR_CHUNK = 1 << 21
 
 
 @dataclass(frozen=True)
 class Fragments:
-    """What each pixel of one level sees.
+    """What each pixel of one level sees, read from its keys when it is asked for."""
 
-    Attributes:
-        index: row of the nearest point in the cloud, -1 where the pixel is empty.
-        depth: its depth in scene units, inf where the pixel is empty.
-    """
+    keys: Int[Tensor, "h w"]
 
-    index: Int[Tensor, "h w"]
-    depth: Float[Tensor, "h w"]
+    @functools.cached_property
+    def index(self) -> Int[Tensor, "h w"]:
+        """Row of the nearest point in the cloud, -1 where the pixel is empty."""
+        return torch.where(self.keys == EMPTY_KEY, -1, self.keys & 0xFFFFFFFF)
+
+    @functools.cached_property
+    def depth(self) -> Float[Tensor, "h w"]:
+        """Its depth in scene units, inf where the pixel is empty."""
+        bits = (self.keys >> 32).clamp_max_(_INFINITE_DEPTH_BITS)  # empty cells hold larger bits than infinity
+        return bits.to(torch.int32).view(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -86,60 +93,50 @@ def rasterize(cloud: BlockedCloud, camera: Cameras, levels: Sequence[Level], nea
         if min(size) < 1:
             raise ValueError(f"rasterize: image of {camera.image_size} pixels has no cell at scale {level.scale}")
     targets = tuple((level.cells_per_pixel(), size) for level, size in zip(levels, sizes, strict=True))
-    return [fragments_of(keys) for keys in _Canvas(grid, targets, cloud.xyz_world.device).draw(cloud, camera, near)]
-
-
-def fragments_of(keys: Int[Tensor, "h w"]) -> Fragments:
-    """What the keys of a level say."""
-    empty = keys == EMPTY_KEY
-    bits = (keys >> 32).clamp_max_(_INFINITE_DEPTH_BITS)  # empty cells hold larger bits than infinity
-    return Fragments(torch.where(empty, -1, keys & 0xFFFFFFFF), bits.to(torch.int32).view(torch.float32))
+    return [Fragments(keys) for keys in _Canvas(grid, targets, cloud.xyz_world.device).draw(cloud, camera, near)]
 
 
 class _Canvas:
-    """Key buffer of one image: the refined grid with a spare row and column."""
+    """Key buffers of one image: the refined grid, once for every lane."""
 
     def __init__(self, grid: PixelGrid, targets: tuple[tuple[float, tuple[int, int]], ...], device: torch.device) -> None:
-        self.grid, self.targets = grid, targets
+        self.grid, self.targets, self.device = grid, targets, device
         self.refined = refined_grid(grid, targets, device)
-        rows, columns = self.refined.rows.cells + 1, self.refined.columns.cells + 1
-        self.keys = _key_buffer(rows, columns, device, threading.get_ident(), 0).fill_(EMPTY_KEY)
-        # row slots follow column slots in one table, so that both axes take one look-up
-        row_table = self.refined.rows.table
-        flags, cells = row_table & AMBIGUOUS, row_table & (AMBIGUOUS - 1)
-        self.table = torch.cat([self.refined.columns.table, cells * columns + flags])
-        axes = (self.refined.columns, self.refined.rows)
-        self.slope = [axis.slope for axis in axes]
-        self.shift = torch.tensor([axes[0].shift, axes[1].shift + len(axes[0].table)], dtype=torch.float64, device=device).float()
-        self.direct = axes[0].identity and axes[1].identity
+        self.axes = (self.refined.columns, self.refined.rows)  # in the order of x and y
+        self.tables = self.refined.tables.unbind()
+        self.direct = all(axis.identity for axis in self.axes)
 
     def draw(self, cloud: BlockedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
         """Keys of every level."""
-        device = cloud.xyz_world.device
+        device, length = self.device, cloud.index.shape[1]
         projection = self.grid.projection(camera.to(device))
         inner, border = visible_blocks(cloud, projection, self.grid, near)
         numbers = ProjectionNumbers.of(projection)
-        length = cloud.index.shape[1]
-        at_once = max(1, (_CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK) // length)
+        on_cpu = device.type == "cpu"
+        most = max(1, (_CPU_CHUNK if on_cpu else _ACCELERATOR_CHUNK) // length)
+        share = (len(inner) + len(border)) // (_CHUNKS_PER_LANE * lanes_on(device))
+        at_once = max(1, min(most, share)) if on_cpu else most
         strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
-
         lanes = max(1, min(lanes_on(device), len(strokes)))
-        others = [_key_buffer(*self.keys.shape, device, threading.get_ident(), k).fill_(EMPTY_KEY) for k in range(1, lanes)]
-        canvases = [self.keys, *others]
+        thread = threading.get_ident()
+        buffers = _key_buffers((lanes, *self.refined.shape), device, thread).fill_(EMPTY_KEY).unbind()
 
         def draw_lane(lane: int) -> list[tuple[Tensor, Tensor]]:
-            scratch = _scratch(length, at_once, device, threading.get_ident())
+            scratch = _scratch(most * length, device, thread, lane)
             waiting = []
             for part, whole in strokes[lane::lanes]:
-                waiting += self._lower(canvases[lane], *self._project(cloud, part, numbers, near, whole, scratch), scratch)
+                points = scratch.first(len(part) * length)
+                xy, keys = self._project(cloud, part, numbers, near, whole, points)
+                waiting += self._lower(buffers[lane], xy, keys, points if whole else scratch.first(len(keys)))
             return waiting
 
         ambiguous = [waiting for lane in in_lanes(draw_lane, range(lanes), device) for waiting in lane]
-        for keys in others:
-            torch.minimum(self.keys, keys, out=self.keys)
-        self.keys[-1] = EMPTY_KEY
-        self.keys[:, -1] = EMPTY_KEY
-        levels = [self._level(k) for k in range(len(self.targets))]
+        drawn, *others = buffers
+        for other in others:
+            torch.minimum(drawn, other, out=drawn)
+        drawn[self.refined.columns.cells] = EMPTY_KEY
+        drawn[:, self.refined.rows.cells] = EMPTY_KEY
+        levels = [self._level(drawn, k) for k in range(len(self.targets))]
         if ambiguous:
             xy, keys = (torch.cat(parts, -1) for parts in zip(*ambiguous, strict=True))
             for level, (scale, size) in zip(levels, self.targets, strict=True):
@@ -147,56 +144,46 @@ class _Canvas:
         return levels
 
     def _project(
-        self,
-        cloud: BlockedCloud,
-        part: Int[Tensor, " k"],
-        numbers: ProjectionNumbers,
-        near: float,
-        whole: bool,
-        scratch: "_Scratch",
+        self, cloud: BlockedCloud, part: Int[Tensor, " k"], numbers: ProjectionNumbers, near: float, whole: bool, points: "_Points"
     ) -> tuple[Float[Tensor, "2 m"], Int[Tensor, " m"]]:
         """Normalised coordinates and keys of the points of some blocks that are in the image; ``whole``: all of them are."""
-        world, xyw, keys, index = scratch.of(len(part))
         first, last = int(part[0]), int(part[-1]) + 1
         if last - first == len(part):  # blocks are in ascending order: a run of them needs no copy
             world, index = cloud.xyz_world[:, first:last], cloud.index[first:last]
         else:
-            torch.index_select(cloud.xyz_world, 1, part, out=world)
-            torch.index_select(cloud.index, 0, part, out=index)
-        xy, depth = numbers.apply(world.flatten(1), xyw)
-        keys.copy_(depth.view(torch.int32)).bitwise_left_shift_(32).bitwise_or_(index.view(-1))
+            world = torch.index_select(cloud.xyz_world, 1, part, out=points.world.view(3, len(part), -1))
+            index = torch.index_select(cloud.index, 0, part, out=points.index.view(len(part), -1))
+        numbers.apply(world.flatten(1).unbind(), points.planes)
+        depth = points.planes[2]
+        points.keys.copy_(points.depth_bits).bitwise_left_shift_(points.half_a_key)
+        # widened in memory that is there already: "or" would take fresh one for it
+        points.keys.bitwise_or_(points.targets.copy_(index.view(-1)))
         outside = None if whole else depth <= near
-        xy.div_(depth.add_(self.grid.epsilon) if self.grid.epsilon else depth)
+        points.xy.div_(depth.add_(self.grid.epsilon) if self.grid.epsilon else depth)
         if outside is None:
-            return xy, keys
-        kept = (self.grid.inside(xy[0], xy[1]) & ~outside).nonzero()[:, 0]
-        return xy.index_select(1, kept), keys.index_select(0, kept)
+            return points.xy, points.keys
+        kept = (self.grid.inside(points.xy[0], points.xy[1]) & ~outside).nonzero()[:, 0]
+        return points.xy.index_select(1, kept), points.keys.index_select(0, kept)
 
     def _lower(
-        self, canvas: Int[Tensor, "_ _"], xy: Float[Tensor, "2 m"], keys: Int[Tensor, " m"], scratch: "_Scratch"
+        self, buffer: Int[Tensor, "_ _"], xy: Float[Tensor, "2 m"], keys: Int[Tensor, " m"], points: "_Points"
     ) -> list[tuple[Tensor, Tensor]]:
-        """Lowers a buffer of the refined grid by points in the image; gives back those in ambiguous slots, which wait."""
-        count = xy.shape[1]
-        slots = scratch.slots.view(-1)[: 2 * count].view(2, count)
-        numbers = scratch.numbers.view(-1)[: 2 * count].view(2, count)
-        target = scratch.targets[:count]
+        """Lowers a buffer by points in the image; gives back those in ambiguous slots, which wait."""
+        for axis, x, slot in zip(self.axes, xy.unbind(), points.slots.unbind(), strict=True):
+            torch.add(axis.shift, x, alpha=axis.slope, out=slot)
+        (column, row), (cell, place) = points.numbers.copy_(points.slots).unbind(), points.cells.unbind()
         if self.direct:
-            for axis in range(2):
-                numbers[axis].copy_(torch.mul(xy[axis], self.slope[axis], out=slots[axis]) if self.slope[axis] != 1 else xy[axis])
-            target.copy_(torch.add(numbers[0], numbers[1], alpha=canvas.shape[1], out=scratch.cells[:count]))
-            canvas.view(-1).scatter_reduce_(0, target, keys, "amin")
+            torch.add(row, column, alpha=self.refined.shape[1], out=cell)
+            buffer.view(-1).scatter_reduce_(0, points.targets.copy_(cell), keys, "amin")
             return []
-        for axis in range(2):
-            torch.add(self.shift[axis], xy[axis], alpha=self.slope[axis], out=slots[axis])
-        numbers.copy_(slots)
-        cells = torch.index_select(self.table, 0, numbers.view(-1), out=scratch.cells.view(-1)[: 2 * count]).view(2, count)
-        cell = cells[0].add_(cells[1])
-        waiting = (cell >= AMBIGUOUS).nonzero()[:, 0]
+        for table, number, out in zip(self.tables, (column, row), (cell, place), strict=True):
+            torch.index_select(table, 0, number, out=out)
+        cell.add_(place)
+        waiting = _where_at_least(cell, AMBIGUOUS)
         if len(waiting):
             cell.bitwise_and_(AMBIGUOUS - 1)
             # both axes ambiguous: the flags have added up to the next bit, which the mask removes as well
-        target.copy_(cell)
-        canvas.view(-1).scatter_reduce_(0, target, keys, "amin")
+        buffer.view(-1).scatter_reduce_(0, points.targets.copy_(cell), keys, "amin")
         return [(xy.index_select(1, waiting), keys.index_select(0, waiting))] if len(waiting) else []
 
     def _lower_level(
@@ -210,46 +197,67 @@ class _Canvas:
         # every scattered point has a cell of its own: a common dummy cell for outsiders would serialise the reduction
         level.view(-1).scatter_reduce_(0, row.mul_(width).add_(column).to(torch.int64), keys, "amin")
 
-    def _level(self, k: int) -> Int[Tensor, "h w"]:
+    def _level(self, drawn: Int[Tensor, "columns rows"], k: int) -> Int[Tensor, "h w"]:
         """Block minima of the refined grid."""
-        keys = self.keys
-        for members in (self.refined.rows.members[k], self.refined.columns.members[k]):
-            lowest = keys.index_select(0, members[0])
-            others = torch.empty_like(lowest)
-            for cells in members[1:]:
-                torch.minimum(lowest, torch.index_select(keys, 0, cells, out=others), out=lowest)
-            keys = lowest.t().contiguous()  # whole rows are read several times faster than columns; the second round turns it back
-        return keys
+        by_column = _lowest(drawn, self.refined.columns.members[k])
+        return _lowest(by_column[:, :-1].t().contiguous(), self.refined.rows.members[k])
+
+
+def _lowest(keys: Int[Tensor, "_ n"], members: Int[Tensor, "longest m"]) -> Int[Tensor, "m n"]:
+    """Minima of rows."""
+    lowest = keys.index_select(0, members[0])
+    others = torch.empty_like(lowest)
+    for rows in members[1:]:
+        torch.minimum(lowest, torch.index_select(keys, 0, rows, out=others), out=lowest)
+    return lowest
+
+
+def _where_at_least(values: Int[Tensor, " m"], least: int) -> Int[Tensor, " k"]:
+    """Positions of the values that are not below ``least``. NumPy finds them three times as fast."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(values.numpy() >= least))
+    return (values >= least).nonzero()[:, 0]
+
+
+class _Points:
+    """The first m points of the buffers of a chunk."""
+
+    def __init__(self, scratch: "_Scratch", m: int) -> None:
+        self.m, self.half_a_key = m, scratch.half_a_key
+        self.world, xyd = (buffer[: 3 * m].view(3, m) for buffer in (scratch.world, scratch.xyd))
+        self.planes, self.xy, self.depth_bits = xyd.unbind(), xyd[:2], xyd[2].view(torch.int32)
+        self.index, self.keys, self.targets = (buffer[:m] for buffer in (scratch.index, scratch.keys, scratch.targets))
+        self.slots, self.numbers, self.cells = (buffer[: 2 * m].view(2, m) for buffer in (scratch.slots, scratch.numbers, scratch.cells))
 
 
 class _Scratch:
-    """Buffers for one chunk of points, used for every chunk."""
+    """Buffers for one chunk of points, used for every chunk of a lane."""
 
-    def __init__(self, length: int, blocks: int, device: torch.device) -> None:
-        self.length, self.blocks = length, blocks
-        count = blocks * length
-        self.world, self.xyw = (torch.empty(3 * count, device=device) for _ in range(2))
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.world, self.xyd = (torch.empty(3 * count, device=device) for _ in range(2))
         self.keys, self.targets = (torch.empty(count, dtype=torch.int64, device=device) for _ in range(2))
         self.slots = torch.empty(2 * count, device=device)
         self.index = torch.empty(count, dtype=torch.int32, device=device)
         self.numbers, self.cells = (torch.empty(2 * count, dtype=torch.int32, device=device) for _ in range(2))
+        self.half_a_key = torch.tensor(32, device=device)  # a plain number would become a tensor at every use
+        self._points = _Points(self, count)
 
-    def of(self, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """World coordinates, projected ones, keys and indices of some blocks."""
-        count = blocks * self.length
-        world = self.world[: 3 * count].view(3, blocks, self.length)
-        return world, self.xyw[: 3 * count].view(3, count), self.keys[:count], self.index[:count].view(blocks, self.length)
+    def first(self, m: int) -> _Points:
+        """Some points. Those of the last call are kept: almost all chunks are equally long, and a view costs as much as arithmetic on a thousand points."""
+        if m != self._points.m:
+            self._points = _Points(self, m)
+        return self._points
 
 
 # Fresh memory costs the operating system more than the arithmetic on it costs us, so the buffers of the last images are kept, per thread. They outlive the
 # mode they were made in: tensors made in inference mode could not be written to outside of it.
 @functools.lru_cache(maxsize=2 * MOST_LANES)
 @torch.inference_mode(False)
-def _scratch(length: int, blocks: int, device: torch.device, thread: int) -> _Scratch:
-    return _Scratch(length, blocks, device)
+def _scratch(count: int, device: torch.device, thread: int, lane: int) -> _Scratch:
+    return _Scratch(count, device)
 
 
-@functools.lru_cache(maxsize=2 * MOST_LANES)
+@functools.lru_cache(maxsize=2)
 @torch.inference_mode(False)
-def _key_buffer(rows: int, columns: int, device: torch.device, thread: int, lane: int) -> Int[Tensor, "rows columns"]:
-    return torch.empty(rows, columns, dtype=torch.int64, device=device)
+def _key_buffers(shape: tuple[int, int, int], device: torch.device, thread: int) -> Int[Tensor, "lanes columns rows"]:
+    return torch.empty(shape, dtype=torch.int64, device=device)

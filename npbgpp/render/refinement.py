@@ -17,8 +17,8 @@ from torch import Tensor
 
 from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
 
-_SLOTS = 1 << 17  # per axis: tables stay in the cache, and a border makes few of them ambiguous
-AMBIGUOUS = 1 << 29  # flag in the table; the rest of the entry is then a cell of the spare row or column
+_SLOTS = 1 << 18  # per axis: tables stay in the cache, and a border makes few of them ambiguous
+AMBIGUOUS = 1 << 29  # flag in the tables of a grid; the rest of the entry is then a place in the spare row or column
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,15 @@ class RefinedAxis:
     Attributes:
         slope: see the module docstring.
         shift: see the module docstring.
-        table: refined cell of each slot, or AMBIGUOUS plus ``cells``.
+        table: refined cell of each slot, the spare one where the slot is ambiguous.
         identity: the slot is the cell, so that no point has to ask the table. So it is where levels nest.
         cells: number of refined cells; one spare cell follows them.
-        members: per level, (longest block, cells of the level): the refined cells of each cell, the spare one where there are fewer.
+        members: per level, (longest block, cells of the level): the refined cells of each cell, some twice where there are fewer, the spare one where
+            there is none.
     """
 
     slope: float
-    shift: float
+    shift: Float[Tensor, ""]
     table: Int[Tensor, " slots"]
     identity: bool
     cells: int
@@ -44,16 +45,32 @@ class RefinedAxis:
 
 @dataclass(frozen=True)
 class RefinedGrid:
-    """Rows and columns."""
+    """Columns and rows, and the buffer that they are drawn into.
 
-    rows: RefinedAxis
+    Columns lie one after the other in the buffer, because a level needs whole ones first and its own rows last.
+
+    Attributes:
+        columns: the axis of x.
+        rows: the axis of y.
+        shape: of the buffer: a spare column, and two spare places in every column: the second is never used, but makes PyTorch transpose in parallel.
+        tables: of x and y, where the refined cell of each slot begins in the buffer; AMBIGUOUS is added where the slot is.
+    """
+
     columns: RefinedAxis
+    rows: RefinedAxis
+    shape: tuple[int, int]
+    tables: Int[Tensor, "2 slots"]
 
 
 @functools.lru_cache(maxsize=64)
 def refined_grid(grid: PixelGrid, levels: tuple[tuple[float, tuple[int, int]], ...], device: torch.device) -> RefinedGrid:
     """The common refinement of levels given as (cells per full-resolution pixel, (height, width)). Depends on sizes only, hence cached."""
-    return RefinedGrid(*(_refine(grid, [(scale, size, size[axis]) for scale, size in levels], axis, device) for axis in range(2)))
+    rows, columns = (_refine(grid, [(scale, size, size[axis]) for scale, size in levels], axis, device) for axis in range(2))
+    shape = (columns.cells + 1, rows.cells + 2)
+    tables = torch.zeros(2, max(len(columns.table), len(rows.table)), dtype=torch.int32, device=device)
+    for table, axis, stride in zip(tables, (columns, rows), (shape[1], 1), strict=True):
+        table[: len(axis.table)] = axis.table * stride + AMBIGUOUS * (axis.table == axis.cells)
+    return RefinedGrid(columns, rows, shape, tables)
 
 
 def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], axis: int, device: torch.device) -> RefinedAxis:
@@ -72,21 +89,21 @@ def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], a
         borders = torch.cat([_borders_of_authors(size, n) for _, size, n in levels]) * -half + middle + 0.5
     borders = borders.sort().values * per_cell
     lower = torch.arange(count * per_cell + 2, dtype=torch.float64) - (0.0 if nested else 0.5)
-    # Twice what float32 can move a slot number: half a unit in the last place each for the product, its factors, the shift (which the table of the
-    # other axis may double) and the sum, about 4e-7 of the number in all. Where levels nest the arithmetic is exact.
+    # At least twice what float32 can move a slot number: half a unit in the last place each for the product, its factors, the shift and the sum, about
+    # 4e-7 of the number in all. Where levels nest the arithmetic is exact.
     slack = 0.0 if nested else 0.02 + 8e-7 * len(lower)
     before = torch.searchsorted(borders, lower - slack, right=nested)
     clear = torch.searchsorted(borders, lower + 1 + slack) == before
     labels, cell_of_clear = torch.unique_consecutive(before[clear], return_inverse=True)
     cells = len(labels)
-    table = torch.full((len(lower),), AMBIGUOUS + cells, dtype=torch.int32)
+    table = torch.full((len(lower),), cells, dtype=torch.int32)
     table[clear] = cell_of_clear.to(torch.int32)
     first_slot = torch.full((cells,), len(lower)).scatter_reduce_(0, cell_of_clear, clear.nonzero()[:, 0], "amin")
     x = (first_slot + 0.5 - shift) / slope if slope else torch.zeros(cells)
     members = tuple(_members(grid, x.double(), scale, size, axis, cells).to(device) for scale, size, _ in levels)
     # points in the image reach the slot beyond the far edge of the level at most
     identity = torch.equal(table[:-1], torch.arange(len(table) - 1, dtype=torch.int32)) and shift == 0
-    return RefinedAxis(slope, shift, table.to(device), identity, cells, members)
+    return RefinedAxis(slope, torch.tensor(shift, dtype=torch.float32, device=device), table.to(device), identity, cells, members)
 
 
 def _borders_of_authors(size: tuple[int, int], count: int) -> Float[Tensor, " k"]:
@@ -104,6 +121,6 @@ def _members(grid: PixelGrid, x: Tensor, scale: float, size: tuple[int, int], ax
     cell, number = cell[kept], torch.arange(len(x))[kept]
     lengths = torch.bincount(cell, minlength=size[axis])
     starts = lengths.cumsum(0) - lengths
-    table = torch.full((int(lengths.max()) if len(cell) else 1, size[axis]), spare, dtype=torch.int64)
-    table[torch.arange(len(cell)) - starts[cell], cell] = number
-    return table
+    # the last one again where there are fewer: a minimum does not change, and no level reads the spare cell unless it must
+    places = starts + torch.arange(max(1, int(lengths.max())))[:, None].minimum((lengths - 1).clamp_min(0))
+    return torch.where(lengths > 0, torch.cat([number, number.new_zeros(1)])[places], spare)

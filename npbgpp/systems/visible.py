@@ -90,7 +90,7 @@ def gather_visible(
             seen, position = unique_rows(winners, scene.slot)
         else:
             seen, position = winners, torch.arange(len(winners), device=winners.device)
-        found = torch.full_like(cells, -1).index_copy_(0, hit, position.add_(start))
+        found = torch.full_like(cells, -1).scatter_(0, hit, position.add_(start))
         if for_all:
             rows = found.view_as(rows)
         else:

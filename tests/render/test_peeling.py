@@ -221,7 +221,7 @@ def test_a_gap_ends_a_pixel():
 def test_later_layers_project_nothing_and_draw_what_is_left(monkeypatch):
     applied, drawn = [], []
     apply, nearest = ProjectionNumbers.apply, module._nearest
-    monkeypatch.setattr(ProjectionNumbers, "apply", lambda self, xyz, out: (applied.append(xyz.shape[1]), apply(self, xyz, out))[1])
+    monkeypatch.setattr(ProjectionNumbers, "apply", lambda self, xyz, out: (applied.append(len(xyz[0])), apply(self, xyz, out))[1])
     monkeypatch.setattr(
         module, "_nearest", lambda pieces, *rest: (drawn.append(sum(len(p.keys) for p in pieces)), nearest(pieces, *rest))[1]
     )

@@ -67,7 +67,7 @@ def test_few_points_are_ambiguous(monkeypatch):
     waiting, drawn = [], []
     original = module._Canvas._lower
     monkeypatch.setattr(
-        module._Canvas, "_lower", lambda self, canvas, xy, *rest: (drawn.append(xy.shape[1]), original(self, canvas, xy, *rest))[1]
+        module._Canvas, "_lower", lambda self, buffer, xy, *rest: (drawn.append(xy.shape[1]), original(self, buffer, xy, *rest))[1]
     )
     level = module._Canvas._lower_level
     monkeypatch.setattr(
