@@ -46,7 +46,7 @@ class Fragments:
     @functools.cached_property
     def index(self) -> Int[Tensor, "h w"]:
         """Row of the nearest point in the cloud, -1 where the pixel is empty."""
-        return torch.where(self.keys == EMPTY_KEY, -1, self.keys & 0xFFFFFFFF)
+        return (self.keys << 32).bitwise_right_shift_(32)  # the lower half, whose bits are all set in an empty key
 
     @functools.cached_property
     def depth(self) -> Float[Tensor, "h w"]:
@@ -136,7 +136,7 @@ class _Canvas:
             torch.minimum(drawn, other, out=drawn)
         drawn[self.refined.columns.cells] = EMPTY_KEY
         drawn[:, self.refined.rows.cells] = EMPTY_KEY
-        levels = [self._level(drawn, k) for k in range(len(self.targets))]
+        levels = self._levels(drawn)
         if ambiguous:
             xy, keys = (torch.cat(parts, -1) for parts in zip(*ambiguous, strict=True))
             for level, (scale, size) in zip(levels, self.targets, strict=True):
@@ -197,10 +197,25 @@ class _Canvas:
         # every scattered point has a cell of its own: a common dummy cell for outsiders would serialise the reduction
         level.view(-1).scatter_reduce_(0, row.mul_(width).add_(column).to(torch.int64), keys, "amin")
 
-    def _level(self, drawn: Int[Tensor, "columns rows"], k: int) -> Int[Tensor, "h w"]:
+    def _levels(self, drawn: Int[Tensor, "columns rows"]) -> list[Int[Tensor, "h w"]]:
         """Block minima of the refined grid."""
-        by_column = _lowest(drawn, self.refined.columns.members[k])
-        return _lowest(by_column[:, :-1].t().contiguous(), self.refined.rows.members[k])
+        columns, rows, finest = self.refined.columns, self.refined.rows, self.refined.finest
+        first = _block_minima(drawn, columns.members[finest], rows.members[finest])
+        if len(self.targets) == 1:
+            return [first]
+        rest = _block_minima(drawn, columns.rest, rows.rest)
+        height, width = rest.shape
+        refined = rest.new_full((width + 1, height + 2), EMPTY_KEY)  # laid out like the buffer that it comes from
+        refined[:width, :height] = rest.t()
+        return [
+            first if k == finest else _block_minima(refined, of_columns, of_rows)
+            for k, (of_columns, of_rows) in enumerate(zip(columns.members, rows.members, strict=True))
+        ]
+
+
+def _block_minima(keys: Int[Tensor, "columns rows"], columns: Int[Tensor, "_ w"], rows: Int[Tensor, "_ h"]) -> Int[Tensor, "h w"]:
+    """Minima of blocks given by their columns and rows."""
+    return _lowest(_lowest(keys, columns)[:, :-1].t().contiguous(), rows)
 
 
 def _lowest(keys: Int[Tensor, "_ n"], members: Int[Tensor, "longest m"]) -> Int[Tensor, "m n"]:

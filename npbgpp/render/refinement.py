@@ -31,8 +31,10 @@ class RefinedAxis:
         table: refined cell of each slot, the spare one where the slot is ambiguous.
         identity: the slot is the cell, so that no point has to ask the table. So it is where levels nest.
         cells: number of refined cells; one spare cell follows them.
-        members: per level, (longest block, cells of the level): the refined cells of each cell, some twice where there are fewer, the spare one where
-            there is none.
+        rest: refined cells of each cell of the common refinement of all levels but the finest.
+        members: per level, of each of its cells: the refined cells for the finest level, cells of the rest for the others.
+
+    Both are (longest block, cells): some are there twice where there are fewer, the spare one where there is none.
     """
 
     slope: float
@@ -40,6 +42,7 @@ class RefinedAxis:
     table: Int[Tensor, " slots"]
     identity: bool
     cells: int
+    rest: Int[Tensor, "_ _"]
     members: tuple[Int[Tensor, "_ _"], ...]
 
 
@@ -47,17 +50,20 @@ class RefinedAxis:
 class RefinedGrid:
     """Columns and rows, and the buffer that they are drawn into.
 
-    Columns lie one after the other in the buffer, because a level needs whole ones first and its own rows last.
+    Columns lie one after the other in the buffer, because a level needs whole ones first and its own rows last. The finest level is read from the buffer;
+    the others from the buffer of the rest, which has a quarter of the cells.
 
     Attributes:
         columns: the axis of x.
         rows: the axis of y.
+        finest: which level it is.
         shape: of the buffer: a spare column, and two spare places in every column: the second is never used, but makes PyTorch transpose in parallel.
         tables: of x and y, where the refined cell of each slot begins in the buffer; AMBIGUOUS is added where the slot is.
     """
 
     columns: RefinedAxis
     rows: RefinedAxis
+    finest: int
     shape: tuple[int, int]
     tables: Int[Tensor, "2 slots"]
 
@@ -65,15 +71,16 @@ class RefinedGrid:
 @functools.lru_cache(maxsize=64)
 def refined_grid(grid: PixelGrid, levels: tuple[tuple[float, tuple[int, int]], ...], device: torch.device) -> RefinedGrid:
     """The common refinement of levels given as (cells per full-resolution pixel, (height, width)). Depends on sizes only, hence cached."""
-    rows, columns = (_refine(grid, [(scale, size, size[axis]) for scale, size in levels], axis, device) for axis in range(2))
+    finest = max(range(len(levels)), key=lambda k: levels[k][1])
+    rows, columns = (_refine(grid, [(scale, size, size[axis]) for scale, size in levels], axis, finest, device) for axis in range(2))
     shape = (columns.cells + 1, rows.cells + 2)
     tables = torch.zeros(2, max(len(columns.table), len(rows.table)), dtype=torch.int32, device=device)
     for table, axis, stride in zip(tables, (columns, rows), (shape[1], 1), strict=True):
         table[: len(axis.table)] = axis.table * stride + AMBIGUOUS * (axis.table == axis.cells)
-    return RefinedGrid(columns, rows, shape, tables)
+    return RefinedGrid(columns, rows, finest, shape, tables)
 
 
-def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], axis: int, device: torch.device) -> RefinedAxis:
+def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], axis: int, finest: int, device: torch.device) -> RefinedAxis:
     finest_scale, finest_size, count = max(levels, key=lambda level: level[2])
     nested = False
     if grid.rule is PixelRule.EXACT:
@@ -99,11 +106,19 @@ def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], a
     table = torch.full((len(lower),), cells, dtype=torch.int32)
     table[clear] = cell_of_clear.to(torch.int32)
     first_slot = torch.full((cells,), len(lower)).scatter_reduce_(0, cell_of_clear, clear.nonzero()[:, 0], "amin")
-    x = (first_slot + 0.5 - shift) / slope if slope else torch.zeros(cells)
-    members = tuple(_members(grid, x.double(), scale, size, axis, cells).to(device) for scale, size, _ in levels)
+    x = ((first_slot + 0.5 - shift) / slope if slope else torch.zeros(cells)).double()
+    cell_of_level = torch.stack([grid.cells(x, x, scale, size)[axis].long() for scale, size, _ in levels])
+    others = torch.arange(len(levels)) != finest
+    begins = torch.cat([torch.ones(min(1, cells), dtype=torch.bool), (cell_of_level[others].diff(dim=1) != 0).any(0)])
+    rest_cell = begins.cumsum(0) - 1
+    members = tuple(
+        _members(cell if k == finest else cell[begins], size).to(device)
+        for k, (cell, (_, _, size)) in enumerate(zip(cell_of_level, levels, strict=True))
+    )
+    rest = _members(rest_cell, int(begins.sum())).to(device)
     # points in the image reach the slot beyond the far edge of the level at most
     identity = torch.equal(table[:-1], torch.arange(len(table) - 1, dtype=torch.int32)) and shift == 0
-    return RefinedAxis(slope, torch.tensor(shift, dtype=torch.float32, device=device), table.to(device), identity, cells, members)
+    return RefinedAxis(slope, torch.tensor(shift, dtype=torch.float32, device=device), table.to(device), identity, cells, rest, members)
 
 
 def _borders_of_authors(size: tuple[int, int], count: int) -> Float[Tensor, " k"]:
@@ -114,13 +129,12 @@ def _borders_of_authors(size: tuple[int, int], count: int) -> Float[Tensor, " k"
     return ((count - 1) / 2 - (torch.arange(1, count + 1, dtype=torch.float64) - 0.5 + 1e-6)) / half
 
 
-def _members(grid: PixelGrid, x: Tensor, scale: float, size: tuple[int, int], axis: int, spare: int) -> Int[Tensor, "longest size"]:
-    """Refined cells of each cell of a level, from one coordinate inside each refined cell."""
-    cell = grid.cells(x, x, scale, size)[axis].long()
-    kept = (cell >= 0) & (cell < size[axis])
-    cell, number = cell[kept], torch.arange(len(x))[kept]
-    lengths = torch.bincount(cell, minlength=size[axis])
+def _members(block: Int[Tensor, " n"], blocks: int) -> Int[Tensor, "longest blocks"]:
+    """Cells of each block, from the block of each cell, in ascending order; cells of other blocks are in none."""
+    spare = len(block)
+    number = ((block >= 0) & (block < blocks)).nonzero()[:, 0]
+    lengths = torch.bincount(block[number], minlength=blocks)
     starts = lengths.cumsum(0) - lengths
-    # the last one again where there are fewer: a minimum does not change, and no level reads the spare cell unless it must
+    # the last one again where there are fewer: a minimum does not change, and no block reads the spare cell unless it must
     places = starts + torch.arange(max(1, int(lengths.max())))[:, None].minimum((lengths - 1).clamp_min(0))
     return torch.where(lengths > 0, torch.cat([number, number.new_zeros(1)])[places], spare)
