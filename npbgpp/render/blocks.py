@@ -21,14 +21,14 @@ class BlockedCloud:
     Attributes:
         xyz_world: coordinates, one plane per axis, which is what elementwise projection reads fastest; the last block repeats its last point.
         index: position of each point in the cloud it was built from.
-        corners: the 8 corners of each block's bounding box.
+        corners: the 8 corners of each block's bounding box, one plane per axis as well.
         count: n, number of points of the cloud.
         rows: points of the cloud it was built from: more than ``count`` where only some were taken.
     """
 
     xyz_world: Float[Tensor, "3 k p"]
     index: Int32[Tensor, "k p"]
-    corners: Float[Tensor, "k 8 3"]
+    corners: Float[Tensor, "3 8 k"]
     count: int
     rows: int
 
@@ -51,8 +51,8 @@ class BlockedCloud:
         index = order.view(blocks, block)
         xyz = xyz_world[order].view(blocks, block, 3)
         low, high = (xyz.amin(1), xyz.amax(1)) if blocks else (xyz.new_zeros(0, 3), xyz.new_zeros(0, 3))
-        picks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).to(xyz)
-        corners = torch.where(picks > 0, high[:, None], low[:, None])
+        picks = torch.cartesian_prod(*[torch.tensor([False, True], device=xyz.device)] * 3)
+        corners = torch.where(picks.t()[..., None], high.t()[:, None], low.t()[:, None]).contiguous()
         return cls(xyz.permute(2, 0, 1).contiguous(), index.to(torch.int32), corners, count, len(xyz_world))
 
     def __len__(self) -> int:

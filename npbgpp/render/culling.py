@@ -13,36 +13,6 @@ from npbgpp.render.blocks import BlockedCloud
 Planes = Sequence[Tensor]  # x, y and depth or z of m points, (m,) each
 
 
-def visible_blocks(
-    cloud: BlockedCloud, projection: Projection, grid: PixelGrid, near: float, reach: float = 0.0
-) -> tuple[Int[Tensor, " k"], Int[Tensor, " l"]]:
-    """Blocks that lie in the image as a whole, and those that may lie in it in part; blocks that cannot be seen are in neither.
-
-    Args:
-        cloud: the blocks.
-        projection: of one camera.
-        grid: the image.
-        near: points at depth <= near are not seen.
-        reach: how far points reach beyond their own place, in normalised coordinates.
-    """
-    xyd = projection.apply(cloud.corners.view(-1, 3))[0].view(-1, 8, 3)
-    depth = xyd[..., 2]
-    matrix, offset = projection.matrix[0], projection.offset[0]
-    # corners and points are rounded alike, but not equally; these margins are larger than the difference
-    rounding = 4e-7 * (cloud.corners.abs() @ matrix[:, 2].abs() + offset[2].abs()).amax(1)
-    nearest, furthest = depth.amin(1) - rounding, depth.amax(1) + rounding
-    xy = xyd[..., :2]
-    first, last = grid.extent(xy.device)
-    margin = 1e-3 * (last - first)
-    low, high = xy.amin(1) - reach, xy.amax(1) + reach
-    before = nearest > near
-    in_part = ((high >= first - margin) & (low <= last + margin)).all(1)
-    inside = before & ((low >= first + margin) & (high <= last - margin)).all(1)
-    # the corners of a block that reaches behind the camera say nothing about where its points are
-    border = ((before & in_part) | ((furthest > near) & ~before)) & ~inside
-    return inside.nonzero()[:, 0], border.nonzero()[:, 0]
-
-
 @dataclass(frozen=True)
 class ProjectionNumbers:
     """A projection of one camera for elementwise work on planes of coordinates.
@@ -79,3 +49,36 @@ class ProjectionNumbers:
             out[k].mul_(scale)
             if shift:
                 out[k].add_(out[2], alpha=shift)
+
+
+def visible_blocks(
+    cloud: BlockedCloud, numbers: ProjectionNumbers, grid: PixelGrid, near: float, reach: float = 0.0
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " l"]]:
+    """Blocks that lie in the image as a whole, and those that may lie in it in part; blocks that cannot be seen are in neither.
+
+    Args:
+        cloud: the blocks.
+        numbers: the projection of one camera.
+        grid: the image.
+        near: points at depth <= near are not seen.
+        reach: how far points reach beyond their own place, in normalised coordinates.
+    """
+    xyd = torch.empty_like(cloud.corners)
+    numbers.apply(cloud.corners.flatten(1).unbind(), xyd.flatten(1).unbind())
+    depth = xyd[2]
+    # corners and points are rounded alike, but not equally; these margins are larger than the difference
+    reached = zip(cloud.corners.abs().amax(1), numbers.matrix[2], strict=True)
+    rounding = 4e-7 * sum((furthest * abs(of_depth) for furthest, of_depth in reached), numbers.offset[2].abs())
+    nearest, furthest = depth.amin(0) - rounding, depth.amax(0) + rounding
+    before = nearest > near
+    in_part = inside = before
+    for x, first, last in zip(
+        xyd[:2].div_(depth + grid.epsilon), *(ends.tolist() for ends in grid.extent(torch.device("cpu"))), strict=True
+    ):
+        margin = 1e-3 * (last - first)
+        low, high = x.amin(0) - reach, x.amax(0) + reach
+        in_part = in_part & (high >= first - margin) & (low <= last + margin)
+        inside = inside & (low >= first + margin) & (high <= last - margin)
+    # the corners of a block that reaches behind the camera say nothing about where its points are
+    border = (in_part | ((furthest > near) & ~before)) & ~inside
+    return inside.nonzero()[:, 0], border.nonzero()[:, 0]

@@ -115,11 +115,10 @@ def _pieces(cloud: BlockedCloud, camera: Cameras, footprint: Footprint) -> list[
     """The points that cover a pixel."""
     device = cloud.xyz_world.device
     grid = PixelGrid(PixelRule.EXACT, camera.image_size)
-    projection = grid.projection(camera)
-    blocks = torch.cat(visible_blocks(cloud, projection, grid, 0.0, footprint.max_splat))
+    numbers = ProjectionNumbers.of(grid.projection(camera))
+    blocks = torch.cat(visible_blocks(cloud, numbers, grid, 0.0, footprint.max_splat))
     if len(blocks) == 0:
         return []
-    numbers = ProjectionNumbers.of(projection)
     at_once = max(1, (_CPU_POINTS if device.type == "cpu" else _ACCELERATOR_POINTS) // cloud.index.shape[1])
 
     def project(part: Int[Tensor, " k"]) -> list[_Piece]:

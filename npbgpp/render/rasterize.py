@@ -109,9 +109,8 @@ class _Canvas:
     def draw(self, cloud: BlockedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
         """Keys of every level."""
         device, length = self.device, cloud.index.shape[1]
-        projection = self.grid.projection(camera.to(device))
-        inner, border = visible_blocks(cloud, projection, self.grid, near)
-        numbers = ProjectionNumbers.of(projection)
+        numbers = ProjectionNumbers.of(self.grid.projection(camera.to(device)))
+        inner, border = visible_blocks(cloud, numbers, self.grid, near)
         on_cpu = device.type == "cpu"
         most = max(1, (_CPU_CHUNK if on_cpu else _ACCELERATOR_CHUNK) // length)
         share = (len(inner) + len(border)) // (_CHUNKS_PER_LANE * lanes_on(device))

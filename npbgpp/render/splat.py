@@ -12,8 +12,8 @@ from torch.nn.functional import avg_pool2d, embedding
 def feature_table(descriptors: Float[Tensor, "m c"], background: Float[Tensor, "1 c 1 1"]) -> Float[Tensor, "m1 c1"]:
     """What cells can show: row 0 is an empty one (background, mask 0), row k + 1 is descriptor k with mask 1. One table serves all levels."""
     channels = descriptors.shape[1]
-    table = descriptors.new_zeros(len(descriptors) + 1, channels + 1)
-    table[0, :channels] = background.flatten()
+    table = descriptors.new_empty(len(descriptors) + 1, channels + 1)
+    table[0, :channels], table[0, channels] = background.flatten(), 0.0
     table[1:, :channels] = descriptors
     table[1:, channels] = 1.0
     return table

@@ -14,13 +14,15 @@ def test_every_point_is_in_its_box_and_none_is_lost(count):
     assert set(cloud.index.flatten().tolist()) == set(range(count))
     assert torch.equal(cloud.xyz_world.flatten(1).T, points[cloud.index.flatten()])
     xyz = cloud.xyz_world.permute(1, 2, 0)
-    assert (xyz >= cloud.corners.amin(1)[:, None]).all() and (xyz <= cloud.corners.amax(1)[:, None]).all()
+    corners = cloud.corners.permute(2, 1, 0)
+    assert (xyz >= corners.amin(1)[:, None]).all() and (xyz <= corners.amax(1)[:, None]).all()
+    assert all(len(set(map(tuple, box.tolist()))) in (1, 2, 4, 8) for box in corners)  # each once, unless the box is flat
 
 
 def test_blocks_are_compact():
     """64 blocks of a unit cube have boxes far smaller than the cube."""
     cloud = BlockedCloud.build(torch.rand(64 * 256, 3), block=256)
-    volumes = (cloud.corners.amax(1) - cloud.corners.amin(1)).prod(1)
+    volumes = (cloud.corners.amax(1) - cloud.corners.amin(1)).prod(0)
     assert volumes.median() < 3 / 64
 
 

@@ -229,7 +229,7 @@ def test_later_layers_project_nothing_and_draw_what_is_left(monkeypatch):
     xy = torch.rand(40_000, 2) * 40 - 20
     cloud = BlockedCloud.build(torch.cat([xy, torch.rand(40_000, 1) + 4], 1), block=64)
     layers = peel(cloud, dyadic_camera(size), 4, Footprint(4.0, 8.0, 1.0))
-    assert 0 < sum(applied) < 0.15 * len(cloud)  # the camera sees a twenty-fifth of the cloud
+    assert 0 < sum(applied[1:]) < 0.15 * len(cloud)  # the camera sees a twenty-fifth of the cloud; the first are the corners of all blocks
     for before, after, layer in zip(drawn, drawn[1:], layers, strict=False):
         assert after == before - len(set(layer.index.flatten().tolist()) - {-1})
 
