@@ -69,9 +69,10 @@ $(UV):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-# setuptools comes from the lock as well, so the package itself is built without fetching anything.
+# setuptools comes from the lock as well, so the package itself is built without fetching anything. Compiled once, here: where the system keeps Python from
+# writing what it compiled (containers often do), every start of a program would take eight seconds longer.
 $(INSTALLED): requirements.txt requirements.lock setup.py | $(UV)
 	@$(BIN)/python -c '$(CHECK_VERSION)' || { echo '$(VENV) was made with it: make clean, then make PYTHON=python3.11' >&2; exit 1; }
-	$(UV) pip install --python $(BIN)/python --require-hashes --build-constraints requirements.lock -r requirements.lock
+	$(UV) pip install --python $(BIN)/python --compile-bytecode --require-hashes --build-constraints requirements.lock -r requirements.lock
 	$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

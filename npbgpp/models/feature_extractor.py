@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -95,6 +94,8 @@ def encoder_channels(name: str) -> list[int]:
     Raises:
         InputError: timm has no network of that name, or it gives no feature maps at strides 2 ... 32 of images of any size.
     """
+    import timm  # takes a second or more to import, and only this network needs it
+
     advice = f"choose another one, for instance {', '.join(ENCODER_EXAMPLES)}"
     if not timm.is_model(name):
         raise InputError(f"encoder: expected the name of a network in timm, got {name!r}; {advice}.")
@@ -177,6 +178,8 @@ class UNet(nn.Module):
         self.pretrained_encoder, self.encoder_weights = pretrained_encoder, encoder_weights
 
         channels = encoder_channels(encoder)
+        import timm
+
         self.encoder = timm.create_model(encoder, features_only=True, pretrained=False)
         config: Any = self.encoder.pretrained_cfg
         mean, std = (config["mean"], config["std"]) if pretrained_encoder else ((0.0,) * 3, (1.0,) * 3)

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from timm.optim import Lookahead
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer, RAdam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, PolynomialLR, SequentialLR
@@ -57,6 +56,8 @@ def optimiser_of(settings: OptimiserSettings, parameters: Iterable[nn.Parameter]
         return Adam(parameters, lr=lr, weight_decay=decay)
     if settings.optimizer == "radam":
         return RAdam(parameters, lr=lr, weight_decay=decay, decoupled_weight_decay=True)
+    from timm.optim import Lookahead  # takes a second or more to import, and nothing else here needs it
+
     # Ranger: RAdam with Lookahead (Wright, 2019)
     return Lookahead(RAdam(parameters, lr=lr, betas=(0.95, 0.999), weight_decay=decay, decoupled_weight_decay=True), alpha=0.5, k=6)
 
