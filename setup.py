@@ -25,6 +25,7 @@ INSTALL_REQUIRES = [
     "scipy>=1.15,<2",
     "tensorboard>=2.20,<3",
     "timm>=1.0.20,<2",
+    "tomli>=2.2,<3; python_version < '3.11'",
     "torch>=2.14.1,<3",
     "torchmetrics>=1.8,<2",
     "torchvision>=0.29.1,<1",

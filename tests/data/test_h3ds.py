@@ -1,7 +1,6 @@
 """H3DS scenes: cameras that agree with the pictures, scale, published views, the split, both versions of the data, what is refused."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,14 +104,12 @@ def test_published_views_without_photo_are_left_out_and_told(tmp_path):
     assert scene.notes == ("24 of its 32 published views have no photo and are left out",)
 
 
-reads_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python reads TOML from 3.11 on")
 VERSIONS = {
     "0.1": 'scenes = ["someone"]\n[views]\n  [views.someone]\n  3 = [2, 5, 8]\n  32 = [11, 2, 26]\n',
     "0.2": "version = 0.2\n[scenes]\n  [scenes.someone]\n  views = 9\n    [scenes.someone.default_views_configs]\n    3 = [2]\n    32 = [11, 2, 26]\n",
 }
 
 
-@reads_toml
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("place", ["someone", "."])
 def test_the_lists_of_the_data_set_are_read_where_they_are(small, version, place):
@@ -122,7 +119,6 @@ def test_the_lists_of_the_data_set_are_read_where_they_are(small, version, place
     assert [view.name for view in parse(small, views=(5, 8)).views] == ["0005", "0008"], "a choice goes before them"
 
 
-@reads_toml
 def test_the_lists_of_the_data_set_replace_those_of_the_package(tmp_path):
     """A view that is listed twice, as two scenes of version 0.2 have, is used once."""
     write_h3ds(tmp_path / "7dd427509fe84baa", numbers=range(6), size=(40, 48))
@@ -132,14 +128,12 @@ def test_the_lists_of_the_data_set_replace_those_of_the_package(tmp_path):
     assert scene.notes == ("config.toml lists views twice, they are used once", "1 of its 3 published views have no photo and are left out")
 
 
-@reads_toml
 @pytest.mark.parametrize("text", ["", "scenes = 3", '[scenes.other]\n32 = "x"', "[scenes]\nsomeone = 1", "[views.other]\n32 = [2]"])
 def test_scenes_that_the_lists_do_not_have_are_as_without_them(small, text):
     (small / "config.toml").write_text(text)
     assert len(parse(small).views) == 9
 
 
-@reads_toml
 @pytest.mark.parametrize(
     "text", ["[views.someone]\n32 = []", "[views.someone]\n32 = 2", "[views.someone]\n32 = [2, true]", "[views.someone]\n32 = [-2]"]
 )
@@ -149,20 +143,11 @@ def test_other_lists_are_refused(small, text):
         parse(small)
 
 
-@reads_toml
 @pytest.mark.parametrize("content", [b"[views", b"\xff\xfe"])
 def test_damaged_lists_are_refused(small, content):
     (small / "config.toml").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.toml: expected the configuration of the data set"):
         parse(small)
-
-
-def test_python_without_a_reader_of_toml_has_the_lists_of_the_package(small, monkeypatch):
-    (small / "config.toml").write_text(VERSIONS["0.2"])
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "version_info", (3, 10, 0))
-        scene = parse(small)
-    assert len(scene.views) == 9 and scene.notes[0].endswith("config.toml is not read: that takes Python 3.11 or newer")
 
 
 def test_photos_are_white_outside_the_masks(small):

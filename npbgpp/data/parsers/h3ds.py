@@ -25,6 +25,11 @@ from npbgpp.data.parsers.idr import IdrFolder
 from npbgpp.data.scene import Scene, Stage
 from npbgpp.errors import InputError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 _VALIDATION = range(7, 29, 7)
 _HELD_OUT = range(5, 31, 5)
 
@@ -86,10 +91,6 @@ def _lists_of_data_set(root: Path, name: str, known: tuple[int, ...]) -> tuple[l
     path = next((path for path in (root / "config.toml", root.parent / "config.toml") if path.is_file()), None)
     if path is None:
         return published, ()
-    if sys.version_info < (3, 11):
-        return published, (f"{path} is not read: that takes Python 3.11 or newer",)
-    import tomllib
-
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
