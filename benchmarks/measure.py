@@ -23,12 +23,14 @@ def best_and_median_ms(work: Callable[[], object], repeats: int) -> tuple[float,
 
 
 def in_turn_ms(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Best and median milliseconds of each piece of work after one warm-up; one after the other, because a machine that others use is not always as fast."""
-    for work in works.values():
-        work()
+    """Best and median milliseconds of each piece of work; one after the other, because a machine that others use is not always as fast.
+
+    At each of its turns a piece of work is done twice and timed once: the first time pays for the memory that the one before it left behind.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
+            work()
             start = time.perf_counter()
             work()
             times[name].append(1e3 * (time.perf_counter() - start))

@@ -32,7 +32,7 @@ from npbgpp.render.refinement import AMBIGUOUS, refined_grid
 
 EMPTY_KEY = 2**63 - 1
 _INFINITE_DEPTH_BITS = 0x7F800000
-_CPU_CHUNK = 1 << 18  # temporaries of twice as many leave the cache; with half as many, lanes wait longer for one another than they work
+_CPU_CHUNK = 1 << 17  # temporaries of more leave the cache; with fewer, calls cost as much as the arithmetic
 _CHUNKS_PER_LANE = 4  # at least, where there are enough blocks, so that no lane is left with all the work
 _ACCELERATOR_CHUNK = 1 << 21
 
@@ -117,13 +117,14 @@ class _Canvas:
         at_once = max(1, min(most, share)) if on_cpu else most
         strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
         lanes = max(1, min(lanes_on(device), len(strokes)))
+        left = iter(strokes)  # of all lanes: one that was held up leaves more of them to the others
         thread = threading.get_ident()
         buffers = _key_buffers((lanes, *self.refined.shape), device, thread).fill_(EMPTY_KEY).unbind()
 
         def draw_lane(lane: int) -> list[tuple[Tensor, Tensor]]:
             scratch = _scratch(most * length, device, thread, lane)
             waiting = []
-            for part, whole in strokes[lane::lanes]:
+            for part, whole in left:
                 points = scratch.first(len(part) * length)
                 xy, keys = self._project(cloud, part, numbers, near, whole, points)
                 waiting += self._lower(buffers[lane], xy, keys, points if whole else scratch.first(len(keys)))
