@@ -1,5 +1,6 @@
 """What a run was started with, for those who look at it later: ``environment.json`` and ``config.yaml`` in its folder."""
 
+import functools
 import json
 import os
 import platform
@@ -61,10 +62,17 @@ def environment_of(project: Path) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "packages": dict(sorted({d.name.lower(): d.version for d in distributions() if d.name}.items())),
+        "packages": _packages(),
         "git": _git(project),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    """Versions by name. Asked for once in a process, and with one look into the metadata of each: they are some hundred files of text."""
+    described = [distribution.metadata for distribution in distributions()]
+    return dict(sorted((metadata["Name"].lower(), metadata["Version"]) for metadata in described if metadata["Name"]))
 
 
 def _device(index: int) -> dict[str, Any]:

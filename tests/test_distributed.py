@@ -245,29 +245,6 @@ def test_processes_that_are_told_to_stop_do_so_together(two_processes, tiny_root
     assert_close(two_processes / "run", tmp_path / "run", 0.0)
 
 
-def test_processes_that_share_a_scene_keep_one_table(together, run_in, tmp_path):
-    """``common``: any scene in a batch of any process, as one process with the batches of both."""
-    words = (
-        *NPBG,
-        "dataloader.train_data_mode=common",
-        "test_after_fit=false",
-        "trainer.limit_val_batches=0",
-        "dataloader.train.shuffle=false",
-    )
-    succeed(together(*words))
-    with pytest.MonkeyPatch.context() as patch:
-
-        class Dealt(SceneRotation):
-            def __iter__(self):
-                items = list(super().__iter__())
-                for k in range(0, len(items), 4):  # a process has every second item
-                    yield from (items[k], items[k + 2], items[k + 1], items[k + 3])
-
-        patch.setattr("npbgpp.data.datamodule.SceneRotation", Dealt)
-        alone = run_in(tmp_path, name="one", tiny=words)
-    assert_close(alone, tmp_path / "run")
-
-
 BOTH = (SCENES, "system.max_scenes_per_train_epoch=2", "dataloader.train_data_mode=each", "dataloader.train_total_batch_size=2")
 TESTED = ("trainer.limit_val_batches=0", "test_after_fit=true")
 PLAIN = ("system.field.sampling.perturb=0.0", "system.field.sampling.noise_std=0.0", "system.optimizer=sgd")
@@ -277,15 +254,38 @@ OTHERS = {
     "npbgpp": (*TINY_NPBGPP, *TESTED, *BOTH),
     "npcr": (*TINY_NPCR, "test_after_fit=true", *BOTH),
 }
+# any scene in a batch of any process, as one process with the batches of both
+SHARED = (
+    *NPBG,
+    "dataloader.train_data_mode=common",
+    "test_after_fit=false",
+    "trainer.limit_val_batches=0",
+    "dataloader.train.shuffle=false",
+)
 
 
 @pytest.fixture(scope="module")
 def others(start, tiny_root, moving_root, tmp_path_factory):
-    """The folder that two processes trained and evaluated the other systems in, and where the data of each lie."""
+    """The folder that two processes trained and evaluated the other systems in, one with scenes that both share, and where the data of each lie."""
     launch = tmp_path_factory.mktemp("others")
-    roots = {name: moving_root if name == "nsff" else tiny_root for name in OTHERS}
-    succeed(start(launch, runs={name: (*words, f"datasets.data_root={roots[name]}") for name, words in OTHERS.items()}))
+    runs = OTHERS | {"shared": SHARED}
+    roots = {name: moving_root if name == "nsff" else tiny_root for name in runs}
+    succeed(start(launch, runs={name: (*words, f"datasets.data_root={roots[name]}") for name, words in runs.items()}))
     return launch, roots
+
+
+def test_processes_that_share_a_scene_keep_one_table(others, run_in, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+
+        class Dealt(SceneRotation):
+            def __iter__(self):
+                items = list(super().__iter__())
+                for k in range(0, len(items), 4):  # a process has every second item
+                    yield from (items[k], items[k + 2], items[k + 1], items[k + 3])
+
+        patch.setattr("npbgpp.data.datamodule.SceneRotation", Dealt)
+        alone = run_in(tmp_path, tiny=SHARED)
+    assert_close(alone, others[0] / "shared")
 
 
 @pytest.mark.parametrize("name", ["nerf", "nsff"])
