@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from npbgpp.render.splat import feature_table, splat, splat_reference
 
@@ -63,3 +64,9 @@ def test_no_points_at_all():
     background = torch.randn(1, 5, 1, 1)
     image, covered = parts(splat(torch.full((1, 4, 6), -1), feature_table(torch.zeros(0, 5), background)))
     assert torch.equal(image, background.expand(1, 5, 4, 6)) and not covered.any()
+
+
+def test_shapes_are_checked_while_tests_run():
+    """By what ``conftest.py`` installs, here for one function of all: it could cease unnoticed."""
+    with pytest.raises(TypeCheckError):
+        feature_table(torch.zeros(3), torch.zeros(1, 4, 1, 1))
