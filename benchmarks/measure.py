@@ -19,7 +19,8 @@ from npbgpp.geometry.cameras import Cameras
 
 def best_and_median_ms(work: Callable[[], object], repeats: int) -> tuple[float, float]:
     """Milliseconds of a piece of work after one warm-up."""
-    return in_turn_ms({"": work}, repeats)[""]
+    work()
+    return _best_and_median([_milliseconds(work) for _ in range(repeats)])
 
 
 def in_turn_ms(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
@@ -31,10 +32,18 @@ def in_turn_ms(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[
     for _ in range(repeats):
         for name, work in works.items():
             work()
-            start = time.perf_counter()
-            work()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: (min(taken), statistics.median(taken)) for name, taken in times.items()}
+            times[name].append(_milliseconds(work))
+    return {name: _best_and_median(taken) for name, taken in times.items()}
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _best_and_median(taken: list[float]) -> tuple[float, float]:
+    return min(taken), statistics.median(taken)
 
 
 def in_child(work: Callable[[], dict[str, float]]) -> dict[str, float]:

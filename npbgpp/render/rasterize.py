@@ -117,7 +117,7 @@ class _Canvas:
         at_once = max(1, min(most, share)) if on_cpu else most
         strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
         lanes = max(1, min(lanes_on(device), len(strokes)))
-        left = iter(strokes)  # of all lanes: one that was held up leaves more of them to the others
+        left = iter(strokes)  # shared, and no stroke is given out twice: a lane that was held up leaves more of them to the others
         thread = threading.get_ident()
         buffers = _key_buffers((lanes, *self.refined.shape), device, thread).fill_(EMPTY_KEY).unbind()
 

@@ -120,7 +120,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(run_here):
     parts = run_here(*QUIET, *steps, "resume=parts", "trainer.max_epochs=2", name="parts")
     expected, found = weights(whole), weights(parts)
     assert expected.keys() == found.keys()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
     assert torch.equal(descriptors(whole), descriptors(parts))
 
 
