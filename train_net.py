@@ -19,10 +19,10 @@ log = logging.getLogger("npbgpp")
 def main(config: DictConfig) -> None:
     """Runs a composed config; what the user can mend ends in one message and exit code 1."""
     # the heavy imports wait until Hydra has accepted the command line
+    from npbgpp.core.paths import Bases
+    from npbgpp.engine.hydra_hooks import note_failure
+    from npbgpp.engine.run import run
     from npbgpp.errors import InputError, original_message
-    from npbgpp.paths import Bases
-    from npbgpp.run import run
-    from npbgpp.sweep import note_failure
 
     runtime = HydraConfig.get().runtime
     bases = Bases(launch=Path(runtime.cwd), run=Path(runtime.output_dir), project=PROJECT)

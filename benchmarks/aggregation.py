@@ -18,12 +18,11 @@ from torch import Tensor
 
 from measure import best_and_median_ms, camera, in_child, machine, surface_cloud
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.huge_pages import empty_table
-from npbgpp.models.aggregation import Sphere
-from npbgpp.models.direction_basis import Looked
-from npbgpp.systems.input_views import sample_features
-from npbgpp.systems.scene_sums import SceneSums
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.kernels.huge_pages import empty_table
+from npbgpp.methods.npbgpp.input_views import sample_features
+from npbgpp.methods.npbgpp.scene_sums import SceneSums
+from npbgpp.nets.aggregation import Looked, Sphere
 
 BASIS, CHANNELS, SIZE, SHARE = 6, 8, 512, 0.14
 VIEWS = 8  # added before the update of another view is timed

@@ -16,9 +16,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from measure import camera, machine
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.dataset import Augmentation, SceneDataset
-from npbgpp.data.photo_cache import PhotoCache
+from npbgpp.data.images import PhotoCache
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Batch, Scene, View
 
 

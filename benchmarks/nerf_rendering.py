@@ -12,9 +12,9 @@ from torch import Tensor
 
 from measure import machine
 from npbgpp.data.images import read_photo
-from npbgpp.finished_run import evaluation_of, run_config
-from npbgpp.run import assemble
-from npbgpp.systems.nerf import NeRF
+from npbgpp.engine.run import assemble
+from npbgpp.engine.trained_run import evaluation_of, run_config
+from npbgpp.methods.nerf.system import NeRF
 
 
 def dense(system: NeRF, origins: Tensor, directions: Tensor, chunk: int = 32768) -> Tensor:

@@ -12,14 +12,13 @@ import torch
 
 import plain
 from measure import camera, in_child, machine, surface_cloud
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.models.rasterizer import NearestScatterRasterizer
-from npbgpp.models.refiner import RefinerUnetV2
-from npbgpp.optim import LazyRMSprop, RowTable
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.rasterize import Level, rasterize
-from npbgpp.systems.descriptors import ResidentScene
-from npbgpp.systems.visible import gather_visible
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.nets.unet import RefinerUnetV2
+from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
+from npbgpp.points.feature_pyramid import NearestScatterRasterizer
+from npbgpp.points.sparse_optim import LazyRMSprop, RowTable
 
 CHANNELS = 8
 

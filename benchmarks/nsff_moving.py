@@ -17,9 +17,9 @@ from torch import Tensor
 from measure import machine
 from npbgpp.data.images import read_photo
 from npbgpp.data.motion_maps import read_static, read_uv
-from npbgpp.finished_run import evaluation_of, run_config
-from npbgpp.run import assemble
-from npbgpp.systems.nsff import NSFF
+from npbgpp.engine.run import assemble
+from npbgpp.engine.trained_run import evaluation_of, run_config
+from npbgpp.methods.nsff.system import NSFF
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 
 import plain
 from measure import best_and_median_ms, camera, machine, surface_cloud
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.peeling import Footprint, peel
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.points.peeling import Footprint, peel
 
 NEAR, FAR, MAX_SPLAT = 3.0, 7.0, 1.0
 

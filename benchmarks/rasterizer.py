@@ -13,13 +13,12 @@ import torch
 
 import plain
 from measure import camera, in_turn_ms, machine, surface_cloud
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.optim import RowTable
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.rasterize import Level, rasterize
-from npbgpp.render.splat import feature_table, splat
-from npbgpp.systems.descriptors import ResidentScene
-from npbgpp.systems.visible import gather_visible
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
+from npbgpp.points.feature_pyramid import feature_table, splat
+from npbgpp.points.sparse_optim import RowTable
 
 
 def main() -> None:

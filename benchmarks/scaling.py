@@ -28,10 +28,10 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from measure import in_child, machine, surface_cloud
-from npbgpp.costs import Costs
-from npbgpp.geometry.pointcloud import PointCloud, write_ply
-from npbgpp.paths import Bases
-from npbgpp.run import run as train
+from npbgpp.core.costs import Costs
+from npbgpp.core.paths import Bases
+from npbgpp.engine.run import run as train
+from npbgpp.geometry.point_cloud import PointCloud, write_ply
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = {"points": "100000,300000,1000000,3000000,10000000", "photos": "8,16,32,64", "scenes": "1,2,4,8", "processes": "1,2"}

@@ -18,12 +18,12 @@ from torch import Tensor
 
 import plain
 from measure import camera, machine, surface_cloud
-from npbgpp.data.cloud_file import CloudFile
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.data.view_selection import ViewSelector, angle_scores, farthest_points
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.geometry.pointcloud import PointCloud, write_ply
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.geometry.point_cloud import PointCloud, write_ply
 
 COUNT, SCALE, VOTERS = 3, 0.125, 500
 RULE = PixelRule.SIZE_MINUS_ONE

@@ -20,7 +20,7 @@ from PIL import Image
 from moving_scene_maker.measure import Hits, Pinhole, flow, picture, trace, world
 from moving_scene_maker.room import path_camera, room, still_camera
 from moving_scene_maker.solids import Array, Thing
-from npbgpp.data.flow_files import write_flow
+from npbgpp.data.motion_maps import write_flow
 from npbgpp.data.pose_files import write_poses
 from npbgpp.geometry.cameras import Cameras
 

@@ -16,15 +16,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.config import typed
+from npbgpp.cli.trajectory import PathSettings, film_frames
+from npbgpp.core.config import typed
+from npbgpp.core.files import save_tensors, write_atomically
 from npbgpp.data.pose_files import write_poses
+from npbgpp.engine.run import Assembly, assemble
+from npbgpp.engine.trained_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
 from npbgpp.errors import InputError, original_message
-from npbgpp.files import save_tensors, write_atomically
-from npbgpp.film_paths import PathSettings, film_frames
-from npbgpp.finished_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
-from npbgpp.run import Assembly, assemble
-from npbgpp.systems.npcr import NPCR
-from npbgpp.systems.steady import refine, shoot
+from npbgpp.methods.npcr.system import NPCR
+from npbgpp.methods.npcr.temporal import refine, shoot
 
 log = logging.getLogger("npbgpp.refine")
 

@@ -26,10 +26,10 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from npbgpp.geometry.cameras import Cameras  # noqa: E402
-from npbgpp.geometry.pixel_rules import PixelRule  # noqa: E402
-from npbgpp.geometry.pointcloud import PointCloud, write_ply  # noqa: E402
-from npbgpp.render.blocks import BlockedCloud  # noqa: E402
-from npbgpp.render.rasterize import Level, rasterize  # noqa: E402
+from npbgpp.geometry.pixels import PixelRule  # noqa: E402
+from npbgpp.geometry.point_cloud import PointCloud, write_ply  # noqa: E402
+from npbgpp.kernels.chunks import BlockedCloud  # noqa: E402
+from npbgpp.kernels.rasterize import Level, rasterize  # noqa: E402
 
 from .run_folders import REPOSITORY, run_words  # noqa: E402
 

@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def run_words(launch: Path, *overrides: str) -> Path:
     """Runs the overrides of a command line in this process; hydra.run.dir is among them, and its path is returned."""
-    from npbgpp.paths import Bases
-    from npbgpp.run import run
+    from npbgpp.core.paths import Bases
+    from npbgpp.engine.run import run
 
     (*_, named) = (word.partition("=")[2] for word in overrides if word.startswith("hydra.run.dir="))
     folder = launch / named

@@ -16,7 +16,7 @@ from PIL import Image
 
 from npbgpp.data.images import read_photo
 from npbgpp.data.scene import Scene
-from npbgpp.geometry.pointcloud import PointCloud, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, write_ply
 
 POINTS = np.array([[0.1, 0.2, -0.45], [-0.3, 0.1, -0.15], [0.3, -0.2, 0.15], [-0.1, -0.3, 0.45]])  # none hides another
 COLOURS = np.array([[230, 20, 20], [20, 200, 20], [20, 20, 230], [230, 200, 20]], dtype=np.uint8)

@@ -11,12 +11,12 @@ from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from npbgpp.checkpoint import AtomicCheckpointIO, find_weights, load_weights
+from npbgpp.core.files import load_tensors, save_tensors, write_atomically
+from npbgpp.core.paths import Bases
+from npbgpp.engine.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.errors import InputError
-from npbgpp.files import load_tensors, save_tensors, write_atomically
+from npbgpp.methods.base import CHECKPOINT_FORMAT, Render, System
 from npbgpp.metrics import ImageMetrics
-from npbgpp.paths import Bases
-from npbgpp.systems.base import CHECKPOINT_FORMAT, Render, System
 
 from .systems.recorded import build_system
 

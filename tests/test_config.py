@@ -13,15 +13,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.config import typed
+from npbgpp.core.config import typed
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
+from npbgpp.engine.trainer import TrainerSettings
 from npbgpp.errors import InputError
-from npbgpp.systems import SYSTEMS
-from npbgpp.systems.nerf_settings import NerfSettings
-from npbgpp.systems.npbg_settings import NPBGSettings
-from npbgpp.systems.npbgpp_settings import NPBGPlusPlusSettings
-from npbgpp.systems.npcr_settings import NPCRSettings
-from npbgpp.trainer import TrainerSettings
+from npbgpp.methods import SYSTEMS
+from npbgpp.methods.nerf.system import NerfSettings
+from npbgpp.methods.npbg import NPBGSettings
+from npbgpp.methods.npbgpp.system import NPBGPlusPlusSettings
+from npbgpp.methods.npcr.losses import NPCRSettings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from npbgpp.data.draws import Shard
-from npbgpp.data.scene_rotation import SceneRotation
+from npbgpp.core.files import load_tensors
+from npbgpp.data.sampling import SceneRotation, Shard
 from npbgpp.errors import InputError
-from npbgpp.files import load_tensors
 
 from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
 
@@ -32,8 +31,8 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.run_folders import run_words
 import npbgpp.callbacks.evaluation as evaluation
-import npbgpp.data.photo_cache as photo_cache
-import npbgpp.data.cloud_file as cloud_file
+import npbgpp.data.images as photo_cache
+import npbgpp.data.point_files as cloud_file
 read = set()
 photo, cloud = photo_cache.read_photo, cloud_file.CloudFile.read
 def read_photo(view, *rest):
@@ -58,7 +57,7 @@ for name, found in dict(read=sorted(read), buffers=buffers).items():
 TOLD = """
 import os, runpy, subprocess, sys
 sys.path.insert(0, {root!r})
-from npbgpp.callbacks.step_checkpoint import StepCheckpoint
+from npbgpp.callbacks.checkpoints import StepCheckpoint
 whom, epoch, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
 def told(self, trainer, module, batch, batch_idx):
     if (trainer.current_epoch, batch_idx) == (epoch, number):

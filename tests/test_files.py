@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from npbgpp.core.files import load_tensors, save_tensors, write_atomically
 from npbgpp.errors import InputError
-from npbgpp.files import load_tensors, save_tensors, write_atomically
 
 CONTENT = {"weight": torch.arange(6.0).reshape(2, 3), "names": ["a", "b"], "step": 7, "nested": {"flag": True, "none": None}}
 
@@ -69,7 +69,7 @@ import sys
 from pathlib import Path
 import torch
 from npbgpp.errors import InputError
-from npbgpp.files import save_tensors
+from npbgpp.core.files import save_tensors
 
 path = Path(sys.argv[1])
 save_tensors(path, torch.zeros(4))

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
+from npbgpp.engine.loggers import GuardedLogger
 from npbgpp.errors import InputError
-from npbgpp.loggers import GuardedLogger
 
 USUAL = resource.getrlimit(resource.RLIMIT_FSIZE)
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,7 @@ def test_a_logger_that_cannot_write_is_left_alone(tmp_path, caplog, kind):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, USUAL)
     assert logger.failed
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "npbgpp.loggers"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "npbgpp.engine.loggers"]
     assert f"{kind.__name__} cannot write any more" in message and "training goes on" in message
 
 
@@ -124,7 +124,7 @@ def test_training_goes_on_without_its_logger(run_here, monkeypatch, caplog):
     monkeypatch.setattr(CSVLogger, "save", full)
     folder = run_here("loggers=[csv]", "test_after_fit=true", "trainer.log_every_n_steps=1")
     assert {"last.ckpt", "metrics.json"} <= check_whole(folder)
-    assert len([record for record in caplog.records if record.name == "npbgpp.loggers"]) == 1
+    assert len([record for record in caplog.records if record.name == "npbgpp.engine.loggers"]) == 1
 
 
 @pytest.mark.slow

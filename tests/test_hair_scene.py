@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile, read_cloud
-from npbgpp.data.parsers import read_scene
+from npbgpp.data.point_files import CloudFile, read_cloud
 from npbgpp.data.scene import Scene
+from npbgpp.parsers import read_scene
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "example"
 HAIR = EXAMPLE / "hair"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from npbgpp import huge_pages
-from npbgpp.huge_pages import empty_table
+from npbgpp.kernels import huge_pages
+from npbgpp.kernels.huge_pages import empty_table
 
 
 @pytest.mark.parametrize("rows", [0, 10, 100_000])

@@ -134,25 +134,25 @@ def test_imports_point_one_way(name):
 @pytest.mark.parametrize(
     ("name", "source", "wrong"),
     [
-        ("npbgpp.geometry.fake", "from npbgpp.render.splat import splat", ["npbgpp.render.splat"]),
+        ("npbgpp.geometry.fake", "from npbgpp.points.feature_pyramid import splat", ["npbgpp.points.feature_pyramid"]),
         ("npbgpp.geometry.fake", "from npbgpp.geometry.cameras import Cameras", []),
-        ("npbgpp.render.fake", "import npbgpp.models.blocks as b", ["npbgpp.models.blocks"]),
+        ("npbgpp.render.fake", "import npbgpp.nets.blocks as b", ["npbgpp.nets.blocks"]),
         ("npbgpp.render.fake", "def f():\n    from npbgpp.data import scene", ["npbgpp.data.scene"]),
         ("npbgpp.models.fake", "from ..data.scene import View", ["npbgpp.data.scene"]),
         ("npbgpp.models.fake", "from .. import data", ["npbgpp.data"]),
         ("npbgpp.models.fake", "from . import blocks", []),
-        ("npbgpp.data.fake", "from npbgpp.systems.base import System", ["npbgpp.systems.base"]),
-        ("npbgpp.data.fake", "from npbgpp.render.rasterize import rasterize", []),
-        ("npbgpp.data.fake", "from npbgpp.render.splat import splat", ["npbgpp.render.splat"]),
-        ("npbgpp.systems.fake", "from npbgpp.data.datamodule import DataModule", ["npbgpp.data.datamodule"]),
-        ("npbgpp.systems.fake", "from npbgpp.data.scene import Batch\nfrom npbgpp.run import run", ["npbgpp.run"]),
-        ("npbgpp.callbacks.fake", "from npbgpp.systems.npbg import NPBG", ["npbgpp.systems.npbg"]),
-        ("npbgpp.errors", "from npbgpp.files import load_tensors", ["npbgpp.files"]),
-        ("npbgpp.trainer", "import hydra.utils", ["hydra.utils"]),
-        ("npbgpp.trainer", "import train_net", ["train_net"]),
-        ("npbgpp.run", "from hydra.utils import instantiate", []),
+        ("npbgpp.data.fake", "from npbgpp.methods.base import System", ["npbgpp.methods.base"]),
+        ("npbgpp.data.fake", "from npbgpp.kernels.rasterize import rasterize", []),
+        ("npbgpp.data.fake", "from npbgpp.points.feature_pyramid import splat", ["npbgpp.points.feature_pyramid"]),
+        ("npbgpp.methods.fake", "from npbgpp.data.datamodule import DataModule", ["npbgpp.data.datamodule"]),
+        ("npbgpp.methods.fake", "from npbgpp.data.scene import Batch\nfrom npbgpp.engine.run import run", ["npbgpp.engine.run"]),
+        ("npbgpp.callbacks.fake", "from npbgpp.methods.npbg import NPBG", ["npbgpp.methods.npbg"]),
+        ("npbgpp.errors", "from npbgpp.core.files import load_tensors", ["npbgpp.core.files"]),
+        ("npbgpp.engine.trainer", "import hydra.utils", ["hydra.utils"]),
+        ("npbgpp.engine.trainer", "import train_net", ["train_net"]),
+        ("npbgpp.engine.run", "from hydra.utils import instantiate", []),
         ("npbgpp.export", "import hydra\nif __name__ == '__main__':\n    pass\n", []),
-        ("npbgpp", "from npbgpp.run import run", ["npbgpp.run"]),
+        ("npbgpp", "from npbgpp.engine.run import run", ["npbgpp.engine.run"]),
     ],
 )
 def test_the_check_itself_finds_what_is_wrong(name, source, wrong):
@@ -182,7 +182,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import importlib
-importlib.import_module("npbgpp.run")
+importlib.import_module("npbgpp.engine.run")
 assert not {few_need!r} & set(sys.modules), "takes seconds to import, and few runs need it"
 for name in {modules!r}:
     importlib.import_module(name)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from npbgpp.matte_metrics import BACKGROUNDS, composite_over, matte_scores
-from npbgpp.metrics import PSNR_CAP_DB, ImageMetrics
+from npbgpp.metrics import BACKGROUNDS, PSNR_CAP_DB, ImageMetrics, composite_over, matte_scores
 
 
 def premultiplied(seed: int) -> torch.Tensor:

@@ -7,14 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.colmap_model import ColmapModel, read_points
-from npbgpp.data.flow_files import read_flow
 from npbgpp.data.images import read_photo
-from npbgpp.data.motion_maps import read_disparity, read_numbers, read_static, read_uv
-from npbgpp.data.parsers import read_scene
-from npbgpp.data.ray_frames import double
+from npbgpp.data.motion_maps import read_disparity, read_flow, read_numbers, read_static, read_uv
+from npbgpp.data.normalisation import double
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
+from npbgpp.parsers import read_scene
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "example"
 FRAMES, SIZE = 8, (32, 48)

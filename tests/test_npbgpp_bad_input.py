@@ -10,9 +10,9 @@ import huggingface_hub.constants
 import pytest
 import torch
 
+from npbgpp.engine.trainer import TrainerSettings, lightning_arguments
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import PointCloud, read_ply, write_ply
-from npbgpp.trainer import TrainerSettings, lightning_arguments
+from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]", "datasets.train_num_samples=1")
 FINETUNE = ("system=coefficients_ft", "system/loss_factors=l1_ssim", *QUIET)

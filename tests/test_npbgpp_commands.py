@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from npbgpp.data.scene import Batch
-from npbgpp.systems.npbg import NPBG
-from npbgpp.systems.npbgpp import NPBGPlusPlus
-from npbgpp.systems.point_based import PointSystem
+from npbgpp.methods.npbg import NPBG
+from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.methods.points import PointSystem
 
 from .scene_writers import write_dtu, write_h3ds, write_scannet
 

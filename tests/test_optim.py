@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.optim import LazyRMSprop, RowAdam, RowTable
+from npbgpp.points.sparse_optim import LazyRMSprop, RowAdam, RowTable
 
 SIZES = (40, 25)
 COLUMNS = 3

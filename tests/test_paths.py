@@ -2,8 +2,8 @@
 
 import pytest
 
+from npbgpp.core.paths import Bases
 from npbgpp.errors import InputError
-from npbgpp.paths import Bases
 
 
 @pytest.fixture

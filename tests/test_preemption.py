@@ -12,9 +12,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from npbgpp.config import typed
+from npbgpp.core.config import typed
+from npbgpp.engine.trainer import TrainerSettings, lightning_arguments
 from npbgpp.errors import InputError
-from npbgpp.trainer import TrainerSettings, lightning_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # a small NeRF on a tiny scene that never ends

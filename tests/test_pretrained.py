@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor
 
 from npbgpp.errors import InputError
-from npbgpp.pretrained import (
+from npbgpp.nets.pretrained import (
     PublishedEncoder,
     find_backbone,
     find_encoder,

@@ -7,7 +7,7 @@ import subprocess
 import torch
 import yaml
 
-from npbgpp.record import environment_of
+from npbgpp.engine.provenance import environment_of
 
 
 def test_every_run_keeps_its_environment_and_its_config(run_here, monkeypatch):

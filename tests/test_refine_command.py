@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from npbgpp import refine as refine_module
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.parsers import read_scene
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.pose_files import read_poses, write_npcr_cameras, write_poses
 from npbgpp.errors import InputError
 from npbgpp.export.__main__ import main as export_main
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.render.__main__ import main as render_main
+from npbgpp.parsers import read_scene
+from npbgpp.render import main as render_main
 
 from .conftest import SMALL_HAIR, TINY_OVERRIDES, ring_pose
 from .layouts import npcr

@@ -20,10 +20,10 @@ from PIL import Image
 from npbgpp.data.pose_files import read_poses, write_poses
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
-from npbgpp.geometry.pointcloud import read_ply
-from npbgpp.render.__main__ import main
-from npbgpp.render.reference import rasterize_reference
+from npbgpp.geometry.pixels import PixelGrid, PixelRule
+from npbgpp.geometry.point_cloud import read_ply
+from npbgpp.kernels.reference import rasterize_reference
+from npbgpp.render import main
 
 from .conftest import TINY_NPBGPP, TINY_OVERRIDES, TINY_SIZE, ring_pose
 from .run_folders import remember
@@ -377,7 +377,7 @@ def test_an_interrupted_film_leaves_no_video(trained, render, tmp_path, monkeypa
     def full(path: Path, picture: torch.Tensor) -> None:
         raise InputError("No space left on device")
 
-    monkeypatch.setattr("npbgpp.render.__main__.write_png", full)
+    monkeypatch.setattr("npbgpp.render.write_png", full)
     assert "No space left" in refused(render, f"run={trained['npbg']}", "out=film")
     assert list((tmp_path / "film").iterdir()) == []
 

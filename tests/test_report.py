@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.callbacks.report import ERROR_RANGE, SheetRow, contact_sheet, describe, error_picture
+from npbgpp.io.contact_sheet import ERROR_RANGE, SheetRow, contact_sheet, describe, error_picture
 from npbgpp.metrics import ImageScores
 
 SCORES = ImageScores(psnr=21.234, ssim=0.87654, lpips=None)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from npbgpp.callbacks.step_checkpoint import StepCheckpoint
+from npbgpp.callbacks.checkpoints import StepCheckpoint
+from npbgpp.core.files import load_tensors
 from npbgpp.errors import InputError
-from npbgpp.files import load_tensors
-from npbgpp.systems.descriptors import digest
+from npbgpp.points.descriptor_tables import digest
 
 from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_OVERRIDES
 
@@ -108,7 +108,7 @@ def test_a_run_stopped_between_descriptors_and_checkpoint(run_in, tmp_path, monk
     """Descriptors of the second epoch are there, its checkpoint is not."""
     tiny = (*SYSTEMS["npbg_history"], *COMMON)
     whole = run_in(tmp_path, name="whole", tiny=tiny)
-    from npbgpp.systems.npbg import NPBG
+    from npbgpp.methods.npbg import NPBG
 
     saved, count = NPBG.on_train_epoch_end, []
 
@@ -205,7 +205,7 @@ def test_where_things_lie_may_change(run_in, tiny_root, tmp_path, monkeypatch):
     for module in ("checkpoint", "systems.descriptors"):
         monkeypatch.setattr(f"npbgpp.{module}.load_tensors", lambda path, *rest: (read.append(path.name), load_tensors(path, *rest))[1])
     hashed = []
-    monkeypatch.setattr("npbgpp.systems.descriptors.digest", lambda values: hashed.append(0) or digest(values))
+    monkeypatch.setattr("npbgpp.points.descriptor_tables.digest", lambda values: hashed.append(0) or digest(values))
     run = run_in(tmp_path, "resume=auto", *changed, name="run", root=tmp_path / "moved", tiny=tiny)
     assert read == ["last.ckpt", "ball.pth"] and len(hashed) == 2, "descriptors are hashed when the other two epochs are saved"
     assert state(run)["epoch"] == 2 and state(run)["step"] == 3 * 4, "it went on from the first of three epochs"

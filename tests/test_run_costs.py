@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.callbacks.run_costs import RunCosts
-from npbgpp.costs import Costs
+from npbgpp.callbacks.timing import RunCosts
+from npbgpp.core.costs import Costs
 from npbgpp.data.dataset import SceneDataset
-from npbgpp.systems.npbg import NPBG
+from npbgpp.methods.npbg import NPBG
 
 MIB = 2**20
 KNOWN_ALLOCATION = """
 import numpy as np
-from npbgpp.memory import peak_mib, restart_peak
+from npbgpp.core.costs import peak_mib, restart_peak
 np.ones(300 * 2**20, dtype=np.uint8)  # before: does not count
 assert restart_peak() or SystemExit(77)
 before = peak_mib()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from npbgpp import space_time_losses as losses
+from npbgpp.methods.nsff import losses
 
 NAN = math.nan
 

@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from npbgpp import sweep as sweeps
 from npbgpp.compare.runs import FAILURE
+from npbgpp.engine import hydra_hooks as sweeps
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 
-from npbgpp.config import typed
+from npbgpp.core.config import typed
+from npbgpp.engine.trainer import TrainerPlan, TrainerSettings, lightning_arguments
 from npbgpp.errors import InputError
-from npbgpp.trainer import TrainerPlan, TrainerSettings, lightning_arguments
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 DDP = "ddp_find_unused_parameters_true"

@@ -16,15 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from npbgpp.callbacks.pictures import write_image, write_png
-from npbgpp.callbacks.report import SheetRow, contact_sheet
-from npbgpp.callbacks.run_costs import RunCosts
-from npbgpp.callbacks.videos import video
-from npbgpp.distributed import gather, process_rank
-from npbgpp.files import write_atomically
-from npbgpp.matte_metrics import MatteScores
-from npbgpp.metrics import ImageMetrics, ImageScores, MovingScores
-from npbgpp.systems.base import ViewResult
+from npbgpp.callbacks.timing import RunCosts
+from npbgpp.core.distributed import gather, process_rank
+from npbgpp.core.files import write_atomically
+from npbgpp.io.contact_sheet import SheetRow, contact_sheet
+from npbgpp.io.images import write_image, write_png
+from npbgpp.io.videos import video
+from npbgpp.methods.base import ViewResult
+from npbgpp.metrics import ImageMetrics, ImageScores, MatteScores, MovingScores
 
 log = logging.getLogger(__name__)
 

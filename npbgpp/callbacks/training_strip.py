@@ -7,8 +7,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.nn.functional import interpolate
 
-from npbgpp.callbacks.pictures import write_png
-from npbgpp.systems.base import System
+from npbgpp.io.images import write_png
+from npbgpp.methods.base import System
 
 
 class TrainingStrip(Callback):

@@ -9,7 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
-from npbgpp.compare.report import write_comparison
+from npbgpp.compare.page import write_comparison
 from npbgpp.compare.runs import read_runs, runs_below
 from npbgpp.errors import InputError
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import os
 from collections.abc import Sequence
 from html import escape
@@ -9,10 +10,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from PIL import Image
+from rich.console import Console
 
 from npbgpp.compare.runs import Run
-from npbgpp.compare.table import columns, rows
-from npbgpp.compare.views import SharedView, read_picture
+from npbgpp.compare.table import columns, markdown, rows, terminal
+from npbgpp.compare.views import SharedView, read_picture, shared_views, sheet
+from npbgpp.core.files import write_atomically
+from npbgpp.io.images import write_image
 
 _LARGEST = 640  # pixels of the longer side; the page links to the picture in full
 _QUALITY = 92
@@ -117,3 +121,30 @@ def _figure(path: Path | None, caption: str, place: Path) -> str:
     size = f'width="{image.width}" height="{image.height}"'
     picture = f'<img {size} alt="{escape(path.stem)}" src="data:image/jpeg;base64,{data}">'
     return f'<figure><a href="{link}">{picture}</a><figcaption>{caption}</figcaption></figure>'
+
+
+# ----------------------------------------------------------------------
+# Writes a comparison: table, page, sheet.
+
+
+log = logging.getLogger(__name__)
+
+
+def write_comparison(runs: Sequence[Run], out: Path, title: str = "Comparison") -> None:
+    """Prints the table; writes ``compare.md``, ``compare.html`` and, when the runs share rendered views, ``compare.png``.
+
+    Raises:
+        InputError: a picture that cannot be read, a folder that cannot be written.
+    """
+    out = out.resolve()
+    Console().print(terminal(runs))
+    views = shared_views(runs)
+    text = page(runs, views, title, out)
+    write_atomically(out / "compare.md", lambda file: file.write(markdown(runs).encode()))
+    write_atomically(out / "compare.html", lambda file: file.write(text.encode()))
+    picture = sheet(runs, views)
+    if picture is None:
+        log.warning("the runs share no rendered test view: no compare.png, and no pictures in %s", out / "compare.html")
+        return
+    write_image(out / "compare.png", picture)
+    log.info("table: %s; page: %s; pictures side by side: %s", out / "compare.md", out / "compare.html", out / "compare.png")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from npbgpp.costs import Costs
+from npbgpp.core.costs import Costs
 from npbgpp.errors import InputError
 
 FAILURE = "failure.txt"  # in the folder of a run of a sweep that ended with an error

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from npbgpp.callbacks.tile_sheet import TileRow, tile_sheet
 from npbgpp.compare.runs import Run
 from npbgpp.errors import InputError
+from npbgpp.io.contact_sheet import TileRow, tile_sheet
 
 _VIEWS = 6  # of each dataset
 

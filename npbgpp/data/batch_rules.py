@@ -6,14 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import Sampler
 
-from npbgpp.data.draws import Shard
-from npbgpp.data.ray_frames import RayFrame
+from npbgpp.core.paths import Bases
+from npbgpp.data.normalisation import RayFrame
 from npbgpp.data.rays import RayDataset, RaySampling
+from npbgpp.data.sampling import Shard
 from npbgpp.data.scene import Scene
 from npbgpp.data.settings import DatasetSettings
-from npbgpp.data.video_frame import VideoFrame, video_frame
-from npbgpp.data.video_rays import VideoDataset, VideoSampling
-from npbgpp.paths import Bases
+from npbgpp.methods.nsff.data import VideoDataset, VideoSampling
+from npbgpp.methods.nsff.normalisation import VideoFrame, video_frame
 
 Frame = RayFrame | VideoFrame
 

@@ -9,24 +9,21 @@ from typing import Any
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from npbgpp.core.paths import Bases
 from npbgpp.data.batch_rules import BatchDataset, BatchEpochs, BatchRule, Frame
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.cloud_manifest import CloudManifest
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
-from npbgpp.data.draws import DrawnItems, ResumableLoader, Shard, hear_the_parent_alone
-from npbgpp.data.parsers import read_scene, with_cloud
-from npbgpp.data.parsers.npbg import scene_folder
-from npbgpp.data.photo_cache import PhotoCache, available_bytes
-from npbgpp.data.pixel_weights import PixelWeights
+from npbgpp.data.images import PhotoCache, available_bytes
+from npbgpp.data.point_files import CloudFile, CloudManifest
+from npbgpp.data.sampling import DrawnItems, ResumableLoader, SceneRotation, Shard, hear_the_parent_alone
 from npbgpp.data.scene import Batch, Scene, Stage
-from npbgpp.data.scene_rotation import SceneRotation
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings
 from npbgpp.data.splits import ViewChoice
-from npbgpp.data.video_rays import VideoDataset
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.paths import Bases
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.methods.nsff.data import PixelWeights, VideoDataset
+from npbgpp.parsers import read_scene, with_cloud
+from npbgpp.parsers.npbg import scene_folder
 
 log = logging.getLogger(__name__)
 

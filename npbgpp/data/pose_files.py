@@ -9,7 +9,7 @@ Ours is JSON::
 corner of the image. All numbers are in double precision, so that single precision comes back to the last bit, apart from zeros (below 1e-15).
 
 Text holds poses alone: rows of 4 numbers are camera-to-world matrices (4, 4) on top of each other, in the same axes, as NPBG has them; rows of 12 are the
-``CamPose.inf`` of NPCR (see ``npbgpp.data.parsers.npcr``).
+``CamPose.inf`` of NPCR (see ``npbgpp.parsers.npcr``).
 """
 
 import json
@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from npbgpp.core.files import write_atomically
 from npbgpp.errors import InputError
-from npbgpp.files import write_atomically
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 
 LARGEST_SIDE = 1 << 14  # pixels
@@ -51,7 +51,7 @@ def write_poses(path: Path, cameras: Sequence[Cameras]) -> None:
 
 
 def write_npcr_cameras(folder: Path, cameras: Sequence[Cameras]) -> tuple[Path, Path]:
-    """Writes ``CamPose.inf`` and ``Intrinsic.inf`` of NPCR (see ``npbgpp.data.parsers.npcr``), in order; returns their paths.
+    """Writes ``CamPose.inf`` and ``Intrinsic.inf`` of NPCR (see ``npbgpp.parsers.npcr``), in order; returns their paths.
 
     Raises:
         InputError: a file cannot be written. The poses are written last, so that they never stand beside intrinsics of another path.

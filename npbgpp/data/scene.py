@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.lens import Lens
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.splits import Stage, ViewChoice, choose_views
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras

@@ -17,10 +17,10 @@ from torch import Tensor
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.rasterize import Level, rasterize
-from npbgpp.render.visibility import visible_points
+from npbgpp.geometry.pixels import PixelGrid, PixelRule
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.points.visibility import visible_points
 
 METHODS = ("multinomial", "best")
 _LEVEL = Level(0.125)  # coarse cells close the holes of a sparse cloud, so that surfaces hide what is behind them

@@ -15,23 +15,22 @@ import torch
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.checkpoint import find_weights
-from npbgpp.config import typed
+from npbgpp.cli.trajectory import PathSettings, film_frames
+from npbgpp.core.config import typed
 from npbgpp.data.pose_files import write_npcr_cameras
+from npbgpp.engine.checkpoint import find_weights
+from npbgpp.engine.run import assemble
+from npbgpp.engine.trained_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
 from npbgpp.errors import InputError, original_message
 from npbgpp.export import mesh, volume
 from npbgpp.export.cloud import coloured_cloud
-from npbgpp.export.densities import Box, Densities
-from npbgpp.export.mesh_colours import Occlusion, colours_along_normals, fused_colours
+from npbgpp.export.mesh import Box, Densities, Occlusion, colours_along_normals, fused_colours
 from npbgpp.export.volume import all_round_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
-from npbgpp.film_paths import PathSettings, film_frames
-from npbgpp.finished_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
-from npbgpp.geometry.pointcloud import write_ply
-from npbgpp.run import assemble
-from npbgpp.systems.base import System
-from npbgpp.systems.nerf import NeRF
-from npbgpp.systems.point_based import PointSystem
+from npbgpp.geometry.point_cloud import write_ply
+from npbgpp.methods.base import System
+from npbgpp.methods.nerf.system import NeRF
+from npbgpp.methods.points import PointSystem
 
 log = logging.getLogger("npbgpp.export")
 

@@ -4,9 +4,9 @@ import torch
 from tqdm import tqdm
 
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import PointCloud
-from npbgpp.render.rasterize import Level
-from npbgpp.systems.point_based import Framing, PointSystem
+from npbgpp.geometry.point_cloud import PointCloud
+from npbgpp.kernels.rasterize import Level
+from npbgpp.methods.points import Framing, PointSystem
 
 
 @torch.no_grad()

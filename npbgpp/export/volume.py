@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from npbgpp.core.files import write_atomically
 from npbgpp.errors import InputError
-from npbgpp.export.densities import Box
-from npbgpp.files import write_atomically
-from npbgpp.models.radiance_field import RadianceField
+from npbgpp.export.mesh import Box
+from npbgpp.volume.field import RadianceField
 
 SUFFIXES = (".vol", ".npy")
 _AT_ONCE = 2**16

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from npbgpp.checkpoint import SAFETENSORS_KEY, read_weights
-from npbgpp.files import write_atomically
+from npbgpp.core.files import write_atomically
+from npbgpp.engine.checkpoint import SAFETENSORS_KEY, read_weights
 
 SUFFIX = ".safetensors"
 

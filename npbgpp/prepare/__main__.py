@@ -17,27 +17,24 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from npbgpp.callbacks.pictures import write_image
-from npbgpp.config import typed
-from npbgpp.data.cloud_file import CloudFile, read_cloud
-from npbgpp.data.cloud_manifest import CloudManifest, file_sha256, manifest_path
+from npbgpp.core.config import typed
 from npbgpp.data.colmap_model import ColmapModel, find_models
-from npbgpp.data.parsers import read_scene, recognise, with_cloud
-from npbgpp.data.parsers.npbg import scene_folder
+from npbgpp.data.point_files import CloudFile, CloudManifest, file_sha256, manifest_path, read_cloud
 from npbgpp.data.scene import Scene, View
 from npbgpp.data.splits import ViewChoice
 from npbgpp.errors import InputError, original_message
-from npbgpp.geometry.pointcloud import PointCloud, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, write_ply
+from npbgpp.io.images import write_image
+from npbgpp.parsers import read_scene, recognise, with_cloud
+from npbgpp.parsers.npbg import scene_folder
 from npbgpp.prepare.check import examine
-from npbgpp.prepare.decimation import check_voxel, decimate
-from npbgpp.prepare.fusion import fuse_depth
-from npbgpp.prepare.hull import visual_hull
+from npbgpp.prepare.check_sheet import check_sheet
+from npbgpp.prepare.depth_fusion import check_voxel, decimate, fuse_depth
 from npbgpp.prepare.llff import LlffSettings, prepare_llff
-from npbgpp.prepare.problems import problems
-from npbgpp.prepare.sheet import check_sheet
+from npbgpp.prepare.report import problems, table
 from npbgpp.prepare.sparse import sparse_points
 from npbgpp.prepare.video import VideoSettings, prepare_video
-from npbgpp.prepare.words import table
+from npbgpp.prepare.visual_hull import visual_hull
 
 log = logging.getLogger("npbgpp.prepare")
 

@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float64
 from PIL import Image
 
-from npbgpp.callbacks.pictures import write_image
-from npbgpp.data.cloud_file import CloudFile
+from npbgpp.core.files import write_atomically
 from npbgpp.data.colmap_model import ColmapModel, find_models, read_points
 from npbgpp.data.images import picture_folder, read_photo
-from npbgpp.data.parsers.colmap import parse_colmap, some
-from npbgpp.data.parsers.llff import SUFFIXES
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import View
 from npbgpp.errors import InputError
-from npbgpp.files import write_atomically
+from npbgpp.io.images import write_image
+from npbgpp.parsers.colmap import parse_colmap, some
+from npbgpp.parsers.llff import SUFFIXES
 
 log = logging.getLogger("npbgpp.prepare")
 

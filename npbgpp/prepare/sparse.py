@@ -20,7 +20,7 @@ from npbgpp.data.lens import Lens
 from npbgpp.data.scene import View
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import PointCloud
+from npbgpp.geometry.point_cloud import PointCloud
 
 # two rays that meet at this angle (radians) leave 1 - cos(angle) as the smallest eigenvalue of the matrix above; less says too little of the depth
 _SMALLEST_ANGLE = np.radians(1.0)

@@ -1,20 +1,8 @@
-"""``python -m npbgpp.prepare monocular root=<folder>``: everything that the layout ``monocular`` has, from the frames of a video.
-
-Stages, each of which is left out when its result is there, be it of an earlier run or the user's own:
-
-* resize: ``frames`` to ``images_resized``, no larger than asked;
-* masks: what moves, to ``masks_resized``;
-* poses: COLMAP on what does not; frames and masks without distortion to ``images`` and ``masks``, the model to ``sparse``;
-* depth: ``disps``;
-* flow: ``flow_fw`` and ``flow_bw``.
-
-Where ``images`` is there to begin with, its frames are taken as free of distortion and as small as they should be. A result appears as a whole or not at all.
-``preview/<stage>.png`` shows some of it.
-"""
+"""Pictures of what every stage made of a video: a few frames, each beside its result."""
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,22 +10,77 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.utils import flow_to_image
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.colmap_model import find_models
-from npbgpp.data.flow_files import write_flow
 from npbgpp.data.images import DECODER_ERRORS, common_size, numbered_images
-from npbgpp.data.parsers.monocular import parse_monocular, undistorted_model
+from npbgpp.data.motion_maps import read_flow, read_numbers, write_flow
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
-from npbgpp.prepare.video_depth import network_disparity, sparse_disparity, stretched
-from npbgpp.prepare.video_flow import dis, raft
-from npbgpp.prepare.video_masks import mask_rcnn, static_mask
+from npbgpp.io.contact_sheet import TileRow, tile_sheet
+from npbgpp.io.images import write_image
+from npbgpp.parsers.monocular import parse_monocular, undistorted_model
+from npbgpp.prepare.check_sheet import dots, reduced
+from npbgpp.prepare.video_maps import dis, mask_rcnn, network_disparity, raft, sparse_disparity, static_mask, stretched
 from npbgpp.prepare.video_poses import mask_of, reconstruct
-from npbgpp.prepare.video_preview import directions, grey, masked, points, write_preview
+
+_SHOWN = 4
+_RED = (1.0, 0.1, 0.1)
+_NEAR = 1e-6  # all points in front of the cameras are drawn
+
+
+def shown(count: int) -> list[int]:
+    """Which of so many frames are drawn: spread from the first to the last."""
+    return sorted({round(k * (count - 1) / (_SHOWN - 1)) for k in range(_SHOWN)})
+
+
+def colours(path: Path) -> Float[Tensor, "3 h w"]:
+    """A picture, 0..1."""
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def masked(frame: Float[Tensor, "3 h w"], mask: Path) -> Float[Tensor, "3 h w"]:
+    """The frame, red where it is masked."""
+    dark = torch.from_numpy(read_numbers(mask)) < 0.5
+    return torch.where(dark, 0.4 * frame + 0.6 * torch.tensor(_RED)[:, None, None], frame)
+
+
+def grey(path: Path) -> Float[Tensor, "3 h w"]:
+    """A map of numbers, from its smallest, black, to its largest, white."""
+    values = torch.from_numpy(read_numbers(path))
+    values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-12)
+    return values.expand(3, -1, -1)
+
+
+def directions(path: Path) -> Float[Tensor, "3 h w"]:
+    """Flow by the usual wheel of colours: none is white."""
+    return flow_to_image(torch.from_numpy(read_flow(path)).permute(2, 0, 1)).float() / 255
+
+
+def points(scene: Scene, k: int) -> Float[Tensor, "3 h w"]:
+    """Points of the model over a frame, red near, blue far; the frame alone where the poses came without points."""
+    camera, photo = reduced(scene.views[k])
+    return photo if scene.carried_points is None else dots(photo, camera, scene.cloud.read().xyz, _NEAR)
+
+
+def write_preview(
+    path: Path, title: str, column: str, frames: Sequence[Path], result: Callable[[int], Float[Tensor, "3 h w"] | None] | None
+) -> None:
+    """Draws some frames, the results of a stage at their side; without any the frames alone."""
+    rows = [
+        TileRow(frames[k].name, (colours(frames[k]),) if result is None else (colours(frames[k]), result(k))) for k in shown(len(frames))
+    ]
+    write_image(path, tile_sheet(title, ("frame",) if result is None else ("frame", column), rows))
+
+
+# ----------------------------------------------------------------------
+# ``python -m npbgpp.prepare monocular root=<folder>``: everything that the layout ``monocular`` has, from the frames of a video.
+
 
 log = logging.getLogger("npbgpp.prepare")
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.parsers import LAYOUTS
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
+from npbgpp.parsers import LAYOUTS
 
 ANGLE = 0.7
 HEIGHT, WIDTH = 48, 64

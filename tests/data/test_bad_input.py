@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import LAYOUTS
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
+from npbgpp.parsers import LAYOUTS
 
 
 def read_everything(folder: Path) -> Scene:

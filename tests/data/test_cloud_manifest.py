@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import npbgpp
-from npbgpp.data.cloud_manifest import CloudManifest, file_sha256, manifest_path
+from npbgpp.data.point_files import CloudManifest, file_sha256, manifest_path
 from npbgpp.errors import InputError
 
 SETTINGS = {"voxel": 0.25, "count": 100, "photos": "images", "seed": None}

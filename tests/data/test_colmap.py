@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch.nn.functional import grid_sample
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.colmap_model import ColmapModel, read_points
 from npbgpp.data.images import read_photo
 from npbgpp.data.lens import MODELS
-from npbgpp.data.parsers.colmap import parse_colmap
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
+from npbgpp.parsers.colmap import parse_colmap
 
 from ..layouts.colmap import CAMERA, write
 from ..scene_writers import POINTS, look_at_origin, projection_errors, save_mask

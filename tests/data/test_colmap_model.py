@@ -8,9 +8,9 @@ import numpy as np
 import pycolmap
 import pytest
 
-from npbgpp.data.cloud_file import read_cloud
 from npbgpp.data.colmap_model import ColmapModel, find_models, read_points
 from npbgpp.data.lens import MODELS
+from npbgpp.data.point_files import read_cloud
 from npbgpp.errors import InputError
 
 from ..layouts.colmap import CAMERA, write

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from npbgpp.core.paths import Bases
 from npbgpp.data.datamodule import DataModule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
 from npbgpp.errors import InputError, original_message
-from npbgpp.paths import Bases
 
 LOADERS = DataloaderSettings(LoaderSettings(2, shuffle=True), LoaderSettings(2), LoaderSettings(3))
 BALL = SceneLists(("ball",), ("ball",), ("ball",))

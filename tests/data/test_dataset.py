@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
-from npbgpp.data.images import read_photo
-from npbgpp.data.photo_cache import PhotoCache
+from npbgpp.data.images import PhotoCache, read_photo
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Batch, Scene, View, Views
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
@@ -203,7 +202,7 @@ def test_cached_photos_give_the_same_items_and_are_decoded_once(scene, monkeypat
     torch.manual_seed(7)
     expected = [plain[k] for k in range(9)]
     decoded = []
-    monkeypatch.setattr("npbgpp.data.photo_cache.read_photo", lambda view: decoded.append(view.name) or read_photo(view))
+    monkeypatch.setattr("npbgpp.data.images.read_photo", lambda view: decoded.append(view.name) or read_photo(view))
     cached = SceneDataset("d", scene, EVERY, augmentation=ALL, num_samples=9, photos=PhotoCache(scene.views, 1 << 20))
     torch.manual_seed(7)
     assert all(same(cached[k], item) for k, item in enumerate(expected))

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import max_pool2d
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import LAYOUTS
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
+from npbgpp.parsers import LAYOUTS
 
 from ..scene_writers import BACKDROP, COLOURS, POINTS, alternating_intrinsics, centroid, mean_intrinsics, write_dtu
 

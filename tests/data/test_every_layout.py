@@ -13,12 +13,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import LAYOUTS, read_scene, recognise
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.parsers import LAYOUTS, read_scene, recognise
 
 from ..layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, npbg, npcr, scannet, scannet_raw
 from ..scene_writers import COLOURS, POINTS, central_intrinsics, centroid, look_at_origin

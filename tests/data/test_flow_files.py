@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from npbgpp.data.flow_files import flow_size, read_flow, write_flow
+from npbgpp.data.motion_maps import flow_size, read_flow, write_flow
 from npbgpp.errors import InputError
 
 

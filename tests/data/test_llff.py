@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.colmap_model import ColmapModel, read_points
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers.llff import parse_llff
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.parsers.llff import parse_llff
 
 from ..layouts.llff import write
 from ..scene_writers import central_intrinsics, look_at_origin, projection_errors, save_picture

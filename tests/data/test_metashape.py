@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.data.metashape import MetashapeFile
 from npbgpp.errors import InputError
+from npbgpp.parsers.metashape import MetashapeFile
 
 from ..layouts.npbg import metashape_xml
 from ..scene_writers import look_at_origin

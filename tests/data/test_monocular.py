@@ -9,15 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.colmap_model import ColmapModel, read_points
-from npbgpp.data.flow_files import write_flow
-from npbgpp.data.motion_maps import read_disparity, read_static, read_uv
-from npbgpp.data.nearest_depth import nearest_depth
-from npbgpp.data.parsers import read_scene, recognise
+from npbgpp.data.motion_maps import read_disparity, read_static, read_uv, write_flow
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
-from npbgpp.data.video_frame import video_frame
 from npbgpp.errors import InputError
+from npbgpp.methods.nsff.normalisation import nearest_depth, video_frame
+from npbgpp.parsers import read_scene, recognise
 
 FRAMES, SIZE = 8, (32, 48)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import LAYOUTS
+from npbgpp.data.point_files import CloudFile
 from npbgpp.errors import InputError
+from npbgpp.parsers import LAYOUTS
 
 
 def centroid(image: torch.Tensor, colour: np.ndarray) -> torch.Tensor:

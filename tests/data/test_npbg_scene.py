@@ -11,13 +11,12 @@ import torch
 import yaml
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.colmap_model import ColmapModel
 from npbgpp.data.images import image_size, read_photo
-from npbgpp.data.parsers.npbg import parse_npbg, scene_folder
-from npbgpp.data.parsers.npbg_paths import NameRule
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
+from npbgpp.parsers.npbg import NameRule, parse_npbg, scene_folder
 
 from ..layouts.npbg import metashape_xml, write
 from ..scene_writers import look_at_origin, projection_errors

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers.npcr import parse_npcr
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.parsers.npcr import parse_npcr
 
 from ..layouts.npcr import write
 from ..scene_writers import central_intrinsics, draw, look_at_origin, projection_errors, save_mask, save_picture

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from npbgpp.data.cloud_manifest import CloudManifest
+from npbgpp.core.paths import Bases
 from npbgpp.data.datamodule import DataModule, InputRule
+from npbgpp.data.point_files import CloudManifest
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
 from npbgpp.errors import InputError
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.paths import Bases
+from npbgpp.geometry.pixels import PixelRule
 
 from ..layouts import colmap, dtu, npbg
 

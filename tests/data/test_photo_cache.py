@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from npbgpp.data import photo_cache
+from npbgpp.data import images as photo_cache
 from npbgpp.data.dataset import SceneDataset
-from npbgpp.data.images import read_photo
-from npbgpp.data.photo_cache import PhotoCache
+from npbgpp.data.images import PhotoCache, read_photo
 from npbgpp.data.scene import Batch
 
 PHOTO = 4 * 48 * 64  # bytes of one of the drawn photos with its mask, whole pages

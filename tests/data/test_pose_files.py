@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.parsers.npcr import parse_npcr
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.pose_files import read_poses, write_poses
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.parsers.npcr import parse_npcr
 
 from ..layouts import npcr
 from ..scene_writers import look_at_origin

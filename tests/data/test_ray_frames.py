@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import read_scene
-from npbgpp.data.ray_frames import NdcCamera, RayFrame, bounds_of, ray_frame
+from npbgpp.data.normalisation import NdcCamera, RayFrame, bounds_of, ray_frame
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import PointCloud, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, write_ply
+from npbgpp.parsers import read_scene
 
 from ..layouts import colmap, llff, nerf_synthetic
 from ..scene_writers import COLOURS, POINTS, RADIUS, central_intrinsics, look_at_origin

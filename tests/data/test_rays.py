@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from npbgpp.data import photo_cache
+from npbgpp.data import images as photo_cache
 from npbgpp.data.batch_rules import BatchEpochs
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import read_scene
-from npbgpp.data.pixel_order import PixelOrder, permuted
-from npbgpp.data.ray_frames import RayFrame, ray_frame
-from npbgpp.data.rays import RayBatch, RayDataset, RaySampling
+from npbgpp.data.normalisation import RayFrame, ray_frame
+from npbgpp.data.point_files import CloudFile
+from npbgpp.data.rays import PixelOrder, RayBatch, RayDataset, RaySampling, permuted
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
+from npbgpp.parsers import read_scene
 
 from ..layouts import dtu, llff, nerf_synthetic
 from ..scene_writers import BACKDROP, COLOURS, POINTS, RADIUS, save_picture

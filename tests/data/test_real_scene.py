@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn.functional import max_pool2d
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import LAYOUTS
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
+from npbgpp.parsers import LAYOUTS
 
 
 @pytest.fixture(scope="module")

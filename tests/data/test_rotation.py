@@ -5,8 +5,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from npbgpp.data.draws import Draw, Shard
-from npbgpp.data.scene_rotation import SceneRotation
+from npbgpp.data.sampling import Draw, SceneRotation, Shard
 from npbgpp.errors import InputError
 
 

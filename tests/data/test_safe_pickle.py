@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from npbgpp.data.safe_pickle import read_pickled_dict
+from npbgpp.core.safe_pickle import read_pickled_dict
 from npbgpp.errors import InputError
 
 CONTENT = {

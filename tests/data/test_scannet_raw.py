@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.parsers import LAYOUTS
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
+from npbgpp.parsers import LAYOUTS
 
 from ..layouts import scannet_raw
 from ..scene_writers import POINTS, RADIUS, central_intrinsics, look_at_origin, projection_errors, save_picture

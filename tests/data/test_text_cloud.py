@@ -8,10 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.text_cloud import read_text_cloud
+from npbgpp.data.point_files import CloudFile, read_text_cloud
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import PointCloud
+from npbgpp.geometry.point_cloud import PointCloud
 
 
 def read(folder: Path, content: str | bytes, name: str = "frame1.xzy") -> PointCloud:

@@ -8,13 +8,13 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from npbgpp.core.paths import Bases
 from npbgpp.data.batch_rules import VideoRule
 from npbgpp.data.datamodule import DataModule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
-from npbgpp.data.video_frame import VideoFrame
-from npbgpp.data.video_rays import VideoBatch
 from npbgpp.errors import InputError
-from npbgpp.paths import Bases
+from npbgpp.methods.nsff.data import VideoBatch
+from npbgpp.methods.nsff.normalisation import VideoFrame
 
 HOP = SceneLists(("hop",), ("hop",), ("hop",))
 LOADERS = DataloaderSettings(LoaderSettings(1), LoaderSettings(1), LoaderSettings(1))

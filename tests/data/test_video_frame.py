@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npbgpp.data.video_frame import VideoFrame
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.methods.nsff.normalisation import VideoFrame
 
 SIZE = (378, 504)
 

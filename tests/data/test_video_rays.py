@@ -10,18 +10,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from npbgpp.data import frame_table
 from npbgpp.data.batch_rules import BatchEpochs
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.flow_files import read_flow, write_flow
-from npbgpp.data.frame_order import FrameOrder
-from npbgpp.data.motion_maps import read_disparity, read_static
-from npbgpp.data.parsers import read_scene
-from npbgpp.data.pixel_weights import PixelWeights
+from npbgpp.data.motion_maps import read_disparity, read_flow, read_static, write_flow
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
-from npbgpp.data.video_frame import video_frame
-from npbgpp.data.video_rays import VideoBatch, VideoDataset, VideoSampling
 from npbgpp.errors import InputError
+from npbgpp.methods.nsff import data as frame_table
+from npbgpp.methods.nsff.data import FrameOrder, PixelWeights, VideoBatch, VideoDataset, VideoSampling
+from npbgpp.methods.nsff.normalisation import video_frame
+from npbgpp.parsers import read_scene
 
 FRAMES, SIZE = 8, (32, 48)
 PLENTY = 1 << 30
@@ -184,7 +181,7 @@ def test_what_does_not_fit_into_memory_is_read_every_time(scene, monkeypatch):
     data.load()
     reads = []
     monkeypatch.setattr(
-        "npbgpp.data.video_rays.read_table", lambda view, cache: reads.append(view.moment) or frame_table.read_table(view, cache)
+        "npbgpp.methods.nsff.data.read_table", lambda view, cache: reads.append(view.moment) or frame_table.read_table(view, cache)
     )
     for k in range(30):
         data[k]

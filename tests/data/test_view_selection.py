@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from npbgpp.data import view_selection as module
-from npbgpp.data.cloud_file import CloudFile
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.data.view_selection import ViewSelector, angle_scores, best_views, farthest_points, multinomial_views
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.geometry.pointcloud import PointCloud, write_ply
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.rasterize import Level, rasterize
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.geometry.point_cloud import PointCloud, write_ply
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level, rasterize
 
 SIZE = (64, 80)
 VIEWS = 10

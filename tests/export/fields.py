@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from npbgpp.export.densities import Densities
-from npbgpp.models.nerf import Nerf, NerfSampling
-from npbgpp.models.radiance_field import RadianceField
+from npbgpp.export.mesh import Densities
+from npbgpp.methods.nerf.model import Nerf, NerfSampling
+from npbgpp.volume.field import RadianceField
 
 THRESHOLD = 20.0
 STEEPNESS = 200.0  # fall of the density, per radius

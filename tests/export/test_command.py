@@ -18,13 +18,13 @@ from plyfile import PlyData
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.parsers import read_scene
-from npbgpp.data.ray_frames import ray_frame
+from npbgpp.data.normalisation import ray_frame
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.export.__main__ import main
-from npbgpp.geometry.pointcloud import read_ply
-from npbgpp.systems.base import CHECKPOINT_FORMAT
+from npbgpp.geometry.point_cloud import read_ply
+from npbgpp.methods.base import CHECKPOINT_FORMAT
+from npbgpp.parsers import read_scene
 
 from ..conftest import REPOSITORY, TINY_NPBGPP, TINY_OVERRIDES, ring_pose
 from ..run_folders import remember

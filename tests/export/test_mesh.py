@@ -8,11 +8,10 @@ import pytest
 import torch
 from plyfile import PlyData
 
-from npbgpp.data.ray_frames import RayFrame
+from npbgpp.data.normalisation import RayFrame
 from npbgpp.errors import InputError
-from npbgpp.export.densities import Box
-from npbgpp.export.mesh import Mesh, is_cut, surface, write_mesh
-from npbgpp.render.occupancy import OccupancyGrid
+from npbgpp.export.mesh import Box, Mesh, is_cut, surface, write_mesh
+from npbgpp.volume.occupancy import OccupancyGrid
 
 from .fields import THRESHOLD, ball, densities, either
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.ray_frames import RayFrame
+from npbgpp.data.normalisation import RayFrame
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
-from npbgpp.export.mesh_colours import Occlusion, colours_along_normals, fused_colours
+from npbgpp.export.mesh import Occlusion, colours_along_normals, fused_colours
 from npbgpp.geometry.cameras import Cameras
 
 from .fields import ball, densities, either, facing

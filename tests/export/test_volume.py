@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.export.densities import Box
+from npbgpp.export.mesh import Box
 from npbgpp.export.volume import all_round_colours, write_volume
 
 from .fields import ball, densities, facing

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from npbgpp.checkpoint import AtomicCheckpointIO, load_weights
+from npbgpp.engine.checkpoint import AtomicCheckpointIO, load_weights
 from npbgpp.errors import InputError
 from npbgpp.export.weights import export_weights
+from npbgpp.methods.base import CHECKPOINT_FORMAT, System
 from npbgpp.metrics import ImageMetrics
-from npbgpp.systems.base import CHECKPOINT_FORMAT, System
 
 
 class Tiny(System):

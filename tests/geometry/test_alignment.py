@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.geometry.alignment import align_vertically
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.geometry.warp import radians, resample, rotate_about_centre
+from npbgpp.geometry.image_warp import align_vertically, radians, resample, rotate_about_centre
+from npbgpp.geometry.pixels import PixelRule
 
 
 def rolled_camera(degrees: float) -> Cameras:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.geometry.camera_paths import average_pose, circle, fit, interpolate, orbit_of, spiral
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.trajectories import average_pose, circle, fit, interpolate, orbit_of, spiral
 
 SIZE = (48, 64)
 

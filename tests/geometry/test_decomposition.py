@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from npbgpp.geometry.decomposition import cameras_from_projections, decompose_projection, projection_defect
-from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
+from npbgpp.geometry.pixels import PixelGrid, PixelRule
+from npbgpp.parsers.idr import cameras_from_projections, decompose_projection, projection_defect
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.moved_cameras import shifted, tumbled, turned
+from npbgpp.geometry.trajectories import shifted, tumbled, turned
 
 from ..conftest import ring_pose
 

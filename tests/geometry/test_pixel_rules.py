@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from npbgpp.geometry.cameras import Cameras, rigid_defect
-from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule, ndc_bounds
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.rasterize import Level, rasterize
+from npbgpp.geometry.pixels import PixelGrid, PixelRule, ndc_bounds
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level, rasterize
 
 
 def some_cameras(count: int = 3) -> Cameras:

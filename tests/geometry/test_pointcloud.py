@@ -5,9 +5,9 @@ import pytest
 import torch
 from plyfile import PlyData, PlyElement
 
-from npbgpp.data.cloud_file import CloudFile
+from npbgpp.data.point_files import CloudFile
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import PointCloud, read_ply, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 
 
 def some_cloud(count: int = 500) -> PointCloud:

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from npbgpp.geometry.alignment import Padding, _pad_as_authors
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule, ndc_bounds
-from npbgpp.geometry.regions import boxes_of_points, crop_to_points
+from npbgpp.geometry.image_warp import Padding, _pad_as_authors, boxes_of_points, crop_to_points
+from npbgpp.geometry.pixels import PixelGrid, PixelRule, ndc_bounds
 
 SIZE = (60, 80)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from npbgpp.data.cloud_file import CloudFile
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.video_paths import loop_about, spiral_along
-from npbgpp.systems.nsff_films import has_times_between, is_video_path, spread_over_time, timed_path
+from npbgpp.geometry.trajectories import loop_about, spiral_along
+from npbgpp.methods.nsff.rendering import has_times_between, is_video_path, spread_over_time, timed_path
 
 FRAMES, STEP = 5, 0.5
 

@@ -3,7 +3,7 @@
 import torch
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.warp import resample, resample_as_authors, rotate_about_centre
+from npbgpp.geometry.image_warp import resample, resample_as_authors, rotate_about_centre
 
 
 def plain_camera(size: tuple[int, int], batch: int = 1) -> Cameras:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pycolmap import Camera
 
-from npbgpp.geometry.pointcloud import read_ply
+from npbgpp.geometry.point_cloud import read_ply
 
 from ..scene_writers import POINTS, RADIUS, central_intrinsics, draw, look_at_origin, save_picture, write_cloud
 

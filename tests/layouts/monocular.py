@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from npbgpp.data.flow_files import write_flow
+from npbgpp.data.motion_maps import write_flow
 
 from . import llff
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npbgpp.geometry.pointcloud import read_ply
+from npbgpp.geometry.point_cloud import read_ply
 
 from ..scene_writers import central_intrinsics, draw, look_at_origin, save_mask, save_picture, write_cloud
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.models.aggregation import Mean, Sphere
-from npbgpp.models.direction_basis import Looked
+from npbgpp.nets.aggregation import Looked, Mean, Sphere
 
 
 def looked(points, R_row, T) -> Looked:

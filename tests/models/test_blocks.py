@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from npbgpp.errors import InputError
-from npbgpp.models.activations import elu
-from npbgpp.models.blocks import BLOCKS, NORMALIZATIONS, PADDING_MODES, GatedBlock, median_filter
+from npbgpp.nets.blocks import BLOCKS, NORMALIZATIONS, PADDING_MODES, GatedBlock, elu, median_filter
 
 GATED = [name for name in BLOCKS if name != "basic"]
 

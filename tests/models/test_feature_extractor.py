@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npbgpp.errors import InputError
-from npbgpp.models.feature_extractor import IdentityExtractor, UNet
+from npbgpp.nets.feature_extractor import IdentityExtractor, UNet
 
 SMALL: dict[str, Any] = {
     "encoder": "mobilenetv3_small_050",

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.models.nerf import Nerf, NerfSampling
-from npbgpp.models.radiance_field import RadianceField
-from npbgpp.render.occupancy import OccupancyGrid
-from npbgpp.render.ray_sampling import Rays
-from npbgpp.render.volume import composite
+from npbgpp.methods.nerf.model import Nerf, NerfSampling
+from npbgpp.volume.compositing import composite
+from npbgpp.volume.field import RadianceField
+from npbgpp.volume.occupancy import OccupancyGrid
+from npbgpp.volume.sampling import Rays
 
 SMALL = {"depth": 3, "width": 16, "skips": (1,), "xyz_frequencies": 3, "dir_frequencies": 2}
 FEW = NerfSampling(samples=6, importance=5, marched=40)

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.models.nsff import Nsff, NsffSampling
-from npbgpp.models.nsff_architecture import SAME_AS_NSFF_PL, architecture_of
-from npbgpp.render.ray_sampling import Rays
-from npbgpp.render.time_interpolation import pictures_between
+from npbgpp.methods.nsff.compositing import pictures_between
+from npbgpp.methods.nsff.model import SAME_AS_NSFF_PL, Nsff, NsffSampling, architecture_of
+from npbgpp.volume.sampling import Rays
 
 SMALL = {"depth": 3, "width": 16, "skips": (1,), "xyz_frequencies": 3, "dir_frequencies": 2, "time_channels": 5}
 D = torch.float64

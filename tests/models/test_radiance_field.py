@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.models.radiance_field import RadianceField, embed
+from npbgpp.volume.field import RadianceField, embed
 
 
 def embedded(x: list[float], frequencies: int) -> list[float]:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.models.rasterizer import NearestScatterRasterizer
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.rasterize import Level, rasterize
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.points.feature_pyramid import NearestScatterRasterizer
 
 CASES = ("default", "no_mask_channel", "no_valid_mask", "ss2", "nothing_valid")
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from npbgpp.errors import InputError
-from npbgpp.models.refiner import IdentityRefiner, RefinerUnetV2
+from npbgpp.nets.unet import IdentityRefiner, RefinerUnetV2
 
 RELEASED: dict[str, Any] = {"in_channels": [9] * 5, "out_channels": 3, "filters": [16, 32, 48, 64, 80], "padding_mode": "reflect"}
 TINY: dict[str, Any] = {"in_channels": [4] * 5, "out_channels": 3, "filters": [10, 11, 12, 13, 14]}

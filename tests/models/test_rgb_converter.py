@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from npbgpp.models.rgb_converter import RGBConverter
+from npbgpp.points.feature_pyramid import RGBConverter
 
 
 def test_colours_stay_between_0_and_09_and_leading_axes_are_kept() -> None:

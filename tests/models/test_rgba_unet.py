@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from npbgpp.errors import InputError
-from npbgpp.models.rgba_unet import BlurPool, GatedConv, RGBAUNet
+from npbgpp.methods.npcr.network import BlurPool, GatedConv, RGBAUNet
 
 SMALL = {"in_channels": 7, "filters": (4, 5, 6, 7, 8), "alpha_filters": (4, 5, 6)}
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from npbgpp.errors import InputError
-from npbgpp.models.unet_npbg import RefinerUNet
+from npbgpp.nets.unet import RefinerUNet
 
 SMALL: dict[str, Any] = {"in_channels": [2] * 5, "net_size": 16}
 

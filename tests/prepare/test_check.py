@@ -13,22 +13,19 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.parsers import LAYOUTS
-from npbgpp.data.parsers import with_cloud as with_points
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import PointCloud, read_ply, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.parsers import LAYOUTS
+from npbgpp.parsers import with_cloud as with_points
 from npbgpp.prepare import check
-from npbgpp.prepare.check import coarse_scale, examine
-from npbgpp.prepare.findings import Findings
-from npbgpp.prepare.plan import COLOURS as STAGE_COLOURS
-from npbgpp.prepare.plan import Plan, bases, plans
-from npbgpp.prepare.problems import problems
-from npbgpp.prepare.sheet import alone, check_sheet, depth_colours, dots, reduced
-from npbgpp.prepare.words import axis_name, rows, short, table
-from npbgpp.render.blocks import BlockedCloud
+from npbgpp.prepare.check import Findings, coarse_scale, examine
+from npbgpp.prepare.check_sheet import COLOURS as STAGE_COLOURS
+from npbgpp.prepare.check_sheet import Plan, alone, bases, check_sheet, depth_colours, dots, plans, reduced
+from npbgpp.prepare.report import axis_name, problems, rows, short, table
 
 from ..layouts.dtu import write
 from ..scene_writers import COLOURS, POINTS, RADIUS, central_intrinsics, look_at_origin, save_mask, save_picture

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_manifest import CloudManifest
-from npbgpp.geometry.pointcloud import read_ply
+from npbgpp.data.point_files import CloudManifest
+from npbgpp.geometry.point_cloud import read_ply
 from npbgpp.prepare.__main__ import main
 
 from ..layouts import colmap, dtu, h3ds, llff, npbg, scannet_raw

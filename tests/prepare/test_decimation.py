@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import PointCloud
-from npbgpp.prepare.decimation import decimate
+from npbgpp.geometry.point_cloud import PointCloud
+from npbgpp.prepare.depth_fusion import decimate
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-import npbgpp.prepare.fusion as fusion
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.parsers.scannet_raw import parse_scannet_raw
+import npbgpp.prepare.depth_fusion as fusion
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import View
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import read_ply
-from npbgpp.prepare.fusion import fuse_depth, read_depth
+from npbgpp.geometry.point_cloud import read_ply
+from npbgpp.parsers.scannet import parse_scannet_raw
+from npbgpp.prepare.depth_fusion import fuse_depth, read_depth
 
 from .balls import DEPTH_UNIT, camera, cast_depth, farthest_uncovered, to_surfaces, write_depth, write_views, wrong_colours
 

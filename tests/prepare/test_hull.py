@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
-from npbgpp.data.parsers.nerf_synthetic import parse_nerf_synthetic
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import View
 from npbgpp.errors import InputError
-from npbgpp.prepare.hull import visual_hull
-from npbgpp.prepare.silhouettes import EMPTY, INSIDE, UNDECIDED, Silhouette, clearance, judge
+from npbgpp.parsers.nerf_synthetic import parse_nerf_synthetic
+from npbgpp.prepare.visual_hull import EMPTY, INSIDE, UNDECIDED, Silhouette, clearance, judge, visual_hull
 
 from ..scene_writers import POINTS, RADIUS
 from .balls import farthest_uncovered, to_surfaces, write_views, wrong_colours

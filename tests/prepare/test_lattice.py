@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import PointCloud
-from npbgpp.prepare.lattice import LARGEST_CELL, VoxelSums, pack, unpack
+from npbgpp.geometry.point_cloud import PointCloud
+from npbgpp.prepare.depth_fusion import LARGEST_CELL, VoxelSums, pack, unpack
 
 NUMBERS = st.integers(-LARGEST_CELL, LARGEST_CELL - 1)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.images import read_photo
-from npbgpp.data.parsers import read_scene
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
+from npbgpp.parsers import read_scene
 from npbgpp.prepare.llff import LlffSettings, prepare_llff
 
 from ..layouts import colmap

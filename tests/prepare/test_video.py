@@ -13,19 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from npbgpp.data.cloud_file import CloudFile
 from npbgpp.data.colmap_model import ColmapModel
-from npbgpp.data.flow_files import read_flow
 from npbgpp.data.images import read_photo
-from npbgpp.data.motion_maps import read_numbers, read_static
-from npbgpp.data.parsers import read_scene
+from npbgpp.data.motion_maps import read_flow, read_numbers, read_static
+from npbgpp.data.point_files import CloudFile
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.parsers import read_scene
 from npbgpp.prepare import video
 from npbgpp.prepare.__main__ import main
-from npbgpp.prepare.video_depth import network_disparity, stretched
-from npbgpp.prepare.video_flow import dis, raft
-from npbgpp.prepare.video_masks import static_mask
+from npbgpp.prepare.video_maps import dis, network_disparity, raft, static_mask, stretched
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "example"
 FRAMES, SIZE = 6, (214, 320)

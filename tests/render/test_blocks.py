@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from npbgpp.render.blocks import BlockedCloud
+from npbgpp.kernels.chunks import BlockedCloud
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])

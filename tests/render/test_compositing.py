@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npbgpp.render.compositing import over
+from npbgpp.volume.compositing import over
 
 
 def plain(layers: torch.Tensor) -> torch.Tensor:

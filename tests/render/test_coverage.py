@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.render import coverage as module
-from npbgpp.render.coverage import cloud_coverage
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.points import visibility as module
+from npbgpp.points.visibility import cloud_coverage
 
 CAMERA = Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[32.0, 32.0]]), torch.tensor([[32.0, 32.0]]), (64, 64))
 BACK = Cameras(torch.diag(torch.tensor([-1.0, 1.0, -1.0]))[None], torch.zeros(1, 3), CAMERA.focal_length, CAMERA.principal_point, (64, 64))

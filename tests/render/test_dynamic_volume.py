@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from npbgpp.render.dynamic_volume import (
+from npbgpp.methods.nsff.compositing import (
     composite_both,
     composite_one,
     dynamic_layer,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npbgpp.render.image_splat import splat_mean, splat_sum
+from npbgpp.methods.nsff.compositing import splat_mean, splat_sum
 
 
 def carried(image, flow, weight):

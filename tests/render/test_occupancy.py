@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.render.occupancy import OccupancyGrid
-from npbgpp.render.ray_sampling import Rays, stratified
-from npbgpp.render.volume import composite, composite_packed
+from npbgpp.volume.compositing import composite, composite_packed
+from npbgpp.volume.occupancy import OccupancyGrid
+from npbgpp.volume.sampling import Rays, stratified
 
 RADIUS = 0.5
 

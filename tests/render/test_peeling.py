@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelRule
-from npbgpp.render import peeling as module
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.culling import ProjectionNumbers
-from npbgpp.render.peeling import Footprint, peel
-from npbgpp.render.rasterize import Level, rasterize
-from npbgpp.render.reference import peel_reference
-from npbgpp.render.splat import feature_table, splat
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.kernels.chunks import BlockedCloud, ProjectionNumbers
+from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.reference import peel_reference
+from npbgpp.points import peeling as module
+from npbgpp.points.feature_pyramid import feature_table, splat
+from npbgpp.points.peeling import Footprint, peel
 
 FOCAL = 16.0
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
-from npbgpp.render import rasterize as module
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.rasterize import Level, rasterize
-from npbgpp.render.reference import rasterize_reference
+from npbgpp.geometry.pixels import PixelGrid, PixelRule
+from npbgpp.kernels import rasterize as module
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.reference import rasterize_reference
 
 PYRAMID = [Level(1.0), Level(0.5), Level(0.25), Level(0.125), Level(0.0625)]
 

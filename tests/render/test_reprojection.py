@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.peeling import Footprint, peel
-from npbgpp.render.reprojection import carry, unsteadiness, world_points
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.methods.npcr.temporal import carry, unsteadiness, world_points
+from npbgpp.points.peeling import Footprint, peel
 
 SIZE = (24, 32)
 

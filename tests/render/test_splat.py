@@ -4,7 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from npbgpp.render.splat import feature_table, splat, splat_reference
+from npbgpp.points.feature_pyramid import feature_table, splat, splat_reference
 
 
 def parts(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

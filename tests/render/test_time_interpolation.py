@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from npbgpp.render.time_interpolation import Between, Plane, pictures_between
+from npbgpp.methods.nsff.compositing import Between, Plane, pictures_between
 
 D = torch.float64
 SIZE = (3, 4)

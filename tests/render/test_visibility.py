@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixel_rules import PixelGrid, PixelRule
-from npbgpp.render.blocks import BlockedCloud
-from npbgpp.render.rasterize import Level, rasterize
-from npbgpp.render.visibility import visible_points
+from npbgpp.geometry.pixels import PixelGrid, PixelRule
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.points.visibility import visible_points
 
 SIZE = (24, 40)
 NEAR = 1.0

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npbgpp.render.ray_sampling import PackedSamples
-from npbgpp.render.volume import composite, composite_packed
+from npbgpp.volume.compositing import composite, composite_packed
+from npbgpp.volume.sampling import PackedSamples
 
 
 def example(seed: int = 0, n: int = 4, s: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,8 +2,8 @@
 
 import torch
 
-from npbgpp.data.video_frame import VideoFrame
 from npbgpp.geometry.cameras import Cameras
+from npbgpp.methods.nsff.normalisation import VideoFrame
 
 MOMENTS = 4
 

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 
-from npbgpp.config import typed
-from npbgpp.data.cloud_file import CloudFile
+from npbgpp.core.config import typed
+from npbgpp.core.paths import Bases
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Batch, Scene, View
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import PointCloud, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, write_ply
+from npbgpp.methods import SYSTEMS
+from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.methods.points import PointSystem
 from npbgpp.metrics import ImageMetrics
-from npbgpp.paths import Bases
-from npbgpp.systems import SYSTEMS
-from npbgpp.systems.npbgpp import NPBGPlusPlus
-from npbgpp.systems.point_based import PointSystem
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

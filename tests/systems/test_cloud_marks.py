@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npbgpp.data.cloud_file import cloud_checksum
+from npbgpp.core.files import read_mark, save_tensors
+from npbgpp.data.point_files import cloud_checksum
 from npbgpp.errors import InputError
-from npbgpp.files import read_mark, save_tensors
-from npbgpp.geometry.pointcloud import PointCloud, read_ply, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
 

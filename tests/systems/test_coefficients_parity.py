@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.files import load_tensors
-from npbgpp.models.direction_basis import Looked
-from npbgpp.systems.npbg import NPBG
+from npbgpp.core.files import load_tensors
+from npbgpp.methods.npbg import NPBG
+from npbgpp.nets.aggregation import Looked
 
 from .recorded import build_system, close_to_largest, scene_cameras, write_scene
 

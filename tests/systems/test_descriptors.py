@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npbgpp.errors import InputError
-from npbgpp.optim import RowTable
-from npbgpp.systems.descriptors import DescriptorStore, unique_rows
+from npbgpp.points.descriptor_tables import DescriptorStore, unique_rows
+from npbgpp.points.sparse_optim import RowTable
 
 CPU = torch.device("cpu")
 

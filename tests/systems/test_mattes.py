@@ -6,8 +6,7 @@ import torchvision
 
 from npbgpp.errors import InputError
 from npbgpp.losses import RGBAPerceptualLoss
-from npbgpp.systems.mattes import RGBAObjective, weighted_by_matte
-from npbgpp.systems.npcr_settings import NPCRSettings, RGBALosses
+from npbgpp.methods.npcr.losses import NPCRSettings, RGBALosses, RGBAObjective, weighted_by_matte
 
 
 def test_what_shows_through_is_taken_out():

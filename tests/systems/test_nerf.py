@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from npbgpp.core.files import load_tensors
+from npbgpp.engine.run import assemble
+from npbgpp.engine.trained_run import evaluation_of, run_config
 from npbgpp.errors import InputError
-from npbgpp.files import load_tensors
-from npbgpp.finished_run import evaluation_of, run_config
-from npbgpp.run import assemble
 
 from ..conftest import TINY_NERF
 from ..layouts import colmap, llff, nerf_synthetic, npcr

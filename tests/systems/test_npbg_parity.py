@@ -6,18 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.data.cloud_file import CloudFile
+from npbgpp.core.paths import Bases
+from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Batch, Scene, View, Views
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import PointCloud, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, write_ply
+from npbgpp.methods.npbg import NPBG, NPBGSettings
 from npbgpp.metrics import ImageMetrics
-from npbgpp.models.rasterizer import NearestScatterRasterizer
-from npbgpp.models.refiner import RefinerUnetV2
-from npbgpp.models.rgb_converter import RGBConverter
-from npbgpp.optim import LazyRMSprop
-from npbgpp.paths import Bases
-from npbgpp.systems.npbg import NPBG
-from npbgpp.systems.npbg_settings import NPBGSettings
+from npbgpp.nets.unet import RefinerUnetV2
+from npbgpp.points.feature_pyramid import NearestScatterRasterizer, RGBConverter
+from npbgpp.points.sparse_optim import LazyRMSprop
 
 from .recorded import close_to_largest, scene_cameras, train
 

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import PointCloud, read_ply, write_ply
-from npbgpp.optim import LazyRMSprop
-from npbgpp.systems.descriptors import DescriptorStore
-from npbgpp.systems.npbg import NPBG
+from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
+from npbgpp.methods.npbg import NPBG
+from npbgpp.points.descriptor_tables import DescriptorStore
+from npbgpp.points.sparse_optim import LazyRMSprop
 
 from .run_files import descriptors, logged, weights
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.files import load_tensors
+from npbgpp.core.files import load_tensors
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.models.direction_basis import Looked
-from npbgpp.systems import npbgpp as module
-from npbgpp.systems.input_views import InputViews
-from npbgpp.systems.npbgpp import NPBGPlusPlus
-from npbgpp.systems.scene_sums import SceneSums
+from npbgpp.methods.npbgpp import system as module
+from npbgpp.methods.npbgpp.input_views import InputViews
+from npbgpp.methods.npbgpp.scene_sums import SceneSums
+from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.nets.aggregation import Looked
 
 from .recorded import SAMPLED, build_npbgpp, build_system, close_to_largest, scene_cameras
 

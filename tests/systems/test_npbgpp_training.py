@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.data.color_jitter import ColorJitter
 from npbgpp.data.scene import Batch
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
-from npbgpp.geometry.pointcloud import read_ply
-from npbgpp.systems.npbgpp import NPBGPlusPlus
-from npbgpp.systems.scene_sums import SceneSums
+from npbgpp.geometry.point_cloud import read_ply
+from npbgpp.methods.npbgpp.input_views import ColorJitter
+from npbgpp.methods.npbgpp.scene_sums import SceneSums
+from npbgpp.methods.npbgpp.system import NPBGPlusPlus
 
 from .run_files import descriptors, logged, weights
 

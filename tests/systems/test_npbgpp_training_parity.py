@@ -12,11 +12,11 @@ from torch import Tensor
 from npbgpp.data.images import read_photo
 from npbgpp.data.scene import Batch, Views
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.regions import boxes_of_points
-from npbgpp.models.rgb_converter import RGBConverter
-from npbgpp.systems import npbgpp as module
-from npbgpp.systems.npbgpp import NPBGPlusPlus
-from npbgpp.systems.point_based import PointSystem
+from npbgpp.geometry.image_warp import boxes_of_points
+from npbgpp.methods.npbgpp import system as module
+from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.methods.points import PointSystem
+from npbgpp.points.feature_pyramid import RGBConverter
 
 from .recorded import SAMPLED, build_npbgpp, close_to_largest, train
 

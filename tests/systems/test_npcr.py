@@ -10,8 +10,8 @@ import torch
 
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pointcloud import PointCloud, read_ply, write_ply
-from npbgpp.systems.npcr import NPCR
+from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
+from npbgpp.methods.npcr.system import NPCR
 
 from ..conftest import SMALL_HAIR
 from ..run_folders import REPOSITORY
@@ -210,8 +210,8 @@ def system_of(run_here, tiny_root) -> NPCR:
     """A trained system outside of a run."""
     from omegaconf import OmegaConf
 
-    from npbgpp.finished_run import run_config
-    from npbgpp.run import assemble
+    from npbgpp.engine.run import assemble
+    from npbgpp.engine.trained_run import run_config
 
     from ..conftest import TINY_NPCR
     from ..run_folders import remember

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from npbgpp.core.files import load_tensors
+from npbgpp.engine.run import assemble
+from npbgpp.engine.trained_run import evaluation_of, run_config
 from npbgpp.errors import InputError
-from npbgpp.files import load_tensors
-from npbgpp.finished_run import evaluation_of, run_config
-from npbgpp.render.__main__ import FilmSettings, render_film
-from npbgpp.run import assemble
-from npbgpp.systems import nsff
-from npbgpp.systems.nsff_settings import LossWeights
+from npbgpp.methods.nsff import system as nsff
+from npbgpp.methods.nsff.objective import LossWeights
+from npbgpp.render import FilmSettings, render_film
 
 from ..conftest import TINY_NERF, TINY_NSFF
 from ..run_folders import remember

@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.data.pixel_weights import PixelWeights
-from npbgpp.data.video_rays import VideoBatch
-from npbgpp.models.nsff import Nsff, NsffSampling, Training
-from npbgpp.render.ray_sampling import Rays
-from npbgpp.systems.hard_pixels import HardPixels
-from npbgpp.systems.nsff_objective import loss_terms, weighted_means
-from npbgpp.systems.nsff_settings import LossSchedule, LossWeights
+from npbgpp.methods.nsff.data import HardPixels, PixelWeights, VideoBatch
+from npbgpp.methods.nsff.model import Nsff, NsffSampling, Training
+from npbgpp.methods.nsff.objective import LossSchedule, LossWeights, loss_terms, weighted_means
+from npbgpp.volume.sampling import Rays
 
 from .moving_camera import MOMENTS, moving_camera
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from npbgpp.data.motion_maps import read_static, read_uv
-from npbgpp.finished_run import evaluation_of, run_config
-from npbgpp.run import assemble
-from npbgpp.systems.nsff import NSFF
+from npbgpp.engine.run import assemble
+from npbgpp.engine.trained_run import evaluation_of, run_config
+from npbgpp.methods.nsff.system import NSFF
 
 from ..run_folders import remember, run_words
 

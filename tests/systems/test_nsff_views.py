@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.models.nsff import Look, Nsff, NsffSampling
-from npbgpp.systems.nsff_views import Seeing, TimedCamera, flow_picture, grey
+from npbgpp.methods.nsff.model import Look, Nsff, NsffSampling
+from npbgpp.methods.nsff.rendering import Seeing, TimedCamera, flow_picture, grey
 
 from .moving_camera import MOMENTS, moving_camera
 

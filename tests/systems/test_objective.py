@@ -10,10 +10,10 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
+from npbgpp.core.paths import Bases
 from npbgpp.errors import InputError
 from npbgpp.losses import downscaled_l1, ssim_loss
-from npbgpp.paths import Bases
-from npbgpp.systems.objective import Objective, ObjectiveSettings
+from npbgpp.methods.points import Objective, ObjectiveSettings
 
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from npbgpp.systems.optimisers import OptimiserSettings, optimiser_of, schedule_of
+from npbgpp.methods.radiance import OptimiserSettings, optimiser_of, schedule_of
 
 
 def rates(epochs: int, **changes) -> list[float]:

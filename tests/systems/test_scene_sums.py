@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.models.aggregation import Aggregator, Mean, Sphere
-from npbgpp.models.direction_basis import Looked
-from npbgpp.systems.npbgpp import NPBGPlusPlus
-from npbgpp.systems.scene_sums import SceneSums
+from npbgpp.methods.npbgpp.scene_sums import SceneSums
+from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.nets.aggregation import Aggregator, Looked, Mean, Sphere
 
 POINTS, VIEWS, CHANNELS = 60, 9, 4
 

@@ -1,0 +1,166 @@
+"""Paths of cameras through the scene of a run: the keys that films, refinement and exports of cameras share, and the frames of a path."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from npbgpp.data.pose_files import LARGEST_SIDE, read_poses
+from npbgpp.data.scene import Scene
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.trajectories import average_pose, fit, interpolate, orbit_of, shifted, spiral, tumbled, turned
+from npbgpp.methods.nsff.rendering import TimedCamera, is_video_path, spread_over_time, timed_path
+
+_SPLITS = ("test", "val", "train")
+_MADE = ("spiral", "circle", "interpolate")  # paths of as many frames as one likes
+_MOVED = {"turn": 500, "straight": 301, "tumble": 120}  # paths that move one camera, and their usual numbers of frames
+_FRAMES = 120
+_NEAREST_TO_FOCUS = 3.5 * 0.75  # NeRF's code looks at depth 3.5 where the nearest depth is 1 / 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSettings:
+    """Keys of a path.
+
+    Attributes:
+        path: test, val or train (the views of the scene), interpolate (through the test views), circle or spiral (made from the training views), file;
+            turn (the first training view once around the world's z axis), straight (along its x axis), tumble (random turns about its origin); of
+            moving scenes also spiral<X> and fixview<X>_interp<Y>, see ``npbgpp.methods.nsff.rendering``.
+        poses: with path=file, the file (see ``npbgpp.data.pose_files``); turn, straight and tumble move its first camera in place of a view.
+        views: names or indices of the views that a path other than file is made of, in place of those named above.
+        reach: of a straight move, its ends relative to the camera, scene units.
+        seed: of a tumble.
+        frames: of a path that is none of views or of a file; 120 unless given, 500 of a turn, whose last is the first, 301 of a straight move; of moving
+            scenes as ``npbgpp.methods.nsff.rendering`` says.
+        loop: an interpolation comes back to its first view.
+        size: (height, width) of the pictures, which then show at least what they would without it; None is that of the views.
+    """
+
+    path: str = "test"
+    poses: Path | None = None
+    views: tuple[int | str, ...] | None = None
+    reach: tuple[float, float] = (-2.0, 1.0)
+    seed: int = 0
+    frames: int | None = None
+    loop: bool = False
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        known = (*_SPLITS, *_MADE, *_MOVED, "file")
+        if self.path not in known and not is_video_path(self.path):
+            raise InputError(f"path: expected one of {', '.join(known)}, spiral<X> or fixview<X>_interp<Y>, got {self.path}")
+        if (self.poses is None) == (self.path == "file") and self.path not in _MOVED:
+            raise InputError(
+                f"poses: a file with poses belongs to path=file|{'|'.join(_MOVED)} and to no other path, got poses={self.poses} path={self.path}"
+            )
+        made = self.path in (*_MADE, *_MOVED) or (is_video_path(self.path) and self.path.startswith("spiral"))
+        if self.frames is not None and (not made or self.frames < 1):
+            raise InputError(
+                f"frames: expected a positive number with path={'|'.join((*_MADE, *_MOVED))}, got frames={self.frames} path={self.path}"
+            )
+        if self.loop and self.path != "interpolate":
+            raise InputError(
+                f"loop: expected path=interpolate with it, got path={self.path}; a circle is closed, and the others are as they are"
+            )
+        if self.views is not None and (self.path == "file" or is_video_path(self.path) or not self.views):
+            raise InputError(
+                f"views: expected at least one view, and a path that is made of views, got views={list(self.views)} path={self.path}"
+            )
+        if self.size is not None and not all(1 <= side <= LARGEST_SIDE for side in self.size):
+            raise InputError(f"size: expected [height, width] in pixels, at most {LARGEST_SIDE}, got {list(self.size)}")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a film: its camera, what the contact sheet calls it, and when it looks; None in still scenes."""
+
+    camera: Cameras
+    label: str
+    timed: TimedCamera | None = None
+
+
+def film_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
+    """The frames of a path. Raises InputError for views that are not there, and where a path cannot be made."""
+    if is_video_path(settings.path):
+        raise InputError(
+            f"path={settings.path}: expected a path through a scene at rest, since this one is made of moments; films of system=nsff know it"
+        )
+    chosen = _chosen_views(settings, scene)
+    cameras = [scene.views[i].camera for i in chosen]
+    if settings.path in _MADE:
+        size = settings.size or cameras[0].image_size
+        together, count = Cameras.cat([fit(camera, size) for camera in cameras]), settings.frames or _FRAMES
+        if settings.path == "interpolate":
+            path = interpolate(together, count, settings.loop)
+        elif settings.path == "circle":
+            path = orbit_of(together, count)
+        else:
+            path = spiral(together, _focus_depth(scene, together), count)
+        return [Frame(path[k], str(k)) for k in range(count)]
+    if settings.path in _MOVED:
+        base = cameras[0] if settings.poses is None else read_poses(settings.poses, cameras[0])[0]
+        path = _moved(settings, base if settings.size is None else fit(base, settings.size))
+        return [Frame(path[k], str(k)) for k in range(len(path))]
+    if settings.poses is not None:
+        cameras = list(read_poses(settings.poses, cameras[0]))
+        labels = [str(k) for k in range(len(cameras))]
+    else:
+        labels = [scene.views[i].name for i in chosen]
+    if settings.size is not None:
+        cameras = [fit(camera, settings.size) for camera in cameras]
+    return [Frame(camera, label) for camera, label in zip(cameras, labels, strict=True)]
+
+
+def _moved(settings: PathSettings, base: Cameras) -> Cameras:
+    """A path that moves one camera."""
+    count = settings.frames or _MOVED[settings.path]
+    if settings.path == "turn":
+        return turned(base, count)
+    if settings.path == "straight":
+        return shifted(base, (1.0, 0.0, 0.0), *settings.reach, count)
+    return tumbled(base, count, settings.seed)
+
+
+def moving_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
+    """The frames of a path through a moving scene: views at their moments, other cameras while time goes on evenly. Raises InputError as ``film_frames``."""
+    if is_video_path(settings.path) or (settings.path == "spiral" and settings.views is None):
+        timed = timed_path(settings.path, scene, settings.frames, settings.size)
+        return [Frame(t.camera, f"{t.moment}+{t.share:.2f}" if t.share else str(t.moment), t) for t in timed]
+    frames = film_frames(settings, scene)
+    if settings.path in _SPLITS:
+        moments = {view.name: view.moment for view in scene.views if view.moment is not None}
+        return [Frame(f.camera, f.label, TimedCamera(f.camera, moments[f.label])) for f in frames]
+    timed = spread_over_time([frame.camera for frame in frames], len(scene.frames))
+    return [Frame(frame.camera, frame.label, t) for frame, t in zip(frames, timed, strict=True)]
+
+
+def _chosen_views(settings: PathSettings, scene: Scene) -> tuple[int, ...]:
+    stage = settings.path if settings.path in _SPLITS else "test" if settings.path == "interpolate" else "train"
+    split = scene.splits[stage]  # type: ignore[index]
+    if settings.views is not None:
+        names = {view.name: k for k, view in enumerate(scene.views)}
+        index = {str(k): k for k in range(len(scene.views))} | names
+        unknown = [str(view) for view in settings.views if str(view) not in index]
+        if unknown:
+            some = ", ".join(list(names)[:5])
+            raise InputError(f"views: scene {scene.name} has no {', '.join(unknown[:5])}; its {len(names)} views are {some} and so on")
+        chosen = tuple(index[str(view)] for view in settings.views)
+        others = [scene.views[i].name for i in chosen if i not in split]
+        if settings.path in _SPLITS and others:
+            raise InputError(f"views: {', '.join(others[:5])} of scene {scene.name} are no {stage} views; choose others, or another path")
+        return chosen
+    if not split:
+        raise InputError(f"path={settings.path}: scene {scene.name} has no {stage} views; choose another path, or views=[...]")
+    return split
+
+
+def _focus_depth(scene: Scene, cameras: Cameras) -> float:
+    """What a spiral looks at: NeRF's depth where the layout states bounds, else the median depth of the points amid the views."""
+    nearest = [view.bounds[0] for view in scene.views if view.bounds is not None]
+    if nearest:
+        return _NEAREST_TO_FOCUS * min(nearest)
+    uv_px, depth = average_pose(cameras).project(scene.cloud.read().xyz)
+    height, width = cameras.image_size
+    inside = (depth[0] > 0) & (uv_px[0] >= 0).all(1) & (uv_px[0] < uv_px.new_tensor([width, height])).all(1)
+    if not inside.any():
+        raise InputError(f"path=spiral: no point of scene {scene.name} lies before the mean of the views; choose another path")
+    return float(depth[0, inside].median())

@@ -1,0 +1,293 @@
+"""Reading and writing weights: atomic files, plain content, and a report of what was loaded."""
+
+import difflib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.plugins.io import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from npbgpp.core.files import load_tensors, save_tensors
+from npbgpp.core.paths import Bases
+from npbgpp.errors import InputError
+from npbgpp.methods.base import CHECKPOINT_FORMAT, System
+
+log = logging.getLogger(__name__)
+
+SAFETENSORS_KEY = "npbgpp"  # of the metadata of a .safetensors file; its value is the mark of a checkpoint as JSON
+# what Lightning 1 wrote beside the weights: the config as OmegaConf objects, and the classes of callbacks, those of the authors among them
+_OLD_LIGHTNING = (
+    *("omegaconf.", "pytorch_lightning.", "npbgplusplus.", "pathlib.", "typing.", "collections.defaultdict"),
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")),
+)
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning checkpoints that are either complete or absent, and are read without running code from them."""
+
+    def __init__(self) -> None:
+        self._ahead: tuple[Path, dict[str, Any]] | None = None
+
+    def read_ahead(self, path: Path) -> dict[str, Any]:
+        """Reads a checkpoint that Lightning will ask for, and keeps it until then: it is read once, however many look at it before.
+
+        Raises:
+            InputError: damaged, or no checkpoint of a training.
+        """
+        if self._ahead is None or self._ahead[0] != path:
+            self._ahead = (path, self.load_checkpoint(path))
+        return self._ahead[1]
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes through a temporary file. A full disk leaves the previous file and raises InputError."""
+        save_tensors(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads tensors and plain values only, onto the CPU; Lightning moves them."""
+        if self._ahead is not None and self._ahead[0] == Path(path):
+            content, self._ahead = self._ahead[1], None
+            return content
+        if Path(path).suffix == ".safetensors":
+            raise InputError(
+                f"checkpoint {path}: training goes on from a checkpoint, got weights alone; begin with them: weights_path={path}"
+            )
+        content = load_tensors(Path(path), "checkpoint")
+        if not isinstance(content, dict):
+            raise InputError(f"checkpoint {path}: training goes on from a checkpoint, got a {type(content).__name__}; name one of a run")
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes a checkpoint that this run wrote."""
+        Path(path).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Names of the weights of a system: loaded, not in the file, and in the file but not in the system."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def some(names: tuple[str, ...]) -> str:
+            return f"{len(names)}" + (f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else "")
+
+        return f"loaded {len(self.loaded)}, missing {some(self.missing)}, unexpected {some(self.unexpected)}"
+
+
+def find_weights(path: str, bases: Bases) -> Path:
+    """The checkpoint a user means: relative to the launch folder, with the known slip ``/result/checkpoints/`` mended."""
+    found = bases.output(path)
+    if found.is_file():
+        return found
+    mended = Path(str(found).replace("/result/checkpoints/", "/checkpoints/"))
+    if mended != found and mended.is_file():
+        log.warning("weights_path: %s does not exist, using %s", found, mended)
+        return mended
+    siblings = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
+    close = difflib.get_close_matches(found.name, siblings, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise InputError(f"weights_path={path}: expected a checkpoint file, there is none at {found}{hint}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint says it is: its format, and the name of the system that made it."""
+
+    format: int
+    system: str
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """Weights of a file by name; ``origin`` is None for files of the authors, which say nothing of themselves."""
+
+    tensors: dict[str, Tensor]
+    origin: Origin | None
+
+
+def read_weights(path: Path) -> SavedWeights:
+    """Reads the weights of a checkpoint, and nothing else of it.
+
+    Args:
+        path: Lightning checkpoint, also of Lightning 1 with its config inside, a file with a ``state_dict``, or ``.safetensors``.
+
+    Raises:
+        InputError: damaged file, newer format, or no weights.
+    """
+    weights: Any
+    if path.suffix == ".safetensors":
+        weights, mark = _read_safetensors(path)
+    else:
+        content = load_tensors(path, "checkpoint", _OLD_LIGHTNING)
+        content = content if isinstance(content, dict) else {}
+        weights, mark = content.get("state_dict"), content.get("npbgpp")
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"checkpoint {path}: expected a mapping 'state_dict' of tensors, got none; this is not a checkpoint of a system")
+    if not isinstance(mark, dict):
+        return SavedWeights(weights, None)
+    number, name = mark.get("format", 0), mark.get("system", "")
+    if not isinstance(number, int) or not isinstance(name, str):
+        raise InputError(f"checkpoint {path}: expected the number of its format and the name of its system, got {mark}; copy it again")
+    if number > CHECKPOINT_FORMAT:
+        raise InputError(f"checkpoint {path}: format {number} is newer than this program ({CHECKPOINT_FORMAT}); update the program")
+    return SavedWeights(weights, Origin(number, name))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors, and the mark of the checkpoint that they were exported from."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            mark = (file.metadata() or {}).get(SAFETENSORS_KEY)
+            return {name: file.get_tensor(name) for name in file.keys()}, None if mark is None else json.loads(mark)  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"checkpoint {path}: expected a file in the safetensors format, got a damaged one ({error}); copy it again"
+        ) from error
+
+
+def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
+    """Copies the weights of a checkpoint into a system.
+
+    Args:
+        system: receives the weights.
+        path: see ``read_weights``.
+        strict: refuse weights of another shape and checkpoints of another system; otherwise these are skipped and reported.
+
+    Raises:
+        InputError: damaged file, newer format, no weights, another system, other shapes, or not one matching name.
+    """
+    saved = read_weights(path)
+    _check_origin(system, path, saved.origin, strict)
+    weights = system.translate_weights(saved.tensors)
+    if strict:
+        system.adapt_to_weights(weights)
+    own = system.state_dict()
+    shapes = [
+        f"{k}: {tuple(weights[k].shape)} in the file, {tuple(own[k].shape)} in the system"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    if shapes and strict:
+        raise InputError(
+            f"checkpoint {path}: {len(shapes)} weights have another shape ({'; '.join(shapes[:3])}); use the settings it was trained with, or skip them with "
+            "weights_strict=false"
+        )
+    fitting = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+    if not fitting:
+        raise InputError(
+            f"checkpoint {path}: none of its {len(weights)} weights belongs to system {type(system).__name__} (file: {', '.join(list(weights)[:3])}, ...; system: "
+            f"{', '.join(list(own)[:3])}, ...); choose the system that it was trained with"
+        )
+    system.load_state_dict(fitting, strict=False)
+    report = LoadReport(tuple(fitting), tuple(k for k in own if k not in fitting), tuple(k for k in weights if k not in own))
+    log.info("weights %s: %s", path, report)
+    surprising = [name for name in report.unexpected if name.partition(".")[0] not in system.has_no_use_for]
+    if report.missing or surprising:
+        log.warning("weights %s: not everything matched: %s", path, report)
+    return report
+
+
+def _check_origin(system: System, path: Path, origin: Origin | None, strict: bool) -> None:
+    name, ours = None if origin is None else origin.system, type(system).__name__
+    if strict and origin is not None and name != ours and name not in system.accepts_checkpoints_of:
+        raise InputError(
+            f"checkpoint {path}: weights of system {name}, not of {ours}; choose its system, or load what fits with weights_strict=false"
+        )
+
+
+# ----------------------------------------------------------------------
+# Which checkpoint a run goes on from, and whether it was made by the same training.
+
+
+_LISTED = 6  # keys that a message names
+# where things lie, how fast they come, how long a run lasts and what it shows change nothing that is learnt
+_TRAINER_KEYS = ("precision", "limit_train_batches", "overfit_batches", "accumulate_grad_batches", "gradient_clip_val", "fast_dev_run")
+_DATASET_PLACES = ("data_root", "scene_subroot", "images_subroot", "paths_file", "cache_images", "cache_memory_gb", "motion_cache")
+_SYSTEM_LOOKS = (
+    *("save_rendered_eval_images", "lpips_weights", "vgg_weights", "postprocessing_transform", "chunk", "overwrite_descriptors"),
+    *("background", "colour_threshold", "history_weights", "refine_weights", "empty_where_unseen"),
+)
+_SYSTEM_PLACES = ("descriptors_save_dir", "descriptors_pretrained_dir", "max_points", "state_device", "points_per_pass")
+
+
+def training_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a config that decide what is learnt, by their full names."""
+    kept = {
+        "seed": config["seed"],
+        "datasets": {k: v for k, v in config["datasets"].items() if k not in _DATASET_PLACES},
+        "system": {k: v for k, v in config["system"].items() if k not in (*_SYSTEM_LOOKS, *_SYSTEM_PLACES)},
+        "dataloader": {k: config["dataloader"].get(k) for k in ("train_total_batch_size", "train_data_mode")},
+        "trainer": {k: config["trainer"].get(k) for k in _TRAINER_KEYS},
+    }
+    return _flat(kept, "")
+
+
+def _flat(node: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): json.loads(json.dumps(node, default=str))}
+    return {name: value for key, part in node.items() for name, value in _flat(part, f"{prefix}{key}.").items()}
+
+
+def find_checkpoint(word: str, bases: Bases, checkpoints: AtomicCheckpointIO) -> Path | None:
+    """The checkpoint that ``resume`` means.
+
+    Args:
+        word: ``auto``, the newest readable one of the run folder, if there is any; or the folder of a run; or a checkpoint.
+        bases: what relative paths refer to.
+        checkpoints: reads those of a folder, to see which can be read; see ``read_ahead``.
+
+    Raises:
+        InputError: no such file, or no readable checkpoint in a folder that was named.
+    """
+    folder = bases.run if word == "auto" else bases.output(word)
+    if not folder.is_dir():
+        return None if word == "auto" else find_weights(word, bases)
+    files = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in files:
+        try:
+            checkpoints.read_ahead(path)
+            return path
+        except InputError as error:
+            log.warning("resume=%s: %s; trying an earlier checkpoint", word, error)
+    if word != "auto" or files:
+        raise InputError(
+            f"resume={word}: expected a checkpoint in {folder / 'checkpoints'}, got {'only damaged ones' if files else 'none'}; begin anew in another "
+            "hydra.run.dir, or name a checkpoint"
+        )
+    return None
+
+
+def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[str, Any], strict: bool) -> None:
+    """Compares the config that a checkpoint was trained with to that of this run.
+
+    Args:
+        checkpoint: its path, for messages.
+        content: of it. Checkpoints of earlier versions do not say; they are accepted.
+        keys: as ``training_keys`` gives them.
+        strict: refuse differences, rather than say them.
+
+    Raises:
+        InputError: keys that differ.
+    """
+    mark = content.get("npbgpp")
+    told = mark.get("training") if isinstance(mark, dict) else None
+    if not isinstance(told, str):
+        return
+    before = json.loads(told)
+    differing = [key for key in sorted(before.keys() | keys.keys()) if before.get(key) != keys.get(key)]
+    if not differing:
+        return
+    named = "; ".join(f"{key}: {before.get(key)} then, {keys.get(key)} now" for key in differing[:_LISTED])
+    named += f"; and {len(differing) - _LISTED} more" if len(differing) > _LISTED else ""
+    if strict:
+        raise InputError(
+            f"checkpoint {checkpoint}: it was trained with other settings ({named}); resume with the same ones, go on with these ones all the same "
+            f"(resume_strict=false), or begin anew from its weights: weights_path={checkpoint}"
+        )
+    log.warning("checkpoint %s: going on with other settings (%s)", checkpoint, named)

@@ -1,0 +1,290 @@
+"""One run from a composed config: build data, system and trainer; train, or evaluate."""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import DeviceStatsMonitor, ModelSummary
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from npbgpp.callbacks.evaluation import EvaluationWriter
+from npbgpp.callbacks.preemption import Preemption
+from npbgpp.callbacks.timing import DataWait, RunCosts, progress_callback
+from npbgpp.core.config import typed
+from npbgpp.core.distributed import together
+from npbgpp.core.paths import Bases
+from npbgpp.data.batch_rules import BatchRule, RayRule, VideoRule
+from npbgpp.data.datamodule import DataModule, InputRule
+from npbgpp.data.normalisation import ray_frame
+from npbgpp.data.settings import DataloaderSettings, DatasetSettings
+from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, find_checkpoint, find_weights, load_weights, training_keys
+from npbgpp.engine.loggers import GuardedLogger, close_loggers
+from npbgpp.engine.provenance import write_record
+from npbgpp.engine.trainer import TrainerPlan, TrainerSettings, lightning_arguments
+from npbgpp.errors import InputError
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.io.videos import KINDS
+from npbgpp.methods import SYSTEMS
+from npbgpp.methods.base import System
+from npbgpp.methods.nerf.system import NerfSettings, frame_kind
+from npbgpp.methods.npbg import NPBGSettings
+from npbgpp.methods.npbgpp.system import NPBGPlusPlusSettings
+from npbgpp.methods.npcr.losses import NPCRSettings
+from npbgpp.methods.nsff.objective import NsffSettings
+from npbgpp.methods.points import PointSettings
+from npbgpp.metrics import ImageMetrics
+
+log = logging.getLogger(__name__)
+
+Settings = PointSettings | NerfSettings | NPCRSettings | NsffSettings
+
+GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")  # of conf/config.yaml, apart from run-wide keys
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Run-wide keys of conf/config.yaml."""
+
+    seed: int
+    eval_only: bool
+    test_after_fit: bool
+    weights_path: str | None
+    weights_strict: bool
+    cache_dir: str | None
+    test_video: str | None = None
+    resume: str | None = None
+    resume_strict: bool = True
+
+    def __post_init__(self) -> None:
+        if self.test_video not in (None, *KINDS):
+            raise InputError(f"test_video: expected {', '.join(KINDS)} or null, got {self.test_video}")
+        if self.resume is not None and self.eval_only:
+            raise InputError(f"resume={self.resume}: training goes on from a checkpoint; to evaluate one, name it with weights_path")
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a run consists of before a trainer moves it.
+
+    Attributes:
+        settings: run-wide keys.
+        plan: how the trainer is built.
+        system_settings: flat keys of the system.
+        data: scenes and photos.
+        metrics: how views are scored.
+        system: with its weights.
+        resume: checkpoint that training goes on from.
+        checkpoints: reads it; parts of it were looked at.
+    """
+
+    settings: RunSettings
+    plan: TrainerPlan
+    system_settings: Settings
+    data: DataModule
+    metrics: ImageMetrics
+    system: System
+    resume: Path | None
+    checkpoints: AtomicCheckpointIO
+
+
+def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) -> Assembly:
+    """Reads the scenes of a config, builds its system and loads the weights.
+
+    Args:
+        config: see ``run``; the groups callbacks and loggers are not needed.
+        bases: what relative paths refer to.
+        needs_test_views: refuse to evaluate without a scene to test.
+
+    Raises:
+        InputError: see ``run``.
+    """
+    settings = typed(RunSettings, {k: v for k, v in _plain(config).items() if k not in GROUPS}, "config")
+    seed_everything(settings.seed, workers=True, verbose=False)
+    if settings.cache_dir is not None:
+        torch.hub.set_dir(str(bases.existing(settings.cache_dir, "cache_dir")))
+    plan = lightning_arguments(typed(TrainerSettings, TrainerSettings.split_retired(_plain(config.trainer)), "trainer"))
+    system_settings, modules = _system_parts(config.system, plan, config.trainer)
+    data = DataModule(
+        typed(DatasetSettings, config.datasets, "datasets"),
+        typed(DataloaderSettings, config.dataloader, "dataloader"),
+        bases,
+        system_settings.max_scenes_per_train_epoch,
+        settings.eval_only,
+        _input_rule(system_settings),
+        _batch_rule(system_settings, settings.seed),
+        keeps_colours=isinstance(system_settings, NPCRSettings),
+    )
+    if needs_test_views and settings.eval_only and not data.test_sets:
+        raise InputError("datasets.scenes.test: expected at least one scene for eval_only=true, got none; name the scenes to evaluate")
+    lpips = system_settings.lpips_weights
+    metrics = ImageMetrics(None if lpips is None else bases.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
+    checkpoints, keys = AtomicCheckpointIO(), training_keys(_plain(config))
+    resume = _checkpoint_to_resume(settings, plan, bases, checkpoints)
+    if resume is not None:
+        check_same_training(resume, checkpoints.read_ahead(resume), keys, settings.resume_strict)
+    if isinstance(system_settings, NPBGSettings | NPCRSettings):
+        modules["read_saved"] = settings.eval_only or resume is not None
+        modules["continued_descriptors"] = None if resume is None else resume.parent.parent / "descriptors"
+    if isinstance(system_settings, NerfSettings | NsffSettings):
+        modules["frames"] = data.frames
+    if isinstance(system_settings, NsffSettings):
+        modules["pixel_weights"] = data.pixel_weights
+    system = SYSTEMS[system_settings.system_class][0](system_settings, data.scenes, bases, metrics, **modules)
+    system.training_keys = keys
+    if settings.weights_path is not None and resume is None:  # of a resumed run, those are behind it
+        report = load_weights(system, find_weights(settings.weights_path, bases), settings.weights_strict)
+        if settings.weights_strict:
+            system.require_weights(report.missing)
+    elif resume is None:
+        system.start_without_weights(settings.eval_only)
+    return Assembly(settings, plan, system_settings, data, metrics, system, resume, checkpoints)
+
+
+def _checkpoint_to_resume(settings: RunSettings, plan: TrainerPlan, bases: Bases, checkpoints: AtomicCheckpointIO) -> Path | None:
+    if plan.checkpoint is not None and settings.resume is not None:
+        raise InputError("resume and trainer.resume_from_checkpoint are two spellings of one thing; give one of them")
+    if settings.resume is not None:
+        return find_checkpoint(settings.resume, bases, checkpoints)
+    return None if plan.checkpoint is None else find_weights(plan.checkpoint, bases)
+
+
+def run(config: DictConfig, bases: Bases) -> None:
+    """Trains or evaluates as the config says.
+
+    Args:
+        config: composed by Hydra, with the groups of conf/.
+        bases: what relative paths refer to.
+
+    Raises:
+        InputError: anything the user supplied that cannot be used.
+    """
+    costs = RunCosts()
+    parts = assemble(config, bases)
+    write_record(config, bases)
+    settings, system, data = parts.settings, parts.system, parts.data
+    looks = parts.system_settings
+    shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video, costs)
+    writer = EvaluationWriter(bases.run, parts.metrics, data.conditions() | system.conditions(), *shows)
+    trainer = _trainer(config, parts, bases, writer)
+    try:
+        if not settings.eval_only:
+            _fit(trainer, system, data, parts.resume)
+        if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
+            with together():
+                trainer.test(system, datamodule=data, verbose=False)
+    except SIGTERMException:
+        (preemption,) = (callback for callback in trainer.callbacks if isinstance(callback, Preemption))  # type: ignore[attr-defined]
+        sys.exit(preemption.exit_code())
+    finally:
+        close_loggers(trainer.loggers)
+
+
+def _input_rule(settings: Settings) -> InputRule | None:
+    if not isinstance(settings, NPBGPlusPlusSettings):
+        return None
+    return InputRule(settings.near, PixelRule(settings.pixel_convention))
+
+
+def _batch_rule(settings: Settings, seed: int) -> BatchRule | None:
+    if isinstance(settings, NsffSettings):
+        return VideoRule(settings.rays_per_batch, seed)
+    if not isinstance(settings, NerfSettings):
+        return None
+    return RayRule(lambda scene: ray_frame(scene, frame_kind(settings.ray_frame, scene), settings.ray_bounds), settings.rays)
+
+
+def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None) -> None:
+    validates = trainer.limit_val_batches != 0
+    system.check_before_training(data.train_scenes, [s.scene.name for s in data.val_sets] if validates else [])
+    device = f"{trainer.accelerator.__class__.__name__.removesuffix('Accelerator')} ({torch.get_num_threads()} threads)"
+    system.begin_training(data.shares_scenes(trainer.world_size))
+    several = f", process {trainer.global_rank + 1} of {trainer.world_size}" if trainer.world_size > 1 else ""
+    log.info(
+        "training %s on %s%s: %d scenes, %d views; results go to %s",
+        type(system).__name__,
+        device,
+        several,
+        len(data.train_scenes),
+        data.train_views,
+        trainer.default_root_dir,
+    )
+    with together():
+        trainer.fit(system, datamodule=data, ckpt_path=resume)
+
+
+def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[Settings, dict[str, Any]]:
+    """Flat keys of the ``system`` group as typed settings, and its networks, which name their class with ``_target_``."""
+    values = _plain(node)
+    name = values.get("system_class")
+    if name not in SYSTEMS:
+        raise InputError(f"system.system_class: expected one of {', '.join(sorted(SYSTEMS))}, got {name}")
+    targets = {key for key, value in values.items() if isinstance(value, dict) and "_target_" in value}
+    flat = {key: value for key, value in values.items() if key not in targets}
+    # Lightning takes these two itself, but not for systems that step their own optimisers
+    flat |= {"accumulate_grad_batches": trainer.accumulate_grad_batches, "gradient_clip_val": trainer.gradient_clip_val or None}
+    settings: Settings = typed(SYSTEMS[name][1], flat, "system")
+    if plan.arguments["precision"] == "16-mixed":
+        raise InputError(
+            "trainer.precision=16: systems that step their own optimisers have no gradient scaler for float16; use trainer.precision=bf16 or 32"
+        )
+    modules = {}
+    for key in sorted(targets):
+        try:
+            modules[key] = instantiate(node[key], _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, InputError):
+                raise error.__cause__ from error
+            raise InputError(f"system.{key}: {' '.join(str(error).split())}; see conf/system for the keys it takes") from error
+    return settings, modules
+
+
+def _stepping(system: System, settings: Settings) -> dict[str, Any]:
+    """What the trainer does about steps for a system that leaves them to it."""
+    if not system.automatic_optimization:
+        return {}
+    return {"accumulate_grad_batches": settings.accumulate_grad_batches, "gradient_clip_val": settings.gradient_clip_val}
+
+
+def _trainer(config: DictConfig, parts: Assembly, bases: Bases, writer: EvaluationWriter) -> Trainer:
+    plan, evaluate_only = parts.plan, parts.settings.eval_only
+    callbacks: list[Callback] = [writer] if evaluate_only else [writer, DataWait()]
+    chosen = config.callbacks.get("test" if evaluate_only else "fit")
+    if not plan.arguments["enable_checkpointing"]:
+        chosen = {k: v for k, v in (chosen or {}).items() if not v["_target_"].endswith("ModelCheckpoint")}
+    callbacks += [instantiate(node) for node in (chosen or {}).values()]
+    if plan.arguments["enable_progress_bar"]:
+        callbacks.append(progress_callback())
+    if plan.monitor_devices:
+        callbacks.append(DeviceStatsMonitor())
+    if plan.arguments["enable_model_summary"] and not evaluate_only:
+        callbacks.append(ModelSummary(plan.summary_depth if plan.summary_depth is not None else 1))
+    saves = plan.arguments["enable_checkpointing"] and not evaluate_only
+    callbacks.append(Preemption(bases.run / "checkpoints" if saves else None, plan.requeue_signal))
+    callbacks.append(writer.costs)  # behind all others
+    loggers: list[Logger] = [GuardedLogger(instantiate(node)) for node in (config.loggers or {}).values()]
+    arguments = plan.arguments | _stepping(parts.system, parts.system_settings)
+    arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
+    arguments["default_root_dir"] = arguments["default_root_dir"] or str(bases.run)
+    arguments["plugins"] = [parts.checkpoints, *(arguments.get("plugins") or [])]
+    if SLURMEnvironment.detect():  # whose own requeueing saves within a step
+        arguments["plugins"].append(SLURMEnvironment(auto_requeue=False))
+    # a bar of its own would scroll through logs that no terminal reads
+    arguments["enable_progress_bar"] = any(type(c).__name__.endswith("ProgressBar") for c in callbacks)
+    if not any(type(c).__name__ == "ModelCheckpoint" for c in callbacks):
+        arguments["enable_checkpointing"] = False
+    return Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    return {str(k): v for k, v in container.items()}

@@ -1,0 +1,121 @@
+"""A run that has ended, taken up again from its folder by the commands that film and export it."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer
+
+from npbgpp.core.paths import Bases
+from npbgpp.engine.run import GROUPS, Assembly
+from npbgpp.errors import InputError
+
+log = logging.getLogger(__name__)
+
+PROJECT = Path(__file__).resolve().parents[1]
+_SPLITS = ("test", "val", "train")
+_RUN_KEYS = ("weights_path", "weights_strict", "cache_dir")
+
+
+def words_of(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """(keys of the command, overrides of the config of the run) of a command line. Raises InputError for what is no key=value."""
+    bad = [word for word in arguments if "=" not in word]
+    if bad:
+        raise InputError(f"{bad[0]}: expected key=value, such as run=<run folder>")
+    overrides = [word for word in arguments if word.split("=")[0] in _RUN_KEYS or word.split("=")[0].split(".")[0] in GROUPS]
+    return OmegaConf.from_dotlist([word for word in arguments if word not in overrides]), overrides
+
+
+def quiet_log() -> None:
+    """Messages go to the terminal, but what is said of data concerns training and scores, and was said when the run was made."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("npbgpp.data"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+
+
+def trainer_of(parts: Assembly) -> Trainer:
+    """A trainer that knows the device and the precision of a run, and does nothing else."""
+    return Trainer(
+        accelerator=parts.plan.arguments["accelerator"],
+        precision=parts.plan.arguments["precision"],
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _read_yaml(path: Path, run: Path) -> DictConfig:
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise InputError(
+            f"run={run}: expected the folder of a run, with {path.relative_to(run)}, there is none; correct the path"
+        ) from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: expected the config of a run, got an unreadable file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{path}: expected the config of a run, got a {type(content).__name__}")
+    return content
+
+
+def run_config(run: Path) -> tuple[DictConfig, Bases]:
+    """The config of a run, and what relative paths in it mean: what they meant when it was started, if that folder is still there."""
+    config, launch, started = _read_yaml(run / ".hydra" / "config.yaml", run), Path.cwd(), run / ".hydra" / "hydra.yaml"
+    if started.is_file():
+        folder = OmegaConf.select(_read_yaml(started, run), "hydra.runtime.cwd")
+        launch = Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else launch
+    text = json.dumps(OmegaConf.to_container(config, resolve=False))
+    for name, path in (("run.dir", run), ("runtime.output_dir", run), ("runtime.cwd", launch)):
+        text = text.replace(f"${{hydra:{name}}}", json.dumps(str(path))[1:-1])  # outside of Hydra nobody knows these
+    return OmegaConf.create(json.loads(text)), Bases(launch, run, PROJECT)
+
+
+def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | None, overrides: Sequence[str]) -> str:
+    """Turns the config of a run into that of an evaluation of one scene, whose name is returned.
+
+    Args:
+        config: as ``run_config`` gives it; changed.
+        run: folder of the run.
+        checkpoint: name of a file in its checkpoints.
+        scene: which one; needed when the run has several.
+        overrides: ``key=value`` words for the config.
+
+    Raises:
+        InputError: groups, a checkpoint or a scene that are not there.
+    """
+    missing = [key for key in ("datasets", "dataloader", "system", "trainer") if not isinstance(config.get(key), DictConfig)]
+    if missing:
+        raise InputError(f"run={run}: expected groups of a config in .hydra/config.yaml, got none called {', '.join(missing)}")
+    config.callbacks = config.loggers = None
+    config.resume = config.trainer.resume_from_checkpoint = None
+    config.datasets.cache_images = False
+    config.system.lpips_weights = None
+    known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
+    name = checkpoint.removesuffix(".ckpt")
+    if name in known:
+        config.weights_path, config.weights_strict = str(run / "checkpoints" / f"{name}.ckpt"), True
+        if name != "last" and config.system.system_class == "NPBG":
+            log.warning("checkpoint=%s: the descriptors of the run are those of its last epoch", name)
+    elif known or name != "last":  # the run of an evaluation has none, and names its weights
+        raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {checkpoint}")
+    config.merge_with_dotlist(list(overrides))
+    config.eval_only = True
+    lists = OmegaConf.to_container(config.datasets.scenes, resolve=True)
+    assert isinstance(lists, dict)
+    names = list(dict.fromkeys(str(scene) for stage in _SPLITS for scene in lists.get(stage) or ()))
+    if scene is None and len(names) != 1:
+        raise InputError(
+            f"scene: expected the name of one, since the run has {len(names)} ({', '.join(names)}); choose it with scene=<name>"
+        )
+    chosen = scene or names[0]
+    config.datasets.scenes = {"train": [chosen], "val": [chosen], "test": []}
+    if config.datasets.get("names") is not None:
+        config.datasets.names = [chosen]
+    return chosen

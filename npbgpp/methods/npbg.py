@@ -1,0 +1,202 @@
+"""Settings of the NPBG system: the schema of ``conf/system/npbg.yaml`` and ``coefficients_ft.yaml``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from npbgpp.core.paths import Bases
+from npbgpp.data.scene import Batch, Scene
+from npbgpp.errors import InputError
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level
+from npbgpp.methods.points import Framing, OwnedTables, PointSettings, PointSystem
+from npbgpp.metrics import ImageMetrics
+from npbgpp.nets.aggregation import Aggregator
+from npbgpp.points.descriptor_tables import DescriptorStore, ResidentScene, SceneTables, Visible, clipped, describe, gather_visible
+from npbgpp.points.feature_pyramid import NearestScatterRasterizer
+from npbgpp.points.sparse_optim import LazyRMSprop
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Initial learning rates: RMSprop for the first three, Adam for the refiner."""
+
+    descriptors: float = 0.1
+    background: float = 0.1
+    rgb_converter: float = 1e-4
+    refiner: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPBGSettings(PointSettings):
+    """Keys of ``conf/system/npbg.yaml`` apart from the networks; their meaning stands there."""
+
+    max_points: int | None = None
+    descriptors_pretrained_dir: str | None = None
+    descriptors_save_dir: str | None = None
+    overwrite_descriptors: bool = False
+    reset_descriptor_optimizer: bool = True
+    drop_single_view_points: bool = True
+    learning_rates: LearningRates = LearningRates()
+
+
+# ----------------------------------------------------------------------
+# NPBG: every point owns numbers that are optimised together with a refiner network (Aliev et al., Neural Point-Based Graphics, ECCV 2020).
+
+
+class NPBG(OwnedTables, PointSystem):
+    """Free descriptors, or free coefficients of descriptors.
+
+    Args:
+        settings: flat keys of the config.
+        scenes: see PointSystem.
+        bases: see PointSystem.
+        metrics: see PointSystem.
+        refiner: see PointSystem.
+        rasterizer: see PointSystem.
+        aggregator: points own its coefficients in place of descriptors; it is not trained.
+        read_saved: take descriptors found in ``descriptors_save_dir`` (evaluation, resumed training).
+        continued_descriptors: those of the run that is resumed, in case it is not in the same folder.
+    """
+
+    settings: NPBGSettings
+    accepts_checkpoints_of = ("NPBGPlusPlus",)
+    has_no_use_for = ("feature_extractor", "aggregator")
+
+    def __init__(
+        self,
+        settings: NPBGSettings,
+        scenes: Mapping[str, Scene],
+        bases: Bases,
+        metrics: ImageMetrics,
+        refiner: nn.Module,
+        rasterizer: NearestScatterRasterizer,
+        aggregator: Aggregator | None = None,
+        read_saved: bool = False,
+        continued_descriptors: Path | None = None,
+    ) -> None:
+        super().__init__(settings, scenes, bases, metrics, refiner, rasterizer)
+        self.aggregator = None if aggregator is None else aggregator.requires_grad_(False)
+        if aggregator is not None:
+            self.require_channels("system.aggregator", aggregator.descriptor_dim)
+        if "rgb_reg_loss" in self.objective_settings.factors:
+            raise InputError("system.loss_factors.rgb_reg_loss: NPBG reads no photos and has no such term; set it to 0")
+        pretrained = settings.descriptors_pretrained_dir
+        self.store = DescriptorStore(
+            settings.descriptor_dim if aggregator is None else aggregator.coefficients,
+            bases.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else bases.run / "descriptors",
+            bases.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
+            settings.max_points,
+            read_saved,
+        )
+        self.continued_descriptors = continued_descriptors
+        self.keeps_history = not settings.reset_descriptor_optimizer
+        self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
+        self._descriptor_optimizer = LazyRMSprop(settings.learning_rates.descriptors)
+
+    # ------------------------------------------------------------------ scenes
+    def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
+        """Refuses a run that would fail later.
+
+        That is: leftovers in the save folder, resuming without descriptors, coefficients without a start, validation of scenes that nobody trains, losses
+        without their weights.
+        """
+        required = trained if self.aggregator is not None else ()
+        self.tables.begin_training(trained, validated, self.settings.overwrite_descriptors, required)
+        super().check_before_training(trained, validated)
+
+    def start_without_weights(self, evaluate_only: bool) -> None:
+        """See PointSystem. Coefficients mean nothing without the basis functions they were solved for."""
+        super().start_without_weights(evaluate_only)
+        if self.aggregator is not None:
+            raise InputError(
+                "weights_path: coefficients need the aggregator and the refiner they were made with, got no checkpoint; name that of the NPBG++ run, for "
+                "example weights_path=checkpoints/npbgpp_h3ds.ckpt"
+            )
+
+    def resident(self, scene: str, training: bool) -> ResidentScene:
+        """The scene on the device; opened when first asked for, in place of one that this epoch does not need."""
+        return self.tables.resident(scene, training)
+
+    def _open(self, scene: str, training: bool, values: Float[Tensor, "n q"] | None) -> ResidentScene:
+        xyz_world = self.read_cloud(scene)
+        self.store.belong(scene, self.clouds.of[scene])
+        if self.aggregator is None:
+            return self.store.open(scene, xyz_world, self.device, not training, values)
+        # the mean feature comes first; a point seen by one view has that alone, and the original drops it
+        first = self.settings.descriptor_dim if self.settings.drop_single_view_points else 0
+        return self.store.open_coefficients(scene, xyz_world, self.device, first, values)
+
+    # --------------------------------------------------------------- rendering
+    def drawn_cloud(self, scene: str) -> BlockedCloud:
+        """See PointSystem.drawn_cloud."""
+        return self.resident(scene, training=False).cloud
+
+    def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
+        """See PointSystem.visible."""
+        return self._look(framing, scenes, levels, training=False)
+
+    def visible_in_training(self, framing: Framing, batch: Batch) -> Visible:
+        """See PointSystem.visible_in_training."""
+        with self.autocast_free():
+            return self._look(framing, batch.scene, self.rasterizer.levels, training=True)
+
+    def _look(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level], training: bool) -> Visible:
+        clouds = [self.resident(name, training).cloud for name in scenes]
+        maps = self.draw(clouds, framing.drawn, levels)
+        gathered = gather_visible(maps, scenes, self.tables.residents, learn=training, by_view=self.aggregator is not None)
+        if self.aggregator is None:
+            return Visible(gathered.values, gathered.rows, gathered)
+        return describe(gathered, self.tables.residents, self.aggregator, framing.asked)
+
+    # ---------------------------------------------------------------- training
+    def on_train_epoch_start(self) -> None:
+        """The original erases the history of RMSprop before every epoch."""
+        super().on_train_epoch_start()
+        if self.settings.reset_descriptor_optimizer:
+            self._descriptor_optimizer.steps = 0
+            for scene in self.tables.residents.values():
+                scene.table.forget()
+
+    @property
+    def table_steps(self) -> int:
+        """See OwnedTables."""
+        return self._descriptor_optimizer.steps
+
+    @table_steps.setter
+    def table_steps(self, steps: int) -> None:
+        self._descriptor_optimizer.steps = steps
+
+    def points_of(self, batch: Batch) -> int:
+        """See PointSystem.points_of."""
+        return sum(len(self.tables.residents[name].cloud) for name in batch.scene)
+
+    def keep_gradients(self, visible: Visible) -> None:
+        """Puts the gradients of table rows aside until the step."""
+        assert visible.gathered is not None
+        self.tables.keep_gradients(visible.gathered)
+
+    def step(self) -> None:
+        """Steps the networks, and the rows that were seen."""
+        scale, clip = self.learning_rate_scale(), self.settings.gradient_clip_val
+        super().step()
+        self._descriptor_optimizer.lr = self.settings.learning_rates.descriptors * scale
+        self._descriptor_optimizer.begin_step()
+        for name, seen, gradient in self.tables.take_gradients():
+            self._descriptor_optimizer.update(self.tables.residents[name].table, seen, clipped(gradient, clip))
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """RMSprop for the background and the converter, Adam for the refiner; the descriptors have their own, which sees only visible rows."""
+        rates = self.settings.learning_rates
+        groups = [{"params": self.rgb_converter.parameters(), "lr": rates.rgb_converter, "initial_lr": rates.rgb_converter}]
+        if self.rasterizer.bg_feature.requires_grad:
+            groups.append({"params": [self.rasterizer.bg_feature], "lr": rates.background, "initial_lr": rates.background})
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.RMSprop(groups)]
+        if not self.settings.freeze_refiner and any(True for _ in self.refiner.parameters()):
+            adam = [{"params": self.refiner.parameters(), "lr": rates.refiner, "initial_lr": rates.refiner}]
+            optimizers.append(torch.optim.Adam(adam))
+        return optimizers

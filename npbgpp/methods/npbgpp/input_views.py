@@ -1,0 +1,132 @@
+"""What input photos show of points: turned upright, seen by a network, sampled where points project (NPBG++, sections 3.2 and 3.4).
+
+Symbols: k input views of one scene and size, v points, c channels of a feature.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import grid_sample
+from torchvision.transforms.functional import adjust_hue
+
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.image_warp import align_vertically
+from npbgpp.geometry.pixels import PixelGrid, PixelRule
+from npbgpp.nets.aggregation import Looked
+
+
+@dataclass(frozen=True)
+class InputViews:
+    """Photos as the feature extractor reads them.
+
+    Attributes:
+        images: upright, padded to a square, or cut.
+        cameras: of these images.
+        centers: where the photos were taken, world coordinates.
+        axes: their optical axes, world coordinates.
+    """
+
+    images: Float[Tensor, "k 3 h w"]
+    cameras: Cameras
+    centers: Float[Tensor, "k 3"]
+    axes: Float[Tensor, "k 3"]
+
+    def looked(self, view: int, xyz_world: Float[Tensor, "v 3"]) -> Looked:
+        """Points as one view looks at them."""
+        return Looked(xyz_world - self.centers[view], self.axes[view, None])
+
+
+@torch.no_grad()
+def upright(images: Float[Tensor, "k 3 h w"], cameras: Cameras, rule: PixelRule, up: tuple[float, float, float], align: bool) -> InputViews:
+    """Prepares photos. With the authors' pixel rule, centres are those their code computes from aligned cameras, exact only for centred square pixels."""
+    if not align:
+        return InputViews(images, cameras, cameras.centers(), cameras.R[:, :, 2])
+    alignment = align_vertically(cameras, rule, up)
+    turned = alignment.cameras
+    if rule is PixelRule.EXACT:
+        return InputViews(alignment.apply(images), turned, cameras.centers(), cameras.R[:, :, 2])
+    return InputViews(alignment.apply(images), turned, -(turned.R @ turned.T[:, :, None])[:, :, 0], turned.R[:, :, 2])
+
+
+@torch.no_grad()
+def in_image(xyz_world: Float[Tensor, "v 3"], cameras: Cameras, near: float, rule: PixelRule) -> Bool[Tensor, "k v"]:
+    """Whether points project into each image beyond the near plane."""
+    grid = PixelGrid(rule, cameras.image_size)
+    x, y, depth = grid.normalise(cameras, xyz_world).unbind(-1)
+    return grid.inside(x, y) & (depth > near)
+
+
+def sample_features(
+    features: Float[Tensor, "c h w"], xyz_world: Float[Tensor, "v 3"], camera: Cameras, rule: PixelRule
+) -> Float[Tensor, "v c"]:
+    """Features at the projections of points, bilinear.
+
+    The authors' rule places points between the centres of the border pixels and reads between their edges, with zeros outside; EXACT reads where the
+    points project.
+    """
+    grid = PixelGrid(rule, camera.image_size)
+    first, last = grid.extent(xyz_world.device)
+    xy = grid.normalise(camera, xyz_world)[0, :, :2]
+    exact = rule is PixelRule.EXACT
+    place = (xy - first) * 2 / (last - first) - 1 if exact else -xy / last
+    padding = "border" if exact else "zeros"
+    found = grid_sample(features[None], place.to(features.dtype)[None, None], mode="bilinear", padding_mode=padding, align_corners=False)
+    return found[0, :, 0].t()
+
+
+# ----------------------------------------------------------------------
+# Random changes of colour, drawn once and applied to a target and its input views alike (NPBG++, training).
+
+
+Operation = Literal["brightness", "saturation", "hue"]
+
+_OPERATIONS: tuple[Operation, ...] = ("brightness", "saturation", "hue")
+_LOWEST, _HIGHEST = (-0.1, 0.5, -0.5), (0.1, 1.5, 0.5)  # of each operation
+_SMALLEST_CHROMA = 1e-12  # stands in for that of grey pixels, which keep their colour
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """One draw.
+
+    Attributes:
+        brightness: added to every channel, which then stays within 0..1.
+        saturation: factor of S, which then stays within 0..1.
+        hue: turn of H as a share of the full circle, -0.5..0.5.
+        order: operations in the order of their application.
+    """
+
+    brightness: float
+    saturation: float
+    hue: float
+    order: tuple[Operation, ...] = _OPERATIONS
+
+    @classmethod
+    def draw(cls, generator: torch.Generator | None = None) -> "ColorJitter":
+        """Draws uniformly from the authors' ranges, and the order too. None takes torch's global generator."""
+        low, high = torch.tensor(_LOWEST), torch.tensor(_HIGHEST)
+        brightness, saturation, hue = (low + (high - low) * torch.rand(3, generator=generator)).tolist()
+        order = torch.randperm(3, generator=generator).tolist()
+        return cls(brightness, saturation, hue, tuple(_OPERATIONS[k] for k in order))
+
+    def apply(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The images with changed colours, within 0..1."""
+        for operation in self.order:
+            if operation == "brightness":
+                images = (images + self.brightness).clamp(0.0, 1.0)
+            elif operation == "saturation":
+                images = _saturate(images, self.saturation)
+            else:
+                images = adjust_hue(images, self.hue)
+        return images
+
+
+def _saturate(images: Float[Tensor, "b 3 h w"], factor: float) -> Float[Tensor, "b 3 h w"]:
+    """Multiplies S = chroma / V: at equal H and V the distances of the channels from V grow by one common factor, at most to S = 1."""
+    value = images.amax(1, keepdim=True)
+    chroma = (value - images.amin(1, keepdim=True)).clamp(min=_SMALLEST_CHROMA)
+    growth = (value / chroma).clamp(max=factor)
+    return (value - (value - images) * growth).clamp(min=0.0)

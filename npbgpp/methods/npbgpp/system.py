@@ -1,0 +1,361 @@
+"""Settings of the NPBG++ system: the schema of ``conf/system/npbgpp_*.yaml``."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from npbgpp.core.files import save_tensors
+from npbgpp.core.paths import Bases
+from npbgpp.data.images import read_photo
+from npbgpp.data.scene import Batch, Scene, Views
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.image_warp import crop_to_points
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.huge_pages import empty_table
+from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.methods.base import Render
+from npbgpp.methods.npbgpp.input_views import ColorJitter, InputViews, in_image, sample_features, upright
+from npbgpp.methods.npbgpp.scene_sums import SceneSums
+from npbgpp.methods.points import Framing, PointSettings, PointSystem
+from npbgpp.metrics import ImageMetrics
+from npbgpp.nets.aggregation import Aggregator
+from npbgpp.nets.feature_extractor import IdentityExtractor, UNet
+from npbgpp.points.descriptor_tables import CLOUD_KEY, ResidentScene, Visible, describe, gather_visible, looked_from
+from npbgpp.points.feature_pyramid import NearestScatterRasterizer
+from npbgpp.points.sparse_optim import RowTable
+from npbgpp.points.visibility import visible_points
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Initial learning rates of Adam."""
+
+    feature_extractor: float = 1e-4
+    aggregator: float = 1e-4
+    background: float = 1e-4
+    rgb_converter: float = 1e-4
+    refiner: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPBGPlusPlusSettings(PointSettings):
+    """Keys of ``conf/system/_npbgpp.yaml`` apart from the networks; their meaning stands there."""
+
+    align_view_images: bool = True
+    color_aug_p: float = 0.8
+    visibility_scale: float | None = 1.0
+    state_device: str | None = None
+    points_per_pass: int | None = None
+    freeze_feature_extractor: bool = False
+    freeze_aggregator: bool = False
+    learning_rates: LearningRates = LearningRates()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.color_aug_p <= 1:
+            raise InputError(f"system.color_aug_p: expected a probability between 0 and 1, got {self.color_aug_p}")
+        if self.visibility_scale is not None and not self.visibility_scale > 0:
+            raise InputError(f"system.visibility_scale: expected a positive share of the image size or null, got {self.visibility_scale}")
+        if self.points_per_pass is not None and self.points_per_pass < 1:
+            raise InputError(f"system.points_per_pass: expected a positive number of points or null, got {self.points_per_pass}")
+
+
+# ----------------------------------------------------------------------
+# NPBG++: descriptors predicted from photos in one pass, no optimisation per scene (Rakhimov et al., NPBG++, CVPR 2022).
+
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+class NPBGPlusPlus(PointSystem):
+    """Descriptors from photos.
+
+    Args:
+        settings: flat keys of the config.
+        scenes: see PointSystem.
+        bases: see PointSystem.
+        metrics: see PointSystem.
+        refiner: see PointSystem.
+        rasterizer: see PointSystem.
+        feature_extractor: network from photos (b, 3, h, w) to features (b, c, h, w).
+        aggregator: from features of several views to descriptors.
+    """
+
+    settings: NPBGPlusPlusSettings
+
+    def __init__(
+        self,
+        settings: NPBGPlusPlusSettings,
+        scenes: Mapping[str, Scene],
+        bases: Bases,
+        metrics: ImageMetrics,
+        refiner: nn.Module,
+        rasterizer: NearestScatterRasterizer,
+        feature_extractor: UNet | IdentityExtractor,
+        aggregator: Aggregator,
+    ) -> None:
+        super().__init__(settings, scenes, bases, metrics, refiner, rasterizer)
+        self.require_channels("system.feature_extractor", feature_extractor.out_channels)
+        self.require_channels("system.aggregator", aggregator.descriptor_dim)
+        self.feature_extractor, self.aggregator = feature_extractor, aggregator
+        if settings.freeze_feature_extractor:
+            feature_extractor.requires_grad_(False)
+        if settings.freeze_aggregator:
+            aggregator.requires_grad_(False)
+        self._check_places()
+        self.descriptors_dir = bases.run / "descriptors"
+        self._clouds: dict[str, tuple[BlockedCloud, Tensor]] = {}
+        self._aggregated: dict[str, ResidentScene] = {}
+
+    def _check_places(self) -> None:
+        """Refuses a depth buffer without cells, and a device that is not there, before work starts."""
+        scale, device = self.settings.visibility_scale, self.settings.state_device
+        for scene in self.scenes.values():
+            height, width = min((view.camera.image_size for view in scene.views), key=min)
+            if scale is not None and int(scale * min(height, width)) < 1:
+                raise InputError(
+                    f"system.visibility_scale: expected a depth buffer of at least one cell, got {scale} for photos of scene {scene.name} of {height}x{width} "
+                    "pixels; raise it"
+                )
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"system.state_device: expected a device of this machine, such as cpu, or null, got {device}") from error
+
+    def start_without_weights(self, evaluate_only: bool) -> None:
+        """See PointSystem. Starts from the published weights of the encoder when the config asks for them."""
+        super().start_without_weights(evaluate_only)
+        if isinstance(self.feature_extractor, UNet):
+            self.feature_extractor.load_pretrained_encoder()
+
+    # ------------------------------------------------------------- aggregation
+    def prepare(self, scene: str) -> None:
+        """Aggregates a scene that is to be rendered, in place of another one; in full precision, whatever the networks run in."""
+        if scene not in self._aggregated:
+            self._aggregated.clear()
+            with self.autocast_free():
+                self._aggregated[scene] = self._aggregate(self.scenes[scene])
+
+    @torch.no_grad()
+    def _aggregate(self, scene: Scene) -> ResidentScene:
+        start = time.perf_counter()
+        xyz_world = self.read_cloud(scene.name).to(self.device)
+        cloud = BlockedCloud.build(xyz_world)
+        inputs, count = scene.splits["train"], len(xyz_world)
+        home = torch.device(self.settings.state_device or self.device)
+        coefficients = empty_table(count, self.aggregator.coefficients, home)
+        seen = torch.zeros(count, dtype=torch.bool, device=home)
+        at_once = self.settings.points_per_pass or max(count, 1)
+        passes = [(first, min(first + at_once, count)) for first in range(0, count, at_once)]
+        progress = tqdm(total=len(passes) * len(inputs), desc=f"photos of {scene.name}", disable=None, leave=False)
+        said = time.monotonic()
+        for first, last in passes:
+            sums = SceneSums(last - first, self.aggregator, home)
+            for k in inputs:
+                self._add_view(sums, scene, k, cloud, xyz_world, first, last)
+                progress.update()
+                if progress.disable and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                    said = time.monotonic()
+                    log.info("scene %s: %d of %d photos read", scene.name, inputs.index(k) + 1, len(inputs))
+            seen[first:last] = sums.solve_into(coefficients[first:last])
+        progress.close()
+        if not seen.any():
+            raise InputError(
+                f"scene {scene.name}: none of its {count} points is visible in any of its {len(inputs)} input photos; cloud and cameras must share one frame "
+                "and scale: check datasets.pc_name, or lower system.near"
+            )
+        log.info(
+            "scene %s: %d photos show %d of %d points, %.1f s", scene.name, len(inputs), seen.sum(), count, time.perf_counter() - start
+        )
+        slot = torch.empty(count, dtype=torch.int32, device=self.device)
+        drawn = BlockedCloud.build(xyz_world, rows=seen.nonzero()[:, 0].to(self.device))
+        return ResidentScene(drawn, RowTable(coefficients), slot, xyz_world)
+
+    def _add_view(
+        self, sums: SceneSums, scene: Scene, view: int, cloud: BlockedCloud, xyz_world: Float[Tensor, "n 3"], first: int, last: int
+    ) -> None:
+        """Adds what one photo shows of points first to last to their sums."""
+        camera = scene.views[view].camera.to(self.device)
+        scale, near = self.settings.visibility_scale, self.settings.near
+        if scale is None:
+            points = visible_points(xyz_world, camera, None, near, self.rule)[0].nonzero()[:, 0]
+        else:
+            index = rasterize(cloud, camera, [Level(scale)], near, self.rule)[0].index
+            points = index[index >= 0].sort().values
+        points = points[(points >= first) & (points < last)]
+        if len(points) == 0:
+            return
+        image = read_photo(scene.views[view]).image.to(self.device).float()[None] / 255
+        photo = upright(image, camera, self.rule, self.settings.up, self.settings.align_view_images)
+        points = points[in_image(xyz_world[points], photo.cameras, near, self.rule)[0]]
+        if len(points):
+            features = self.feature_extractor(photo.images)[0]
+            sums.add_view(points - first, lambda part: self._what_a_view_adds(features, photo, 0, xyz_world[part + first]))
+
+    def _what_a_view_adds(
+        self, features: Float[Tensor, "c h w"], photos: InputViews, view: int, xyz_world: Float[Tensor, "v 3"]
+    ) -> Float[Tensor, "v s"]:
+        sampled = sample_features(features, xyz_world, photos.cameras[view], self.rule)
+        return self.aggregator.observe(sampled, sampled.new_ones(len(sampled)), photos.looked(view, xyz_world))
+
+    def on_test_end(self) -> None:
+        """Forgets what was aggregated."""
+        self._aggregated.clear()
+
+    def on_validation_end(self) -> None:
+        """Forgets what was aggregated: training goes on and changes what photos mean."""
+        self._aggregated.clear()
+
+    def save_descriptors(self, scene: str) -> None:
+        """Writes the coefficients of an aggregated scene, a row per point of its cloud: the mean feature, then those of the basis."""
+        path = self.descriptors_dir / f"{scene}.pth"
+        save_tensors(path, self._aggregated[scene].table.values.cpu().contiguous(), {CLOUD_KEY: self.clouds.of[scene]})
+        log.info("descriptors of scene %s: %s", scene, path)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list:  # type: ignore[override]
+        """Evaluates, and saves the descriptors of every scene once."""
+        results = super().test_step(batch, batch_idx, dataloader_idx)
+        if batch_idx == 0:
+            self.save_descriptors(batch.scene[0])
+        return results
+
+    # --------------------------------------------------------------- rendering
+    def drawn_cloud(self, scene: str) -> BlockedCloud:
+        """See PointSystem.drawn_cloud: points that no photo sees are not drawn."""
+        self.prepare(scene)
+        return self._aggregated[scene].cloud
+
+    def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
+        """See PointSystem.visible."""
+        for scene in dict.fromkeys(scenes):
+            self.prepare(scene)
+        clouds = [self._aggregated[scene].cloud for scene in scenes]
+        maps = self.draw(clouds, framing.drawn, levels)
+        gathered = gather_visible(maps, scenes, self._aggregated, learn=False, by_view=True)
+        return describe(gathered, self._aggregated, self.aggregator, framing.asked)
+
+    # ---------------------------------------------------------------- training
+    def cloud(self, scene: str) -> tuple[BlockedCloud, Float[Tensor, "n 3"]]:
+        """The points of a training scene on the device; those of the scenes longest ago make room."""
+        if scene not in self._clouds:
+            while len(self._clouds) >= self.settings.max_scenes_per_train_epoch:
+                del self._clouds[next(iter(self._clouds))]
+            xyz_world = self.read_cloud(scene).to(self.device)
+            self._clouds[scene] = (BlockedCloud.build(xyz_world), xyz_world)
+        return self._clouds[scene]
+
+    def points_of(self, batch: Batch) -> int:
+        """See PointSystem.points_of."""
+        return sum(len(self.cloud(scene)[0]) for scene in batch.scene)
+
+    def augment(self, batch: Batch) -> Batch:
+        """Changes the colours of a target and its input views alike."""
+        images, inputs = [], []
+        for k, views in enumerate(batch.inputs):
+            image = batch.target.image[k, None]
+            if torch.rand(()).item() < self.settings.color_aug_p:
+                jitter = ColorJitter.draw()
+                with self.autocast_free():
+                    image, views = jitter.apply(image), replace(views, image=jitter.apply(views.image))
+            images.append(image)
+            inputs.append(views)
+        return replace(batch, target=replace(batch.target, image=torch.cat(images)), inputs=tuple(inputs))
+
+    def visible_in_training(self, framing: Framing, batch: Batch) -> Visible:
+        """See PointSystem.visible_in_training."""
+        descriptors, maps, start = [], [], 0
+        for k, scene in enumerate(batch.scene):
+            found, rows = self._one_target(framing, k, scene, batch.inputs[k])
+            maps.append([torch.where(level >= 0, level + start, -1) for level in rows])
+            descriptors.append(found)
+            start += len(found)
+        return Visible(torch.cat(descriptors), tuple(torch.cat(levels) for levels in zip(*maps, strict=True)))
+
+    def _one_target(self, framing: Framing, k: int, scene: str, inputs: Views) -> tuple[Float[Tensor, "m c"], list[Int[Tensor, "1 _ _"]]]:
+        """Descriptors of the points that target k shows, and per level which of them each cell shows."""
+        target, near = framing.asked[k], self.settings.near
+        with self.autocast_free():
+            cloud, xyz_scene = self.cloud(scene)
+            index = rasterize(cloud, target, [Level(1.0)], near, self.rule)[0].index
+            xyz_world = xyz_scene[index[index >= 0].sort().values]
+            shown = visible_points(xyz_world, inputs.cameras, self.settings.visibility_scale, near, self.rule)
+            photos = upright(inputs.image, inputs.cameras, self.rule, self.settings.up, self.settings.align_view_images)
+            # twice the target as in the original, but not more than there is
+            size = (min(2 * target.image_size[0], photos.images.shape[2]), min(2 * target.image_size[1], photos.images.shape[3]))
+            region = crop_to_points(photos.images, photos.cameras, xyz_world, shown, size, self.rule)
+            photos = replace(photos, images=region.images, cameras=region.cameras)
+            shown &= in_image(xyz_world, photos.cameras, near, self.rule)
+            known = shown.any(0).nonzero()[:, 0]
+            maps = self.draw([BlockedCloud.build(xyz_world, rows=known)], framing.drawn[k], self.rasterizer.levels)
+            cells = torch.cat([level.flatten() for level in maps])
+            winners, rows = cells.unique(return_inverse=True)  # -1 comes first where a cell is empty
+            empty = int(bool(len(winners)) and winners[0] < 0)
+            levels = [r.view_as(m) - empty for r, m in zip(rows.split([m.numel() for m in maps]), maps, strict=True)]
+            winners = winners[empty:]
+        features = self.feature_extractor(photos.images).float()
+        with self.autocast_free():
+            return self._describe_target(features, photos, shown[:, winners], xyz_world[winners], target), levels
+
+    def _describe_target(
+        self,
+        features: Float[Tensor, "k c h w"],
+        photos: InputViews,
+        shown: Bool[Tensor, "k m"],
+        xyz_world: Float[Tensor, "m 3"],
+        target: Cameras,
+    ) -> Float[Tensor, "m c"]:
+        """Descriptors of points for the target view from what the input views show of them."""
+        points, observed = [], []
+        for view in range(len(features)):
+            mine = shown[view].nonzero()[:, 0]
+            points.append(mine)
+            observed.append(self._what_a_view_adds(features[view], photos, view, xyz_world[mine]))
+        sums = features.new_zeros(len(xyz_world), self.aggregator.sums).index_add(0, torch.cat(points), torch.cat(observed))
+        return self.aggregator.describe(self.aggregator.solve(sums), looked_from(xyz_world, target))
+
+    def terms(self, render: Render, batch: Batch, visible: Visible) -> dict[str, Tensor]:
+        """Adds ``rgb_reg_loss``: the refiner must make the photo out of its own features, with pixels missing. It learns from that, the extractor not."""
+        terms = super().terms(render, batch, visible)
+        if "rgb_reg_loss" in self.objective_settings.factors:
+            target, compare, mask = self.compared(batch)
+            with torch.no_grad():
+                features = self.feature_extractor(batch.target.image).float()
+            pyramid = self.rasterizer.of_image(features, None if mask is None else mask >= 0.5, corrupt=True)
+            image = self.refiner(pyramid)[:, :3]
+            terms["rgb_reg_loss"] = (torch.where(compare, image, target) - target).abs().mean()
+        return terms
+
+    @torch.no_grad()
+    def pictures_of(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
+        """Adds the input photos and the colours of their features, as the network reads them."""
+        inputs, s = batch.inputs[0], self.settings
+        with self.autocast_free():
+            photos = upright(inputs.image, inputs.cameras, self.rule, s.up, s.align_view_images).images
+        features = self.rgb_converter(self.feature_extractor(photos).float().movedim(1, -1)).movedim(-1, 1)
+        return (*photos, *features, *super().pictures_of(batch, visible, render))
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One Adam over everything that is not frozen."""
+        rates = self.settings.learning_rates
+        parts = {
+            "rgb_converter": self.rgb_converter,
+            "feature_extractor": self.feature_extractor,
+            "aggregator": self.aggregator,
+            "background": self.rasterizer,
+            "refiner": self.refiner,
+        }
+        groups = []
+        for name, module in parts.items():
+            weights = [p for p in module.parameters() if p.requires_grad]
+            if weights:
+                groups.append({"params": weights, "lr": getattr(rates, name), "initial_lr": getattr(rates, name)})
+        return [torch.optim.Adam(groups)]

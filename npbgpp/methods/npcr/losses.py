@@ -1,0 +1,201 @@
+"""Settings of NPCR: the schema of ``conf/system/npcr.yaml``."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from npbgpp.data.scene import Scene
+from npbgpp.errors import InputError
+from npbgpp.losses import RGBAPerceptualLoss, ssim_loss
+from npbgpp.nets.pretrained import find_backbone
+from npbgpp.points.peeling import MOST_LAYERS
+
+
+@dataclass(frozen=True)
+class RGBALosses:
+    """Factors of the terms of the loss; a factor of 0 switches a term off."""
+
+    rgba_mse: float = 1.0
+    rgba_l1: float = 0.0
+    ssim: float = 0.0
+    perceptual: float = 1.0
+
+
+@dataclass(frozen=True)
+class NPCRRates:
+    """Initial learning rates of Adam."""
+
+    network: float = 5e-5
+    descriptors: float = 5e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPCRSettings:
+    """Keys of ``conf/system/npcr.yaml`` apart from the network; their meaning stands there."""
+
+    system_class: str
+    descriptor_dim: int = 32
+    use_rgb: bool = False
+    layers: int | dict[str, int] = 1
+    near: float | None = None
+    far: float | None = None
+    max_splat: float = 1.0
+    depth_threshold: float = 10.0
+    background: tuple[float, float, float] = (60 / 255, 60 / 255, 60 / 255)
+    photo_background: tuple[float, float, float] | None = None
+    loss_region: str = "all"
+    losses: RGBALosses = RGBALosses()
+    learning_rates: NPCRRates = NPCRRates()
+    weight_decay: float = 2e-5
+    warmup_epochs: int = 20
+    norms_learn_for: float = 0.5
+    lr_schedule: str = "constant"
+    colour_threshold: float = 8000.0
+    refine_weights: tuple[float, float, float, float] = (0.5, 0.5, 0.25, 0.75)
+    history_weights: tuple[float, float, float, float, float, float, float] = (0.25, 0.2, 0.2, 0.15, 0.1, 0.08, 0.02)
+    max_points: int | None = None
+    descriptors_pretrained_dir: str | None = None
+    descriptors_save_dir: str | None = None
+    overwrite_descriptors: bool = False
+    max_scenes_per_train_epoch: int = 4
+    save_rendered_eval_images: bool = True
+    vgg_weights: str | None = None
+    lpips_weights: str | None = None
+    postprocessing_transform: str | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+
+    def __post_init__(self) -> None:
+        self._check_layers()
+        if self.near is not None and self.far is not None and not self.near < self.far:
+            raise InputError(
+                f"system.near, system.far: expected near < far, got {self.near:g} and {self.far:g}; points shrink from near to far"
+            )
+        for key in ("max_splat", "weight_decay", "warmup_epochs", "colour_threshold", "depth_threshold"):
+            if not getattr(self, key) >= 0:
+                raise InputError(f"system.{key}: expected 0 or more, got {getattr(self, key)}")
+        if not 0 <= self.norms_learn_for <= 1:
+            raise InputError(f"system.norms_learn_for: expected a share of the run, 0 to 1, got {self.norms_learn_for:g}")
+        for key in ("descriptor_dim", "accumulate_grad_batches", "max_scenes_per_train_epoch"):
+            if getattr(self, key) < 1:
+                raise InputError(f"system.{key}: expected at least 1, got {getattr(self, key)}")
+        for key, known in (
+            ("lr_schedule", ("constant", "cosine")),
+            ("loss_region", ("all", "seen")),
+            ("postprocessing_transform", (None, "rotate_90_ccw")),
+        ):
+            if getattr(self, key) not in known:
+                raise InputError(f"system.{key}: expected one of {', '.join(str(k or 'null') for k in known)}, got {getattr(self, key)}")
+        target, blend = self.refine_weights[:2], self.refine_weights[2:]
+        for name, weights in (
+            ("refine_weights: the first two", target),
+            ("refine_weights: the last two", blend),
+            ("history_weights", self.history_weights),
+        ):
+            if min(weights) < 0 or abs(sum(weights) - 1) > 1e-4:
+                raise InputError(f"system.{name}: expected weights of 0 or more that add up to 1, got {list(weights)}")
+        factors = [getattr(self.losses, field.name) for field in fields(self.losses)]
+        if min(factors) < 0 or not any(factors):
+            raise InputError(f"system.losses: expected factors of 0 or more, at least one of them positive, got {self.losses}")
+
+    def _check_layers(self) -> None:
+        """Layers of a schedule are keyed by the epoch from which on they are drawn; one begins with epoch 0."""
+        schedule = self.layers if isinstance(self.layers, dict) else {"0": self.layers}
+        if "0" not in schedule or not all(epoch.isdecimal() for epoch in schedule):
+            raise InputError(
+                f"system.layers: expected a number, or numbers by the epoch they begin with, the first of them 0 (such as {{0: 1, 20: 4}}), got {self.layers}"
+            )
+        for count in schedule.values():
+            if not 1 <= count <= MOST_LAYERS:
+                raise InputError(f"system.layers: expected 1 to {MOST_LAYERS} layers, got {count}")
+
+    def layers_at(self, epoch: int) -> int:
+        """Layers that are drawn in an epoch of the training."""
+        if isinstance(self.layers, int):
+            return self.layers
+        return self.layers[str(max(begin for begin in map(int, self.layers) if begin <= epoch))]
+
+    @property
+    def most_layers(self) -> int:
+        """The largest number of layers of the schedule."""
+        return self.layers if isinstance(self.layers, int) else max(self.layers.values())
+
+
+# ----------------------------------------------------------------------
+# What NPCR learns from: colours weighted by their matte, and the loss on them.
+
+
+def require_mattes(scene: Scene) -> None:
+    """Raises InputError when a photo has neither a matte nor an alpha channel that is one."""
+    without = [view.name for view in scene.views if view.mask is None and not view.alpha_is_mask]
+    if without:
+        raise InputError(
+            f"system=npcr: scene {scene.name} has no mattes: {len(without)} of its {len(scene.views)} photos ({', '.join(without[:3])}) have none, and NPCR "
+            "learns opacity from them; add mattes or masks as its layout has them, or choose another system, such as system=npbg"
+        )
+
+
+def has_straight_colours(scene: Scene) -> bool:
+    """Whether the photos hold colours beside an alpha channel, in place of colours mixed with what is behind."""
+    return all(view.mask is None for view in scene.views)
+
+
+def weighted_by_matte(
+    photo: Float[Tensor, "3 h w"], matte: Float[Tensor, "1 h w"], behind: tuple[float, float, float] | None
+) -> Float[Tensor, "4 h w"]:
+    """Colours weighted by the matte, and the matte.
+
+    Args:
+        photo: straight colours, or those mixed with ``behind``.
+        matte: opacity.
+        behind: what shows through in the photo. None: straight colours; where the photo is a mixture after all, what shows through stays in, weighted by
+            matte (1 - matte).
+    """
+    if behind is None:
+        return torch.cat([photo * matte, matte])
+    colour = photo - (1 - matte) * photo.new_tensor(behind)[:, None, None]
+    return torch.cat([torch.minimum(colour.clamp_min(0), matte), matte])
+
+
+class RGBAObjective:
+    """Computes the terms of the loss. Holds the VGG network outside of the system, so that it never reaches checkpoints.
+
+    Args:
+        factors: of the terms.
+        vgg: file of the VGG network; None looks in the torch hub cache when the perceptual term needs it.
+
+    Raises:
+        InputError: the perceptual term has a factor and the weights of its network are not on this machine.
+    """
+
+    def __init__(self, factors: RGBALosses, vgg: Path | None) -> None:
+        self.factors = factors
+        self.perceptual: RGBAPerceptualLoss | None = None
+        if factors.perceptual:
+            try:
+                self.perceptual = RGBAPerceptualLoss(find_backbone("vgg19", vgg))
+            except InputError as error:
+                raise InputError(f"{error}; or train without it: system.losses={{perceptual: 0, ssim: 0.1}}") from error
+
+    def terms(
+        self, rendered: Float[Tensor, "b 4 h w"], target: Float[Tensor, "b 4 h w"], region: Bool[Tensor, "b 1 h w"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Terms by the name of their factor; pixels outside of ``region`` count as right and give no gradient."""
+        ours = torch.where(region, rendered, target)
+        terms = {}
+        if self.factors.rgba_mse:
+            terms["rgba_mse"] = torch.nn.functional.mse_loss(ours, target)
+        if self.factors.rgba_l1:
+            terms["rgba_l1"] = torch.nn.functional.l1_loss(ours, target)
+        if self.factors.ssim:
+            terms["ssim"] = ssim_loss(ours[:, :3], target[:, :3])
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual.to(ours.device)(ours, target)
+        return terms
+
+    def total(self, terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """The weighted sum."""
+        return torch.stack([getattr(self.factors, name) * value for name, value in terms.items()]).sum()

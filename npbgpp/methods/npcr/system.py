@@ -1,0 +1,339 @@
+"""NPCR: points of a cloud, peeled into layers, each drawn with colour and opacity by one network, composited front to back.
+
+Neural point cloud rendering by depth peeling, for hair and other thin or half transparent things. Every point owns a descriptor; empty pixels show a learned
+one. Symbols: b views, l layers, m points that won a pixel in this step, c numbers per point.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from npbgpp.core.paths import Bases
+from npbgpp.data.scene import Batch, Scene
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.methods.base import Render, SteppingSystem
+from npbgpp.methods.npcr.losses import NPCRSettings, RGBAObjective, has_straight_colours, require_mattes, weighted_by_matte
+from npbgpp.methods.npcr.network import RGBAUNet
+from npbgpp.methods.points import OwnedTables
+from npbgpp.metrics import ImageMetrics, MatteScores, composite_over, matte_scores
+from npbgpp.points.descriptor_tables import DescriptorStore, Gathered, ResidentScene, SceneTables, clipped, gather_visible
+from npbgpp.points.feature_pyramid import feature_table, splat
+from npbgpp.points.peeling import Footprint, Layer, peel
+from npbgpp.points.sparse_optim import RowAdam
+from npbgpp.points.visibility import cloud_coverage
+from npbgpp.volume.compositing import over
+
+log = logging.getLogger(__name__)
+
+_DEPTH_SAMPLE = 20_000  # points asked for the depths of a cloud
+_DEPTH_TAILS = 0.01  # share of depths at either end that near and far leave out
+_LOOKED_AT = 3  # training views asked whether the cloud has as many layers as are wanted
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """b views as the network draws them.
+
+    Attributes:
+        rgba: colours weighted by opacity, and opacity; not clamped.
+        layers: colour and opacity of each layer.
+        depth: of the front layer, inf where it shows no point.
+        gathered: the descriptors that were shown.
+    """
+
+    rgba: Float[Tensor, "b 4 h w"]
+    layers: Float[Tensor, "b l 4 h w"]
+    depth: Float[Tensor, "b h w"]
+    gathered: Gathered
+
+
+class NPCR(OwnedTables, SteppingSystem):
+    """Descriptors of points, peeled into layers.
+
+    Args:
+        settings: flat keys of the config.
+        scenes: every scene of the run; all their photos have mattes.
+        bases: what relative paths of the config refer to.
+        metrics: how views are scored.
+        network: from features and directions to colour and opacity.
+        read_saved: take descriptors found in ``descriptors_save_dir`` (evaluation, resumed training).
+        continued_descriptors: those of the run that is resumed, in case it is not in the same folder.
+    """
+
+    shown_layers: Tensor
+    keeps_history = True
+
+    def __init__(
+        self,
+        settings: NPCRSettings,
+        scenes: Mapping[str, Scene],
+        bases: Bases,
+        metrics: ImageMetrics,
+        network: RGBAUNet,
+        read_saved: bool = False,
+        continued_descriptors: Path | None = None,
+    ) -> None:
+        super().__init__(dict(scenes), metrics, settings.accumulate_grad_batches, settings.gradient_clip_val, settings.lr_schedule)
+        for scene in scenes.values():
+            require_mattes(scene)
+        channels = settings.descriptor_dim + 3 * settings.use_rgb + 3
+        if network.in_channels != channels:
+            raise InputError(
+                f"system.network.in_channels: expected {channels}, which are system.descriptor_dim={settings.descriptor_dim}, "
+                f"{'three of the colours of points, ' if settings.use_rgb else ''}and three of directions, got {network.in_channels}; make them agree"
+            )
+        self.settings, self.network = settings, network
+        self.default_feature = nn.Parameter(torch.rand(1, settings.descriptor_dim, 1, 1))
+        # what the weights were trained with, so that an evaluation draws as many however far a schedule went
+        self.register_buffer("shown_layers", torch.tensor(settings.layers_at(0)))
+        pretrained = settings.descriptors_pretrained_dir
+        self.store = DescriptorStore(
+            settings.descriptor_dim,
+            bases.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else bases.run / "descriptors",
+            bases.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
+            settings.max_points,
+            read_saved,
+        )
+        self.continued_descriptors = continued_descriptors
+        self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
+        self._footprints: dict[str, Footprint] = {}
+        self._colours: dict[str, Tensor] = {}
+        self._vgg = None if settings.vgg_weights is None else bases.existing(settings.vgg_weights, "system.vgg_weights")
+        self._objective: RGBAObjective | None = None
+        self._adam = RowAdam(settings.learning_rates.descriptors, settings.weight_decay)
+
+    # -------------------------------------------------------------- beginnings
+    def require_weights(self, missing: Sequence[str]) -> None:
+        """See System.require_weights."""
+        if any(name.startswith(("network.", "default_feature")) for name in missing):
+            raise InputError(
+                f"weights_path: the checkpoint lacks weights of system.network, which would be random ({', '.join(missing[:3])}, ...); choose the network that "
+                "it was trained with, or begin anew with weights_strict=false"
+            )
+
+    def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
+        """See System.check_before_training."""
+        self.tables.begin_training(trained, validated, self.settings.overwrite_descriptors)
+        self.objective()
+
+    def objective(self) -> RGBAObjective:
+        """The loss. Raises InputError when its perceptual term lacks its network."""
+        if self._objective is None:
+            self._objective = RGBAObjective(self.settings.losses, self._vgg)
+        return self._objective
+
+    def start_without_weights(self, evaluate_only: bool) -> None:
+        """See System.start_without_weights."""
+        if evaluate_only:
+            raise InputError(
+                "weights_path: expected the checkpoint of a trained system for eval_only=true, got none; the network would be random: name it, for example "
+                "weights_path=experiments/<run>/checkpoints/last.ckpt"
+            )
+
+    def _open(self, name: str, training: bool, values: Float[Tensor, "n c"] | None) -> ResidentScene:
+        scene = self.scenes[name]
+        cloud = scene.cloud.read()
+        cameras = [scene.views[i].camera for i in scene.splits["train"]]
+        if cloud_coverage(cloud.xyz, cameras, 0.0, PixelRule.EXACT).seen == 0:
+            raise InputError(
+                f"point cloud {scene.cloud.path}: none of its {len(cloud)} points is seen by any training camera of scene {name}; cloud and cameras must "
+                "share one coordinate frame"
+            )
+        if self.settings.use_rgb:
+            if cloud.rgb is None:
+                raise InputError(
+                    f"system.use_rgb: point cloud {scene.cloud.path} has no colours; name one that has, or set system.use_rgb=false"
+                )
+            self._colours[name] = cloud.rgb.float().div(255).to(self.device)
+        self._footprints[name] = self._footprint(cloud.xyz, cameras)
+        resident = self.store.open(name, cloud.xyz, self.device, not training, values)
+        if training:
+            self._require_layers(name, resident, cameras)
+        return resident
+
+    def _footprint(self, xyz_world: Float[Tensor, "n 3"], cameras: Sequence[Cameras]) -> Footprint:
+        """Where points begin and end to shrink: as the config says, else the depths of the cloud before the training cameras."""
+        s = self.settings
+        near, far = s.near, s.far
+        if near is None or far is None:
+            sample = xyz_world[:: max(1, len(xyz_world) // _DEPTH_SAMPLE)]
+            depth = torch.cat([camera.view(sample)[0, :, 2] for camera in cameras])
+            depth = depth[depth > 0].sort().values
+            tail = int(_DEPTH_TAILS * len(depth))
+            near = float(depth[tail]) if near is None else near
+            far = float(depth[-1 - tail]) if far is None else far
+            if s.near is None and s.far is None and not near < far:
+                far = near + 1.0  # all points at one depth: one size
+            if not near < far:
+                raise InputError(
+                    f"system.near, system.far: expected near < far, got {near:g} and {far:g}, of which null is taken from the cloud"
+                )
+        return Footprint(near, far, s.max_splat)
+
+    def _require_layers(self, name: str, resident: ResidentScene, cameras: Sequence[Cameras]) -> None:
+        """Raises InputError when training views see fewer layers than are wanted."""
+        wanted, reached = self.settings.most_layers, 0
+        for camera in cameras[:: max(1, len(cameras) // _LOOKED_AT)]:
+            layers = peel(resident.cloud, camera.to(self.device), wanted, self._footprints[name])
+            reached = max(reached, sum(bool((layer.index >= 0).any()) for layer in layers))
+        if reached < wanted:
+            raise InputError(
+                f"system.layers: the {len(resident.cloud)} points of scene {name} make {reached} layers in its training views, got {wanted}; lower "
+                "system.layers, or make a denser cloud"
+            )
+
+    # --------------------------------------------------------------- rendering
+    def layers_now(self) -> int:
+        """Layers to draw: a plain number of the config, or where the schedule had come to with the weights at hand."""
+        layers = self.settings.layers
+        return layers if isinstance(layers, int) else int(self.shown_layers)
+
+    def draw(self, cameras: Cameras, scenes: Sequence[str], learn: bool = False) -> Drawn:
+        """Views as the network draws them. ``learn``: the scenes are trained, and gradients reach the descriptors of points that are seen."""
+        with self.autocast_free():
+            peeled = [self._peel(name, self.tables.resident(name, learn), cameras[k], self.layers_now()) for k, name in enumerate(scenes)]
+            maps = [torch.stack([layer.index for layer in layer_of_views]) for layer_of_views in zip(*peeled, strict=True)]
+            gathered = gather_visible(maps, scenes, self.tables.residents, learn)
+            images = self._features(gathered, cameras)
+        beyond = torch.stack([torch.stack([layer.beyond for layer in layers]) for layers in peeled])
+        drawn = self.network(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
+        layers = torch.cat([drawn[:, :, :3], drawn[:, :, 3:].masked_fill(beyond[:, :, None], 0.0)], 2)
+        return Drawn(over(layers), layers, torch.stack([layers_of_view[0].depth for layers_of_view in peeled]), gathered)
+
+    def _peel(self, name: str, resident: ResidentScene, camera: Cameras, count: int) -> list[Layer]:
+        return peel(resident.cloud, camera, count, self._footprints[name], self.settings.depth_threshold)
+
+    def _features(self, gathered: Gathered, cameras: Cameras) -> Float[Tensor, "b l c h w"]:
+        """Descriptors, colours of points where asked for, and the direction looked in where there is a point."""
+        values: Tensor = gathered.values
+        default: Tensor = self.default_feature
+        if self.settings.use_rgb:
+            colours = torch.cat([self._colours[part.scene].index_select(0, part.points) for part in gathered.parts])
+            values, default = torch.cat([values, colours], 1), torch.cat([default, default.new_zeros(1, 3, 1, 1)], 1)
+        table = feature_table(values, default)
+        _, directions = cameras.rays()
+        directions = directions.permute(0, 3, 1, 2)
+        layers = []
+        for rows in gathered.rows:
+            image = splat(rows, table)
+            layers.append(torch.cat([image[:, :-1], directions * image[:, -1:]], 1))
+        return torch.stack(layers, 1)
+
+    def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
+        """See System.render. The picture of the bare points is one of depth: near is bright, empty is black. Depths are those of the front layer."""
+        with torch.no_grad():
+            drawn = self.draw(cameras.to(self.device), [scene] * len(cameras))
+            render = self.shown(drawn.rgba, drawn.depth)
+            raster_picture = self._nearness(drawn.depth, self._footprints[scene]) if raster else None
+            return replace(render, raster=raster_picture, depth=render.depth if depth else None)
+
+    def shown(self, rgba: Float[Tensor, "b 4 h w"], depth: Float[Tensor, "b h w"]) -> Render:
+        """A picture over the background; depths are inf where there is no point, as ``draw`` gives them."""
+        rgba = rgba.clamp(0, 1)
+        picture = composite_over(rgba, self.settings.background).clamp(0, 1)
+        return Render(picture, rgba[:, 3:], depth=depth.masked_fill(depth.isinf(), 0.0)[:, None], rgba=rgba)
+
+    @staticmethod
+    def _nearness(depth: Float[Tensor, "b h w"], footprint: Footprint) -> Float[Tensor, "b 3 h w"]:
+        share = 1 - 0.9 * (depth - footprint.near) / (footprint.far - footprint.near)
+        return torch.where(depth.isinf(), 0.0, share.clamp(0.1, 1))[:, None].expand(-1, 3, -1, -1)
+
+    # -------------------------------------------------------------- evaluation
+    def target_rgba(self, batch: Batch) -> Float[Tensor, "b 4 h w"]:
+        """What views should look like: colours weighted by their mattes, and the mattes."""
+        mattes = batch.target.mask
+        assert mattes is not None, "scenes without mattes are refused at construction"
+        return torch.stack(
+            [
+                weighted_by_matte(photo, matte, None if has_straight_colours(self.scenes[name]) else self.settings.photo_background)
+                for photo, matte, name in zip(batch.target.image, mattes, batch.scene, strict=True)
+            ]
+        )
+
+    def evaluation_target(self, batch: Batch, k: int) -> Float[Tensor, "3 h w"]:
+        """See System.evaluation_target: the photo over the background of the system."""
+        return composite_over(self.target_rgba(batch)[k], self.settings.background)
+
+    def conditions(self) -> dict[str, str]:
+        """See System.conditions."""
+        return {
+            "background": f"{self.settings.background} behind photos, by their mattes, and behind renderings; mattes: SAD in thousands of pixels"
+        }
+
+    def matte_scores(self, render: Render, batch: Batch, k: int) -> MatteScores:
+        """See System.matte_scores."""
+        assert render.rgba is not None
+        return matte_scores(self.metrics, render.rgba[0], self.target_rgba(batch)[k])
+
+    # ---------------------------------------------------------------- training
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Norms learn their statistics or keep them: a batch is one view, and a network that learns with its statistics to the end lacks them afterwards."""
+        super().on_train_batch_start(batch, batch_idx)
+        learning = self.trainer.global_step < self.settings.norms_learn_for * self._total_steps()
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train(learning)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch: draw, compare, step what was seen."""
+        drawn = self.draw(batch.target.cameras, batch.scene, learn=True)
+        target = self.target_rgba(batch)
+        objective = self.objective()
+        terms = objective.terms(drawn.rgba, target, self._region(batch, drawn))
+        loss = objective.total(terms)
+        self.learn(loss)
+        self.tables.keep_gradients(drawn.gathered)
+        behind = self.settings.background
+        rendered, wanted = composite_over(drawn.rgba.detach(), behind), composite_over(target, behind)
+        if self.wants_pictures:
+            fronts = [layer.detach().clamp(0, 1) for layer in drawn.layers[0]]
+            self.pictures = (*(composite_over(torch.cat([f[:3] * f[3:], f[3:]]), behind) for f in fronts), rendered[0], wanted[0])
+        self.finish_batch()
+        points = sum(len(self.tables.residents[name].cloud) for name in batch.scene)
+        self.log_batch(batch, terms, loss, rendered, wanted, points)
+
+    def _region(self, batch: Batch, drawn: Drawn) -> Bool[Tensor, "b 1 h w"]:
+        """Pixels that are compared."""
+        if self.settings.loss_region == "all":
+            return batch.target.valid
+        assert batch.target.mask is not None
+        return batch.target.valid & (drawn.depth.isfinite()[:, None] | (batch.target.mask > 0))
+
+    def step(self) -> None:
+        """Steps the network, and the descriptors that were seen."""
+        scale = self.learning_rate_scale()
+        super().step()
+        for name, seen, gradient in self.tables.take_gradients():
+            self._adam.update(self.tables.residents[name].table, seen, clipped(gradient, self.settings.gradient_clip_val), scale)
+
+    def learning_rate_scale(self) -> float:
+        """Factor of every learning rate: a third at the start, whole after ``warmup_epochs``, then the schedule."""
+        warmup = self.settings.warmup_epochs
+        share = 1.0 if warmup == 0 else min(1.0, self.current_epoch / warmup)
+        return super().learning_rate_scale() * (1 + 2 * share) / 3
+
+    def on_train_epoch_start(self) -> None:
+        """Layers of this epoch."""
+        super().on_train_epoch_start()
+        count = self.settings.layers_at(self.current_epoch)
+        if count != int(self.shown_layers):
+            log.info("from epoch %d on %d layers are drawn", self.current_epoch, count)
+        self.shown_layers.fill_(count)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for the network, its biases at twice the rate and without decay; the descriptors have their own, which sees only visible rows."""
+        rates, decay = self.settings.learning_rates, self.settings.weight_decay
+        named = list(self.network.named_parameters())
+        groups = [
+            {"params": [p for name, p in named if not name.endswith("bias")], "lr": rates.network, "weight_decay": decay},
+            {"params": [p for name, p in named if name.endswith("bias")], "lr": 2 * rates.network, "weight_decay": 0.0},
+            {"params": [self.default_feature], "lr": rates.descriptors, "weight_decay": decay},
+        ]
+        return [torch.optim.Adam([group | {"initial_lr": group["lr"]} for group in groups])]

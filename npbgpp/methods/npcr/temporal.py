@@ -1,0 +1,260 @@
+"""Pictures of other cameras, as the camera of a frame would see them: pixels are looked up where the points that they show were in the other picture.
+
+For one camera at a time. Depths are along the viewing axis, scene units, inf where nothing is.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.methods.base import Render
+from npbgpp.methods.npcr.system import NPCR
+from npbgpp.points.sparse_optim import RowAdam
+
+_SAME_PLACE = 0.02  # largest difference in depth, as a share of it, of what shows one place
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A picture as another camera would see it.
+
+    Attributes:
+        picture: nearest pixels; anything where ``known`` is false.
+        known: pixels whose points the other picture shows: where it shows something nearer, they are hidden there.
+    """
+
+    picture: Float[Tensor, "c h w"]
+    known: Bool[Tensor, "h w"]
+
+    def alike(self, current: Float[Tensor, "c h w"], threshold: float) -> Bool[Tensor, "h w"]:
+        """Known pixels whose colour, the first three channels, differs from the current one by at most ``threshold``.
+
+        The measure is the sum of the squared differences of the three channels on a scale of 0 to 255.
+        """
+        difference = (255 * (self.picture[:3] - current[:3])).square().sum(0)
+        return self.known & (difference <= threshold)
+
+
+@torch.no_grad()
+def world_points(depth: Float[Tensor, "h w"], camera: Cameras) -> Float[Tensor, "h w 3"]:
+    """What the centre of every pixel shows, world coordinates: each pixel of a large point has a place of its own. Not finite where nothing is."""
+    height, width = camera.image_size
+    v, u = torch.meshgrid(torch.arange(height, device=depth.device) + 0.5, torch.arange(width, device=depth.device) + 0.5, indexing="ij")
+    focal, principal = camera.focal_length[0].to(depth), camera.principal_point[0].to(depth)
+    xy = (principal - torch.stack([u, v], -1)) / focal
+    xyz_cam = torch.cat([xy, torch.ones_like(xy[..., :1])], -1) * depth[..., None]
+    return (xyz_cam - camera.T[0]) @ torch.linalg.inv(camera.R[0])
+
+
+@torch.no_grad()
+def carry(
+    picture: Float[Tensor, "c h2 w2"],
+    picture_depth: Float[Tensor, "h2 w2"],
+    its_camera: Cameras,
+    depth: Float[Tensor, "h w"],
+    camera: Cameras,
+) -> Carried:
+    """Carries a picture over to the camera of a frame.
+
+    Args:
+        picture: taken by another camera.
+        picture_depth: its depths.
+        its_camera: one camera.
+        depth: of the frame.
+        camera: of the frame.
+    """
+    shown = depth.isfinite()
+    with torch.autocast(depth.device.type, enabled=False):  # mixed precision would move points by pixels
+        xyz_world = world_points(depth.masked_fill(~shown, 1.0), camera)
+        uv_px, there = its_camera.project(xyz_world.view(-1, 3))
+    height, width = its_camera.image_size
+    known = shown.view(-1) & (there[0] > 0) & (uv_px[0] >= 0).all(1) & (uv_px[0] < uv_px.new_tensor([width, height])).all(1)
+    column, row = torch.where(known[:, None], uv_px[0], 0.0).floor().long().unbind(1)
+    cell = row * width + column
+    # points do not fill surfaces: where one is missing, the other picture shows what lies farther, which is another place as well
+    known &= (picture_depth.reshape(-1).index_select(0, cell) - there[0]).abs() <= _SAME_PLACE * there[0]
+    carried = picture.flatten(1).index_select(1, cell)
+    return Carried(carried.view(-1, *depth.shape), known.view(depth.shape))
+
+
+def unsteadiness(pictures: list[Float[Tensor, "c h w"]], depths: list[Float[Tensor, "h w"]], cameras: list[Cameras]) -> float:
+    """How much a film flickers: mean absolute difference between frames and those before them carried over, on a scale of 0 to 255.
+
+    The mean goes over all channels and all known pixels of all frames but the first.
+
+    Raises:
+        ValueError: no frame shows anything that the one before it shows.
+    """
+    total, count = 0.0, 0
+    for k in range(1, len(pictures)):
+        before = carry(pictures[k - 1], depths[k - 1], cameras[k - 1], depths[k], cameras[k])
+        difference = (pictures[k] - before.picture).abs()[:, before.known]
+        total, count = total + float(difference.double().sum()), count + difference.numel()
+    if count == 0:
+        raise ValueError("unsteadiness: no two consecutive frames show the same points")
+    return 255 * total / count
+
+
+# ----------------------------------------------------------------------
+# Films of NPCR that do not flicker: frames mixed with those before them, and the model refined along a path of cameras (NPCR, temporal refinement).
+
+
+_FRAMES_KEPT = 5
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """A frame of one camera; colours are weighted by opacity."""
+
+    rgba: Float[Tensor, "4 h w"]
+    depth: Float[Tensor, "h w"]
+    camera: Cameras
+
+    def carried_to(self, frame: "_Shot", threshold: float, rgba: Float[Tensor, "4 h w"] | None = None) -> Float[Tensor, "4 h w"]:
+        """This frame, or another picture of its camera, as that of ``frame`` sees it; the current colours where it is unknown or unlike."""
+        there = carry(self.rgba if rgba is None else rgba, self.depth, self.camera, frame.depth, frame.camera)
+        return torch.where(there.alike(frame.rgba, threshold), there.picture, frame.rgba)
+
+
+class SteadyFilm:
+    """Renders the frames of a film one after the other, each mixed with the five before it and with the mixture so far.
+
+    Weights and threshold are ``history_weights`` and ``colour_threshold`` of the system. Where an earlier frame does not show a point of the current one,
+    or shows it in another colour, the current frame takes its place; so do all of them in pixels that show no point.
+
+    Args:
+        system: draws the frames.
+        scene: name of the scene.
+    """
+
+    def __init__(self, system: NPCR, scene: str) -> None:
+        self.system, self.scene = system, scene
+        self._last: deque[_Shot] = deque(maxlen=_FRAMES_KEPT)
+        self._mixed: Float[Tensor, "4 h w"] | None = None
+
+    @torch.no_grad()
+    def render(self, camera: Cameras) -> Render:
+        """The next frame."""
+        settings = self.system.settings
+        drawn = self.system.draw(camera.to(self.system.device), [self.scene])
+        frame = _Shot(drawn.rgba[0].clamp(0, 1), drawn.depth[0], camera.to(self.system.device))
+        pictures = [frame.rgba]
+        if self._mixed is not None:
+            pictures.append(self._last[0].carried_to(frame, settings.colour_threshold, self._mixed))
+        pictures += [shot.carried_to(frame, settings.colour_threshold) for shot in self._last]
+        pictures += [frame.rgba] * (len(settings.history_weights) - len(pictures))
+        mixed = sum(weight * picture for weight, picture in zip(settings.history_weights, pictures, strict=True))
+        assert isinstance(mixed, Tensor)
+        self._last.appendleft(frame)
+        self._mixed = mixed
+        return self.system.shown(mixed[None], drawn.depth)
+
+
+@dataclass(frozen=True)
+class Film:
+    """Pictures of a path over the background of the system, with their depths (inf where there is no point) and cameras."""
+
+    pictures: list[Float[Tensor, "3 h w"]]
+    depths: list[Float[Tensor, "h w"]]
+    cameras: list[Cameras]
+
+    def flicker(self) -> float:
+        """``unsteadiness`` of the film. Raises InputError for one whose frames show nothing in common."""
+        try:
+            return unsteadiness(self.pictures, self.depths, self.cameras)
+        except ValueError as error:
+            raise InputError(f"path: {error}; take more frames, or another path") from error
+
+    def change_to(self, other: "Film") -> float:
+        """Mean absolute difference to another film along the same path, on a scale of 0 to 255."""
+        return 255 * float(torch.stack([(a - b).abs().mean() for a, b in zip(self.pictures, other.pictures, strict=True)]).mean())
+
+
+def shoot(system: NPCR, scene: str, cameras: Sequence[Cameras]) -> Film:
+    """The film along a path, without history. Raises InputError for fewer than two cameras."""
+    _require_path(cameras)
+    pictures, depths = [], []
+    for camera in cameras:
+        render = system.render(camera, scene, depth=True)
+        assert render.depth is not None
+        pictures.append(render.rgb[0])
+        depths.append(render.depth[0, 0].masked_fill(render.depth[0, 0] == 0, torch.inf))
+    return Film(pictures, depths, [camera.to(system.device) for camera in cameras])
+
+
+def _require_path(cameras: Sequence[Cameras]) -> None:
+    if len(cameras) < 2:
+        raise InputError(f"path: expected at least two cameras to refine along, got {len(cameras)}; take more frames, or another path")
+
+
+def refine(
+    system: NPCR,
+    scene: str,
+    cameras: Sequence[Cameras],
+    passes: int,
+    lr: float,
+    precision: Callable[[], AbstractContextManager[object]],
+) -> list[float]:
+    """Fits the network and the descriptors to what the film along a path showed a frame earlier; returns the loss of every pass.
+
+    The target of a frame is made of the raw output of the frame before it and of the blend so far, both carried over; ``refine_weights`` of the system are
+    their shares, and those of the frame and its target in the next blend. Each pass goes along the whole path and makes one step. The network keeps the
+    statistics of its norms: what is refined is what is rendered.
+
+    Args:
+        system: refined in place.
+        scene: name of its scene.
+        cameras: the path, at least two.
+        passes: how many.
+        lr: learning rate; biases learn at twice the rate. A large one teaches the network that pictures without content never flicker.
+        precision: context to draw in.
+    """
+    _require_path(cameras)
+    system.eval()
+    system.tables.resident(scene, training=False)  # learned descriptors are needed: training would begin with zeros
+    (optimizer,) = system.configure_optimizers()
+    weights, biases, default = optimizer.param_groups
+    weights["lr"], biases["lr"], default["lr"] = lr, 2 * lr, lr
+    descriptors = RowAdam(lr, system.settings.weight_decay)
+    losses = []
+    for _ in range(passes):
+        total = 0.0
+        before: tuple[_Shot, Tensor] | None = None
+        for camera in cameras:
+            with precision():
+                drawn = system.draw(camera.to(system.device), [scene], learn=True)
+                frame = _Shot(drawn.rgba[0].detach(), drawn.depth[0], camera.to(system.device))
+                target = frame.rgba if before is None else _target(system, frame, *before)
+                if before is not None:
+                    loss = _difference(system, drawn.rgba, target[None]) / (len(cameras) - 1)
+                    loss.backward()
+                    system.tables.keep_gradients(drawn.gathered)
+                    total += float(loss.detach())
+            of_frame, of_target = system.settings.refine_weights[2:]
+            before = (frame, of_frame * frame.rgba + of_target * target)
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, rows, gradient in system.tables.take_gradients():
+            descriptors.update(system.tables.residents[name].table, rows, gradient)
+        losses.append(total)
+    return losses
+
+
+def _target(system: NPCR, frame: _Shot, last: _Shot, blend: Float[Tensor, "4 h w"]) -> Float[Tensor, "4 h w"]:
+    threshold = system.settings.colour_threshold
+    of_blend, of_last = system.settings.refine_weights[:2]
+    return of_blend * last.carried_to(frame, threshold, blend) + of_last * last.carried_to(frame, threshold)
+
+
+def _difference(system: NPCR, rendered: Float[Tensor, "1 4 h w"], target: Float[Tensor, "1 4 h w"]) -> Float[Tensor, ""]:
+    """Mean squared difference, and that of the first activations of VGG where the system was trained with them."""
+    loss = torch.nn.functional.mse_loss(rendered, target)
+    perceptual = system.objective().perceptual
+    return loss if perceptual is None else loss + perceptual.to(rendered.device).colours(rendered[:, :3], target[:, :3])

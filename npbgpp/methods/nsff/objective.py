@@ -1,0 +1,184 @@
+"""Settings of NSFF: the schema of ``conf/system/nsff.yaml``."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from npbgpp.errors import InputError
+from npbgpp.methods.nsff import losses
+from npbgpp.methods.nsff.data import VideoBatch
+from npbgpp.methods.nsff.model import Training, Warp
+from npbgpp.methods.nsff.normalisation import VideoFrame
+from npbgpp.methods.radiance import FieldSettings
+
+UNITS = ("epoch", "step")
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of the loss, see ``npbgpp.methods.nsff.losses``; 0 switches a term off."""
+
+    colour: float = 1.0
+    coarse_colour: float = 0.1
+    disparity: float = 0.04
+    coarse_disparity: float = 0.04
+    flow_forward: float = 0.02
+    flow_backward: float = 0.02
+    entropy: float = 1e-3
+    cross_entropy: float = 2e-4
+    photometric: float = 1.0
+    cycle: float = 1.0
+    temporal_smoothness: float = 0.1
+    least_motion: float = 0.1
+    spatial_smoothness: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key in fields(self):
+            if not 0 <= getattr(self, key.name) < math.inf:
+                raise InputError(f"system.loss_weights.{key.name}: expected 0 or more, got {getattr(self, key.name)}")
+
+
+@dataclass(frozen=True)
+class LossSchedule:
+    """How weights change in training.
+
+    Attributes:
+        unit: what the numbers below count: epoch (whole ones) or step.
+        geometry_every: after so many, disparity and flow weigh ``geometry_factor`` times as much as before; 0: always the same.
+        geometry_factor: see there.
+        cross_entropy_over: the cross entropy grows from nothing over so many; 0: from the beginning.
+    """
+
+    unit: str = "epoch"
+    geometry_every: int = 10
+    geometry_factor: float = 0.1
+    cross_entropy_over: int = 10
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise InputError(f"system.loss_schedule.unit: expected one of {', '.join(UNITS)}, got {self.unit}")
+        for key in ("geometry_every", "geometry_factor", "cross_entropy_over"):
+            if getattr(self, key) < 0:
+                raise InputError(f"system.loss_schedule.{key}: expected 0 or more, got {getattr(self, key)}")
+
+    def geometry(self, epoch: int, step: int) -> float:
+        """Factor of disparity and flow."""
+        passed = epoch if self.unit == "epoch" else step
+        return self.geometry_factor ** (passed // self.geometry_every) if self.geometry_every else 1.0
+
+    def cross_entropy(self, epoch: int, step: int) -> float:
+        """Factor of the cross entropy."""
+        passed = epoch if self.unit == "epoch" else step
+        return min(1.0, passed / self.cross_entropy_over) if self.cross_entropy_over else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NsffSettings(FieldSettings):
+    """Keys of ``conf/system/nsff.yaml`` apart from the field; their meaning stands there."""
+
+    rays_per_batch: int = 512
+    empty_where_unseen: bool = True
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+    loss_schedule: LossSchedule = field(default_factory=LossSchedule)
+    thickness: int = 1
+    topk: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(rays_per_batch=1)
+        if self.thickness < 1 or self.thickness % 2 == 0:
+            raise InputError(f"system.thickness: expected an odd number of samples, got {self.thickness}")
+        if not 0 < self.topk <= 1:
+            raise InputError(f"system.topk: expected a part of the values, more than 0 and at most 1, got {self.topk:g}")
+
+
+# ----------------------------------------------------------------------
+# What NSFF is trained on: the terms that a batch of rays has, and their weighted sum.
+
+
+_NEAR_SAMPLES = 0.95  # part of the samples whose motion is measured in lengths: the rest is about infinitely far
+_OF_GEOMETRY = ("disparity", "coarse_disparity", "flow_forward", "flow_backward")
+
+
+def loss_terms(rendered: Training, batch: VideoBatch, frame: VideoFrame, moment: int, thickness: int) -> dict[str, Tensor]:
+    """Every term of ``LossWeights`` that this batch has, before means: at the first and the last moment a neighbour is lacking, and so are its terms.
+
+    Args:
+        rendered: the rays of the batch.
+        batch: what they are to see.
+        frame: coordinates of the field.
+        moment: of the batch.
+        thickness: see ``space_time_losses.cross_entropy``.
+    """
+    assert rendered.seen.rgb is not None
+    terms = {"colour": losses.colour(rendered.seen.rgb, batch.rgb)}
+    has_disparity = bool(torch.isfinite(batch.disparity).all())
+    if has_disparity:
+        terms["disparity"] = losses.relative_depth(rendered.seen.depth, batch.disparity)
+    if rendered.coarse is not None and rendered.coarse.rgb is not None:
+        terms["coarse_colour"] = losses.colour(rendered.coarse.rgb, batch.rgb)
+        if has_disparity:
+            terms["coarse_disparity"] = losses.relative_depth(rendered.coarse.depth, batch.disparity)
+    terms["entropy"] = losses.entropy(rendered.seen.dynamic_weights)
+    terms["cross_entropy"] = losses.cross_entropy(rendered.seen.static_weights, rendered.seen.dynamic_weights, thickness)
+    for name, warp, neighbour, target in (
+        ("flow_forward", rendered.forward, moment + 1, batch.uv_forward_px),
+        ("flow_backward", rendered.backward, moment - 1, batch.uv_backward_px),
+    ):
+        if warp is not None:
+            uv_px, depth = frame.project(frame.ndc_to_field(warp.point), neighbour)
+            found = losses.optical_flow(uv_px, target, depth > 0)
+            if len(found):
+                terms[name] = found
+    warps = [warp for warp in (rendered.forward, rendered.backward) if warp is not None]
+    terms["photometric"] = _total([losses.photometric(_rgb(warp), batch.rgb, warp.trust.rays) for warp in warps])
+    terms["cycle"] = _total([losses.cycle(warp.returned, rendered.xyz, warp.trust.samples) for warp in warps])
+    return terms | _motion_terms(rendered, frame)
+
+
+def _motion_terms(rendered: Training, frame: VideoFrame) -> dict[str, Tensor]:
+    near = max(2, int(_NEAR_SAMPLES * rendered.xyz.shape[1]))
+    xyz = frame.ndc_to_field(rendered.xyz[:, :near])
+    moved = [frame.ndc_to_field(warp.xyz[:, :near]) for warp in (rendered.forward, rendered.backward) if warp is not None]
+    terms = {
+        "least_motion": _total([losses.least_motion(xyz, there) for there in moved]),
+        "spatial_smoothness": _total([losses.spatial_smoothness(xyz, there) for there in moved]),
+    }
+    if len(moved) == 2:
+        terms["temporal_smoothness"] = losses.temporal_smoothness(xyz, *moved)
+    return terms
+
+
+def weighted_means(
+    terms: Mapping[str, Tensor], weights: LossWeights, schedule: LossSchedule, epoch: int, step: int, topk: float
+) -> dict[str, Float[Tensor, ""]]:
+    """What each term with a weight adds to the loss at a point of training.
+
+    Args:
+        terms: see ``loss_terms``.
+        weights: of the terms.
+        schedule: how these change.
+        epoch: counted from 0.
+        step: counted from 0.
+        topk: see ``space_time_losses.mean_of_largest``.
+    """
+    factors = dict.fromkeys(_OF_GEOMETRY, schedule.geometry(epoch, step)) | {"cross_entropy": schedule.cross_entropy(epoch, step)}
+    found = {}
+    for key in fields(weights):
+        weight = getattr(weights, key.name) * factors.get(key.name, 1.0)
+        if key.name in terms and weight > 0:
+            found[key.name] = weight * losses.mean_of_largest(terms[key.name], topk)
+    return found
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).sum(0)
+
+
+def _rgb(warp: Warp) -> Float[Tensor, "n 3"]:
+    assert warp.seen.rgb is not None
+    return warp.seen.rgb

@@ -1,0 +1,523 @@
+"""Settings that all point-based systems share: the schema of ``conf/system/_points.yaml``."""
+
+import logging
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from npbgpp.core.paths import Bases
+from npbgpp.data.point_files import cloud_checksum
+from npbgpp.data.scene import Batch, Scene
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry.image_warp import Alignment, align_vertically
+from npbgpp.geometry.pixels import PixelRule
+from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.losses import VGGLoss, dice_loss, downscaled_l1, ssim_loss
+from npbgpp.methods.base import Render, SteppingSystem, System
+from npbgpp.metrics import ImageMetrics
+from npbgpp.nets.pretrained import find_backbone
+from npbgpp.points.descriptor_tables import SceneTables, TableState, Visible
+from npbgpp.points.feature_pyramid import NearestScatterRasterizer, RGBConverter, feature_table, splat
+from npbgpp.points.visibility import cloud_coverage
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointSettings:
+    """Keys of ``conf/system/_points.yaml`` apart from the networks; their meaning stands there."""
+
+    system_class: str
+    descriptor_dim: int = 8
+    max_scenes_per_train_epoch: int = 4
+    save_rendered_eval_images: bool = True
+    freeze_refiner: bool = False
+    use_masks: bool = False
+    bg_rgb_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    align_during_rendering: bool = False
+    up: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    pixel_convention: str = "authors"
+    near: float = 1.0
+    style_weight: float = 0.0
+    style_img_path: str = ""
+    vgg_weights: str | None = None
+    lpips_weights: str | None = None
+    postprocessing_transform: str | None = None
+    loss_factors: dict[str, float] = field(default_factory=dict)
+    lr_schedule: str = "constant"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+
+    def __post_init__(self) -> None:
+        rules = [rule.value for rule in PixelRule]
+        if self.pixel_convention not in rules:
+            raise InputError(f"system.pixel_convention: expected one of {', '.join(rules)}, got {self.pixel_convention}")
+        if self.lr_schedule not in ("constant", "cosine"):
+            raise InputError(f"system.lr_schedule: expected constant or cosine, got {self.lr_schedule}")
+        if self.near < 0:
+            raise InputError(f"system.near: expected a depth of at least 0 scene units, got {self.near}")
+        if not any(self.up):
+            raise InputError(f"system.up: expected a direction, got {list(self.up)}")
+        if self.postprocessing_transform not in (None, "rotate_90_ccw"):
+            raise InputError(f"system.postprocessing_transform: expected null or rotate_90_ccw, got {self.postprocessing_transform}")
+        for key in ("descriptor_dim", "accumulate_grad_batches", "max_scenes_per_train_epoch"):
+            if getattr(self, key) < 1:
+                raise InputError(f"system.{key}: expected at least 1, got {getattr(self, key)}")
+
+
+# ----------------------------------------------------------------------
+# The weighted loss of the point-based systems: which terms, with which factors.
+
+
+_L1 = re.compile(r"l1_d(\d+)_loss")
+_NAMED = ("vgg_loss", "ssim_loss", "dimred_loss", "mask_loss", "m_reg_loss", "rgb_reg_loss")
+_WITHOUT_VGG = "system/loss_factors=l1_ssim"
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Checked factors (zero ones left out, ``style_loss`` included), the style image, and the file of the VGG network when a term needs it."""
+
+    factors: dict[str, float]
+    style_image: Path | None
+    vgg: Path | None
+
+    @classmethod
+    def from_config(
+        cls, factors: Mapping[str, float], style_weight: float, style_img_path: str, vgg_weights: str | None, bases: Bases
+    ) -> "ObjectiveSettings":
+        """Checks names and finds files. Raises InputError for an unknown term; a missing VGG network is reported when training starts."""
+        for name in factors:
+            if name not in _NAMED and not _L1.fullmatch(name):
+                raise InputError(
+                    f"system.loss_factors.{name}: unknown term; known are {', '.join(_NAMED)} and l1_d<k>_loss with a whole number k"
+                )
+        kept = {name: factor for name, factor in factors.items() if factor != 0}
+        style_image = None
+        if style_weight > 0:
+            kept = {name: factor for name, factor in kept.items() if not _L1.fullmatch(name) and name != "rgb_reg_loss"} | {
+                "style_loss": style_weight
+            }
+            style_image = bases.existing(style_img_path, "system.style_img_path")
+        if not kept:
+            raise InputError("system.loss_factors: every factor is 0, so nothing would be learned; give at least one term a factor")
+        vgg = None if vgg_weights is None else bases.existing(vgg_weights, "system.vgg_weights")
+        return cls(kept, style_image, vgg)
+
+
+class Objective:
+    """Computes the unweighted terms. Holds the VGG network outside of the system, so that it never reaches checkpoints.
+
+    Raises:
+        InputError: a term needs the VGG network and its weights are not on this machine.
+    """
+
+    def __init__(self, settings: ObjectiveSettings) -> None:
+        self.factors = settings.factors
+        self._vgg: VGGLoss | None = None
+        self._grams: tuple[Tensor, ...] = ()
+        if "vgg_loss" in self.factors or "style_loss" in self.factors:
+            try:
+                self._vgg = VGGLoss(find_backbone("vgg19_caffe", settings.vgg))
+            except InputError as error:
+                raise InputError(f"{error}; or train without it: {_WITHOUT_VGG}") from error
+        if settings.style_image is not None:
+            assert self._vgg is not None
+            self._grams = self._vgg.style_grams(_read_image(settings.style_image))
+
+    def image_terms(
+        self, rendered: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"], mask: Float[Tensor, "b 1 h w"] | None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Terms that compare images; ``mask`` confines the style."""
+        terms: dict[str, Tensor] = {}
+        if self._vgg is not None:
+            self._vgg.to(rendered.device)
+            if "style_loss" in self.factors:
+                style = self._vgg.style_terms(rendered, target, tuple(g.to(rendered.device) for g in self._grams), mask)
+                terms["style_loss"] = style.style
+                if "vgg_loss" in self.factors:
+                    terms["vgg_loss"] = style.content
+            else:
+                terms["vgg_loss"] = self._vgg(rendered, target)
+        for name in self.factors:
+            if match := _L1.fullmatch(name):
+                terms[name] = downscaled_l1(rendered, target, int(match[1]))
+        if "ssim_loss" in self.factors:
+            terms["ssim_loss"] = ssim_loss(rendered, target)
+        return terms
+
+    def mask_terms(
+        self, mask: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b 1 h w"], empty_mask: Callable[[], Tensor]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Terms on the predicted mask; ``empty_mask`` gives the mask predicted where no point is."""
+        terms = {}
+        if "mask_loss" in self.factors:
+            terms["mask_loss"] = dice_loss(mask, target)
+        if "m_reg_loss" in self.factors:
+            terms["m_reg_loss"] = empty_mask().mean()
+        return terms
+
+
+def _read_image(path: Path) -> Float[Tensor, "1 3 h w"]:
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise InputError(f"system.style_img_path: {path}: expected a readable image, got {error}") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+# ----------------------------------------------------------------------
+# Which clouds a run has read, so that training does not go on with other ones.
+
+
+class CloudMarks:
+    """Checksums of clouds.
+
+    Attributes:
+        of: by scene; those of a checkpoint that training goes on from, and of every cloud read since.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[str, str] = {}
+
+    def note(self, scene: str, path: Path, xyz_world: Float[Tensor, "n 3"]) -> None:
+        """Keeps the checksum of a cloud that was read. Raises InputError when the scene had another cloud before."""
+        checksum = cloud_checksum(xyz_world)
+        expected = self.of.setdefault(scene, checksum)
+        if expected != checksum:
+            raise InputError(
+                f"point cloud {path} of scene {scene}: expected the cloud that training began with (checksum {expected}), got another one ({checksum}, "
+                f"{len(xyz_world)} points); use the file, datasets.n_point and datasets.noise_sigma of the interrupted run, or begin anew with "
+                "weights_path=<checkpoint> in place of resume"
+            )
+
+    def expect(self, clouds: Any) -> None:
+        """Takes over what a checkpoint says; files without it say nothing."""
+        if isinstance(clouds, dict):
+            self.of |= {str(scene): checksum for scene, checksum in clouds.items() if isinstance(checksum, str)}
+
+
+# ----------------------------------------------------------------------
+# Systems whose scenes own tables: what checkpoints hold of them, and when they are opened, shared and saved.
+
+
+class OwnedTables(System):
+    """Hooks of Lightning, to stand before another base class.
+
+    Attributes:
+        tables: of the scenes.
+        continued_descriptors: those of the run that is resumed, in case it is not in the same folder.
+        keeps_history: what the optimiser of the tables knows outlasts an epoch.
+        table_steps: of that optimiser.
+    """
+
+    tables: SceneTables
+    continued_descriptors: Path | None
+    keeps_history: bool
+    table_steps: int = 0
+
+    def can_render(self, scene: str) -> bool:
+        """False for scenes of this run whose first training epoch is still to come."""
+        return self.tables.can_render(scene)
+
+    def begin_training(self, shares_scenes: bool) -> None:
+        """See System.begin_training."""
+        self.tables.shared = shares_scenes
+
+    def on_train_start(self) -> None:
+        """Opens the scenes that were open."""
+        self.tables.open_again()
+
+    def on_train_epoch_start(self) -> None:
+        """Forgets what the last epoch trained."""
+        super().on_train_epoch_start()
+        self.tables.begin_epoch()
+
+    def on_train_epoch_end(self) -> None:
+        """Saves the descriptors of every scene of the epoch."""
+        super().on_train_epoch_end()
+        self.tables.save_trained()
+
+    def on_fit_end(self) -> None:
+        """From here on every scene must have descriptors to be rendered."""
+        self.tables.end_training()
+
+    def on_validation_start(self) -> None:
+        """Processes evaluate what others train."""
+        super().on_validation_start()
+        self.tables.publish()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Refers to the saved descriptors, and holds what they lack."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["npbgpp"]["descriptors"] = self.tables.state(self.table_steps, history=self.keeps_history).as_plain()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Takes over what belongs to a checkpoint; one of an earlier version refers to no descriptors, and those of its folder are taken."""
+        super().on_load_checkpoint(checkpoint)
+        found = checkpoint.get("npbgpp", {}).get("descriptors")
+        if found is not None:
+            state = TableState.from_plain(found)
+            self.table_steps = state.steps
+            self.tables.go_on(state, self.continued_descriptors)
+
+
+# ----------------------------------------------------------------------
+# What the point-based systems share: rasterise points, look descriptors up, refine the image; compare it with a photo and step the networks.
+
+
+log = logging.getLogger(__name__)
+
+_NEAR_CUT_WARNING = 0.05
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How views are drawn.
+
+    Attributes:
+        asked: the cameras of the views.
+        drawn: the cameras that are drawn: the same, or their upright versions.
+        alignment: how to come back from the upright versions; None without.
+    """
+
+    asked: Cameras
+    drawn: Cameras
+    alignment: Alignment | None
+
+
+class PointSystem(SteppingSystem):
+    """Descriptors of points, rasterised at several scales, refined by a U-Net. Where descriptors come from is up to the subclass.
+
+    Args:
+        settings: flat keys of the config.
+        scenes: every scene of the run.
+        bases: what relative paths of the config refer to.
+        metrics: how views are scored.
+        refiner: network from the pyramid to (b, 3 or 4, h, w); a fourth channel is the logit of the object mask.
+        rasterizer: levels and background feature.
+    """
+
+    def __init__(
+        self,
+        settings: PointSettings,
+        scenes: Mapping[str, Scene],
+        bases: Bases,
+        metrics: ImageMetrics,
+        refiner: nn.Module,
+        rasterizer: NearestScatterRasterizer,
+    ) -> None:
+        super().__init__(dict(scenes), metrics, settings.accumulate_grad_batches, settings.gradient_clip_val, settings.lr_schedule)
+        self.settings = settings
+        self.rule = PixelRule(settings.pixel_convention)
+        self.refiner, self.rasterizer = refiner, rasterizer
+        self.require_channels("system.rasterizer", rasterizer.bg_feature.shape[1])
+        self.rgb_converter = RGBConverter(settings.descriptor_dim)
+        if settings.freeze_refiner:
+            self.refiner.requires_grad_(False)
+        self.objective_settings = ObjectiveSettings.from_config(
+            settings.loss_factors, settings.style_weight, settings.style_img_path, settings.vgg_weights, bases
+        )
+        self.clouds = CloudMarks()
+        self._objective: Objective | None = None
+
+    def require_channels(self, key: str, channels: int) -> None:
+        """Raises InputError when a network was made for descriptors of another width."""
+        if channels != self.settings.descriptor_dim:
+            raise InputError(
+                f"{key}: has {channels} channels, expected system.descriptor_dim={self.settings.descriptor_dim}; make them agree"
+            )
+
+    def require_weights(self, missing: Sequence[str]) -> None:
+        """See System.require_weights."""
+        lacking = {name.partition(".")[0] for name in missing}
+        networks = [f"system.{name}" for name in ("feature_extractor", "aggregator", "refiner") if name in lacking]
+        if networks:
+            raise InputError(
+                f"weights_path: the checkpoint lacks weights of {' and '.join(networks)}, which would be random ({', '.join(missing[:3])}, ...); choose the "
+                "networks that it was trained with, or begin these anew with weights_strict=false"
+            )
+
+    def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
+        """See System.check_before_training."""
+        self._objective = Objective(self.objective_settings)
+
+    def start_without_weights(self, evaluate_only: bool) -> None:
+        """See System.start_without_weights."""
+        if evaluate_only and any(True for _ in self.refiner.parameters()):
+            raise InputError(
+                "weights_path: expected the checkpoint of a trained system for eval_only=true, got none; the networks would be random: name it, for example "
+                "weights_path=experiments/<run>/checkpoints/last.ckpt"
+            )
+
+    def read_cloud(self, name: str) -> Float[Tensor, "n 3"]:
+        """Points of a scene. Raises InputError when no training camera sees any; warns when the near plane cuts much of what is before a camera."""
+        scene, near = self.scenes[name], self.settings.near
+        xyz_world = scene.cloud.read().xyz
+        self.clouds.note(name, scene.cloud.path, xyz_world)
+        coverage = cloud_coverage(xyz_world, [scene.views[i].camera for i in scene.splits["train"]], near, self.rule)
+        if coverage.seen == 0:
+            raise InputError(
+                f"point cloud {scene.cloud.path}: none of its {len(xyz_world)} points is seen by any training camera of scene {scene.name} beyond "
+                f"system.near={near}; cloud and cameras must share one coordinate frame and scale, or lower system.near"
+            )
+        if coverage.largest_cut > _NEAR_CUT_WARNING:
+            log.warning(
+                "scene %s: system.near=%g removes up to %.0f %% of the points before a camera; lower it for scenes of small scale",
+                scene.name,
+                near,
+                100 * coverage.largest_cut,
+            )
+        return xyz_world
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Marks the file with the clouds that were read as well."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["npbgpp"]["clouds"] = dict(self.clouds.of)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Training that goes on must find the clouds it began with."""
+        super().on_load_checkpoint(checkpoint)
+        mark = checkpoint.get("npbgpp")
+        self.clouds.expect(mark.get("clouds") if isinstance(mark, dict) else None)
+
+    # --------------------------------------------------------------- rendering
+    @abstractmethod
+    def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
+        """What views see at some levels, for evaluation."""
+
+    @abstractmethod
+    def visible_in_training(self, framing: Framing, batch: Batch) -> Visible:
+        """What the targets of a batch see at the levels of the rasteriser; gradients reach what learns."""
+
+    def frame(self, cameras: Cameras) -> Framing:
+        """How views are drawn, as ``align_during_rendering`` says."""
+        if not self.settings.align_during_rendering:
+            return Framing(cameras, cameras, None)
+        with self.autocast_free():
+            alignment = align_vertically(cameras, self.rule, self.settings.up)
+        return Framing(cameras, alignment.cameras, alignment)
+
+    def draw(self, clouds: Sequence[BlockedCloud], cameras: Cameras, levels: Sequence[Level]) -> list[Int[Tensor, "b _ _"]]:
+        """Per level, the point that each cell of each view shows, -1 where it is empty; one cloud per view."""
+        views = [rasterize(cloud, cameras[k], levels, self.settings.near, self.rule) for k, cloud in enumerate(clouds)]
+        return [torch.stack([fragments.index for fragments in level]) for level in zip(*views, strict=True)]
+
+    @abstractmethod
+    def drawn_cloud(self, scene: str) -> BlockedCloud:
+        """The points of a scene that evaluation draws, on the device."""
+
+    def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
+        """See System.render. Depths are those of the nearest points, without the network."""
+        framing = self.frame(cameras.to(self.device))
+        scenes = [scene] * len(cameras)
+        with torch.no_grad():
+            with self.autocast_free():
+                visible = self.visible(framing, scenes, self.rasterizer.levels)
+            render = self.refine(framing, visible)
+            rgb = render.rgb.clamp(0, 1)
+            if self.settings.use_masks and render.mask is not None:
+                rgb = torch.where(render.mask < 0.5, rgb.new_tensor(self.settings.bg_rgb_color)[:, None, None], rgb)
+            with self.autocast_free():
+                depths = self._depths(framing.asked, scene) if depth else None
+            if not raster:
+                return Render(rgb, render.mask, None, depths)
+            with self.autocast_free():
+                if framing.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
+                    visible = self.visible(Framing(framing.asked, framing.asked, None), scenes, [Level(1.0)])
+                colours = self.rgb_converter(visible.descriptors)
+                picture = splat(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
+            return Render(rgb, render.mask, picture, depths)
+
+    def _depths(self, cameras: Cameras, scene: str) -> Float[Tensor, "b 1 h w"]:
+        cloud = self.drawn_cloud(scene)
+        views = [rasterize(cloud, cameras[k], [Level(1.0)], self.settings.near, self.rule)[0].depth for k in range(len(cameras))]
+        return torch.stack([torch.where(view.isinf(), 0.0, view)[None] for view in views])
+
+    def refine(self, framing: Framing, visible: Visible) -> Render:
+        """Runs the network on what the views see; colours are not clamped."""
+        image = self.refiner(self.rasterizer(visible.rows, visible.descriptors)).float()
+        if framing.alignment is not None:
+            image = framing.alignment.undo(image)
+        mask = image[:, 3:4].sigmoid() if image.shape[1] == 4 else None
+        return Render(image[:, :3], mask)
+
+    # ---------------------------------------------------------------- training
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch: render, compare, step what was seen."""
+        batch = self.augment(batch)
+        framing = self.frame(batch.target.cameras)
+        visible = self.visible_in_training(framing, batch)
+        render = self.refine(framing, visible)
+        terms = self.terms(render, batch, visible)
+        factors = self.objective_settings.factors
+        loss = torch.stack([factors[name] * value for name, value in terms.items()]).sum()
+        self.learn(loss)
+        self.keep_gradients(visible)
+        if self.wants_pictures:
+            self.pictures = self.pictures_of(batch, visible, render)
+        self.finish_batch()
+        self.log_batch(batch, terms, loss, render.rgb, batch.target.image, self.points_of(batch))
+
+    @torch.no_grad()
+    def pictures_of(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
+        """The first item of a batch to look at: its points at every level, the rendering, the photo."""
+        colours = self.rgb_converter(visible.descriptors)
+        table = feature_table(colours, colours.new_ones(1, 3, 1, 1))
+        levels = [
+            splat(rows[:1], table, level.supersampling)[0, :3] for rows, level in zip(visible.rows, self.rasterizer.levels, strict=True)
+        ]
+        return (*levels, render.rgb[0].detach(), batch.target.image[0])
+
+    def augment(self, batch: Batch) -> Batch:
+        """Changes a batch before it is rendered."""
+        return batch
+
+    @abstractmethod
+    def points_of(self, batch: Batch) -> int:
+        """Points of the clouds that a batch is drawn from, counted once per view."""
+
+    def keep_gradients(self, visible: Visible) -> None:
+        """Puts aside gradients that belong to no parameter."""
+
+    def terms(self, render: Render, batch: Batch, visible: Visible) -> dict[str, Tensor]:
+        """Unweighted terms of the loss."""
+        assert self._objective is not None
+        target, compare, mask = self.compared(batch)
+        # pixels that do not count are given the target's value, so that no term sees them and no gradient leaves them
+        terms = self._objective.image_terms(torch.where(compare, render.rgb, target), target, mask)
+        if "dimred_loss" in self.objective_settings.factors and len(visible.descriptors):
+            descriptors = visible.descriptors.detach()
+            terms["dimred_loss"] = (self.rgb_converter.reconstruct(self.rgb_converter(descriptors)) - descriptors).abs().mean()
+        if mask is not None and render.mask is not None:
+            terms |= self._objective.mask_terms(render.mask, mask, self._mask_without_points)
+        return terms
+
+    def compared(self, batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Tensor, Float[Tensor, "b 1 h w"] | None]:
+        """The image to learn, the pixels of it that count, and the object mask (None without ``use_masks``)."""
+        target, compare = batch.target.image, batch.target.valid
+        if not self.settings.use_masks:
+            return target, compare, None
+        mask = batch.target.mask
+        if mask is None:
+            raise InputError(f"system.use_masks: scene {batch.scene[0]} has no masks; add them or set system.use_masks=false")
+        inside = mask >= 0.5
+        target = torch.where(inside, target, target.new_tensor(self.settings.bg_rgb_color)[:, None, None])
+        return target, compare & inside, mask
+
+    def _mask_without_points(self) -> Float[Tensor, "1 1 h w"]:
+        training = self.refiner.training
+        self.refiner.eval()  # the original keeps the statistics of norms out of this term
+        mask = self.refiner(self.rasterizer.empty((64, 64)))[:, 3:4].sigmoid()
+        self.refiner.train(training)
+        return mask

@@ -1,1 +1,0 @@
-"""Networks: pure `nn.Module`s that know neither data sets nor training."""

@@ -1,0 +1,365 @@
+"""What the refiners share: checks of an image pyramid, one level down, resizing to the level above, the path through a U-Net.
+
+Symbols: level k has size (h >> k, w >> k); level 0 is the finest. The sizes are those of the multi-scale rasterisation (scales 1, 1/2,
+1/4, ...) and, rounding down at every step, those of repeated 2x2 pooling.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from npbgpp.errors import InputError
+from npbgpp.nets.blocks import BLOCKS, NORMALIZATIONS, PADDING_MODES, choose
+
+LEVELS = 5
+UPSAMPLE_MODES = {name: name for name in ("bilinear", "nearest", "deconv")}
+LAST_ACTIVATIONS: dict[str, type[nn.Module] | None] = {"": None, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+def check_channels(in_channels: Sequence[int], filters: Sequence[int], key: str = "filters") -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns copies of both lists, in_channels continued with zeros to `LEVELS` entries (a level with 0 channels is absent).
+
+    Args:
+        in_channels: channels per input level.
+        filters: channels per level of the network.
+        key: the configuration key that the filters come from.
+
+    Raises:
+        InputError: not 1 to 5 positive in_channels, not 5 positive filters, or a filter that leaves no channel beside its level's input.
+    """
+    channels, widths = tuple(in_channels), tuple(filters)
+    if not 1 <= len(channels) <= LEVELS or min(channels) < 1:
+        raise InputError(
+            f"in_channels: expected 1 to {LEVELS} positive numbers, one per pyramid level, finest first; got {list(channels)}."
+        )
+    if len(widths) != LEVELS or min(widths) < 1:
+        raise InputError(f"{key}: expected {LEVELS} positive filters, finest level first; got {list(widths)}.")
+    channels += (0,) * (LEVELS - len(channels))
+    for level in range(1, LEVELS):
+        if widths[level] <= channels[level]:
+            raise InputError(
+                f"{key}: level {level} has {widths[level]} channels of which {channels[level]} are its input (in_channels); "
+                f"expected at least {channels[level] + 1}."
+            )
+    return channels, widths
+
+
+def check_pyramid(levels: Sequence[Float[Tensor, "b _ _ _"]], in_channels: Sequence[int], smallest_side: int) -> None:
+    """Checks number, channels and sizes of the levels that a refiner gets.
+
+    Args:
+        levels: finest first.
+        in_channels: channels per level, 0 for an absent one (at the end).
+        smallest_side: pixels that height and width of the coarsest of the `LEVELS` levels need.
+
+    Raises:
+        InputError: what differs and what was expected.
+    """
+    expected, got = [c for c in in_channels if c], [level.shape[1] for level in levels]
+    if got != expected:
+        raise InputError(
+            f"refiner input: expected {len(expected)} levels of {expected} channels (in_channels), got {got}; "
+            "make in_channels agree with the rasterizer's scales and descriptor_dim (plus 1 for its mask)."
+        )
+    h, w = levels[0].shape[2:]
+    if min(h, w) >> (LEVELS - 1) < smallest_side:
+        needed = smallest_side << (LEVELS - 1)
+        raise InputError(
+            f"refiner input: height and width must be at least {needed} pixels for {LEVELS} levels, got {h} x {w}; render a larger image."
+        )
+    for k, level in enumerate(levels):
+        if tuple(level.shape[2:]) != (h >> k, w >> k):
+            raise InputError(
+                f"refiner input: level {k} of a {h} x {w} image must be {h >> k} x {w >> k}, got {level.shape[2]} x {level.shape[3]}; "
+                "the rasterizer's scales must be 1, 1/2, 1/4, ..."
+            )
+
+
+def in_fast_layout(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """x in the memory layout in which the convolutions run fastest on its device; same values. All later layers keep it.
+
+    On a CPU that is channels_last (figures: `RefinerUnetV2`); elsewhere the caller's choice stays.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+def resize(x: Float[Tensor, "b c _ _"], size: tuple[int, int], mode: str = "bilinear") -> Float[Tensor, "b c h w"]:
+    """Resizes to `size` = (h, w), 'nearest' or 'bilinear' with pixel edges aligned; x itself if it has that size."""
+    if tuple(x.shape[2:]) == size:
+        return x
+    return F.interpolate(x, size=size, mode=mode, align_corners=False if mode == "bilinear" else None)
+
+
+class Down(nn.Module):
+    """One level down: 2x2 average, then `conv`. An odd side is first resized bilinearly to the even one below, so no pixel is left out."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b out h w"]:
+        """Returns features of half the size, rounded down."""
+        h, w = x.shape[2:]
+        return self.conv(F.avg_pool2d(resize(x, (h // 2 * 2, w // 2 * 2)), 2))
+
+
+def output_layer(in_channels: int, out_channels: int, last_act: type[nn.Module] | None) -> nn.Sequential:
+    """A 1x1 convolution and, if given, an activation.
+
+    Without one the bias starts at 0.5, mid grey; that of a fourth channel, a mask logit, at 0.
+    """
+    conv = nn.Conv2d(in_channels, out_channels, 1)
+    if last_act is not None:
+        return nn.Sequential(conv, last_act())
+    bias = torch.full((out_channels,), 0.5)
+    bias[3:4] = 0.0
+    conv.bias = nn.Parameter(bias)
+    return nn.Sequential(conv)
+
+
+class PyramidUNet(nn.Module):
+    """The path of a pyramid through a U-Net; a subclass sets `start`, `down1` ... `down4`, `center`, `up4` ... `up1` and `final`.
+
+    Args:
+        in_channels: channels per input level, continued with zeros to `LEVELS` entries.
+        smallest_side: pixels that height and width of the coarsest level need.
+    """
+
+    start: nn.Module
+    center: nn.Module
+    final: nn.Module
+
+    def __init__(self, in_channels: tuple[int, ...], smallest_side: int) -> None:
+        super().__init__()
+        self.in_channels, self.smallest_side = in_channels, smallest_side
+
+    def forward(self, levels: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b out h w"]:
+        """Refines a pyramid.
+
+        Args:
+            levels: one tensor (b, c_k, h >> k, w >> k) per entry of in_channels, finest first.
+
+        Returns:
+            The image at the size of level 0. Without last_act its values are not bounded.
+
+        Raises:
+            InputError: wrong number, channels or sizes of levels; a side below 32 pixels with 'reflect' padding or instance
+                normalisation, below 16 otherwise.
+        """
+        check_pyramid(levels, self.in_channels, self.smallest_side)
+        levels = [in_fast_layout(level) for level in levels]
+        x = self.start(levels[0])
+        skips = []
+        for k in range(1, LEVELS):
+            skips.append(x)
+            x = self.get_submodule(f"down{k}")(x)
+            if k < len(levels):
+                x = torch.cat([x, levels[k]], dim=1)
+        x = self.center(x)
+        for k in range(LEVELS - 1, 0, -1):
+            x = self.get_submodule(f"up{k}")(x, skips[k - 1])
+        return self.final(x).contiguous()
+
+
+# ----------------------------------------------------------------------
+# From a pyramid of rasterised descriptors to an image.
+
+
+class Up(nn.Module):
+    """One level up: resize to the skip's size, concatenate the skip if used, block `conv`.
+
+    'deconv' is a transposed convolution to the skip's channels with zero borders, resized if the skip has an odd side.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        conv_block: Callable[[int, int], nn.Module],
+        upsample_mode: str,
+        use_skip: bool,
+    ) -> None:
+        super().__init__()
+        self.mode, self.use_skip, self.up = upsample_mode, use_skip, None
+        if upsample_mode == "deconv":
+            self.up = nn.ConvTranspose2d(in_channels, skip_channels, 4, stride=2, padding=1)
+            self.mode, in_channels = "bilinear", skip_channels
+        self.conv = conv_block(in_channels + skip_channels * use_skip, out_channels)
+
+    def forward(self, x: Float[Tensor, "b c _ _"], skip: Float[Tensor, "b s h w"]) -> Float[Tensor, "b out h w"]:
+        """Returns features of the skip's size."""
+        if self.up is not None:
+            x = self.up(x)
+        x = resize(x, (skip.shape[2], skip.shape[3]), self.mode)
+        return self.conv(torch.cat([x, skip], dim=1) if self.use_skip else x)
+
+
+class RefinerUnetV2(PyramidUNet):
+    """The light gated U-Net of NPBG++ (457 969 parameters as shipped).
+
+    `start` turns level 0 into f_0 channels. Going down, level k has f_k channels: f_k - c_k from the block behind a 2x2 average, then the
+    c_k of the input. `center` works on level 4; going up, `up4` ... `up1` give 16, 8, 4 and 2 times out_channels without normalisation,
+    and a 1x1 convolution gives the image.
+
+    On a CPU it runs in channels_last; features and gate of a block share one border. One image, shipped size, 2 threads of an AVX-512
+    machine: 91 ms forward and 282 ms with backward at 512 x 512 (the plain network in NCHW: 142 and 488), 24 and 69 ms at 256 x 256
+    (35 and 124).
+
+    Args:
+        in_channels: c_k of the 1 to 5 input levels, finest first; coarser levels that are not listed get no input.
+        out_channels: 3, or 4 where the last one is a foreground logit.
+        filters: f_k of the 5 levels.
+        upsample_mode: 'bilinear', 'nearest' or 'deconv'.
+        last_act: '' (none), 'sigmoid' or 'tanh'.
+        stem_conv_block_name: block of `start`, a key of `BLOCKS`.
+        encoder_conv_block_name: block of `down1` ... `down4` and `center`.
+        decoder_conv_block_name: block of `up4` ... `up1`.
+        padding_mode: 'zeros', 'reflect', 'replicate' or 'circular'.
+        median_filter: median of the result of `start`, every down block and `center` (5x5 for 'basic', 3x3 for gated blocks).
+        encoder_normalization: 'identity', 'batch' or 'instance', in the same blocks.
+        use_skip: concatenate the features of the way down on the way up.
+
+    Raises:
+        InputError: a value that is not allowed; the message names the key.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int] = (8,),
+        out_channels: int = 4,
+        filters: Sequence[int] = (16, 32, 64, 128, 210),
+        upsample_mode: str = "bilinear",
+        last_act: str = "",
+        stem_conv_block_name: str = "gated",
+        encoder_conv_block_name: str = "gated",
+        decoder_conv_block_name: str = "gated",
+        padding_mode: str = "replicate",
+        median_filter: bool = False,
+        encoder_normalization: str = "identity",
+        use_skip: bool = True,
+    ) -> None:
+        channels, f = check_channels(in_channels, filters)
+        if out_channels < 1:
+            raise InputError(f"out_channels: expected at least 1, got {out_channels}.")
+        choose("padding_mode", padding_mode, PADDING_MODES)
+        choose("encoder_normalization", encoder_normalization, NORMALIZATIONS)
+        stem, encoder = (
+            partial(choose(key, name, BLOCKS), padding_mode=padding_mode, normalization=encoder_normalization, median_filter=median_filter)
+            for key, name in (("stem_conv_block_name", stem_conv_block_name), ("encoder_conv_block_name", encoder_conv_block_name))
+        )
+        decoder = partial(choose("decoder_conv_block_name", decoder_conv_block_name, BLOCKS), padding_mode=padding_mode)
+        choose("upsample_mode", upsample_mode, UPSAMPLE_MODES)
+        activation = choose("last_act", last_act, LAST_ACTIVATIONS)
+        # Reflection needs a neighbour inside the image, instance statistics more than one pixel.
+        super().__init__(channels, smallest_side=2 if padding_mode == "reflect" or encoder_normalization == "instance" else 1)
+
+        self.start = stem(channels[0], f[0])
+        for k in range(1, LEVELS):
+            self.add_module(f"down{k}", Down(encoder(f[k - 1], f[k] - channels[k])))
+        self.center = encoder(f[-1], f[-1])
+
+        below = f[-1]
+        for k in range(LEVELS - 1, 0, -1):
+            width = out_channels << k
+            self.add_module(
+                f"up{k}",
+                Up(below, f[k - 1], width, decoder, upsample_mode, use_skip),
+            )
+            below = width
+        final = output_layer(below, out_channels, activation)
+        self.final = final if last_act else final[0]  # the checkpoints say `final.weight`, but `final.0.weight` with an activation
+
+
+class IdentityRefiner(nn.Module):
+    """No refinement: the descriptors are colours. No parameters."""
+
+    def forward(self, levels: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b 3 h w"]:
+        """Returns the first three channels of the finest level; fewer than three raise InputError."""
+        channels = [level.shape[1] for level in levels]
+        if not channels or channels[0] < 3:
+            raise InputError(
+                f"IdentityRefiner: the finest level needs at least 3 channels, got levels of {channels}; set descriptor_dim=3."
+            )
+        return levels[0][:, :3]
+
+
+# ----------------------------------------------------------------------
+# The U-Net of the first NPBG, on pyramids of any size.
+
+
+class NpbgUp(nn.Module):
+    """One level up: halve the channels while resizing to the skip's size, concatenate the skip, block `conv` without normalisation.
+
+    'bilinear' and 'nearest' resize and then convolve 3x3 (zero borders); 'deconv' is one transposed convolution.
+    """
+
+    def __init__(self, out_channels: int, conv_block: Callable[[int, int], nn.Module], upsample_mode: str) -> None:
+        super().__init__()
+        self.deconv = upsample_mode == "deconv"
+        self.mode = "bilinear" if self.deconv else upsample_mode
+        if self.deconv:
+            self.up: nn.Module = nn.ConvTranspose2d(2 * out_channels, out_channels, 4, stride=2, padding=1)
+        else:
+            # The nesting gives the parameter names `up.1.0.*`; in NPBG the first entry is the resizing layer.
+            self.up = nn.Sequential(nn.Identity(), nn.Sequential(nn.Conv2d(2 * out_channels, out_channels, 3, padding=1)))
+        self.conv = conv_block(2 * out_channels, out_channels)
+
+    def forward(self, x: Float[Tensor, "b c _ _"], skip: Float[Tensor, "b out h w"]) -> Float[Tensor, "b out h w"]:
+        """Returns features of the skip's size."""
+        size = (skip.shape[2], skip.shape[3])
+        x = resize(self.up(x), size) if self.deconv else self.up(resize(x, size, self.mode))
+        return self.conv(torch.cat([x, skip], dim=1))
+
+
+class RefinerUNet(PyramidUNet):
+    """NPBG's network (1 928 771 parameters with the defaults).
+
+    Args:
+        in_channels: c_k of the 1 to 5 input levels, finest first; coarser levels that are not listed get no input.
+        out_channels: channels of the image.
+        net_size: divisor of the filters; 4 gives 16, 32, 64, 128, 256.
+        upsample_mode: 'bilinear', 'nearest' or 'deconv'.
+        last_act: '' (none), 'sigmoid' or 'tanh'.
+        conv_block: block of every level, a key of `BLOCKS`; NPBG has 'gated' and 'basic'.
+        padding_mode: borders of the blocks: 'reflect' as in the version that trained the released networks, 'zeros' as in later
+            versions, 'replicate' or 'circular'.
+
+    Raises:
+        InputError: a value that is not allowed; the message names the key.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int] = (8, 8, 8, 8, 8),
+        out_channels: int = 3,
+        net_size: int = 4,
+        upsample_mode: str = "bilinear",
+        last_act: str = "",
+        conv_block: str = "gated",
+        padding_mode: str = "reflect",
+    ) -> None:
+        if net_size < 1:
+            raise InputError(f"net_size: expected at least 1, the divisor of 64, 128, 256, 512 and 1024 filters; got {net_size}.")
+        if out_channels < 1:
+            raise InputError(f"out_channels: expected at least 1, got {out_channels}.")
+        channels, f = check_channels(in_channels, [(64 << k) // net_size for k in range(LEVELS)], key="net_size")
+        choose("padding_mode", padding_mode, PADDING_MODES)
+        block = partial(choose("conv_block", conv_block, BLOCKS), padding_mode=padding_mode)
+        choose("upsample_mode", upsample_mode, UPSAMPLE_MODES)
+        activation = choose("last_act", last_act, LAST_ACTIVATIONS)
+        super().__init__(channels, smallest_side=2 if padding_mode == "reflect" else 1)
+
+        self.start = block(channels[0], f[0], normalization="batch")
+        for k in range(1, LEVELS):
+            self.add_module(f"down{k}", Down(block(f[k - 1], f[k] - channels[k], normalization="batch")))
+        self.center = nn.Identity()
+        for k in range(LEVELS - 1, 0, -1):
+            self.add_module(f"up{k}", NpbgUp(f[k - 1], block, upsample_mode))
+        self.final = output_layer(f[0], out_channels, activation)

@@ -1,0 +1,277 @@
+"""A video of a moving scene by one camera, in the layout of nsff_pl, with its motion maps.
+
+* ``images/``: the frames, by the number at the end of their names.
+* poses: a model of COLMAP in ``sparse`` (of the frames as they are, undistorted), else below it (``sparse/0``); photos are matched by name. Without a model
+  ``poses_bounds.npy``, a row per frame.
+* ``disps/``: disparity of every frame (16-bit PNG or .npy), in order.
+* ``flow_fw/``: flow of every frame but the last to the next one; ``flow_bw/``: of every frame but the first to the one before (.flo). They are counted, names
+  do not matter: some programs name them by the first, some by the second frame.
+* ``masks/``: bright (255) where nothing moves, ``<name of the frame>.png`` (00003.png.png) or 00003.png; else ``motion_masks/``, as NSFF has them: bright where
+  something moves.
+* ``novel/``: photos that other cameras took at the moments of frames, for evaluation: ``images/00003.png`` or ``images/00003_<anything>.png``,
+  ``cameras.json`` (see ``npbgpp.data.pose_files``) with a camera for each of them, in the order of their names, in the world of the poses; ``masks/`` as above;
+  ``depths/``, 16-bit PNG in thousandths of a scene unit.
+
+Every frame trains and the middle one validates. Test views are those of ``novel/``, without it all frames. Frames that are chosen with val_indices or
+holdout_indices do not train.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from npbgpp.data.colmap_model import ColmapModel, ModelImage, find_models, model_file
+from npbgpp.data.images import common_size, fitted, image_size, numbered_images
+from npbgpp.data.lens import pinhole
+from npbgpp.data.motion_maps import check_flow
+from npbgpp.data.point_files import CloudFile
+from npbgpp.data.pose_files import read_poses
+from npbgpp.data.scene import DepthMap, MotionMaps, Scene, View
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras
+from npbgpp.parsers.colmap import check_ratio, some
+from npbgpp.parsers.llff import read_rows, row_view
+
+_FEWEST = 3  # frames: one has flow in both directions
+_LARGEST_DISPLACEMENT = 1.0  # pixels: what the distortion of a lens may be off without doing harm
+_DEPTH_UNIT = 1e-3  # scene units
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+_PREPARE = "python -m npbgpp.prepare monocular root={root}"
+
+
+def parse_monocular(
+    root: Path,
+    images_root: Path,
+    name: str,
+    cloud: CloudFile,
+    start_end: tuple[int, int] | None = None,
+    img_wh: tuple[int, int] | None = None,
+    downscale: float = 1.0,
+) -> Scene:
+    """Reads the metadata of one scene.
+
+    Args:
+        root: folder of the scene, with its poses.
+        images_root: folder with ``images`` and the motion maps, usually the same.
+        name: name of the scene.
+        cloud: its point cloud.
+        start_end: the frames in use, the end excluded; None takes all.
+        img_wh: (width, height) that frames are used at, of any ratio.
+        downscale: in place of ``img_wh``, the factor that frames are reduced by.
+
+    Raises:
+        InputError: fewer than three frames, frames without pose, of different sizes or of another size than their camera, a lens that distorts, motion maps
+            of another number or size than the frames, or photos in ``novel`` that cannot be matched.
+    """
+    if img_wh is not None and downscale != 1:
+        raise InputError(
+            f"datasets.img_wh and datasets.downscale: expected one of them, got {list(img_wh)} and {downscale:g}; leave one away"
+        )
+    files = list(numbered_images(images_root / "images").values())
+    if len(files) < _FEWEST:
+        raise InputError(
+            f"{images_root / 'images'}: expected at least {_FEWEST} frames of a video, got {len(files)}; restore what is missing"
+        )
+    common_size(files)
+    chosen = _chosen(start_end, len(files))
+    maps = _motion_maps(images_root, files)
+    posed, points, notes = _posed(root, files, chosen)
+    views = [
+        _sized(replace(view, moment=k, motion=maps[i]), img_wh, downscale) for k, (i, view) in enumerate(zip(chosen, posed, strict=True))
+    ]
+    views[0] = replace(views[0], motion=replace(maps[chosen[0]], flow_backward=None))
+    last = views[-1].motion
+    assert last is not None
+    views[-1] = replace(views[-1], motion=replace(last, flow_forward=None))
+    for view in views:
+        assert view.motion is not None
+        for flow in (view.motion.flow_forward, view.motion.flow_backward):
+            if flow is not None:
+                check_flow(flow, view)
+    novel = _novel(images_root / "novel", [files[i].stem for i in chosen], [file.stem for file in files], views[0], img_wh, downscale)
+    frames = tuple(range(len(views)))
+    return Scene(
+        name,
+        (*views, *novel),
+        {"train": frames, "val": (len(views) // 2,), "test": tuple(range(len(views), len(views) + len(novel))) if novel else frames},
+        cloud,
+        carried_points=points,
+        notes=(*notes, *_missing(images_root, maps)),
+        holds_out=False,
+    )
+
+
+def _chosen(start_end: tuple[int, int] | None, count: int) -> range:
+    if start_end is None:
+        return range(count)
+    start, end = start_end
+    chosen = range(count)[start:end] if 0 <= start < end else range(0)
+    if len(chosen) < _FEWEST:
+        raise InputError(
+            f"datasets.start_end: expected the first frame and the one after the last, at least {_FEWEST} frames of {count}, got {list(start_end)}"
+        )
+    return chosen
+
+
+def _sized(view: View, img_wh: tuple[int, int] | None, downscale: float) -> View:
+    if img_wh is None:
+        return fitted(view, downscale)
+    if min(img_wh) < 1:
+        raise InputError(f"datasets.img_wh: expected a positive width and height, got {list(img_wh)}")
+    size = (img_wh[1], img_wh[0])
+    return replace(view, camera=view.camera.resize(size), resized=size != image_size(view.image))
+
+
+# ------------------------------------------------------------------------ poses
+def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View], Path | None, tuple[str, ...]]:
+    """Views of the chosen frames, the file with points that came with their poses, and notes."""
+    model = undistorted_model(root)
+    if model is None:
+        path = root / "poses_bounds.npy"
+        if not path.is_file():
+            raise InputError(
+                f"{root}: expected poses of the frames, a model of COLMAP in sparse or poses_bounds.npy, got neither; "
+                f"{_PREPARE.format(root=root)} stages=[poses] finds them"
+            )
+        rows = read_rows(path, len(files))
+        return [row_view(files[i], rows[i], f"{path}: row {i}") for i in chosen], None, ()
+    images = match_frames(model, [files[i] for i in chosen])
+    distorted = [lens for lens in (model.lenses[image.camera] for image in images) if lens.distorts]
+    moved = max((lens.displacement() for lens in distorted), default=0.0)
+    if not moved < _LARGEST_DISPLACEMENT:
+        raise InputError(
+            f"{model_file(model.folder, 'cameras')}: expected the camera of undistorted frames, got {distorted[0].model} with distortion, which moves pixels "
+            f"by up to {moved:.1f}; flow, disparity and masks belong to undistorted frames too: {_PREPARE.format(root=root)} makes them all, from "
+            "frames in the folder frames"
+        )
+    notes = [f"the poses are those of {model.folder.relative_to(root)}, matched by names"]
+    if moved:
+        notes.append(f"the distortion of the camera, {moved:.2g} pixels at most, is ignored")
+    views = []
+    for i, image in zip(chosen, images, strict=True):
+        lens = model.lenses[image.camera]
+        check_ratio(files[i], lens)
+        focal_length, principal_point = pinhole(replace(lens, model="PINHOLE", params=(*lens.focal_length, *lens.principal_point)))
+        camera = Cameras.from_opencv(image.world_to_cam.float()[None], focal_length, principal_point, lens.image_size)
+        views.append(View(files[i].stem, files[i], camera))
+    return views, model.points_file(), tuple(notes)
+
+
+def undistorted_model(root: Path) -> ColmapModel | None:
+    """The model in ``sparse``, where undistortion writes it, else the largest one below; None where there is none.
+
+    Raises:
+        InputError: a damaged model.
+    """
+    found = [folder for folder, _ in find_models(root)]
+    if not found:
+        return None
+    return ColmapModel.read(root / "sparse" if root / "sparse" in found else found[0])
+
+
+def match_frames(model: ColmapModel, files: Sequence[Path]) -> list[ModelImage]:
+    """The photo of the model for each frame, by its file name, else by its name without suffix. Raises InputError that names frames without any."""
+    by_name = {PurePosixPath(image.name).name: image for image in model.images}
+    by_stem = {PurePosixPath(image.name).stem: image for image in model.images}
+    found = [by_name.get(file.name) or by_stem.get(file.stem) for file in files]
+    without = [file.name for file, image in zip(files, found, strict=True) if image is None]
+    if without:
+        raise InputError(
+            f"{model.folder}: expected a pose for each of the {len(files)} frames, got none for {len(without)} that are not registered: {some(without)}; "
+            "choose frames between them with datasets.start_end, remove them, or reconstruct the video again with better masks"
+        )
+    return [image for image in found if image is not None]
+
+
+# ------------------------------------------------------------------ motion maps
+def _motion_maps(root: Path, files: Sequence[Path]) -> list[MotionMaps]:
+    count = len(files)
+    disparity = _counted(root / "disps", (".png", ".npy"), count, "disparity of every frame")
+    forward = _counted(root / "flow_fw", (".flo",), count - 1, "flow of every frame but the last")
+    backward = _counted(root / "flow_bw", (".flo",), count - 1, "flow of every frame but the first")
+    masks, inverted = _masks(root / "masks", files), False
+    if masks is None:
+        masks, inverted = _masks(root / "motion_masks", files), True
+    nothing = [None] * count
+    columns = zip(
+        disparity or nothing,
+        [*forward, None] if forward else nothing,
+        [None, *backward] if backward else nothing,
+        masks or nothing,
+        strict=True,
+    )
+    return [MotionMaps(*row, inverted=inverted and masks is not None) for row in columns]
+
+
+def _counted(folder: Path, suffixes: tuple[str, ...], count: int, what: str) -> list[Path] | None:
+    """Files of a folder in order, of the first suffix that there is; None without the folder."""
+    if not folder.is_dir():
+        return None
+    files = [sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".")) for suffix in suffixes]
+    found = next((some for some in files if some), [])
+    if len(found) != count:
+        raise InputError(
+            f"{folder}: expected {count} files ({', '.join(suffixes)}), the {what}, got {len(found)}; remove what does not belong there or make them again"
+        )
+    return found
+
+
+def _masks(folder: Path, files: Sequence[Path]) -> list[Path] | None:
+    """One mask per photo; None without the folder. Raises InputError when some photo has none."""
+    if not folder.is_dir():
+        return None
+    found = [next((p for p in (folder / f"{file.name}.png", folder / f"{file.stem}.png") if p.is_file()), None) for file in files]
+    without = [file.name for file, mask in zip(files, found, strict=True) if mask is None]
+    if without:
+        raise InputError(
+            f"{folder}: expected a mask <name>.png.png or <name>.png for each of {len(files)} frames, got none for {some(without)}; draw what is missing, "
+            "or remove the folder to go on without masks"
+        )
+    return [mask for mask in found if mask is not None]
+
+
+def _missing(root: Path, maps: Sequence[MotionMaps]) -> tuple[str, ...]:
+    folders = {"disps": maps[0].disparity, "flow_fw": maps[0].flow_forward, "flow_bw": maps[-1].flow_backward}
+    absent = [folder for folder, file in folders.items() if file is None]
+    notes = []
+    if absent:
+        notes.append(f"there is no {', no '.join(absent)}, which NSFF needs; {_PREPARE.format(root=root)} makes them")
+    if maps[0].static_mask is None:
+        notes.append("there are no masks: the whole picture counts as standing still")
+    return tuple(notes)
+
+
+# ------------------------------------------------------------------ novel views
+def _novel(
+    folder: Path, stems: Sequence[str], known: Sequence[str], like: View, img_wh: tuple[int, int] | None, downscale: float
+) -> tuple[View, ...]:
+    """Photos of other cameras at the moments of the frames in use."""
+    if not folder.is_dir():
+        return ()
+    photos = folder / "images"
+    files = sorted(p for p in photos.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")) if photos.is_dir() else []
+    if not files:
+        raise InputError(f"{photos}: expected photos of other cameras ({', '.join(_SUFFIXES)}), got none; restore them or remove {folder}")
+    cameras = read_poses(folder / "cameras.json", like.camera)
+    if len(cameras) != len(files):
+        raise InputError(f"{folder / 'cameras.json'}: expected a camera for each of {len(files)} photos in {photos}, got {len(cameras)}")
+    masks, depths = _masks(folder / "masks", files), folder / "depths"
+    views = []
+    for k, (file, camera) in enumerate(zip(files, cameras, strict=True)):
+        frame = next((stem for stem in known if file.stem == stem or file.stem.startswith(f"{stem}_")), None)
+        if frame is None:
+            raise InputError(
+                f"image {file}: expected the name of a frame, such as {known[0]} or {known[0]}_<anything>, got {file.stem}; rename it"
+            )
+        if frame not in stems:
+            continue  # its moment is not in use
+        if image_size(file) != camera.image_size:
+            (height, width), found = camera.image_size, image_size(file)
+            raise InputError(
+                f"image {file}: expected {width}x{height} pixels as its camera has, got {found[1]}x{found[0]}; correct cameras.json"
+            )
+        motion = None if masks is None else MotionMaps(static_mask=masks[k])
+        depth = DepthMap(depths / f"{file.stem}.png", camera, _DEPTH_UNIT) if (depths / f"{file.stem}.png").is_file() else None
+        view = View(f"novel_{file.stem}", file, camera, depth=depth, moment=stems.index(frame), motion=motion)
+        views.append(_sized(view, img_wh, downscale))
+    return tuple(views)

@@ -1,0 +1,271 @@
+"""ScanNet scenes as ScanNet's own tools export them (Dai et al., 2017): ``color/<number>.jpg``, ``depth/<number>.png``, ``pose/<number>.txt``, ``intrinsic``.
+
+Matrices are texts of 4x4 numbers that act on columns; axes are right, down, forward; pixels count from the centre of the first one.
+``intrinsic/intrinsic_color.txt`` holds for the photos as they are stored, ``intrinsic_depth.txt`` for the depth maps, which are 16-bit millimetres.
+``pose`` is camera-to-world of the depth camera, and ``intrinsic/extrinsic_depth.txt`` leads from that camera to the one of the photos: so ScanNet's tools
+use them (SensReader). It is the identity where depth was registered to the photos, and where the file is missing; ``extrinsic_color.txt`` is not read, as
+by these tools. Poses of minus infinity mark photos whose tracking was lost.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from npbgpp.core.safe_pickle import DAMAGED_FILE, read_pickled_dict
+from npbgpp.data.images import common_size, image_size, numbered_images
+from npbgpp.data.point_files import CloudFile
+from npbgpp.data.scene import DepthMap, Scene, Stage, View
+from npbgpp.errors import InputError
+from npbgpp.geometry.cameras import Cameras, rigid_defect
+
+_DEPTH_UNIT = 0.001  # metres
+_OTHER_SIZE = 0.1  # principal points lie nearer to the middle than this share of the width
+
+
+def parse_scannet_raw(
+    root: Path, images_root: Path, name: str, cloud: CloudFile, intrinsics: Literal["authors", "exact"] = "authors"
+) -> Scene:
+    """Reads the metadata of one scene.
+
+    Args:
+        root: folder of the scene, with ``pose`` and ``intrinsic``.
+        images_root: folder with ``color`` and, where there is one, ``depth``; usually the same.
+        name: name of the scene.
+        cloud: its point cloud.
+        intrinsics: authors: the principal point is the centre of the image; exact: it is that of the file. Depth maps have that of their file.
+
+    Raises:
+        InputError: missing or damaged files, photos and poses of different numbers, matrices that are no camera's, pictures of different sizes.
+    """
+    photos = numbered_images(images_root / "color")
+    poses, lost = _read_poses(root / "pose", photos)
+    kept = {number: photo for number, photo in photos.items() if number not in lost}
+    size = common_size(kept.values())
+    K = _read_raw_intrinsics(root / "intrinsic" / "intrinsic_color.txt")
+    notes = _notes_on_photos(len(photos), lost, K, size)
+    if intrinsics == "authors":
+        K = _centred(K, size)
+    from_depth = _read_extrinsic(root / "intrinsic" / "extrinsic_depth.txt")
+    cameras = _cameras(from_depth @ poses, K, size)
+    depths, notes_on_depth = _depth_maps(root, images_root, tuple(kept), poses)
+    views = tuple(View(photo.stem, photo, cameras[k], depth=depths.get(number)) for k, (number, photo) in enumerate(kept.items()))
+    return Scene(name, views, spread_splits(len(views)), cloud, notes=(*notes, *notes_on_depth))
+
+
+def spread_splits(count: int) -> dict[Stage, tuple[int, ...]]:
+    """The split of the NPBG++ authors: ten views from 10 to count - 10 are held out, those five before them validate, as far as they are others."""
+    spread = np.linspace(10, max(count - 10, 10), 10).astype(int).tolist()
+    test = tuple(i for i in dict.fromkeys(spread) if i < count)
+    return {"train": tuple(range(count)), "val": tuple(i - 5 for i in test if i - 5 not in test), "test": test}
+
+
+def _notes_on_photos(count: int, lost: list[int], K: Float64[Tensor, "3 3"], size: tuple[int, int]) -> list[str]:
+    notes = []
+    if lost:
+        notes.append(f"{len(lost)} of {count} photos are left out, tracking was lost at {_some(lost)}")
+    width = 2 * (K[0, 2].item() + 0.5)
+    if abs(width - size[1]) > _OTHER_SIZE * size[1]:
+        notes.append(
+            f"intrinsic_color.txt may belong to photos of another size: its principal point is the middle of about {width:.0f} pixels, "
+            f"the photos are {size[1]} wide"
+        )
+    return notes
+
+
+def _centred(K: Float64[Tensor, "3 3"], size: tuple[int, int]) -> Float64[Tensor, "3 3"]:
+    centred = K.clone()
+    centred[:2, 2] = K.new_tensor([size[1] / 2 - 0.5, size[0] / 2 - 0.5])
+    return centred
+
+
+def _cameras(world_to_cam: Float64[Tensor, "b 4 4"], K: Float64[Tensor, "3 3"], size: tuple[int, int]) -> Cameras:
+    count = len(world_to_cam)
+    focal_length, principal_point = K.diagonal()[:2].float(), (K[:2, 2] + 0.5).float()
+    return Cameras.from_opencv(world_to_cam.float(), focal_length.expand(count, 2), principal_point.expand(count, 2), size)
+
+
+def _depth_maps(
+    root: Path, images_root: Path, numbers: tuple[int, ...], world_to_cam: Float64[Tensor, "b 4 4"]
+) -> tuple[dict[int, DepthMap], list[str]]:
+    """The depth maps of these photos by number, and what the user should know of them."""
+    if not (images_root / "depth").is_dir():
+        return {}, []
+    path = root / "intrinsic" / "intrinsic_depth.txt"
+    if not path.exists():
+        return {}, [f"depth maps are not used, {path.name} is missing"]
+    files = numbered_images(images_root / "depth")
+    found = {number: files[number] for number in numbers if number in files}
+    notes = []
+    if len(found) < len(numbers):
+        missing = [number for number in numbers if number not in files]
+        notes.append(f"{len(missing)} of {len(numbers)} photos have no depth map: {_some(missing)}")
+    if not found:
+        return {}, notes
+    cameras = _cameras(world_to_cam, _read_raw_intrinsics(path), common_size(found.values()))
+    return {n: DepthMap(found[n], cameras[k], _DEPTH_UNIT) for k, n in enumerate(numbers) if n in found}, notes
+
+
+def _read_poses(folder: Path, photos: dict[int, Path]) -> tuple[Float64[Tensor, "b 4 4"], list[int]]:
+    """World-to-camera of the photos whose pose is known, in their order, and the numbers of the others."""
+    files = _numbered_texts(folder)
+    for what, missing in (("pose", sorted(set(photos) - set(files))), ("photo", sorted(set(files) - set(photos)))):
+        if missing:
+            raise InputError(
+                f"{folder}: expected the pose of each photo, got {len(photos)} photos and {len(files)} poses, no {what} for {_some(missing)}; "
+                "restore it"
+            )
+    poses: list[Tensor] = []
+    lost: list[int] = []
+    for number in photos:
+        pose = _read_matrix(files[number])
+        if (pose[:3] == -torch.inf).all():
+            lost.append(number)
+            continue
+        _check_rigid(pose, files[number], "camera-to-world pose")
+        poses.append(torch.linalg.inv(pose))
+    if not poses:
+        raise InputError(
+            f"{folder}: expected poses, got {len(lost)} that are all minus infinity (tracking was lost); export the scene again"
+        )
+    return torch.stack(poses), lost
+
+
+def _numbered_texts(folder: Path) -> dict[int, Path]:
+    files: dict[int, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix == ".txt" and not p.name.startswith(".")):
+        digits = re.search(r"[0-9]+$", path.stem)
+        if digits is None:
+            raise InputError(f"{path}: expected a name that ends in the number of the photo; move or rename the file")
+        twin = files.setdefault(int(digits[0]), path)
+        if twin is not path:
+            raise InputError(f"{path}: expected one pose per number, got {twin.name} too; remove one of them")
+    return files
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (" and others" if len(numbers) > 5 else "")
+
+
+def _read_raw_intrinsics(path: Path) -> Float64[Tensor, "3 3"]:
+    matrix = _read_matrix(path)
+    expected = torch.eye(4, dtype=torch.float64)
+    expected[[0, 1, 0, 1], [0, 1, 2, 2]] = matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
+    # the numbers of a camera are in single precision
+    if not torch.isfinite(matrix.float()).all() or (matrix.float().diagonal() <= 0).any() or not torch.equal(matrix, expected):
+        raise InputError(
+            f"{path}: expected finite focal lengths above 0 and a principal point in a matrix that is otherwise the identity, got "
+            f"{matrix.tolist()}; correct the file"
+        )
+    return matrix[:3, :3]
+
+
+def _read_extrinsic(path: Path) -> Float64[Tensor, "4 4"]:
+    if not path.exists():
+        return torch.eye(4, dtype=torch.float64)
+    matrix = _read_matrix(path)
+    _check_rigid(matrix, path, "pose between the cameras")
+    return matrix
+
+
+def _check_rigid(matrix: Float64[Tensor, "4 4"], path: Path, what: str) -> None:
+    defect = rigid_defect(matrix.float())
+    if defect is not None:
+        raise InputError(f"{path}: expected a rigid {what}, but {defect}; correct the file")
+
+
+def _read_matrix(path: Path) -> Float64[Tensor, "4 4"]:
+    try:
+        rows = [[float(word) for word in line.split()] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; the scene needs it: export it again or correct datasets.scene_name") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a text of 4x4 numbers, got something else ({error}); export it again") from error
+    if [len(row) for row in rows] != [4, 4, 4, 4]:
+        raise InputError(f"{path}: expected 4 rows of 4 numbers, got rows of {[len(row) for row in rows]}; export it again")
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+# ----------------------------------------------------------------------
+# ScanNet scenes (Dai et al., 2017) as the NPBG++ authors prepare them: ``images/<number>.jpg``, ``intrinsics.npy``, ``extrinsics.npy``, a cloud.
+
+
+_LARGEST_SIDE = 1 << 16  # pixels
+
+
+def parse_scannet(root: Path, images_root: Path, name: str, cloud: CloudFile, intrinsics: Literal["authors", "exact"] = "authors") -> Scene:
+    """Reads the metadata of one scene.
+
+    Args:
+        root: folder of the scene, with the matrices.
+        images_root: folder with ``images``, usually the same.
+        name: name of the scene.
+        cloud: its point cloud.
+        intrinsics: authors: the principal point is the centre of the image; exact: it is that of K.
+
+    Raises:
+        InputError: missing or damaged files, other numbers of photos and matrices, matrices that are no camera's.
+    """
+    if not (root / "extrinsics.npy").exists() and (root / "pose").is_dir():
+        return parse_scannet_raw(root, images_root, name, cloud, intrinsics)
+    photos = numbered_images(images_root / "images")
+    focal_length, principal_point, size = _read_intrinsics(root / "intrinsics.npy")
+    if intrinsics == "authors":
+        principal_point = torch.tensor([size[1] / 2, size[0] / 2])
+    poses = _read_extrinsics(root / "extrinsics.npy", len(photos))
+    count = len(photos)
+    cameras = Cameras.from_opencv(poses, focal_length.expand(count, 2), principal_point.expand(count, 2), size)
+    views = tuple(View(photo.stem, photo, cameras[k], resized=image_size(photo) != size) for k, photo in enumerate(photos.values()))
+    return Scene(name, views, spread_splits(count), cloud)
+
+
+def _read_intrinsics(path: Path) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"], tuple[int, int]]:
+    """(focal length, principal point, (height, width)) in our pixels."""
+    content = read_pickled_dict(path)
+    missing = [key for key in ("K", "height", "width") if key not in content]
+    if missing:
+        raise InputError(f"{path}: expected K, height and width, got {', '.join(content) or 'nothing'}; restore the file")
+    size = []
+    for key in ("height", "width"):
+        value = content[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _LARGEST_SIDE or value != int(value):
+            raise InputError(f"{path}: {key}: expected a positive number of pixels, got {value!r}; correct the file")
+        size.append(int(value))
+    try:
+        K = torch.from_numpy(np.asarray(content["K"], dtype=np.float64))
+    except (TypeError, ValueError):
+        K = torch.zeros(0, dtype=torch.float64)
+    if (
+        K.shape != (3, 3)
+        or not torch.isfinite(K.float()).all()
+        or (K.float().diagonal() <= 0).any()
+        or not torch.equal(K[2], K.new_tensor([0.0, 0.0, 1.0]))
+    ):
+        raise InputError(
+            f"{path}: K: expected 3x3 finite numbers with positive focal lengths and the last row 0 0 1, got {content['K']!r}; correct the file"
+        )
+    return K.diagonal()[:2].float(), (K[:2, 2] + 0.5).float(), (size[0], size[1])
+
+
+def _read_extrinsics(path: Path, count: int) -> Float[Tensor, "m 4 4"]:
+    try:
+        matrices = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; the scene needs the poses of its photos: restore it") from None
+    except DAMAGED_FILE as error:
+        raise InputError(f"{path}: expected numbers written by np.save, got a damaged or other file ({error}); copy it again") from error
+    if not isinstance(matrices, np.ndarray) or matrices.dtype.kind != "f" or matrices.ndim != 3 or matrices.shape[1:] != (4, 4):
+        found = f"{matrices.dtype} of shape {matrices.shape}" if isinstance(matrices, np.ndarray) else "several arrays"
+        raise InputError(f"{path}: expected M world-to-camera matrices, shape (M, 4, 4), got {found}; correct the file")
+    if len(matrices) != count:
+        raise InputError(f"{path}: expected one matrix for each of the {count} photos, got {len(matrices)}; restore what is missing")
+    poses = torch.from_numpy(matrices.astype(np.float64)).float()
+    for k, pose in enumerate(poses):
+        defect = rigid_defect(pose)
+        if defect is not None:
+            raise InputError(f"{path}: matrix {k}: expected a rigid world-to-camera pose, but {defect}; correct the file")
+    return poses

@@ -1,1 +1,0 @@
-"""From geometry to pixels: functions without weights, each fast one beside a plain reference."""
