@@ -19,13 +19,13 @@ log = logging.getLogger("npbgpp")
 def main(config: DictConfig) -> None:
     """Runs a composed config; what the user can mend ends in one message and exit code 1."""
     # the heavy imports wait until Hydra has accepted the command line
-    from npbgpp.core.paths import Bases
+    from npbgpp.core.paths import SearchPaths
     from npbgpp.engine.hydra_hooks import note_failure
     from npbgpp.engine.run import run
     from npbgpp.errors import InputError, original_message
 
     runtime = HydraConfig.get().runtime
-    bases = Bases(launch=Path(runtime.cwd), run=Path(runtime.output_dir), project=PROJECT)
+    search_paths = SearchPaths(launch=Path(runtime.cwd), run=Path(runtime.output_dir), project=PROJECT)
     # what Lightning says about itself, and deprecations between libraries, would bury what matters here
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     noise = (
@@ -37,7 +37,7 @@ def main(config: DictConfig) -> None:
     for message in noise:
         warnings.filterwarnings("ignore", message=message)
     try:
-        run(config, bases)
+        run(config, search_paths)
     except (InputError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
             raise

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from measure import best_and_median_ms, camera, in_child, machine, surface_cloud
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelRule
+from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.huge_pages import empty_table
 from npbgpp.methods.npbgpp.input_views import sample_features
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
-from npbgpp.nets.aggregation import Looked, Sphere
+from npbgpp.nets.aggregation import PointDirections, Sphere
 
 BASIS, CHANNELS, SIZE, SHARE = 6, 8, 512, 0.14
 VIEWS = 8  # added before the update of another view is timed
@@ -64,8 +64,8 @@ class Ours:
 
         def observe(points: Tensor) -> Tensor:
             xyz = self.inputs.xyz[points]
-            sampled = sample_features(self.inputs.features, xyz, view.camera, PixelRule.SIZE_MINUS_ONE)
-            looked = Looked(xyz - view.camera.centers(), view.camera.R[:, :, 2])
+            sampled = sample_features(self.inputs.features, xyz, view.camera, PixelConvention.SIZE_MINUS_ONE)
+            looked = PointDirections(xyz - view.camera.centers(), view.camera.R[:, :, 2])
             return self.inputs.aggregator.observe(sampled, sampled.new_ones(len(sampled)), looked)
 
         self.sums.add_view(view.points, observe)

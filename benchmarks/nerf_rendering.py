@@ -12,7 +12,7 @@ from torch import Tensor
 
 from measure import machine
 from npbgpp.data.images import read_photo
-from npbgpp.engine.run import assemble
+from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config
 from npbgpp.methods.nerf.system import NeRF
 
@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--views", type=int, default=3)
     options, overrides = parser.parse_known_args()
-    config, bases = run_config(options.run.resolve())
+    config, search_paths = run_config(options.run.resolve())
     scene = evaluation_of(config, options.run.resolve(), "last", None, overrides)
-    parts = assemble(config, bases, needs_test_views=False)
+    parts = build_run(config, search_paths, needs_test_views=False)
     system = parts.system.eval()
     assert isinstance(system, NeRF) and system.grid is not None
     tested = parts.data.scenes[scene].splits["test"]

@@ -12,20 +12,20 @@ import torch
 
 import plain
 from measure import camera, in_child, machine, surface_cloud
-from npbgpp.geometry.pixels import PixelRule
-from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterize import Level, rasterize
-from npbgpp.nets.unet import RefinerUnetV2
+from npbgpp.nets.unet import NPBGPlusPlusUNet
 from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
 from npbgpp.points.feature_pyramid import NearestScatterRasterizer
-from npbgpp.points.sparse_optim import LazyRMSprop, RowTable
+from npbgpp.points.sparse_optim import SparseParameter, SparseRMSprop
 
 CHANNELS = 8
 
 
-def refiner() -> RefinerUnetV2:
+def refiner() -> NPBGPlusPlusUNet:
     """The network of the shipped configuration."""
-    return RefinerUnetV2(in_channels=[CHANNELS + 1] * 5, out_channels=3, filters=[16, 32, 48, 64, 80], padding_mode="reflect")
+    return NPBGPlusPlusUNet(in_channels=[CHANNELS + 1] * 5, out_channels=3, filters=[16, 32, 48, 64, 80], padding_mode="reflect")
 
 
 def dense_steps(points: int, crop: int, steps: int) -> dict[str, float]:
@@ -53,17 +53,17 @@ def dense_steps(points: int, crop: int, steps: int) -> dict[str, float]:
 def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
     """The form of this project."""
     torch.manual_seed(0)
-    cloud, net = BlockedCloud.build(surface_cloud(points)), refiner()
-    scene = ResidentScene(cloud, RowTable(torch.zeros(points, CHANNELS)), torch.empty(points, dtype=torch.int32))
+    cloud, net = ChunkedCloud.build(surface_cloud(points)), refiner()
+    scene = ResidentScene(cloud, SparseParameter(torch.zeros(points, CHANNELS)), torch.empty(points, dtype=torch.int32))
     raster = NearestScatterRasterizer(descriptor_dim=CHANNELS, learnable=True)
-    lazy = LazyRMSprop(lr=0.1)
+    lazy = SparseRMSprop(lr=0.1)
     rmsprop, adam = torch.optim.RMSprop(raster.parameters(), lr=0.1), torch.optim.Adam(net.parameters(), lr=1e-4)
     levels = [Level(s) for s in plain.SCALES]
     times = []
     for step in range(steps + 1):
         view = camera(2 * crop, azimuth=0.3 * step).crop(crop // 2, crop // 2, (crop, crop))
         start = time.perf_counter()
-        maps = [f.index[None] for f in rasterize(cloud, view, levels, 1.0, PixelRule.SIZE_MINUS_ONE)]
+        maps = [f.index[None] for f in rasterize(cloud, view, levels, 1.0, PixelConvention.SIZE_MINUS_ONE)]
         visible = gather_visible(maps, ["scene"], {"scene": scene}, learn=True)
         (net(raster(visible.rows, visible.values)) - 0.5).abs().mean().backward()
         lazy.begin_step()

@@ -17,7 +17,7 @@ from torch import Tensor
 from measure import machine
 from npbgpp.data.images import read_photo
 from npbgpp.data.motion_maps import read_static, read_uv
-from npbgpp.engine.run import assemble
+from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config
 from npbgpp.methods.nsff.system import NSFF
 
@@ -74,9 +74,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="last", help="name of a file in the checkpoints of the run")
     parser.add_argument("--every", type=int, default=1, help="look at every n-th view only")
     options, overrides = parser.parse_known_args()
-    config, bases = run_config(options.run.resolve())
+    config, search_paths = run_config(options.run.resolve())
     scene_name = evaluation_of(config, options.run.resolve(), options.checkpoint, None, overrides)
-    parts = assemble(config, bases, needs_test_views=False)
+    parts = build_run(config, search_paths, needs_test_views=False)
     system, scene = parts.system.eval(), parts.data.scenes[scene_name]
     assert isinstance(system, NSFF), "expected a run of system=nsff"
     seeing, frames = system.seeing(), scene.frames

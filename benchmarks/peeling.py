@@ -10,7 +10,7 @@ import torch
 
 import plain
 from measure import best_and_median_ms, camera, machine, surface_cloud
-from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.points.peeling import Footprint, peel
 
 NEAR, FAR, MAX_SPLAT = 3.0, 7.0, 1.0
@@ -26,7 +26,7 @@ def main() -> None:
     o = parser.parse_args()
     torch.manual_seed(0)
     xyz, view = surface_cloud(o.points), camera(o.size)
-    cloud, footprint = BlockedCloud.build(xyz), Footprint(NEAR, FAR, MAX_SPLAT)
+    cloud, footprint = ChunkedCloud.build(xyz), Footprint(NEAR, FAR, MAX_SPLAT)
 
     def ours() -> list[torch.Tensor]:
         return [layer.index for layer in peel(cloud, view, o.layers, footprint)]

@@ -13,12 +13,12 @@ import torch
 
 import plain
 from measure import camera, in_turn_ms, machine, surface_cloud
-from npbgpp.geometry.pixels import PixelRule
-from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterize import Level, rasterize
 from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
 from npbgpp.points.feature_pyramid import feature_table, splat
-from npbgpp.points.sparse_optim import RowTable
+from npbgpp.points.sparse_optim import SparseParameter
 
 
 def main() -> None:
@@ -32,12 +32,12 @@ def main() -> None:
     xyz, view = surface_cloud(options.points), camera(options.size)
     features, background = torch.rand(options.points, 8), torch.rand(8)
     start = time.perf_counter()
-    cloud = BlockedCloud.build(xyz)
+    cloud = ChunkedCloud.build(xyz)
     build = 1e3 * (time.perf_counter() - start)
     levels = [Level(s) for s in plain.SCALES]
-    scene = ResidentScene(cloud, RowTable(features), torch.empty(options.points, dtype=torch.int32))
+    scene = ResidentScene(cloud, SparseParameter(features), torch.empty(options.points, dtype=torch.int32))
 
-    def ours(rule: PixelRule) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def ours(rule: PixelConvention) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         maps = [f.index for f in rasterize(cloud, view, levels, 1.0, rule)]
         visible = gather_visible([m[None] for m in maps], ["scene"], {"scene": scene}, learn=False)
         table = feature_table(visible.values, background[None, :, None, None])
@@ -50,7 +50,7 @@ def main() -> None:
         return plain.rasterize(xyd, valid, features, background, view.image_size)
 
     print(f"{machine()}\n{options.points} points, {options.size}x{options.size}, five scales, from world points to feature images")
-    images, maps = ours(PixelRule.SIZE_MINUS_ONE)
+    images, maps = ours(PixelConvention.SIZE_MINUS_ONE)
     their_images, their_maps = reference()
     cells = differing = 0
     for image, their_image, index, their_index in zip(images, their_images, maps, their_maps, strict=True):
@@ -63,7 +63,7 @@ def main() -> None:
     if differing > 1e-4 * cells:
         sys.exit("the rasters differ by more than rounding")
     works: dict[str, Callable[[], object]] = {"plain two-pass": reference}
-    works |= {f"this project, rule {rule.value}": functools.partial(ours, rule) for rule in PixelRule}
+    works |= {f"this project, rule {rule.value}": functools.partial(ours, rule) for rule in PixelConvention}
     times = in_turn_ms(works, options.repeats)
     (plain_best, plain_median), *_ = times.values()
     for name, (best, median) in times.items():

@@ -29,7 +29,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from measure import in_child, machine, surface_cloud
 from npbgpp.core.costs import Costs
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
 from npbgpp.engine.run import run as train
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
 
@@ -148,7 +148,7 @@ def _train(overrides: list[str], folder: Path) -> dict[str, float]:
     HydraConfig.instance().set_config(config)
     OmegaConf.set_struct(config, False)
     config.pop("hydra")
-    train(config, Bases(ROOT, folder, ROOT))
+    train(config, SearchPaths(ROOT, folder, ROOT))
     return {}
 
 

@@ -22,11 +22,11 @@ from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.data.view_selection import ViewSelector, angle_scores, farthest_points
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelRule
+from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
 
 COUNT, SCALE, VOTERS = 3, 0.125, 500
-RULE = PixelRule.SIZE_MINUS_ONE
+RULE = PixelConvention.SIZE_MINUS_ONE
 
 
 def visible(xyd: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:

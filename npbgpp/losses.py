@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from npbgpp.errors import InputError
-from npbgpp.nets.pretrained import load_features
+from npbgpp.nets import load_features
 
 SSIM_MIN_SIDE = 6
 """Shortest image side in pixels for SSIM: half the 11 px window is mirrored at the border, which needs more pixels than it mirrors."""

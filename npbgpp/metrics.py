@@ -17,7 +17,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from npbgpp.errors import InputError
 from npbgpp.losses import SSIM_MIN_SIDE, ssim, ssim_map
-from npbgpp.nets.pretrained import find_backbone, read_backbone
+from npbgpp.nets import find_backbone, read_backbone
 
 PSNR_CAP_DB = 100.0
 """PSNR of equal images, and the largest one reported: infinity is no number in JSON. It means a root mean square error of 1e-5."""

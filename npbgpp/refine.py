@@ -16,12 +16,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.cli.trajectory import PathSettings, film_frames
+from npbgpp.cli.trajectory import PathSettings, trajectory_frames
 from npbgpp.core.config import typed
 from npbgpp.core.files import save_tensors, write_atomically
-from npbgpp.data.pose_files import write_poses
-from npbgpp.engine.run import Assembly, assemble
-from npbgpp.engine.trained_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
+from npbgpp.data import write_poses
+from npbgpp.engine.run import Run, build_run
+from npbgpp.engine.trained_run import configure_logging, evaluation_of, parse_args, run_config, trainer_of
 from npbgpp.errors import InputError, original_message
 from npbgpp.methods.npcr.system import NPCR
 from npbgpp.methods.npcr.temporal import refine, shoot
@@ -71,17 +71,17 @@ def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
         InputError: anything the user supplied that cannot be used.
     """
     run = settings.run.expanduser().resolve()
-    config, bases = run_config(run)
+    config, search_paths = run_config(run)
     as_trained = config.copy()
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     out = (settings.out or run / "refined" / f"{scene}_{settings.path}").expanduser().absolute()
     if (out / "refine.json").exists() and not settings.overwrite:
         raise InputError(f"out={out}: there is a refined run already; choose another folder, or overwrite=true")
-    parts = assemble(config, bases, needs_test_views=False)
+    parts = build_run(config, search_paths, needs_test_views=False)
     system = parts.system
     if not isinstance(system, NPCR):
         raise InputError(f"run={run}: expected a run of NPCR (system=npcr), got one of {type(system).__name__}")
-    cameras = [frame.camera for frame in film_frames(settings, parts.data.scenes[scene])]
+    cameras = [frame.camera for frame in trajectory_frames(settings, parts.data.scenes[scene])]
     trainer = trainer_of(parts)
     trainer.precision_plugin.convert_module(system)
     system.to(trainer.strategy.root_device).eval()
@@ -113,7 +113,7 @@ def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
     return out
 
 
-def _write(out: Path, run: Path, config: DictConfig, parts: Assembly, system: NPCR, scene: str) -> None:
+def _write(out: Path, run: Path, config: DictConfig, parts: Run, system: NPCR, scene: str) -> None:
     """A folder like that of a run: config, checkpoint, descriptors."""
     checkpoint: dict[str, object] = {"state_dict": {name: value.cpu() for name, value in system.state_dict().items()}}
     system.on_save_checkpoint(checkpoint)
@@ -134,7 +134,7 @@ def _write(out: Path, run: Path, config: DictConfig, parts: Assembly, system: NP
 
 def main() -> None:
     """The command."""
-    quiet_log()
+    configure_logging()
     words = sys.argv[1:]
     if not words:
         keys = ", ".join(field.name for field in fields(RefineSettings))
@@ -142,7 +142,7 @@ def main() -> None:
             f"usage: python -m npbgpp.refine run=<run folder> path=<path> [key=value ...]\nkeys: {keys}, and those of the config of the run"
         )
     try:
-        given, overrides = words_of(words)
+        given, overrides = parse_args(words)
         refine_run(typed(RefineSettings, given, "refine"), overrides)
     except (InputError, OmegaConfBaseException) as error:
         sys.exit(f"error: {' '.join(original_message(error).split())}")

@@ -25,18 +25,16 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from tqdm import tqdm
 
-from npbgpp.cli.trajectory import Frame, PathSettings, film_frames, moving_frames
+from npbgpp.cli.trajectory import Frame, PathSettings, moving_frames, trajectory_frames
 from npbgpp.core.config import typed
-from npbgpp.data.pose_files import write_poses
-from npbgpp.engine.run import Assembly, assemble
-from npbgpp.engine.trained_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
+from npbgpp.data import write_poses
+from npbgpp.engine.run import Run, build_run
+from npbgpp.engine.trained_run import configure_logging, evaluation_of, parse_args, run_config, trainer_of
 from npbgpp.errors import InputError, original_message
-from npbgpp.io.contact_sheet import TileRow, tile_sheet
-from npbgpp.io.images import RAW, depth_picture, depth_range, write_depth, write_image, write_png
-from npbgpp.io.videos import KINDS, Video, video
+from npbgpp.io import KINDS, RAW, TileRow, Video, depth_picture, depth_range, tile_sheet, video, write_depth, write_image, write_png
 from npbgpp.methods.base import Render, System
 from npbgpp.methods.npcr.system import NPCR
-from npbgpp.methods.npcr.temporal import SteadyFilm
+from npbgpp.methods.npcr.temporal import TemporalFilter
 from npbgpp.methods.nsff.rendering import PARTS, has_times_between, is_video_path
 from npbgpp.methods.nsff.system import NSFF, NsffRender
 
@@ -105,12 +103,12 @@ def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
         InputError: anything the user supplied that cannot be used.
     """
     run = settings.run.expanduser().resolve()
-    config, bases = run_config(run)
+    config, search_paths = run_config(run)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     out = (settings.out or run / "films" / f"{scene}_{settings.path}").expanduser().absolute()
     if (out / "cameras.json").exists() and not settings.overwrite:
         raise InputError(f"out={out}: there is a film already; choose another folder, or overwrite=true")
-    parts = assemble(config, bases, needs_test_views=False)
+    parts = build_run(config, search_paths, needs_test_views=False)
     if settings.history and not isinstance(parts.system, NPCR):
         raise InputError(f"history: expected a run of NPCR, got one of {type(parts.system).__name__}; leave it out")
     if isinstance(parts.system, NSFF):
@@ -120,7 +118,7 @@ def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
             f"path={settings.path} part={settings.part}: only runs of system=nsff know of time, motion and parts; leave these away"
         )
     else:
-        frames = film_frames(settings, parts.data.scenes[scene])
+        frames = trajectory_frames(settings, parts.data.scenes[scene])
     sizes = {frame.camera.image_size for frame in frames}
     if len(sizes) > 1 and settings.video != "none":
         raise InputError(f"size: the views have {len(sizes)} sizes, a video has one; choose it with size=[height,width], or video=none")
@@ -153,7 +151,7 @@ def _remove_film(out: Path) -> None:
 
 @torch.no_grad()
 def _render(
-    parts: Assembly, scene: str, frames: Sequence[Frame], out: Path, settings: FilmSettings
+    parts: Run, scene: str, frames: Sequence[Frame], out: Path, settings: FilmSettings
 ) -> tuple[dict[int, Float[Tensor, "3 _ _"]], list[float]]:
     """Renders and writes; (pictures for the contact sheet by frame, seconds per frame)."""
     trainer = trainer_of(parts)
@@ -202,7 +200,7 @@ def _renders(system: System, scene: str, frames: Sequence[Frame], settings: Film
         timed = [frame.timed for frame in frames if frame.timed is not None]
         yield from system.film(timed, settings.part, depth=depth, motion=settings.motion)
         return
-    steady = SteadyFilm(system, scene) if settings.history and isinstance(system, NPCR) else None
+    steady = TemporalFilter(system, scene) if settings.history and isinstance(system, NPCR) else None
     for frame in frames:
         yield steady.render(frame.camera) if steady is not None else system.render(frame.camera, scene, depth=depth)
 
@@ -239,13 +237,13 @@ class _Depths:
 
 def main() -> None:
     """The command."""
-    quiet_log()
+    configure_logging()
     words = sys.argv[1:]
     if not words:
         keys = ", ".join(field.name for field in fields(FilmSettings))
         sys.exit(f"usage: python -m npbgpp.render run=<run folder> [key=value ...]\nkeys: {keys}, and those of the config of the run")
     try:
-        given, overrides = words_of(words)
+        given, overrides = parse_args(words)
         render_film(typed(FilmSettings, given, "render"), overrides)
     except (InputError, OmegaConfBaseException) as error:
         sys.exit(f"error: {' '.join(original_message(error).split())}")

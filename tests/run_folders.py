@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def run_words(launch: Path, *overrides: str) -> Path:
     """Runs the overrides of a command line in this process; hydra.run.dir is among them, and its path is returned."""
-    from npbgpp.core.paths import Bases
+    from npbgpp.core.paths import SearchPaths
     from npbgpp.engine.run import run
 
     (*_, named) = (word.partition("=")[2] for word in overrides if word.startswith("hydra.run.dir="))
@@ -25,7 +25,7 @@ def run_words(launch: Path, *overrides: str) -> Path:
     OmegaConf.set_struct(config, False)
     config.pop("hydra")
     OmegaConf.set_struct(config, True)
-    run(config, Bases(launch, folder, REPOSITORY))
+    run(config, SearchPaths(launch, folder, REPOSITORY))
     return folder
 
 

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from npbgpp.core.files import load_tensors, save_tensors, write_atomically
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
 from npbgpp.engine.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.errors import InputError
 from npbgpp.methods.base import CHECKPOINT_FORMAT, Render, System
@@ -232,20 +232,20 @@ def test_old_files_without_a_zip_name_what_they_hold(tmp_path):
 
 
 def test_where_weights_are_looked_for(tmp_path, caplog):
-    bases = Bases(tmp_path, tmp_path / "run", tmp_path)
+    search_paths = SearchPaths(tmp_path, tmp_path / "run", tmp_path)
     path = tmp_path / "experiments" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     path.touch()
-    assert find_weights("experiments/checkpoints/last.ckpt", bases) == path and not caplog.records
-    assert find_weights(str(path), bases) == path
-    assert find_weights("experiments/result/checkpoints/last.ckpt", bases) == path
+    assert find_weights("experiments/checkpoints/last.ckpt", search_paths) == path and not caplog.records
+    assert find_weights(str(path), search_paths) == path
+    assert find_weights("experiments/result/checkpoints/last.ckpt", search_paths) == path
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "result/checkpoints/last.ckpt does not exist" in warning and str(path) in warning
     with pytest.raises(InputError, match="did you mean last.ckpt") as caught:
-        find_weights("experiments/checkpoints/lst.ckpt", bases)
+        find_weights("experiments/checkpoints/lst.ckpt", search_paths)
     assert str(path.parent / "lst.ckpt") in str(caught.value)
     with pytest.raises(InputError, match="expected a checkpoint file"):
-        find_weights("experiments/checkpoints", bases)
+        find_weights("experiments/checkpoints", search_paths)
 
 
 def test_files_are_whole_or_absent(tmp_path):

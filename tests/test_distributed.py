@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from npbgpp.core.files import load_tensors
-from npbgpp.data.sampling import SceneRotation, Shard
+from npbgpp.data.sampling import SceneSampler, Shard
 from npbgpp.errors import InputError
 
 from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
@@ -152,13 +152,13 @@ def read_by(tmp_path: Path, rank: int) -> set[str]:
     }
 
 
-class Merged(SceneRotation):
+class Merged(SceneSampler):
     """What two processes draw, for one process: batches of both side by side."""
 
     def __iter__(self):
         parts = []
         for rank in range(2):
-            one = SceneRotation(self.lengths, self.scenes_per_epoch, self.shuffle, mode="each")
+            one = SceneSampler(self.lengths, self.scenes_per_epoch, self.shuffle, mode="each")
             one.seed, one.epoch, one.shard = self.seed, self.epoch, Shard(rank, 2)
             parts.append(list(one))
         half = self.per_batch // 2
@@ -185,7 +185,7 @@ def one_process(run_in, tmp_path_factory):
     """One process on the data of two."""
     launch = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("npbgpp.data.datamodule.SceneRotation", Merged)
+        patch.setattr("npbgpp.engine.datamodule.SceneSampler", Merged)
         return run_in(launch, name="one", tiny=NPBG)
 
 
@@ -276,13 +276,13 @@ def others(start, tiny_root, moving_root, tmp_path_factory):
 def test_processes_that_share_a_scene_keep_one_table(others, run_in, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
 
-        class Dealt(SceneRotation):
+        class Dealt(SceneSampler):
             def __iter__(self):
                 items = list(super().__iter__())
                 for k in range(0, len(items), 4):  # a process has every second item
                     yield from (items[k], items[k + 2], items[k + 1], items[k + 3])
 
-        patch.setattr("npbgpp.data.datamodule.SceneRotation", Dealt)
+        patch.setattr("npbgpp.engine.datamodule.SceneSampler", Dealt)
         alone = run_in(tmp_path, tiny=SHARED)
     assert_close(alone, others[0] / "shared")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.points.sparse_optim import LazyRMSprop, RowAdam, RowTable
+from npbgpp.points.sparse_optim import SparseAdam, SparseParameter, SparseRMSprop
 
 SIZES = (40, 25)
 COLUMNS = 3
@@ -25,9 +25,9 @@ def random_step(step: int, generator: torch.Generator, dtype: torch.dtype) -> li
     return parts
 
 
-def start(dtype: torch.dtype) -> tuple[list[RowTable], list[Tensor]]:
+def start(dtype: torch.dtype) -> tuple[list[SparseParameter], list[Tensor]]:
     values = [torch.randn(size, COLUMNS, dtype=dtype) for size in SIZES]
-    return [RowTable(v.clone()) for v in values], [v.clone().requires_grad_() for v in values]
+    return [SparseParameter(v.clone()) for v in values], [v.clone().requires_grad_() for v in values]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
@@ -36,7 +36,7 @@ def test_same_trajectory_as_dense_rmsprop_with_zero_gradients(dtype, tolerance):
     generator = torch.Generator().manual_seed(1)
     tables, parameters = start(dtype)
     begins = [table.values.clone() for table in tables]
-    lazy = LazyRMSprop(0.01)
+    lazy = SparseRMSprop(0.01)
     for _ in range(2):
         dense = torch.optim.RMSprop(parameters, lr=0.01)
         lazy.steps = 0
@@ -61,7 +61,7 @@ def test_a_table_that_joins_late_has_no_history():
     """A scene that is opened at step 100 starts like a parameter whose gradient was zero until then."""
     values, gradient = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
     parameter = values.clone().requires_grad_()
-    dense, lazy, table = torch.optim.RMSprop([parameter], lr=0.1), LazyRMSprop(0.1, steps=99), RowTable(values.clone())
+    dense, lazy, table = torch.optim.RMSprop([parameter], lr=0.1), SparseRMSprop(0.1, steps=99), SparseParameter(values.clone())
     lazy.begin_step()
     lazy.update(table, torch.arange(4), gradient)
     parameter.grad = gradient
@@ -71,7 +71,7 @@ def test_a_table_that_joins_late_has_no_history():
 
 def test_forgetting_a_long_history():
     """The step counter starts anew, and steps counted before must not be taken for a time to come."""
-    table, lazy = RowTable(torch.zeros(3, 2)), LazyRMSprop(0.1, steps=100_000)
+    table, lazy = SparseParameter(torch.zeros(3, 2)), SparseRMSprop(0.1, steps=100_000)
     lazy.begin_step()
     lazy.update(table, torch.arange(3), torch.ones(3, 2))
     table.forget()
@@ -83,11 +83,11 @@ def test_forgetting_a_long_history():
 
 
 def test_rows_outside_the_step_are_not_touched():
-    table, lazy = RowTable(torch.randn(50, 4)), LazyRMSprop(0.1)
+    table, lazy = SparseParameter(torch.randn(50, 4)), SparseRMSprop(0.1)
     for _ in range(3):
         lazy.begin_step()
         lazy.update(table, torch.arange(50), torch.randn(50, 4))
-    before = RowTable(table.values.clone(), table.square_average.clone(), table.last_step.clone())
+    before = SparseParameter(table.values.clone(), table.square_average.clone(), table.last_step.clone())
     rows = torch.tensor([7, 3, 20])
     lazy.begin_step()
     lazy.update(table, rows, torch.randn(3, 4))
@@ -100,9 +100,9 @@ def test_rows_outside_the_step_are_not_touched():
 
 
 def test_calls_within_a_step_add_up_to_one():
-    whole, split = (RowTable(torch.ones(6, 2)) for _ in range(2))
+    whole, split = (SparseParameter(torch.ones(6, 2)) for _ in range(2))
     gradient = torch.randn(6, 2)
-    optimizers = [LazyRMSprop(0.1), LazyRMSprop(0.1)]
+    optimizers = [SparseRMSprop(0.1), SparseRMSprop(0.1)]
     for _ in range(3):
         for optimizer in optimizers:
             optimizer.begin_step()
@@ -114,7 +114,7 @@ def test_calls_within_a_step_add_up_to_one():
 
 
 def test_no_rows_change_nothing():
-    table, lazy = RowTable(torch.randn(5, 2)), LazyRMSprop(0.1)
+    table, lazy = SparseParameter(torch.randn(5, 2)), SparseRMSprop(0.1)
     values = table.values.clone()
     lazy.begin_step()
     lazy.update(table, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2))
@@ -125,8 +125,8 @@ def test_no_rows_change_nothing():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_row_adam_is_adam_where_every_row_is_seen(weight_decay):
     start = torch.randn(7, 3)
-    table, dense = RowTable(start.clone()), torch.nn.Parameter(start.clone())
-    rows_adam, adam = RowAdam(0.01, weight_decay), torch.optim.Adam([dense], lr=0.01, weight_decay=weight_decay)
+    table, dense = SparseParameter(start.clone()), torch.nn.Parameter(start.clone())
+    rows_adam, adam = SparseAdam(0.01, weight_decay), torch.optim.Adam([dense], lr=0.01, weight_decay=weight_decay)
     for step in range(20):
         gradient, rows = torch.randn(7, 3), torch.randperm(7)
         adam.param_groups[0]["lr"] = 0.01 * (0.5 if step % 2 else 1.0)
@@ -137,7 +137,7 @@ def test_row_adam_is_adam_where_every_row_is_seen(weight_decay):
 
 
 def test_row_adam_leaves_rows_alone_that_a_step_does_not_see():
-    table, adam = RowTable(torch.randn(5, 2)), RowAdam(0.1, 0.5)
+    table, adam = SparseParameter(torch.randn(5, 2)), SparseAdam(0.1, 0.5)
     adam.update(table, torch.tensor([3, 0]), torch.randn(2, 2))
     before = table.values.clone()
     adam.update(table, torch.tensor([0]), torch.randn(1, 2))

@@ -2,69 +2,69 @@
 
 import pytest
 
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
 from npbgpp.errors import InputError
 
 
 @pytest.fixture
-def bases(tmp_path, monkeypatch) -> Bases:
+def search_paths(tmp_path, monkeypatch) -> SearchPaths:
     for name in ("launch", "launch/experiments/run", "project", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    return Bases(tmp_path / "launch", tmp_path / "launch" / "experiments" / "run", tmp_path / "project")
+    return SearchPaths(tmp_path / "launch", tmp_path / "launch" / "experiments" / "run", tmp_path / "project")
 
 
 @pytest.mark.parametrize("present", [("launch", "run", "project"), ("run", "project"), ("project",), ("launch", "project")])
-def test_the_first_folder_that_has_it_wins(bases, present):
+def test_the_first_folder_that_has_it_wins(search_paths, present):
     for name in present:
-        (getattr(bases, name) / "data").mkdir()
-    assert bases.existing("data", "datasets.data_root") == getattr(bases, present[0]) / "data"
+        (getattr(search_paths, name) / "data").mkdir()
+    assert search_paths.existing("data", "datasets.data_root") == getattr(search_paths, present[0]) / "data"
 
 
-def test_data_roots_of_the_original_are_relative_to_the_run(bases):
-    (bases.launch / "data" / "nerf").mkdir(parents=True)
-    assert bases.existing("../../data/nerf", "datasets.data_root") == bases.launch / "data" / "nerf"
+def test_data_roots_of_the_original_are_relative_to_the_run(search_paths):
+    (search_paths.launch / "data" / "nerf").mkdir(parents=True)
+    assert search_paths.existing("../../data/nerf", "datasets.data_root") == search_paths.launch / "data" / "nerf"
 
 
-def test_the_working_directory_does_not_count(bases, tmp_path):
+def test_the_working_directory_does_not_count(search_paths, tmp_path):
     (tmp_path / "elsewhere" / "data").mkdir()
     with pytest.raises(InputError):
-        bases.existing("data", "datasets.data_root")
+        search_paths.existing("data", "datasets.data_root")
 
 
-def test_absolute_paths_are_taken_as_they_are(bases, tmp_path):
-    (bases.launch / "data").mkdir()
+def test_absolute_paths_are_taken_as_they_are(search_paths, tmp_path):
+    (search_paths.launch / "data").mkdir()
     (tmp_path / "data").mkdir()
-    assert bases.existing(str(tmp_path / "data"), "datasets.data_root") == tmp_path / "data"
+    assert search_paths.existing(str(tmp_path / "data"), "datasets.data_root") == tmp_path / "data"
     with pytest.raises(InputError, match="datasets.data_root=.*absent"):
-        bases.existing(tmp_path / "absent", "datasets.data_root")
-    assert bases.output(tmp_path / "out") == tmp_path / "out"
+        search_paths.existing(tmp_path / "absent", "datasets.data_root")
+    assert search_paths.output(tmp_path / "out") == tmp_path / "out"
 
 
-def test_a_missing_path_lists_the_places(bases):
+def test_a_missing_path_lists_the_places(search_paths):
     with pytest.raises(InputError) as caught:
-        bases.existing("absent/scene", "datasets.data_root")
+        search_paths.existing("absent/scene", "datasets.data_root")
     message = str(caught.value)
     assert message.startswith("datasets.data_root=absent/scene")
-    for base in (bases.launch, bases.run, bases.project):
+    for base in (search_paths.launch, search_paths.run, search_paths.project):
         assert str(base / "absent" / "scene") in message
 
 
 def test_a_place_is_listed_once(tmp_path):
     with pytest.raises(InputError) as caught:
-        Bases(tmp_path, tmp_path, tmp_path).existing("absent", "key")
+        SearchPaths(tmp_path, tmp_path, tmp_path).existing("absent", "key")
     assert str(caught.value).count(str(tmp_path / "absent")) == 1
 
 
-def test_home_is_expanded(bases, tmp_path, monkeypatch):
+def test_home_is_expanded(search_paths, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert bases.existing("~/project", "key") == tmp_path / "project"
-    assert bases.output("~/out") == tmp_path / "out"
+    assert search_paths.existing("~/project", "key") == tmp_path / "project"
+    assert search_paths.output("~/out") == tmp_path / "out"
 
 
-def test_output_goes_below_the_launch_folder(bases):
-    assert bases.output("experiments/x/descriptors") == bases.launch / "experiments" / "x" / "descriptors"
-    assert bases.output("../beside") == bases.launch.parent / "beside"
+def test_output_goes_below_the_launch_folder(search_paths):
+    assert search_paths.output("experiments/x/descriptors") == search_paths.launch / "experiments" / "x" / "descriptors"
+    assert search_paths.output("../beside") == search_paths.launch.parent / "beside"
 
 
 def test_a_run_from_another_working_directory(run_here, tiny_root, tmp_path, monkeypatch):

@@ -19,9 +19,7 @@ from torch import Tensor
 from npbgpp.callbacks.timing import RunCosts
 from npbgpp.core.distributed import gather, process_rank
 from npbgpp.core.files import write_atomically
-from npbgpp.io.contact_sheet import SheetRow, contact_sheet
-from npbgpp.io.images import write_image, write_png
-from npbgpp.io.videos import video
+from npbgpp.io import SheetRow, contact_sheet, video, write_image, write_png
 from npbgpp.methods.base import ViewResult
 from npbgpp.metrics import ImageMetrics, ImageScores, MatteScores, MovingScores
 

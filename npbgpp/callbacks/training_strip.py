@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.nn.functional import interpolate
 
-from npbgpp.io.images import write_png
+from npbgpp.io import write_png
 from npbgpp.methods.base import System
 
 

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from npbgpp.data.pose_files import LARGEST_SIDE, read_poses
-from npbgpp.data.scene import Scene
+from npbgpp.data import LARGEST_SIDE, Scene, read_poses
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.trajectories import average_pose, fit, interpolate, orbit_of, shifted, spiral, tumbled, turned
+from npbgpp.geometry import Cameras, average_pose, fit, interpolate, orbit_of, shifted, spiral, tumbled, turned
 from npbgpp.methods.nsff.rendering import TimedCamera, is_video_path, spread_over_time, timed_path
 
 _SPLITS = ("test", "val", "train")
@@ -78,7 +76,7 @@ class Frame:
     timed: TimedCamera | None = None
 
 
-def film_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
+def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
     """The frames of a path. Raises InputError for views that are not there, and where a path cannot be made."""
     if is_video_path(settings.path):
         raise InputError(
@@ -121,11 +119,11 @@ def _moved(settings: PathSettings, base: Cameras) -> Cameras:
 
 
 def moving_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
-    """The frames of a path through a moving scene: views at their moments, other cameras while time goes on evenly. Raises InputError as ``film_frames``."""
+    """The frames of a path through a moving scene: views at their moments, other cameras while time goes on evenly. Raises InputError as ``trajectory_frames``."""
     if is_video_path(settings.path) or (settings.path == "spiral" and settings.views is None):
         timed = timed_path(settings.path, scene, settings.frames, settings.size)
         return [Frame(t.camera, f"{t.moment}+{t.share:.2f}" if t.share else str(t.moment), t) for t in timed]
-    frames = film_frames(settings, scene)
+    frames = trajectory_frames(settings, scene)
     if settings.path in _SPLITS:
         moments = {view.name: view.moment for view in scene.views if view.moment is not None}
         return [Frame(f.camera, f.label, TimedCamera(f.camera, moments[f.label])) for f in frames]

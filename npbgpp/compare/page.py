@@ -12,11 +12,11 @@ from urllib.parse import quote
 from PIL import Image
 from rich.console import Console
 
-from npbgpp.compare.runs import Run
+from npbgpp.compare.runs import RunSummary
 from npbgpp.compare.table import columns, markdown, rows, terminal
 from npbgpp.compare.views import SharedView, read_picture, shared_views, sheet
 from npbgpp.core.files import write_atomically
-from npbgpp.io.images import write_image
+from npbgpp.io import write_image
 
 _LARGEST = 640  # pixels of the longer side; the page links to the picture in full
 _QUALITY = 92
@@ -39,7 +39,7 @@ figcaption { font-size: .85rem; color: var(--soft); } figcaption b { color: var(
 """
 
 
-def page(runs: Sequence[Run], views: Sequence[SharedView], title: str, place: Path) -> str:
+def page(runs: Sequence[RunSummary], views: Sequence[SharedView], title: str, place: Path) -> str:
     """The page.
 
     Args:
@@ -70,7 +70,7 @@ def page(runs: Sequence[Run], views: Sequence[SharedView], title: str, place: Pa
     return "\n".join([*parts, "</body></html>", ""])
 
 
-def _summary(runs: Sequence[Run]) -> str:
+def _summary(runs: Sequence[RunSummary]) -> str:
     failed = sum(run.failure is not None for run in runs)
     words = [f"{len(runs)} runs", *([f"{failed} failed"] if failed else [])]
     words += [f"in which differ: {escape(', '.join(runs[0].settings))}"] if runs[0].settings else []
@@ -80,7 +80,7 @@ def _summary(runs: Sequence[Run]) -> str:
     )
 
 
-def _table(runs: Sequence[Run]) -> str:
+def _table(runs: Sequence[RunSummary]) -> str:
     titles, found = columns(runs), rows(runs)
     numeric = [any(row.cells[k].number is not None for row in found) for k in range(len(titles))]
     head = "".join(f"<th{_class(number=n)}>{escape(column.title)}</th>" for column, n in zip(titles, numeric, strict=True))
@@ -99,7 +99,7 @@ def _class(**flags: bool) -> str:
     return f' class="{names}"' if names else ""
 
 
-def _view(runs: Sequence[Run], view: SharedView, place: Path) -> str:
+def _view(runs: Sequence[RunSummary], view: SharedView, place: Path) -> str:
     known = [psnr for psnr in view.psnr if psnr is not None]
     figures = [_figure(view.photo, f"<b>photo</b> {escape(view.view)}", place)]
     for run, path, psnr in zip(runs, view.renderings, view.psnr, strict=True):
@@ -130,7 +130,7 @@ def _figure(path: Path | None, caption: str, place: Path) -> str:
 log = logging.getLogger(__name__)
 
 
-def write_comparison(runs: Sequence[Run], out: Path, title: str = "Comparison") -> None:
+def write_comparison(runs: Sequence[RunSummary], out: Path, title: str = "Comparison") -> None:
     """Prints the table; writes ``compare.md``, ``compare.html`` and, when the runs share rendered views, ``compare.png``.
 
     Raises:

@@ -28,7 +28,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSummary:
     """One run.
 
     Attributes:
@@ -71,7 +71,7 @@ def runs_below(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: [(int(n or 0), text) for n, text in re.findall(r"(\d*)(\D*)", str(path.relative_to(folder)))])
 
 
-def read_runs(folders: Sequence[Path], must_be_evaluated: bool = True) -> list[Run]:
+def read_runs(folders: Sequence[Path], must_be_evaluated: bool = True) -> list[RunSummary]:
     """Reads runs.
 
     Args:
@@ -91,7 +91,7 @@ def read_runs(folders: Sequence[Path], must_be_evaluated: bool = True) -> list[R
     for folder, own in zip(folders, settings, strict=True):
         failure = _failure(folder)
         scores, costs = _read_metrics(folder, must_be_evaluated and failure is None)
-        runs.append(Run(folder, "/".join(folder.parts[-depth:]), scores, costs, failure, own))
+        runs.append(RunSummary(folder, "/".join(folder.parts[-depth:]), scores, costs, failure, own))
     return runs
 
 

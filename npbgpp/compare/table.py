@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from npbgpp.compare.runs import Run
+from npbgpp.compare.runs import RunSummary
 
 _NONE = "-"
 
@@ -53,7 +53,7 @@ _COSTS = (
 )
 
 
-def columns(runs: Sequence[Run]) -> tuple[Column, ...]:
+def columns(runs: Sequence[RunSummary]) -> tuple[Column, ...]:
     """Dataset, run, the settings in which the runs differ, scores, costs when there are any, and why a run failed when one did."""
     named = (Column("dataset"), Column("run"), *(Column(key) for key in runs[0].settings))
     costs = _COSTS if any(run.costs is not None for run in runs) else ()
@@ -61,7 +61,7 @@ def columns(runs: Sequence[Run]) -> tuple[Column, ...]:
     return (*named, *_SCORES, *costs, *failed)
 
 
-def rows(runs: Sequence[Run]) -> list[Row]:
+def rows(runs: Sequence[RunSummary]) -> list[Row]:
     """Dataset by dataset; runs without scores come last. The best cells of a dataset are marked where two runs differ."""
     titles = columns(runs)
     found: list[Row] = []
@@ -81,7 +81,7 @@ def _best(column: Column, cells: Sequence[Cell]) -> list[bool]:
     return [cell.number == best for cell in cells]
 
 
-def _cells(run: Run, dataset: str, titles: Sequence[Column]) -> tuple[Cell, ...]:
+def _cells(run: RunSummary, dataset: str, titles: Sequence[Column]) -> tuple[Cell, ...]:
     scores, costs = run.scores.get(dataset), run.costs
     cells = [Cell(dataset or "not evaluated"), Cell(run.name), *(Cell(value) for value in run.settings.values())]
     if scores is None:
@@ -115,7 +115,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def terminal(runs: Sequence[Run]) -> Table:
+def terminal(runs: Sequence[RunSummary]) -> Table:
     """For the terminal: what is the same in every row stands in the caption, so that the table stays narrow."""
     titles, found = columns(runs), rows(runs)
     same = [len(found) > 1 and len({row.cells[k].text for row in found}) == 1 for k in range(len(titles))]
@@ -137,7 +137,7 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def markdown(runs: Sequence[Run]) -> str:
+def markdown(runs: Sequence[RunSummary]) -> str:
     """A table in Markdown; the best number of a dataset is bold."""
     lines = [[column.title for column in columns(runs)], ["---"] * len(columns(runs))]
     for row in rows(runs):

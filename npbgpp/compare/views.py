@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from npbgpp.compare.runs import Run
+from npbgpp.compare.runs import RunSummary
 from npbgpp.errors import InputError
-from npbgpp.io.contact_sheet import TileRow, tile_sheet
+from npbgpp.io import TileRow, tile_sheet
 
 _VIEWS = 6  # of each dataset
 
@@ -26,7 +26,7 @@ class SharedView:
     psnr: tuple[float | None, ...]
 
 
-def shared_views(runs: Sequence[Run]) -> list[SharedView]:
+def shared_views(runs: Sequence[RunSummary]) -> list[SharedView]:
     """Up to six views of each dataset that all of its runs rendered, evenly from the list."""
     found = []
     for dataset in dict.fromkeys(name for run in runs for name in run.scores):
@@ -46,7 +46,7 @@ def shared_views(runs: Sequence[Run]) -> list[SharedView]:
     return found
 
 
-def sheet(runs: Sequence[Run], views: Sequence[SharedView]) -> Image.Image | None:
+def sheet(runs: Sequence[RunSummary], views: Sequence[SharedView]) -> Image.Image | None:
     """Photo and the rendering of every run, a row per view; None without views."""
     rows = []
     for view in views:

@@ -8,7 +8,7 @@ from npbgpp.errors import InputError
 
 
 @dataclass(frozen=True)
-class Bases:
+class SearchPaths:
     """Folders that relative paths refer to.
 
     Attributes:

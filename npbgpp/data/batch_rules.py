@@ -6,16 +6,15 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import Sampler
 
-from npbgpp.core.paths import Bases
-from npbgpp.data.normalisation import RayFrame
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import Scene, SceneNormalisation
 from npbgpp.data.rays import RayDataset, RaySampling
 from npbgpp.data.sampling import Shard
-from npbgpp.data.scene import Scene
 from npbgpp.data.settings import DatasetSettings
 from npbgpp.methods.nsff.data import VideoDataset, VideoSampling
-from npbgpp.methods.nsff.normalisation import VideoFrame, video_frame
+from npbgpp.methods.nsff.normalisation import VideoNormalisation, video_frame
 
-Frame = RayFrame | VideoFrame
+Frame = SceneNormalisation | VideoNormalisation
 
 
 @runtime_checkable
@@ -42,7 +41,7 @@ class BatchRule(Protocol):
         """The coordinates that a scene is learned in. Raises InputError for a scene that has none."""
 
     def training_set(
-        self, scene: Scene, indices: tuple[int, ...], frame: Frame, settings: DatasetSettings, bases: Bases, budget: int
+        self, scene: Scene, indices: tuple[int, ...], frame: Frame, settings: DatasetSettings, search_paths: SearchPaths, budget: int
     ) -> BatchDataset:
         """Batches from some views of a scene, of which ``budget`` bytes are kept in memory. Raises InputError for views that cannot be used."""
 
@@ -51,18 +50,18 @@ class BatchRule(Protocol):
 class RayRule:
     """Rays through the pixels of photos of a still scene (NeRF)."""
 
-    coordinates: Callable[[Scene], RayFrame]
+    coordinates: Callable[[Scene], SceneNormalisation]
     sampling: RaySampling
 
-    def frame(self, scene: Scene) -> RayFrame:
+    def frame(self, scene: Scene) -> SceneNormalisation:
         """See BatchRule.frame."""
         return self.coordinates(scene)
 
     def training_set(
-        self, scene: Scene, indices: tuple[int, ...], frame: Frame, settings: DatasetSettings, bases: Bases, budget: int
+        self, scene: Scene, indices: tuple[int, ...], frame: Frame, settings: DatasetSettings, search_paths: SearchPaths, budget: int
     ) -> RayDataset:
         """See BatchRule.training_set."""
-        assert isinstance(frame, RayFrame)
+        assert isinstance(frame, SceneNormalisation)
         return RayDataset(scene, indices, frame, self.sampling, budget, settings.image_margin)
 
 
@@ -73,20 +72,20 @@ class VideoRule:
     rays_per_batch: int
     seed: int
 
-    def frame(self, scene: Scene) -> VideoFrame:
+    def frame(self, scene: Scene) -> VideoNormalisation:
         """See BatchRule.frame."""
         return video_frame(scene)
 
     def training_set(
-        self, scene: Scene, indices: tuple[int, ...], frame: Frame, settings: DatasetSettings, bases: Bases, budget: int
+        self, scene: Scene, indices: tuple[int, ...], frame: Frame, settings: DatasetSettings, search_paths: SearchPaths, budget: int
     ) -> VideoDataset:
         """See BatchRule.training_set."""
-        assert isinstance(frame, VideoFrame)
+        assert isinstance(frame, VideoNormalisation)
         s = settings
         sampling = VideoSampling(
             self.rays_per_batch, s.batches_per_epoch, s.exclusion_window, s.hard_sampling, moving_share=s.moving_share, seed=self.seed
         )
-        cache = None if s.motion_cache is None else bases.launch / s.motion_cache / scene.name
+        cache = None if s.motion_cache is None else search_paths.launch / s.motion_cache / scene.name
         return VideoDataset(scene, indices, frame, sampling, budget, s.image_margin, cache)
 
 

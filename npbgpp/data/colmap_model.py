@@ -20,8 +20,7 @@ from torch import Tensor
 
 from npbgpp.data.lens import MODELS, Lens
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import rigid_defect
-from npbgpp.geometry.point_cloud import PointCloud
+from npbgpp.geometry import PointCloud, rigid_defect
 
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_TRANSLATION = 1e15  # scene units; squares of more are no longer usable numbers in single precision

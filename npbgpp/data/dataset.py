@@ -8,12 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from npbgpp.data.images import Photo, PhotoCache, read_photo
-from npbgpp.data.scene import Batch, Scene, Views
+from npbgpp.data import Batch, Photo, PhotoCache, Scene, Views, read_photo
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.image_warp import resample
+from npbgpp.geometry import Cameras, resample
 
 _CENTRE_STEP = 8  # candidate crop centres lie on a grid of this many pixels, as in the original
 

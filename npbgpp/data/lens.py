@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 
 # names by the numbers of COLMAP's binary files, and how many parameters each has
 MODELS = {

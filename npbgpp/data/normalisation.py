@@ -17,8 +17,8 @@ from torch import Tensor
 
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.volume.sampling import to_ndc
+from npbgpp.geometry import Cameras
+from npbgpp.volume import to_ndc
 
 KINDS = ("plain", "forward", "inward")
 _SYNTHETIC = (2.0, 6.0)  # of every NeRF-Synthetic scene
@@ -44,7 +44,7 @@ class NdcCamera:
 
 
 @dataclass(frozen=True)
-class RayFrame:
+class SceneNormalisation:
     """Maps a scene to the coordinates of its field: ``x_field = scale * (x_world - centre) @ rotation`` on row vectors, then NDC where that is used.
 
     Attributes:
@@ -97,7 +97,7 @@ class RayFrame:
         return (origins, directions) if self.ndc is None else to_ndc(origins, directions, self.ndc.focal, self.ndc.image_size)
 
 
-def ray_frame(scene: Scene, kind: str, bounds: tuple[float, float] | None = None) -> RayFrame:
+def ray_frame(scene: Scene, kind: str, bounds: tuple[float, float] | None = None) -> SceneNormalisation:
     """The frame of a scene; all its views take part, so that the same folder gives the same frame whatever is trained on.
 
     ``plain`` is the world. Its rays begin and end at distances 2 and 6 in NeRF-Synthetic scenes, at ``bounds`` where these are given, else at the depths
@@ -122,9 +122,9 @@ def ray_frame(scene: Scene, kind: str, bounds: tuple[float, float] | None = None
     rotation, centre = mean_pose(torch.cat([double(view).to_opengl() for view in scene.views]))
     scale = _NEAREST / near
     if kind == "inward":
-        return RayFrame(rotation, centre, scale, _NEAREST, min(_LARGEST_RATIO * _NEAREST, far * scale))
+        return SceneNormalisation(rotation, centre, scale, _NEAREST, min(_LARGEST_RATIO * _NEAREST, far * scale))
     first = scene.views[0].camera  # of views that differ any one would do, but all need the same
-    frame = RayFrame(rotation, centre, scale, 0.0, 1.0, NdcCamera(first.focal_length.mean().item(), first.image_size))
+    frame = SceneNormalisation(rotation, centre, scale, 0.0, 1.0, NdcCamera(first.focal_length.mean().item(), first.image_size))
     for view in scene.views:
         if not (corner_directions(frame.cameras(double(view)))[:, 2] < 0).all():
             raise InputError(
@@ -159,14 +159,14 @@ def _usable(bounds: tuple[float, float]) -> bool:
     return 0 < near < far < math.inf
 
 
-def _plain(scene: Scene, bounds: tuple[float, float] | None) -> RayFrame:
+def _plain(scene: Scene, bounds: tuple[float, float] | None) -> SceneNormalisation:
     if bounds is not None or scene.layout == "nerf_synthetic":
         near, far = bounds or _SYNTHETIC
     else:
         near, depth = bounds_of(scene)
         # a point at the corner of a photo is farther away than it is deep
         far = depth * max(_corner_distance(view) for view in scene.views)
-    return RayFrame(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0, near, far)
+    return SceneNormalisation(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0, near, far)
 
 
 def _cloud_bounds(scene: Scene) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from npbgpp import __version__
 from npbgpp.core.files import write_atomically
 from npbgpp.data.colmap_model import read_points
 from npbgpp.errors import InputError
-from npbgpp.geometry.point_cloud import PointCloud, read_ply
+from npbgpp.geometry import PointCloud, read_ply
 
 _COMMENTS = ("#", "//")
 

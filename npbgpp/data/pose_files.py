@@ -24,7 +24,7 @@ from torch import Tensor
 
 from npbgpp.core.files import write_atomically
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras, rigid_defect
+from npbgpp.geometry import Cameras, rigid_defect
 
 LARGEST_SIDE = 1 << 14  # pixels
 _FORMAT = "npbgpp cameras 1"

@@ -12,11 +12,9 @@ from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from npbgpp.data.images import Photo, PhotoCache
-from npbgpp.data.normalisation import RayFrame
-from npbgpp.data.scene import Scene, View
+from npbgpp.data import Photo, PhotoCache, Scene, SceneNormalisation, View
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 
 _ROUNDS = 6  # of the cipher
 
@@ -192,7 +190,7 @@ class RayDataset(Dataset[RayBatch]):
     """
 
     def __init__(
-        self, scene: Scene, indices: tuple[int, ...], frame: RayFrame, sampling: RaySampling, budget: int, margin: int = 0
+        self, scene: Scene, indices: tuple[int, ...], frame: SceneNormalisation, sampling: RaySampling, budget: int, margin: int = 0
     ) -> None:
         if not indices:
             raise InputError(

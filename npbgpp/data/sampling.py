@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from npbgpp.data.scene import Batch
+from npbgpp.data import Batch
 from npbgpp.errors import InputError
 
 
@@ -141,7 +141,7 @@ log = logging.getLogger(__name__)
 _ROTATION_SEED = 123  # the authors' seed of the order of scenes
 
 
-class SceneRotation(Sampler[Draw]):
+class SceneSampler(Sampler[Draw]):
     """Items of the training sets, numbered through, from the scenes of the current epoch only.
 
     Lightning calls ``set_epoch`` before every epoch. With several processes all of them draw equally many items: a ``total // count`` part of the epoch.

@@ -12,7 +12,7 @@ from npbgpp.data.lens import Lens
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.splits import Stage, ViewChoice, choose_views
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 
 
 @dataclass(frozen=True)

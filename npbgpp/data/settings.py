@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from npbgpp.data.splits import ViewChoice
+from npbgpp.data import ViewChoice
 
 
 @dataclass(frozen=True)

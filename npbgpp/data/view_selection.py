@@ -14,13 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from npbgpp.data.scene import Scene
+from npbgpp.data import Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
-from npbgpp.kernels.chunks import BlockedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
-from npbgpp.points.visibility import visible_points
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
+from npbgpp.kernels import ChunkedCloud, Level, rasterize
+from npbgpp.points import visible_points
 
 METHODS = ("multinomial", "best")
 _LEVEL = Level(0.125)  # coarse cells close the holes of a sparse cloud, so that surfaces hide what is behind them
@@ -33,7 +31,7 @@ def angle_scores(
     target_center: Float[Tensor, " 3"],
     inputs: Cameras,
     near: float,
-    rule: PixelRule,
+    rule: PixelConvention,
     lower_sigma: float = 5.0,
     upper_sigma: float = 15.0,
     optimal: float = 15.0,
@@ -134,7 +132,7 @@ class ViewSelector:
     """Chooses the input views of the target views of one scene.
 
     What a whole target view sees at 1/8 of its resolution is found once per target and kept; an item then looks at these few points only. The cloud is
-    read at the first target and dropped after the last one. Copies sent to other processes carry what was found, not the cloud.
+    read at the first target and dropped after the last one. Copies sent to other processes reproject what was found, not the cloud.
 
     Args:
         scene: where the views and the cloud come from.
@@ -150,7 +148,7 @@ class ViewSelector:
     """
 
     def __init__(
-        self, scene: Scene, inputs: tuple[int, ...], targets: Iterable[int], method: str, count: int, near: float, rule: PixelRule
+        self, scene: Scene, inputs: tuple[int, ...], targets: Iterable[int], method: str, count: int, near: float, rule: PixelConvention
     ) -> None:
         if method not in METHODS:
             raise InputError(f"datasets.selection_method: expected one of {', '.join(METHODS)}, got {method}; correct it")
@@ -170,7 +168,7 @@ class ViewSelector:
         self.scene, self.inputs, self.method, self.count, self.near, self.rule = scene, inputs, method, count, near, rule
         self._cameras = Cameras.cat(cameras)
         self._visible: dict[int, Float[Tensor, "n 3"]] = {}
-        self._cloud: tuple[Float[Tensor, "n 3"], BlockedCloud] | None = None
+        self._cloud: tuple[Float[Tensor, "n 3"], ChunkedCloud] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cloud": None}  # reading it again is cheaper than holding it twice
@@ -203,7 +201,7 @@ class ViewSelector:
         if self.method == "best" or len(shown) <= _VOTERS:
             return shown
         # normalised as the authors do under both rules: pixels would outweigh depth
-        ndc = PixelGrid(PixelRule.SIZE_MINUS_ONE, camera.image_size).normalise(camera, shown)[0]
+        ndc = PixelGrid(PixelConvention.SIZE_MINUS_ONE, camera.image_size).normalise(camera, shown)[0]
         return shown[farthest_points(ndc, _VOTERS, int(torch.randint(len(ndc), (), generator=generator)))]
 
     def _visible_from(self, target_index: int) -> Float[Tensor, "n 3"]:
@@ -213,7 +211,7 @@ class ViewSelector:
         if target_index not in self._visible:
             if self._cloud is None:
                 xyz_world = self.scene.cloud.read().xyz
-                self._cloud = xyz_world, BlockedCloud.build(xyz_world)
+                self._cloud = xyz_world, ChunkedCloud.build(xyz_world)
             xyz_world, blocks = self._cloud
             index = rasterize(blocks, self.scene.views[target_index].camera, [_LEVEL], self.near, self.rule)[0].index
             self._visible[target_index] = xyz_world[index[index >= 0]]

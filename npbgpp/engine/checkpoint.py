@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from npbgpp.core.files import load_tensors, save_tensors
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
 from npbgpp.errors import InputError
 from npbgpp.methods.base import CHECKPOINT_FORMAT, System
 
@@ -80,9 +80,9 @@ class LoadReport:
         return f"loaded {len(self.loaded)}, missing {some(self.missing)}, unexpected {some(self.unexpected)}"
 
 
-def find_weights(path: str, bases: Bases) -> Path:
+def find_weights(path: str, search_paths: SearchPaths) -> Path:
     """The checkpoint a user means: relative to the launch folder, with the known slip ``/result/checkpoints/`` mended."""
-    found = bases.output(path)
+    found = search_paths.output(path)
     if found.is_file():
         return found
     mended = Path(str(found).replace("/result/checkpoints/", "/checkpoints/"))
@@ -234,20 +234,20 @@ def _flat(node: Any, prefix: str) -> dict[str, Any]:
     return {name: value for key, part in node.items() for name, value in _flat(part, f"{prefix}{key}.").items()}
 
 
-def find_checkpoint(word: str, bases: Bases, checkpoints: AtomicCheckpointIO) -> Path | None:
+def find_checkpoint(word: str, search_paths: SearchPaths, checkpoints: AtomicCheckpointIO) -> Path | None:
     """The checkpoint that ``resume`` means.
 
     Args:
         word: ``auto``, the newest readable one of the run folder, if there is any; or the folder of a run; or a checkpoint.
-        bases: what relative paths refer to.
+        search_paths: what relative paths refer to.
         checkpoints: reads those of a folder, to see which can be read; see ``read_ahead``.
 
     Raises:
         InputError: no such file, or no readable checkpoint in a folder that was named.
     """
-    folder = bases.run if word == "auto" else bases.output(word)
+    folder = search_paths.run if word == "auto" else search_paths.output(word)
     if not folder.is_dir():
-        return None if word == "auto" else find_weights(word, bases)
+        return None if word == "auto" else find_weights(word, search_paths)
     files = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in files:
         try:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from npbgpp.core.files import write_atomically
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
 
 # the variables that change what a run computes or where; all others stay private
 _VARIABLES = (
@@ -33,7 +33,7 @@ _VARIABLES = (
 
 
 @rank_zero_only
-def write_record(config: DictConfig, bases: Bases) -> None:
+def write_provenance(config: DictConfig, search_paths: SearchPaths) -> None:
     """Writes both files; in a run of several processes the first one does.
 
     ``config.yaml`` is the config with every interpolation resolved (``.hydra/config.yaml`` has it as it was composed).
@@ -41,9 +41,9 @@ def write_record(config: DictConfig, bases: Bases) -> None:
     Raises:
         InputError: the run folder cannot be written.
     """
-    environment = json.dumps(environment_of(bases.project), indent=2) + "\n"
-    write_atomically(bases.run / "environment.json", lambda file: file.write(environment.encode()))
-    write_atomically(bases.run / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(config, resolve=True).encode()))
+    environment = json.dumps(environment_of(search_paths.project), indent=2) + "\n"
+    write_atomically(search_paths.run / "environment.json", lambda file: file.write(environment.encode()))
+    write_atomically(search_paths.run / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(config, resolve=True).encode()))
 
 
 def environment_of(project: Path) -> dict[str, Any]:

@@ -21,18 +21,18 @@ from npbgpp.callbacks.preemption import Preemption
 from npbgpp.callbacks.timing import DataWait, RunCosts, progress_callback
 from npbgpp.core.config import typed
 from npbgpp.core.distributed import together
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import ray_frame
 from npbgpp.data.batch_rules import BatchRule, RayRule, VideoRule
-from npbgpp.data.datamodule import DataModule, InputRule
-from npbgpp.data.normalisation import ray_frame
+from npbgpp.engine.datamodule import DataModule, InputRule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, find_checkpoint, find_weights, load_weights, training_keys
 from npbgpp.engine.loggers import GuardedLogger, close_loggers
-from npbgpp.engine.provenance import write_record
+from npbgpp.engine.provenance import write_provenance
 from npbgpp.engine.trainer import TrainerPlan, TrainerSettings, lightning_arguments
 from npbgpp.errors import InputError
-from npbgpp.geometry.pixels import PixelRule
-from npbgpp.io.videos import KINDS
+from npbgpp.geometry import PixelConvention
+from npbgpp.io import KINDS
 from npbgpp.methods import SYSTEMS
 from npbgpp.methods.base import System
 from npbgpp.methods.nerf.system import NerfSettings, frame_kind
@@ -72,7 +72,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class Assembly:
+class Run:
     """What a run consists of before a trainer moves it.
 
     Attributes:
@@ -96,12 +96,12 @@ class Assembly:
     checkpoints: AtomicCheckpointIO
 
 
-def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) -> Assembly:
+def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: bool = True) -> Run:
     """Reads the scenes of a config, builds its system and loads the weights.
 
     Args:
         config: see ``run``; the groups callbacks and loggers are not needed.
-        bases: what relative paths refer to.
+        search_paths: what relative paths refer to.
         needs_test_views: refuse to evaluate without a scene to test.
 
     Raises:
@@ -110,13 +110,13 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
     settings = typed(RunSettings, {k: v for k, v in _plain(config).items() if k not in GROUPS}, "config")
     seed_everything(settings.seed, workers=True, verbose=False)
     if settings.cache_dir is not None:
-        torch.hub.set_dir(str(bases.existing(settings.cache_dir, "cache_dir")))
+        torch.hub.set_dir(str(search_paths.existing(settings.cache_dir, "cache_dir")))
     plan = lightning_arguments(typed(TrainerSettings, TrainerSettings.split_retired(_plain(config.trainer)), "trainer"))
     system_settings, modules = _system_parts(config.system, plan, config.trainer)
     data = DataModule(
         typed(DatasetSettings, config.datasets, "datasets"),
         typed(DataloaderSettings, config.dataloader, "dataloader"),
-        bases,
+        search_paths,
         system_settings.max_scenes_per_train_epoch,
         settings.eval_only,
         _input_rule(system_settings),
@@ -126,9 +126,9 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
     if needs_test_views and settings.eval_only and not data.test_sets:
         raise InputError("datasets.scenes.test: expected at least one scene for eval_only=true, got none; name the scenes to evaluate")
     lpips = system_settings.lpips_weights
-    metrics = ImageMetrics(None if lpips is None else bases.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
+    metrics = ImageMetrics(None if lpips is None else search_paths.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
     checkpoints, keys = AtomicCheckpointIO(), training_keys(_plain(config))
-    resume = _checkpoint_to_resume(settings, plan, bases, checkpoints)
+    resume = _checkpoint_to_resume(settings, plan, search_paths, checkpoints)
     if resume is not None:
         check_same_training(resume, checkpoints.read_ahead(resume), keys, settings.resume_strict)
     if isinstance(system_settings, NPBGSettings | NPCRSettings):
@@ -138,43 +138,45 @@ def assemble(config: DictConfig, bases: Bases, needs_test_views: bool = True) ->
         modules["frames"] = data.frames
     if isinstance(system_settings, NsffSettings):
         modules["pixel_weights"] = data.pixel_weights
-    system = SYSTEMS[system_settings.system_class][0](system_settings, data.scenes, bases, metrics, **modules)
+    system = SYSTEMS[system_settings.system_class][0](system_settings, data.scenes, search_paths, metrics, **modules)
     system.training_keys = keys
     if settings.weights_path is not None and resume is None:  # of a resumed run, those are behind it
-        report = load_weights(system, find_weights(settings.weights_path, bases), settings.weights_strict)
+        report = load_weights(system, find_weights(settings.weights_path, search_paths), settings.weights_strict)
         if settings.weights_strict:
             system.require_weights(report.missing)
     elif resume is None:
         system.start_without_weights(settings.eval_only)
-    return Assembly(settings, plan, system_settings, data, metrics, system, resume, checkpoints)
+    return Run(settings, plan, system_settings, data, metrics, system, resume, checkpoints)
 
 
-def _checkpoint_to_resume(settings: RunSettings, plan: TrainerPlan, bases: Bases, checkpoints: AtomicCheckpointIO) -> Path | None:
+def _checkpoint_to_resume(
+    settings: RunSettings, plan: TrainerPlan, search_paths: SearchPaths, checkpoints: AtomicCheckpointIO
+) -> Path | None:
     if plan.checkpoint is not None and settings.resume is not None:
         raise InputError("resume and trainer.resume_from_checkpoint are two spellings of one thing; give one of them")
     if settings.resume is not None:
-        return find_checkpoint(settings.resume, bases, checkpoints)
-    return None if plan.checkpoint is None else find_weights(plan.checkpoint, bases)
+        return find_checkpoint(settings.resume, search_paths, checkpoints)
+    return None if plan.checkpoint is None else find_weights(plan.checkpoint, search_paths)
 
 
-def run(config: DictConfig, bases: Bases) -> None:
+def run(config: DictConfig, search_paths: SearchPaths) -> None:
     """Trains or evaluates as the config says.
 
     Args:
         config: composed by Hydra, with the groups of conf/.
-        bases: what relative paths refer to.
+        search_paths: what relative paths refer to.
 
     Raises:
         InputError: anything the user supplied that cannot be used.
     """
     costs = RunCosts()
-    parts = assemble(config, bases)
-    write_record(config, bases)
+    parts = build_run(config, search_paths)
+    write_provenance(config, search_paths)
     settings, system, data = parts.settings, parts.system, parts.data
     looks = parts.system_settings
     shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video, costs)
-    writer = EvaluationWriter(bases.run, parts.metrics, data.conditions() | system.conditions(), *shows)
-    trainer = _trainer(config, parts, bases, writer)
+    writer = EvaluationWriter(search_paths.run, parts.metrics, data.conditions() | system.conditions(), *shows)
+    trainer = _trainer(config, parts, search_paths, writer)
     try:
         if not settings.eval_only:
             _fit(trainer, system, data, parts.resume)
@@ -191,7 +193,7 @@ def run(config: DictConfig, bases: Bases) -> None:
 def _input_rule(settings: Settings) -> InputRule | None:
     if not isinstance(settings, NPBGPlusPlusSettings):
         return None
-    return InputRule(settings.near, PixelRule(settings.pixel_convention))
+    return InputRule(settings.near, PixelConvention(settings.pixel_convention))
 
 
 def _batch_rule(settings: Settings, seed: int) -> BatchRule | None:
@@ -254,7 +256,7 @@ def _stepping(system: System, settings: Settings) -> dict[str, Any]:
     return {"accumulate_grad_batches": settings.accumulate_grad_batches, "gradient_clip_val": settings.gradient_clip_val}
 
 
-def _trainer(config: DictConfig, parts: Assembly, bases: Bases, writer: EvaluationWriter) -> Trainer:
+def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: EvaluationWriter) -> Trainer:
     plan, evaluate_only = parts.plan, parts.settings.eval_only
     callbacks: list[Callback] = [writer] if evaluate_only else [writer, DataWait()]
     chosen = config.callbacks.get("test" if evaluate_only else "fit")
@@ -268,12 +270,12 @@ def _trainer(config: DictConfig, parts: Assembly, bases: Bases, writer: Evaluati
     if plan.arguments["enable_model_summary"] and not evaluate_only:
         callbacks.append(ModelSummary(plan.summary_depth if plan.summary_depth is not None else 1))
     saves = plan.arguments["enable_checkpointing"] and not evaluate_only
-    callbacks.append(Preemption(bases.run / "checkpoints" if saves else None, plan.requeue_signal))
+    callbacks.append(Preemption(search_paths.run / "checkpoints" if saves else None, plan.requeue_signal))
     callbacks.append(writer.costs)  # behind all others
     loggers: list[Logger] = [GuardedLogger(instantiate(node)) for node in (config.loggers or {}).values()]
     arguments = plan.arguments | _stepping(parts.system, parts.system_settings)
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
-    arguments["default_root_dir"] = arguments["default_root_dir"] or str(bases.run)
+    arguments["default_root_dir"] = arguments["default_root_dir"] or str(search_paths.run)
     arguments["plugins"] = [parts.checkpoints, *(arguments.get("plugins") or [])]
     if SLURMEnvironment.detect():  # whose own requeueing saves within a step
         arguments["plugins"].append(SLURMEnvironment(auto_requeue=False))

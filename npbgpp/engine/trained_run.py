@@ -10,18 +10,18 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 
-from npbgpp.core.paths import Bases
-from npbgpp.engine.run import GROUPS, Assembly
+from npbgpp.core.paths import SearchPaths
+from npbgpp.engine.run import GROUPS, Run
 from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 _SPLITS = ("test", "val", "train")
 _RUN_KEYS = ("weights_path", "weights_strict", "cache_dir")
 
 
-def words_of(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
+def parse_args(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """(keys of the command, overrides of the config of the run) of a command line. Raises InputError for what is no key=value."""
     bad = [word for word in arguments if "=" not in word]
     if bad:
@@ -30,7 +30,7 @@ def words_of(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
     return OmegaConf.from_dotlist([word for word in arguments if word not in overrides]), overrides
 
 
-def quiet_log() -> None:
+def configure_logging() -> None:
     """Messages go to the terminal, but what is said of data concerns training and scores, and was said when the run was made."""
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("npbgpp.data"))
@@ -38,7 +38,7 @@ def quiet_log() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 
-def trainer_of(parts: Assembly) -> Trainer:
+def trainer_of(parts: Run) -> Trainer:
     """A trainer that knows the device and the precision of a run, and does nothing else."""
     return Trainer(
         accelerator=parts.plan.arguments["accelerator"],
@@ -65,7 +65,7 @@ def _read_yaml(path: Path, run: Path) -> DictConfig:
     return content
 
 
-def run_config(run: Path) -> tuple[DictConfig, Bases]:
+def run_config(run: Path) -> tuple[DictConfig, SearchPaths]:
     """The config of a run, and what relative paths in it mean: what they meant when it was started, if that folder is still there."""
     config, launch, started = _read_yaml(run / ".hydra" / "config.yaml", run), Path.cwd(), run / ".hydra" / "hydra.yaml"
     if started.is_file():
@@ -74,7 +74,7 @@ def run_config(run: Path) -> tuple[DictConfig, Bases]:
     text = json.dumps(OmegaConf.to_container(config, resolve=False))
     for name, path in (("run.dir", run), ("runtime.output_dir", run), ("runtime.cwd", launch)):
         text = text.replace(f"${{hydra:{name}}}", json.dumps(str(path))[1:-1])  # outside of Hydra nobody knows these
-    return OmegaConf.create(json.loads(text)), Bases(launch, run, PROJECT)
+    return OmegaConf.create(json.loads(text)), SearchPaths(launch, run, PROJECT)
 
 
 def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | None, overrides: Sequence[str]) -> str:

@@ -15,19 +15,19 @@ import torch
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.cli.trajectory import PathSettings, film_frames
+from npbgpp.cli.trajectory import PathSettings, trajectory_frames
 from npbgpp.core.config import typed
-from npbgpp.data.pose_files import write_npcr_cameras
+from npbgpp.data import write_npcr_cameras
 from npbgpp.engine.checkpoint import find_weights
-from npbgpp.engine.run import assemble
-from npbgpp.engine.trained_run import evaluation_of, quiet_log, run_config, trainer_of, words_of
+from npbgpp.engine.run import build_run
+from npbgpp.engine.trained_run import configure_logging, evaluation_of, parse_args, run_config, trainer_of
 from npbgpp.errors import InputError, original_message
 from npbgpp.export import mesh, volume
 from npbgpp.export.cloud import coloured_cloud
 from npbgpp.export.mesh import Box, Densities, Occlusion, colours_along_normals, fused_colours
 from npbgpp.export.volume import all_round_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
-from npbgpp.geometry.point_cloud import write_ply
+from npbgpp.geometry import write_ply
 from npbgpp.methods.base import System
 from npbgpp.methods.nerf.system import NeRF
 from npbgpp.methods.points import PointSystem
@@ -139,14 +139,14 @@ class CameraChoice(PathSettings, SceneChoice):
 def weights(settings: RunChoice) -> None:
     """Writes the weights of a checkpoint alone."""
     run = settings.folder()
-    config, bases = run_config(run)
+    config, search_paths = run_config(run)
     out = settings.file(f"{run.name}{SUFFIX}", (SUFFIX,))
     known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
     name = settings.checkpoint.removesuffix(".ckpt")
     if name in known:
         source = run / "checkpoints" / f"{name}.ckpt"
     elif not known and name == "last" and config.get("weights_path") is not None:  # the run of an evaluation
-        source = find_weights(str(config.weights_path), bases)
+        source = find_weights(str(config.weights_path), search_paths)
     else:
         raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {settings.checkpoint}")
     count = export_weights(source, out)
@@ -211,9 +211,9 @@ def cameras(settings: CameraChoice, overrides: list[str]) -> None:
     there = [path.name for path in (out / "CamPose.inf", out / "Intrinsic.inf") if path.exists()]
     if there and not settings.overwrite:
         raise InputError(f"out={out}: there is {' and '.join(there)} already; choose another folder, or overwrite=true")
-    config, bases = run_config(run)
+    config, search_paths = run_config(run)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
-    frames = film_frames(settings, assemble(config, bases, needs_test_views=False).data.scenes[scene])
+    frames = trajectory_frames(settings, build_run(config, search_paths, needs_test_views=False).data.scenes[scene])
     poses, intrinsics = write_npcr_cameras(out, [frame.camera for frame in frames])
     log.info("%d cameras: %s, %s", len(frames), poses, intrinsics)
 
@@ -234,9 +234,9 @@ def _radiance_field(settings: BoxChoice, overrides: list[str]) -> tuple[NeRF, st
 def _rebuilt(settings: SceneChoice, overrides: list[str]) -> tuple[System, str]:
     """The system of a run with its weights, on the device that the run asks for, and the name of the scene."""
     run = settings.folder()
-    config, bases = run_config(run)
+    config, search_paths = run_config(run)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
-    parts = assemble(config, bases, needs_test_views=False)
+    parts = build_run(config, search_paths, needs_test_views=False)
     trainer = trainer_of(parts)
     return parts.system.to(trainer.strategy.root_device).eval(), scene
 
@@ -246,13 +246,13 @@ SETTINGS = {"weights": RunChoice, "cloud": SceneChoice, "mesh": MeshSettings, "v
 
 def main() -> None:
     """The command."""
-    quiet_log()
+    configure_logging()
     name, *words = sys.argv[1:] or [""]
     if name not in SETTINGS:
         lines = [f"  {key}: {', '.join(field.name for field in fields(schema))}" for key, schema in SETTINGS.items()]
         sys.exit(f"usage: python -m npbgpp.export {'|'.join(SETTINGS)} run=<run folder> [key=value ...]\nkeys of\n" + "\n".join(lines))
     try:
-        given, overrides = words_of(words)
+        given, overrides = parse_args(words)
         if name == "weights":
             if overrides:
                 raise InputError(

@@ -4,8 +4,8 @@ import torch
 from tqdm import tqdm
 
 from npbgpp.errors import InputError
-from npbgpp.geometry.point_cloud import PointCloud
-from npbgpp.kernels.rasterize import Level
+from npbgpp.geometry import PointCloud
+from npbgpp.kernels import Level
 from npbgpp.methods.points import Framing, PointSystem
 
 

@@ -21,17 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from npbgpp.core.files import write_atomically
-from npbgpp.data.images import read_photo
-from npbgpp.data.normalisation import RayFrame
-from npbgpp.data.scene import Scene
+from npbgpp.data import Scene, SceneNormalisation, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelRule
+from npbgpp.geometry import Cameras, PixelConvention
 from npbgpp.methods.nerf.model import Nerf
 from npbgpp.methods.npbgpp.input_views import sample_features
-from npbgpp.volume.compositing import composite
-from npbgpp.volume.occupancy import OccupancyGrid
-from npbgpp.volume.sampling import Rays, stratified
+from npbgpp.volume import OccupancyGrid, Rays, composite, stratified
 
 _CHUNKS_AT_ONCE = 16  # nodes looked up in the occupancy grid for one that the field is asked about: most are empty
 _LARGEST_COUNT = 1625  # nodes of a larger box have no number of 32 bits
@@ -155,7 +150,7 @@ class Mesh:
         used, faces = np.unique(self.faces[piece == np.bincount(piece).argmax()], return_inverse=True)
         return Mesh(self.vertices[used], self.normals[used], faces.reshape(-1, 3))
 
-    def in_world(self, frame: RayFrame) -> "Mesh":
+    def in_world(self, frame: SceneNormalisation) -> "Mesh":
         """The mesh of a field without NDC in scene units."""
         rotation = frame.rotation.numpy()
         return replace(self, vertices=self.vertices / frame.scale @ rotation.T + frame.centre.numpy(), normals=self.normals @ rotation.T)
@@ -239,7 +234,7 @@ class Occlusion:
     """
 
     densities: Densities
-    frame: RayFrame
+    frame: SceneNormalisation
     samples: int
     threshold: float
     margin: float
@@ -292,7 +287,7 @@ def fused_colours(
         visible[front] = occlusion.visible(eye, seen[front])
         photo = read_photo(view).image.to(vertices.device).float() / 255
         counts = _NEARNESS / (seen - eye).norm(dim=1) + visible
-        total[inside] += counts[:, None] * sample_features(photo, seen, camera, PixelRule.EXACT)
+        total[inside] += counts[:, None] * sample_features(photo, seen, camera, PixelConvention.EXACT)
         weight[inside] += counts
     known = weight > 0
     return torch.where(known[:, None], total / torch.where(known, weight, 1.0)[:, None], _UNSEEN), known
@@ -306,7 +301,12 @@ def _inside(camera: Cameras, vertices: Float[Tensor, "v 3"]) -> Bool[Tensor, " v
 
 @torch.no_grad()
 def colours_along_normals(
-    field: Nerf, vertices: Float[Tensor, "v 3"], normals: Float[Tensor, "v 3"], densities: Densities, frame: RayFrame, near_t: float
+    field: Nerf,
+    vertices: Float[Tensor, "v 3"],
+    normals: Float[Tensor, "v 3"],
+    densities: Densities,
+    frame: SceneNormalisation,
+    near_t: float,
 ) -> Float[Tensor, "v 3"]:
     """Colours, 0..1, that the field shows to rays that come against the normals.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from npbgpp.core.files import write_atomically
 from npbgpp.errors import InputError
 from npbgpp.export.mesh import Box
-from npbgpp.volume.field import RadianceField
+from npbgpp.volume import RadianceField
 
 SUFFIXES = (".vol", ".npy")
 _AT_ONCE = 2**16

@@ -10,7 +10,7 @@ Other conventions exist only inside the ``from_*`` and ``to_*`` functions of thi
 
 The **size-1 rule** of the NPBG++ authors measures the image between the *centres* of its border pixels: with ``s = min(h, w)`` their normalised
 coordinates are ``x_ndc = (fcl_x * x + prp_x * z) / (z + 1e-7)`` and ``fcl = 2 f / (s - 1)``; at another image size the same numbers mean slightly other
-pixels. ``to_size_minus_one_ndc`` gives these numbers, ``npbgpp.render.pixel_rules`` uses them.
+pixels. ``to_size_minus_one_ndc`` gives these numbers, ``npbgpp.render.pixels`` uses them.
 """
 
 from collections.abc import Sequence

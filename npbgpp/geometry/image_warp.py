@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelGrid, PixelRule, ndc_bounds
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ndc_bounds
 
 
 def resample(images: Float[Tensor, "b c h w"], source: Cameras, target: Cameras) -> Float[Tensor, "b c h2 w2"]:
@@ -112,7 +112,7 @@ class Region:
 
 @torch.no_grad()
 def boxes_of_points(
-    cameras: Cameras, xyz_world: Float[Tensor, "*k n 3"], seen: Bool[Tensor, "k n"], rule: PixelRule, margin: int = 30
+    cameras: Cameras, xyz_world: Float[Tensor, "*k n 3"], seen: Bool[Tensor, "k n"], rule: PixelConvention, margin: int = 30
 ) -> Boxes:
     """Boxes around the points that each view sees, both sides longer by ``margin`` pixels, but no longer than those of the view.
 
@@ -141,7 +141,7 @@ def crop_to_points(
     xyz_world: Float[Tensor, "*k n 3"],
     seen: Bool[Tensor, "k n"],
     max_size: tuple[int, int] | int | None,
-    rule: PixelRule,
+    rule: PixelConvention,
     margin: int = 30,
     shrink: bool = False,
 ) -> Region:
@@ -166,7 +166,7 @@ def crop_to_points(
     size = max_size if isinstance(max_size, tuple) else _common_size(boxes, max_size)
     assert min(size) >= 2, f"crops of {size} pixels have no extent between the centres of their pixels"
     factor = (boxes.extent_px.new_tensor(size[::-1]) / boxes.extent_px).amin(1, keepdim=True).clamp(max=1.0)
-    if rule is PixelRule.EXACT:
+    if rule is PixelConvention.EXACT:
         target = _exact_target(cameras, boxes, factor, size)
         return Region(resample(images, cameras, target), target)
     target = _authors_target(cameras, boxes, factor, size)
@@ -253,7 +253,7 @@ class Alignment:
         return rotate_about_centre(images, self.degrees)[..., p.top : side - p.bottom, p.left : side - p.right]
 
 
-def align_vertically(cameras: Cameras, rule: PixelRule, up: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> Alignment:
+def align_vertically(cameras: Cameras, rule: PixelConvention, up: tuple[float, float, float] = (0.0, 1.0, 0.0)) -> Alignment:
     """Square, upright versions of cameras.
 
     Args:
@@ -265,7 +265,7 @@ def align_vertically(cameras: Cameras, rule: PixelRule, up: tuple[float, float, 
     side = math.ceil(math.sqrt(height**2 + width**2))
     left, top = (side - width) // 2, (side - height) // 2
     padding = Padding(left, side - width - left, top, side - height - top)
-    padded = cameras.crop(-top, -left, (side, side)) if rule is PixelRule.EXACT else _pad_as_authors(cameras, padding, side)
+    padded = cameras.crop(-top, -left, (side, side)) if rule is PixelConvention.EXACT else _pad_as_authors(cameras, padding, side)
     # any centred unit serves: the roll commutes with scaling
     focal, principal = (number.to(padded.R.dtype) for number in padded.to_size_minus_one_ndc())
     degrees = _roll(padded, focal, principal, up)

@@ -26,7 +26,7 @@ _AUTHORS_EPSILON = 1e-7
 _AUTHORS_ROUNDING_SHIFT = 1e-6
 
 
-class PixelRule(str, Enum):
+class PixelConvention(str, Enum):
     """The value is the spelling in configs (``pixel_convention``)."""
 
     EXACT = "exact"
@@ -62,13 +62,13 @@ class Projection:
 class PixelGrid:
     """One rule on images of one size (height, width); see the module docstring."""
 
-    rule: PixelRule
+    rule: PixelConvention
     image_size: tuple[int, int]
 
     @property
     def epsilon(self) -> float:
         """Added to the depth before dividing by it."""
-        return _AUTHORS_EPSILON if self.rule is PixelRule.SIZE_MINUS_ONE else 0.0
+        return _AUTHORS_EPSILON if self.rule is PixelConvention.SIZE_MINUS_ONE else 0.0
 
     def projection(self, cameras: Cameras) -> "Projection":
         """The map of some cameras.
@@ -76,7 +76,7 @@ class PixelGrid:
         SIZE_MINUS_ONE keeps the order of the authors' operations, because what falls exactly where depends on rounding; EXACT needs no scale and no shift.
         """
         dtype = cameras.R.dtype
-        if self.rule is PixelRule.SIZE_MINUS_ONE:
+        if self.rule is PixelConvention.SIZE_MINUS_ONE:
             focal, principal = cameras.to_size_minus_one_ndc()
             return Projection(cameras.R, cameras.T, focal.to(dtype), principal.to(dtype), self.epsilon)
         intrinsics = torch.zeros(len(cameras), 3, 3, dtype=torch.float64, device=cameras.R.device)
@@ -92,7 +92,7 @@ class PixelGrid:
 
     def inside(self, x: Float[Tensor, "*n"], y: Float[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
         """Whether normalised coordinates are in the image."""
-        if self.rule is PixelRule.SIZE_MINUS_ONE:
+        if self.rule is PixelConvention.SIZE_MINUS_ONE:
             bound_x, bound_y = ndc_bounds(self.image_size)
             return (x.abs() <= bound_x) & (y.abs() <= bound_y)
         height, width = self.image_size
@@ -106,7 +106,7 @@ class PixelGrid:
         Every operation is monotone in x (and y), so ranges of coordinates map to ranges of cells also after rounding.
         """
         height, width = level_size
-        if self.rule is PixelRule.EXACT:
+        if self.rule is PixelConvention.EXACT:
             return (y * scale).floor_().to(torch.int32), (x * scale).floor_().to(torch.int32)
         half = (min(height, width) - 1) / 2
         column = x.mul(-half).add_((width - 1) / 2).sub_(_AUTHORS_ROUNDING_SHIFT).add_(0.5).to(torch.int32)  # the conversion truncates
@@ -115,7 +115,7 @@ class PixelGrid:
 
     def overflows(self, scale: float, level_size: tuple[int, int]) -> bool:
         """Whether some point inside the image falls outside the level (sizes are rounded down, so border cells can be missing)."""
-        if self.rule is PixelRule.EXACT:
+        if self.rule is PixelConvention.EXACT:
             return (self.image_size[0] * scale, self.image_size[1] * scale) != level_size
         half = (min(level_size) - 1) / 2
         bound_x, bound_y = ndc_bounds(self.image_size)
@@ -124,7 +124,7 @@ class PixelGrid:
 
     def extent(self, device: torch.device) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
         """Smallest and largest (x, y) of the image."""
-        if self.rule is PixelRule.SIZE_MINUS_ONE:
+        if self.rule is PixelConvention.SIZE_MINUS_ONE:
             bounds = torch.tensor(ndc_bounds(self.image_size), device=device)
             return -bounds, bounds
         height, width = self.image_size

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
-from npbgpp.geometry.pixels import PixelGrid, Projection
+from npbgpp.geometry import PixelGrid, Projection
 
 _BLOCK = 2048
 _MORTON_BITS = 10  # per axis: finer than blocks are small
 
 
 @dataclass(frozen=True)
-class BlockedCloud:
+class ChunkedCloud:
     """Points of one cloud, block by block.
 
     Attributes:
@@ -36,7 +36,7 @@ class BlockedCloud:
     rows: int
 
     @classmethod
-    def build(cls, xyz_world: Float[Tensor, "n 3"], block: int = _BLOCK, rows: Int[Tensor, " r"] | None = None) -> "BlockedCloud":
+    def build(cls, xyz_world: Float[Tensor, "n 3"], block: int = _BLOCK, rows: Int[Tensor, " r"] | None = None) -> "ChunkedCloud":
         """Sorts and cuts a cloud of finite points; an empty cloud has no blocks.
 
         Args:
@@ -61,7 +61,7 @@ class BlockedCloud:
     def __len__(self) -> int:
         return self.count
 
-    def to(self, device: torch.device | str) -> "BlockedCloud":
+    def to(self, device: torch.device | str) -> "ChunkedCloud":
         """The same cloud on another device."""
         return replace(self, xyz_world=self.xyz_world.to(device), index=self.index.to(device), corners=self.corners.to(device))
 
@@ -131,7 +131,7 @@ class ProjectionNumbers:
 
 
 def visible_blocks(
-    cloud: BlockedCloud, numbers: ProjectionNumbers, grid: PixelGrid, near: float, reach: float = 0.0
+    cloud: ChunkedCloud, numbers: ProjectionNumbers, grid: PixelGrid, near: float, reach: float = 0.0
 ) -> tuple[Int[Tensor, " k"], Int[Tensor, " l"]]:
     """Blocks that lie in the image as a whole, and those that may lie in it in part; blocks that cannot be seen are in neither.
 

@@ -18,10 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
-from npbgpp.kernels.chunks import BlockedCloud, ProjectionNumbers, visible_blocks
-from npbgpp.kernels.threads import MOST_LANES, in_lanes, lanes_on
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
+from npbgpp.kernels.chunks import ChunkedCloud, ProjectionNumbers, visible_blocks
+from npbgpp.kernels.threads import MOST_LANES, in_threads, thread_count
 
 _SLOTS = 1 << 18  # per axis: tables stay in the cache, and a border makes few of them ambiguous
 AMBIGUOUS = 1 << 29  # flag in the tables of a grid; the rest of the entry is then a place in the spare row or column
@@ -89,7 +88,7 @@ def refined_grid(grid: PixelGrid, levels: tuple[tuple[float, tuple[int, int]], .
 def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], axis: int, finest: int, device: torch.device) -> RefinedAxis:
     finest_scale, finest_size, count = max(levels, key=lambda level: level[2])
     nested = False
-    if grid.rule is PixelRule.EXACT:
+    if grid.rule is PixelConvention.EXACT:
         # x counts pixels; the borders of a level, its far edge included, lie at multiples of 1 / scale
         borders = torch.cat([torch.arange(1, n + 1, dtype=torch.float64) / scale * finest_scale for scale, _, n in levels])
         nested = bool((borders == borders.round()).all())
@@ -187,7 +186,7 @@ class Level:
         return self.scale * self.supersampling
 
 
-def rasterize(cloud: BlockedCloud, camera: Cameras, levels: Sequence[Level], near: float, rule: PixelRule) -> list[Fragments]:
+def rasterize(cloud: ChunkedCloud, camera: Cameras, levels: Sequence[Level], near: float, rule: PixelConvention) -> list[Fragments]:
     """Nearest point of every pixel, for one camera and one cloud.
 
     Args:
@@ -226,17 +225,17 @@ class _Canvas:
         self.tables = self.refined.tables.unbind()
         self.direct = all(axis.identity for axis in self.axes)
 
-    def draw(self, cloud: BlockedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
+    def draw(self, cloud: ChunkedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
         """Keys of every level."""
         device, length = self.device, cloud.index.shape[1]
         numbers = ProjectionNumbers.of(self.grid.projection(camera.to(device)))
         inner, border = visible_blocks(cloud, numbers, self.grid, near)
         on_cpu = device.type == "cpu"
         most = max(1, (_CPU_CHUNK if on_cpu else _ACCELERATOR_CHUNK) // length)
-        share = (len(inner) + len(border)) // (_CHUNKS_PER_LANE * lanes_on(device))
+        share = (len(inner) + len(border)) // (_CHUNKS_PER_LANE * thread_count(device))
         at_once = max(1, min(most, share)) if on_cpu else most
         strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
-        lanes = max(1, min(lanes_on(device), len(strokes)))
+        lanes = max(1, min(thread_count(device), len(strokes)))
         left = iter(strokes)  # shared, and no stroke is given out twice: a lane that was held up leaves more of them to the others
         thread = threading.get_ident()
         buffers = _key_buffers((lanes, *self.refined.shape), device, thread).fill_(EMPTY_KEY).unbind()
@@ -250,7 +249,7 @@ class _Canvas:
                 waiting += self._lower(buffers[lane], xy, keys, points if whole else scratch.first(len(keys)))
             return waiting
 
-        ambiguous = [waiting for lane in in_lanes(draw_lane, range(lanes), device) for waiting in lane]
+        ambiguous = [waiting for lane in in_threads(draw_lane, range(lanes), device) for waiting in lane]
         drawn, *others = buffers
         for other in others:
             torch.minimum(drawn, other, out=drawn)
@@ -264,7 +263,7 @@ class _Canvas:
         return levels
 
     def _project(
-        self, cloud: BlockedCloud, part: Int[Tensor, " k"], numbers: ProjectionNumbers, near: float, whole: bool, points: "_Points"
+        self, cloud: ChunkedCloud, part: Int[Tensor, " k"], numbers: ProjectionNumbers, near: float, whole: bool, points: "_Points"
     ) -> tuple[Float[Tensor, "2 m"], Int[Tensor, " m"]]:
         """Normalised coordinates and keys of the points of some blocks that are in the image; ``whole``: all of them are."""
         first, last = int(part[0]), int(part[-1]) + 1

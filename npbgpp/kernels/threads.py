@@ -19,14 +19,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def lanes_on(device: torch.device) -> int:
+def thread_count(device: torch.device) -> int:
     """How many items are worked on at a time: one on an accelerator."""
     return min(torch.get_num_threads(), MOST_LANES) if device.type == "cpu" else 1
 
 
-def in_lanes(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
     """Results of ``work`` on tensors of a device, in order. Gradient mode is that of the caller."""
-    lanes = lanes_on(device)
+    lanes = thread_count(device)
     if lanes == 1 or len(items) < 2:
         yield from map(work, items)
         return

@@ -19,8 +19,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from npbgpp.core.distributed import process_count, process_rank, share_buffers
-from npbgpp.data.scene import Batch, Scene
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.data import Batch, Scene
+from npbgpp.geometry import Cameras
 from npbgpp.metrics import ImageMetrics, ImageScores, MatteScores, MovingScores
 
 CHECKPOINT_FORMAT = 1
@@ -207,7 +207,7 @@ class System(LightningModule):
 # Systems that step their own optimisers: accumulation, clipping, schedule by steps, and what they log of every batch.
 
 
-class SteppingSystem(System):
+class ManualOptimizationSystem(System):
     """What Lightning leaves to systems of several optimisers.
 
     Args:

@@ -8,17 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from npbgpp.core.paths import Bases
-from npbgpp.data.scene import Batch, Scene
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import Batch, Scene
 from npbgpp.errors import InputError
-from npbgpp.kernels.chunks import BlockedCloud
-from npbgpp.kernels.rasterize import Level
-from npbgpp.methods.points import Framing, OwnedTables, PointSettings, PointSystem
+from npbgpp.kernels import ChunkedCloud, Level
+from npbgpp.methods.points import Framing, PerSceneParameters, PointSettings, PointSystem
 from npbgpp.metrics import ImageMetrics
-from npbgpp.nets.aggregation import Aggregator
-from npbgpp.points.descriptor_tables import DescriptorStore, ResidentScene, SceneTables, Visible, clipped, describe, gather_visible
-from npbgpp.points.feature_pyramid import NearestScatterRasterizer
-from npbgpp.points.sparse_optim import LazyRMSprop
+from npbgpp.nets import Aggregator
+from npbgpp.points import (
+    DescriptorStore,
+    NearestScatterRasterizer,
+    ResidentScene,
+    SceneTables,
+    SparseRMSprop,
+    Visible,
+    clipped,
+    describe,
+    gather_visible,
+)
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,13 @@ class NPBGSettings(PointSettings):
 # NPBG: every point owns numbers that are optimised together with a refiner network (Aliev et al., Neural Point-Based Graphics, ECCV 2020).
 
 
-class NPBG(OwnedTables, PointSystem):
+class NPBG(PerSceneParameters, PointSystem):
     """Free descriptors, or free coefficients of descriptors.
 
     Args:
         settings: flat keys of the config.
         scenes: see PointSystem.
-        bases: see PointSystem.
+        search_paths: see PointSystem.
         metrics: see PointSystem.
         refiner: see PointSystem.
         rasterizer: see PointSystem.
@@ -71,7 +78,7 @@ class NPBG(OwnedTables, PointSystem):
         self,
         settings: NPBGSettings,
         scenes: Mapping[str, Scene],
-        bases: Bases,
+        search_paths: SearchPaths,
         metrics: ImageMetrics,
         refiner: nn.Module,
         rasterizer: NearestScatterRasterizer,
@@ -79,7 +86,7 @@ class NPBG(OwnedTables, PointSystem):
         read_saved: bool = False,
         continued_descriptors: Path | None = None,
     ) -> None:
-        super().__init__(settings, scenes, bases, metrics, refiner, rasterizer)
+        super().__init__(settings, scenes, search_paths, metrics, refiner, rasterizer)
         self.aggregator = None if aggregator is None else aggregator.requires_grad_(False)
         if aggregator is not None:
             self.require_channels("system.aggregator", aggregator.descriptor_dim)
@@ -88,15 +95,15 @@ class NPBG(OwnedTables, PointSystem):
         pretrained = settings.descriptors_pretrained_dir
         self.store = DescriptorStore(
             settings.descriptor_dim if aggregator is None else aggregator.coefficients,
-            bases.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else bases.run / "descriptors",
-            bases.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
+            search_paths.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else search_paths.run / "descriptors",
+            search_paths.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
             settings.max_points,
             read_saved,
         )
         self.continued_descriptors = continued_descriptors
         self.keeps_history = not settings.reset_descriptor_optimizer
         self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
-        self._descriptor_optimizer = LazyRMSprop(settings.learning_rates.descriptors)
+        self._descriptor_optimizer = SparseRMSprop(settings.learning_rates.descriptors)
 
     # ------------------------------------------------------------------ scenes
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
@@ -132,7 +139,7 @@ class NPBG(OwnedTables, PointSystem):
         return self.store.open_coefficients(scene, xyz_world, self.device, first, values)
 
     # --------------------------------------------------------------- rendering
-    def drawn_cloud(self, scene: str) -> BlockedCloud:
+    def drawn_cloud(self, scene: str) -> ChunkedCloud:
         """See PointSystem.drawn_cloud."""
         return self.resident(scene, training=False).cloud
 
@@ -164,7 +171,7 @@ class NPBG(OwnedTables, PointSystem):
 
     @property
     def table_steps(self) -> int:
-        """See OwnedTables."""
+        """See PerSceneParameters."""
         return self._descriptor_optimizer.steps
 
     @table_steps.setter

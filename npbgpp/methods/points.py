@@ -14,22 +14,16 @@ from jaxtyping import Float, Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from npbgpp.core.paths import Bases
-from npbgpp.data.point_files import cloud_checksum
-from npbgpp.data.scene import Batch, Scene
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import Batch, Scene, cloud_checksum
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.image_warp import Alignment, align_vertically
-from npbgpp.geometry.pixels import PixelRule
-from npbgpp.kernels.chunks import BlockedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.geometry import Alignment, Cameras, PixelConvention, align_vertically
+from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.losses import VGGLoss, dice_loss, downscaled_l1, ssim_loss
-from npbgpp.methods.base import Render, SteppingSystem, System
+from npbgpp.methods.base import ManualOptimizationSystem, Render, System
 from npbgpp.metrics import ImageMetrics
-from npbgpp.nets.pretrained import find_backbone
-from npbgpp.points.descriptor_tables import SceneTables, TableState, Visible
-from npbgpp.points.feature_pyramid import NearestScatterRasterizer, RGBConverter, feature_table, splat
-from npbgpp.points.visibility import cloud_coverage
+from npbgpp.nets import find_backbone
+from npbgpp.points import NearestScatterRasterizer, RGBConverter, SceneTables, TableState, Visible, cloud_coverage, feature_table, splat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +52,7 @@ class PointSettings:
     gradient_clip_val: float | None = None
 
     def __post_init__(self) -> None:
-        rules = [rule.value for rule in PixelRule]
+        rules = [rule.value for rule in PixelConvention]
         if self.pixel_convention not in rules:
             raise InputError(f"system.pixel_convention: expected one of {', '.join(rules)}, got {self.pixel_convention}")
         if self.lr_schedule not in ("constant", "cosine"):
@@ -93,7 +87,7 @@ class ObjectiveSettings:
 
     @classmethod
     def from_config(
-        cls, factors: Mapping[str, float], style_weight: float, style_img_path: str, vgg_weights: str | None, bases: Bases
+        cls, factors: Mapping[str, float], style_weight: float, style_img_path: str, vgg_weights: str | None, search_paths: SearchPaths
     ) -> "ObjectiveSettings":
         """Checks names and finds files. Raises InputError for an unknown term; a missing VGG network is reported when training starts."""
         for name in factors:
@@ -107,10 +101,10 @@ class ObjectiveSettings:
             kept = {name: factor for name, factor in kept.items() if not _L1.fullmatch(name) and name != "rgb_reg_loss"} | {
                 "style_loss": style_weight
             }
-            style_image = bases.existing(style_img_path, "system.style_img_path")
+            style_image = search_paths.existing(style_img_path, "system.style_img_path")
         if not kept:
             raise InputError("system.loss_factors: every factor is 0, so nothing would be learned; give at least one term a factor")
-        vgg = None if vgg_weights is None else bases.existing(vgg_weights, "system.vgg_weights")
+        vgg = None if vgg_weights is None else search_paths.existing(vgg_weights, "system.vgg_weights")
         return cls(kept, style_image, vgg)
 
 
@@ -180,7 +174,7 @@ def _read_image(path: Path) -> Float[Tensor, "1 3 h w"]:
 # Which clouds a run has read, so that training does not go on with other ones.
 
 
-class CloudMarks:
+class CloudChecksums:
     """Checksums of clouds.
 
     Attributes:
@@ -211,7 +205,7 @@ class CloudMarks:
 # Systems whose scenes own tables: what checkpoints hold of them, and when they are opened, shared and saved.
 
 
-class OwnedTables(System):
+class PerSceneParameters(System):
     """Hooks of Lightning, to stand before another base class.
 
     Attributes:
@@ -296,13 +290,13 @@ class Framing:
     alignment: Alignment | None
 
 
-class PointSystem(SteppingSystem):
+class PointSystem(ManualOptimizationSystem):
     """Descriptors of points, rasterised at several scales, refined by a U-Net. Where descriptors come from is up to the subclass.
 
     Args:
         settings: flat keys of the config.
         scenes: every scene of the run.
-        bases: what relative paths of the config refer to.
+        search_paths: what relative paths of the config refer to.
         metrics: how views are scored.
         refiner: network from the pyramid to (b, 3 or 4, h, w); a fourth channel is the logit of the object mask.
         rasterizer: levels and background feature.
@@ -312,23 +306,23 @@ class PointSystem(SteppingSystem):
         self,
         settings: PointSettings,
         scenes: Mapping[str, Scene],
-        bases: Bases,
+        search_paths: SearchPaths,
         metrics: ImageMetrics,
         refiner: nn.Module,
         rasterizer: NearestScatterRasterizer,
     ) -> None:
         super().__init__(dict(scenes), metrics, settings.accumulate_grad_batches, settings.gradient_clip_val, settings.lr_schedule)
         self.settings = settings
-        self.rule = PixelRule(settings.pixel_convention)
+        self.rule = PixelConvention(settings.pixel_convention)
         self.refiner, self.rasterizer = refiner, rasterizer
         self.require_channels("system.rasterizer", rasterizer.bg_feature.shape[1])
         self.rgb_converter = RGBConverter(settings.descriptor_dim)
         if settings.freeze_refiner:
             self.refiner.requires_grad_(False)
         self.objective_settings = ObjectiveSettings.from_config(
-            settings.loss_factors, settings.style_weight, settings.style_img_path, settings.vgg_weights, bases
+            settings.loss_factors, settings.style_weight, settings.style_img_path, settings.vgg_weights, search_paths
         )
-        self.clouds = CloudMarks()
+        self.clouds = CloudChecksums()
         self._objective: Objective | None = None
 
     def require_channels(self, key: str, channels: int) -> None:
@@ -408,13 +402,13 @@ class PointSystem(SteppingSystem):
             alignment = align_vertically(cameras, self.rule, self.settings.up)
         return Framing(cameras, alignment.cameras, alignment)
 
-    def draw(self, clouds: Sequence[BlockedCloud], cameras: Cameras, levels: Sequence[Level]) -> list[Int[Tensor, "b _ _"]]:
+    def draw(self, clouds: Sequence[ChunkedCloud], cameras: Cameras, levels: Sequence[Level]) -> list[Int[Tensor, "b _ _"]]:
         """Per level, the point that each cell of each view shows, -1 where it is empty; one cloud per view."""
         views = [rasterize(cloud, cameras[k], levels, self.settings.near, self.rule) for k, cloud in enumerate(clouds)]
         return [torch.stack([fragments.index for fragments in level]) for level in zip(*views, strict=True)]
 
     @abstractmethod
-    def drawn_cloud(self, scene: str) -> BlockedCloud:
+    def drawn_cloud(self, scene: str) -> ChunkedCloud:
         """The points of a scene that evaluation draws, on the device."""
 
     def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RAdam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, PolynomialLR, SequentialLR
 
-from npbgpp.data.scene import Scene
+from npbgpp.data import Scene
 from npbgpp.errors import InputError
 from npbgpp.methods.base import System
 from npbgpp.metrics import ImageMetrics
@@ -22,7 +22,7 @@ SCHEDULES = ("steplr", "cosine", "poly", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiserSettings:
+class OptimizerSettings:
     """Keys of a system about its one optimiser; their meaning stands in ``conf/system/nerf.yaml``."""
 
     optimizer: str = "adam"
@@ -45,7 +45,7 @@ class OptimiserSettings:
             raise InputError(f"system.lr: expected a positive rate, got {self.lr}")
 
 
-def optimisers(settings: OptimiserSettings, parameters: Iterable[nn.Parameter], epochs: int) -> OptimizerLRScheduler:
+def optimisers(settings: OptimizerSettings, parameters: Iterable[nn.Parameter], epochs: int) -> OptimizerLRScheduler:
     """What ``configure_optimizers`` of Lightning returns: one optimiser, and its schedule over ``epochs`` unless the rate is constant."""
     optimizer = optimiser_of(settings, parameters)
     schedule = schedule_of(settings, optimizer, epochs)
@@ -54,7 +54,7 @@ def optimisers(settings: OptimiserSettings, parameters: Iterable[nn.Parameter], 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
 
-def optimiser_of(settings: OptimiserSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def optimiser_of(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The optimiser that is named."""
     lr, decay = settings.lr, settings.weight_decay
     if settings.optimizer == "sgd":
@@ -69,7 +69,7 @@ def optimiser_of(settings: OptimiserSettings, parameters: Iterable[nn.Parameter]
     return Lookahead(RAdam(parameters, lr=lr, betas=(0.95, 0.999), weight_decay=decay, decoupled_weight_decay=True), alpha=0.5, k=6)
 
 
-def schedule_of(settings: OptimiserSettings, optimizer: Optimizer, epochs: int) -> LRScheduler | None:
+def schedule_of(settings: OptimizerSettings, optimizer: Optimizer, epochs: int) -> LRScheduler | None:
     """The schedule that is named, after a warm-up where one is wanted; None for a constant rate."""
     rest = max(1, epochs - settings.warmup_epochs)
     schedule: LRScheduler | None = None
@@ -90,7 +90,7 @@ def schedule_of(settings: OptimiserSettings, optimizer: Optimizer, epochs: int) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class FieldSettings(OptimiserSettings):
+class RadianceSettings(OptimizerSettings):
     """Their meaning stands in ``conf/system/_radiance_field.yaml`` and the configs of the systems."""
 
     system_class: str
@@ -121,10 +121,10 @@ class FieldSettings(OptimiserSettings):
 # What the systems share that fit one field to one scene, ray by ray.
 
 
-Settings = TypeVar("Settings", bound=FieldSettings)
+Settings = TypeVar("Settings", bound=RadianceSettings)
 
 
-class FieldSystem(System, Generic[Settings]):
+class RadianceSystem(System, Generic[Settings]):
     """A field of one scene, all of whose weights one optimiser steps.
 
     Args:

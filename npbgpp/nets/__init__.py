@@ -1,1 +1,7 @@
-"""nets."""
+"""Image networks shared by methods: U-Nets, feature extractors, aggregation of view features, pretrained backbones."""
+
+from npbgpp.nets.aggregation import Aggregator, PointDirections
+from npbgpp.nets.feature_extractor import IdentityExtractor, UNet
+from npbgpp.nets.pretrained import find_backbone, load_features, read_backbone
+
+__all__ = ["Aggregator", "IdentityExtractor", "PointDirections", "UNet", "find_backbone", "load_features", "read_backbone"]

@@ -28,7 +28,7 @@ _Y0, _Y1 = 0.282095, 0.488603  # real spherical harmonics of degree 0 and 1
 
 
 @dataclass(frozen=True)
-class Looked:
+class PointDirections:
     """From where v points are seen.
 
     Attributes:
@@ -84,7 +84,7 @@ def basis_network(type: str, m: int, depth: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, m))
 
 
-def network_inputs(type: str, embedding: HarmonicEmbedding, looked: Looked) -> Float[Tensor, "v i"]:
+def network_inputs(type: str, embedding: HarmonicEmbedding, looked: PointDirections) -> Float[Tensor, "v i"]:
     """What ``basis_network`` of this type reads."""
     reads_distance, reads_axis = BASES[type]
     inputs = [looked.distance()] if reads_distance else []
@@ -122,7 +122,7 @@ class Aggregator(nn.Module, ABC):
         self.descriptor_dim, self.sums, self.coefficients = descriptor_dim, sums, coefficients
 
     @abstractmethod
-    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: Looked) -> Float[Tensor, "v s"]:
+    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: PointDirections) -> Float[Tensor, "v s"]:
         """What v observations of points add to their sums.
 
         Args:
@@ -136,7 +136,7 @@ class Aggregator(nn.Module, ABC):
         """Coefficients of points from their sums; zeros for a point that nothing was observed of."""
 
     @abstractmethod
-    def describe(self, coefficients: Float[Tensor, "r q"], looked: Looked) -> Float[Tensor, "r c"]:
+    def describe(self, coefficients: Float[Tensor, "r q"], looked: PointDirections) -> Float[Tensor, "r c"]:
         """Descriptors of points as seen from somewhere. No gradient reaches the direction."""
 
     @staticmethod
@@ -157,7 +157,7 @@ class Mean(Aggregator):
         super().__init__(descriptor_dim, 1 + descriptor_dim, descriptor_dim)
         self.weighted = weighted
 
-    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: Looked) -> Float[Tensor, "v s"]:
+    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: PointDirections) -> Float[Tensor, "v s"]:
         """See Aggregator."""
         weight = (weights if self.weighted else torch.ones_like(weights))[:, None]
         return torch.cat([weight, weight * features], 1)
@@ -167,7 +167,7 @@ class Mean(Aggregator):
         weight = sums[:, :1]
         return torch.where(weight > _SMALLEST_WEIGHT, sums[:, 1:] / weight.clamp_min(_SMALLEST_WEIGHT), 0.0)
 
-    def describe(self, coefficients: Float[Tensor, "r q"], looked: Looked) -> Float[Tensor, "r c"]:
+    def describe(self, coefficients: Float[Tensor, "r q"], looked: PointDirections) -> Float[Tensor, "r c"]:
         """See Aggregator."""
         return coefficients
 
@@ -219,14 +219,14 @@ class Sphere(Aggregator):
         else:
             self.register_buffer("alpha", torch.ones(m, 1))
 
-    def basis(self, looked: Looked) -> Float[Tensor, "v m"]:
+    def basis(self, looked: PointDirections) -> Float[Tensor, "v m"]:
         """Values of the basis functions."""
         if self.basis_type == "spherical":
             return spherical_harmonics(looked.direction())
         basis = self.mlp(network_inputs(self.basis_type, self.harmonic_embedding, looked))
         return basis.tanh() if self.tanh else basis
 
-    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: Looked) -> Float[Tensor, "v s"]:
+    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: PointDirections) -> Float[Tensor, "v s"]:
         """See Aggregator. Weights are not used: a point is seen or not.
 
         The order of the sums is that in which ``solve`` eliminates: the count, A, Y, then for every basis function its row of G, from the diagonal on, and
@@ -270,7 +270,7 @@ class Sphere(Aggregator):
                 solved[j].addcmul_(factors[j][k - j - 1], solved[k], value=-1)
         return torch.cat([mean, *solved]).t().contiguous()
 
-    def describe(self, coefficients: Float[Tensor, "r q"], looked: Looked) -> Float[Tensor, "r c"]:
+    def describe(self, coefficients: Float[Tensor, "r q"], looked: PointDirections) -> Float[Tensor, "r c"]:
         """See Aggregator."""
         with torch.no_grad():
             basis = self.basis(looked)

@@ -82,7 +82,7 @@ def check_pyramid(levels: Sequence[Float[Tensor, "b _ _ _"]], in_channels: Seque
 def in_fast_layout(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """x in the memory layout in which the convolutions run fastest on its device; same values. All later layers keep it.
 
-    On a CPU that is channels_last (figures: `RefinerUnetV2`); elsewhere the caller's choice stays.
+    On a CPU that is channels_last (figures: `NPBGPlusPlusUNet`); elsewhere the caller's choice stays.
     """
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
@@ -199,7 +199,7 @@ class Up(nn.Module):
         return self.conv(torch.cat([x, skip], dim=1) if self.use_skip else x)
 
 
-class RefinerUnetV2(PyramidUNet):
+class NPBGPlusPlusUNet(PyramidUNet):
     """The light gated U-Net of NPBG++ (457 969 parameters as shipped).
 
     `start` turns level 0 into f_0 channels. Going down, level k has f_k channels: f_k - c_k from the block behind a 2x2 average, then the
@@ -317,7 +317,7 @@ class NpbgUp(nn.Module):
         return self.conv(torch.cat([x, skip], dim=1))
 
 
-class RefinerUNet(PyramidUNet):
+class NPBGUNet(PyramidUNet):
     """NPBG's network (1 928 771 parameters with the defaults).
 
     Args:

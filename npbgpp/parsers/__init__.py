@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from npbgpp.data.images import fitted
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import Scene
+from npbgpp.data import CloudFile, Scene, fitted
 from npbgpp.errors import InputError
 from npbgpp.parsers.colmap import parse_colmap
 from npbgpp.parsers.idr import parse_dtu, parse_h3ds

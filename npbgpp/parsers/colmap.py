@@ -15,14 +15,23 @@ from pathlib import Path, PurePosixPath
 from jaxtyping import Float
 from torch import Tensor
 
-from npbgpp.data.colmap_model import ColmapModel, ModelImage, find_models, model_file
-from npbgpp.data.images import fitted, image_size, picture_folder
-from npbgpp.data.lens import Lens, pinhole
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import Scene, View
-from npbgpp.data.splits import rule_splits
+from npbgpp.data import (
+    CloudFile,
+    ColmapModel,
+    Lens,
+    ModelImage,
+    Scene,
+    View,
+    find_models,
+    fitted,
+    image_size,
+    model_file,
+    picture_folder,
+    pinhole,
+    rule_splits,
+)
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _WHITE = (1.0, 1.0, 1.0)

@@ -18,11 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.core.safe_pickle import DAMAGED_FILE
-from npbgpp.data.images import common_size, numbered_images
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import Scene, Stage, View
+from npbgpp.data import CloudFile, Scene, Stage, View, common_size, numbered_images
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 
 _LARGEST_SKEW = 1e-2  # of the focal length; calibrations are written with rounding errors of about 1e-6
 

@@ -17,13 +17,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from npbgpp.core.safe_pickle import DAMAGED_FILE
-from npbgpp.data.colmap_model import ColmapModel, find_models
-from npbgpp.data.images import fitted, image_size, picture_folder
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import Scene, View
-from npbgpp.data.splits import rule_splits
+from npbgpp.data import CloudFile, ColmapModel, Scene, View, find_models, fitted, image_size, picture_folder, rule_splits
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras, rigid_defect
+from npbgpp.geometry import Cameras, rigid_defect
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _LARGEST_SIDE = 1 << 16  # pixels

@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import rigid_defect
+from npbgpp.geometry import rigid_defect
 
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_FOCAL_LENGTH = 1e9  # pixels; such a camera is parallel to within float32

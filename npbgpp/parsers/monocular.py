@@ -20,15 +20,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from npbgpp.data.colmap_model import ColmapModel, ModelImage, find_models, model_file
-from npbgpp.data.images import common_size, fitted, image_size, numbered_images
-from npbgpp.data.lens import pinhole
-from npbgpp.data.motion_maps import check_flow
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.pose_files import read_poses
-from npbgpp.data.scene import DepthMap, MotionMaps, Scene, View
+from npbgpp.data import (
+    CloudFile,
+    ColmapModel,
+    DepthMap,
+    ModelImage,
+    MotionMaps,
+    Scene,
+    View,
+    check_flow,
+    common_size,
+    find_models,
+    fitted,
+    image_size,
+    model_file,
+    numbered_images,
+    pinhole,
+    read_poses,
+)
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 from npbgpp.parsers.colmap import check_ratio, some
 from npbgpp.parsers.llff import read_rows, row_view
 

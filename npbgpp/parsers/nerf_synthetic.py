@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 
-from npbgpp.data.images import image_size
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import Scene, Stage, View
+from npbgpp.data import CloudFile, Scene, Stage, View, image_size
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras, rigid_defect
+from npbgpp.geometry import Cameras, rigid_defect
 
 _FILES: tuple[Stage, ...] = ("train", "val", "test")
 _VALIDATION_STEP = 10

@@ -20,12 +20,9 @@ import yaml
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data.images import image_size
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import Scene, View
-from npbgpp.data.splits import rule_splits
+from npbgpp.data import CloudFile, Scene, View, image_size, rule_splits
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras, rigid_defect
+from npbgpp.geometry import Cameras, rigid_defect
 from npbgpp.parsers.metashape import MetashapeFile, Sensor
 
 _DEFAULT_PHOTO_NAME = "{:06}.png"
@@ -170,15 +167,15 @@ class DatasetPaths:
             raise InputError(f"{where}: expected scene_path and target_path, got {type(entry).__name__}; correct the file")
         sections = [v for k, v in content.items() if k != "datasets" and isinstance(v, dict)]
         roots = [root for root in (section.get("data_root") for section in sections) if isinstance(root, str)]
-        bases = [paths_file.parent, *(paths_file.parent / root for root in roots)]
+        search_paths = [paths_file.parent, *(paths_file.parent / root for root in roots)]
 
         def files(key: str, default: str | None) -> NamedFiles:
-            folder, function = _located(entry, f"{key}_path", bases, where), f"{key}_name_func"
+            folder, function = _located(entry, f"{key}_path", search_paths, where), f"{key}_name_func"
             return NamedFiles(folder, NameRule.parse(entry.get(function, default), f"{where}: {function}"))
 
         # the original has no default for masks
         masks = files("mask", None) if entry.get("mask_path") is not None else None
-        return cls(_located(entry, "scene_path", bases, where), files("target", _DEFAULT_PHOTO_NAME), masks)
+        return cls(_located(entry, "scene_path", search_paths, where), files("target", _DEFAULT_PHOTO_NAME), masks)
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -195,12 +192,12 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _located(entry: dict[Any, Any], key: str, bases: list[Path], where: str) -> Path:
+def _located(entry: dict[Any, Any], key: str, search_paths: list[Path], where: str) -> Path:
     """The first existing of the places that a path may mean."""
     value = entry.get(key)
     if not isinstance(value, str) or not value:
         raise InputError(f"{where}: {key}: expected a path, got {type(value).__name__}; correct the file")
-    places = list(dict.fromkeys(base / value for base in bases))
+    places = list(dict.fromkeys(base / value for base in search_paths))
     found = next((place for place in places if os.path.exists(place)), None)
     if found is None:
         raise InputError(f"{where}: {key}: expected {value} to exist, looked at {', '.join(map(str, places))}; correct the path")

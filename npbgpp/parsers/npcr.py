@@ -18,12 +18,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data.images import common_size, image_size
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import Scene, View
-from npbgpp.data.splits import rule_splits
+from npbgpp.data import CloudFile, Scene, View, common_size, image_size, rule_splits
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras, rigid_defect
+from npbgpp.geometry import Cameras, rigid_defect
 
 _WHITE = (1.0, 1.0, 1.0)
 _SUFFIXES = (".jpg", ".jpeg", ".png")

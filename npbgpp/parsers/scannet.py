@@ -17,11 +17,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from npbgpp.core.safe_pickle import DAMAGED_FILE, read_pickled_dict
-from npbgpp.data.images import common_size, image_size, numbered_images
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import DepthMap, Scene, Stage, View
+from npbgpp.data import CloudFile, DepthMap, Scene, Stage, View, common_size, image_size, numbered_images
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras, rigid_defect
+from npbgpp.geometry import Cameras, rigid_defect
 
 _DEPTH_UNIT = 0.001  # metres
 _OTHER_SIZE = 0.1  # principal points lie nearer to the middle than this share of the width

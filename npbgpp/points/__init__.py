@@ -1,1 +1,46 @@
-"""points."""
+"""Point-based rendering: visibility, depth peeling, feature pyramids, descriptor tables and their sparse optimisers."""
+
+from npbgpp.points.descriptor_tables import (
+    CLOUD_KEY,
+    DescriptorStore,
+    Gathered,
+    ResidentScene,
+    SceneTables,
+    TableState,
+    Visible,
+    clipped,
+    describe,
+    gather_visible,
+    point_directions,
+)
+from npbgpp.points.feature_pyramid import NearestScatterRasterizer, RGBConverter, feature_table, splat
+from npbgpp.points.peeling import MOST_LAYERS, Footprint, Layer, peel
+from npbgpp.points.sparse_optim import SparseAdam, SparseParameter, SparseRMSprop
+from npbgpp.points.visibility import cloud_coverage, visible_points
+
+__all__ = [
+    "CLOUD_KEY",
+    "DescriptorStore",
+    "Footprint",
+    "Gathered",
+    "Layer",
+    "SparseRMSprop",
+    "MOST_LAYERS",
+    "NearestScatterRasterizer",
+    "RGBConverter",
+    "ResidentScene",
+    "SparseAdam",
+    "SparseParameter",
+    "SceneTables",
+    "TableState",
+    "Visible",
+    "clipped",
+    "cloud_coverage",
+    "describe",
+    "feature_table",
+    "gather_visible",
+    "point_directions",
+    "peel",
+    "splat",
+    "visible_points",
+]

@@ -18,10 +18,10 @@ from torch import Tensor
 from npbgpp.core.distributed import gather, process_count, process_rank
 from npbgpp.core.files import load_tensors, read_mark, save_tensors
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.kernels.chunks import BlockedCloud
-from npbgpp.nets.aggregation import Aggregator, Looked
-from npbgpp.points.sparse_optim import RowTable
+from npbgpp.geometry import Cameras
+from npbgpp.kernels import ChunkedCloud
+from npbgpp.nets import Aggregator, PointDirections
+from npbgpp.points.sparse_optim import SparseParameter
 
 _EARLIER = "earlier"
 CLOUD_KEY = "cloud"  # of the mark of a descriptor file; its value is the checksum of the cloud
@@ -39,8 +39,8 @@ class ResidentScene:
         xyz_world: points of the cloud file, kept where descriptors depend on the direction looked from.
     """
 
-    cloud: BlockedCloud
-    table: RowTable
+    cloud: ChunkedCloud
+    table: SparseParameter
     slot: Int[Tensor, " n"]
     xyz_world: Float[Tensor, "n 3"] | None = None
 
@@ -229,9 +229,9 @@ class DescriptorStore:
     @staticmethod
     def _resident(xyz_world: Float[Tensor, "n 3"], values: Float[Tensor, "n c"], drawn: Int[Tensor, " r"] | None) -> ResidentScene:
         slot = torch.empty(len(values), dtype=torch.int32, device=values.device)
-        return ResidentScene(BlockedCloud.build(xyz_world, rows=drawn), RowTable(values), slot, None if drawn is None else xyz_world)
+        return ResidentScene(ChunkedCloud.build(xyz_world, rows=drawn), SparseParameter(values), slot, None if drawn is None else xyz_world)
 
-    def save(self, scene: str, table: RowTable) -> Path:
+    def save(self, scene: str, table: SparseParameter) -> Path:
         """Writes the descriptors of a scene."""
         path, values = self.save_dir / f"{scene}.pth", table.values.detach().cpu().contiguous()
         kept, current = self._kept.get(scene), self._saved.get(scene)
@@ -261,7 +261,7 @@ class DescriptorStore:
 
 @dataclass(frozen=True)
 class SavedTable:
-    """A table in a checkpoint; see RowTable.
+    """A table in a checkpoint; see SparseParameter.
 
     Attributes:
         values: None where they are as in the saved file.
@@ -276,12 +276,12 @@ class SavedTable:
     mean: Float[Tensor, "n q"] | None = None
 
     @classmethod
-    def of(cls, table: RowTable, history: bool) -> "SavedTable":
+    def of(cls, table: SparseParameter, history: bool) -> "SavedTable":
         """What is to be kept of a table besides its file."""
         past = (table.square_average, table.last_step, table.mean) if history else (None, None, None)
         return cls(*(None if part is None else part.cpu().clone() for part in (table.values if table.changed else None, *past)))
 
-    def continue_in(self, table: RowTable) -> None:
+    def continue_in(self, table: SparseParameter) -> None:
         """Gives a table its history back."""
         device = table.values.device
         table.square_average = None if self.square_average is None else self.square_average.to(device)
@@ -439,14 +439,14 @@ def describe(gathered: Gathered, residents: Mapping[str, ResidentScene], aggrega
         assert part.view is not None
         xyz_world = residents[part.scene].xyz_world
         assert xyz_world is not None
-        looked = looked_from(xyz_world.index_select(0, part.points), cameras[part.view])
+        looked = point_directions(xyz_world.index_select(0, part.points), cameras[part.view])
         descriptors.append(aggregator.describe(gathered.values[part.where], looked))
     return Visible(torch.cat(descriptors), gathered.rows, gathered)
 
 
-def looked_from(xyz_world: Float[Tensor, "v 3"], camera: Cameras) -> Looked:
+def point_directions(xyz_world: Float[Tensor, "v 3"], camera: Cameras) -> PointDirections:
     """Points as one camera looks at them."""
-    return Looked(xyz_world - camera.centers(), camera.R[:, :, 2])
+    return PointDirections(xyz_world - camera.centers(), camera.R[:, :, 2])
 
 
 # ----------------------------------------------------------------------

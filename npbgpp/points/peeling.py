@@ -16,11 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
-from npbgpp.kernels.chunks import BlockedCloud, ProjectionNumbers, visible_blocks
-from npbgpp.kernels.rasterize import EMPTY_KEY, Fragments
-from npbgpp.kernels.threads import in_lanes, lanes_on
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
+from npbgpp.kernels import EMPTY_KEY, ChunkedCloud, Fragments, ProjectionNumbers, in_threads, thread_count, visible_blocks
 
 MOST_LAYERS = 8
 _INDEX_BITS = 0xFFFFFFFF
@@ -59,8 +56,8 @@ class Layer:
     beyond: Bool[Tensor, "h w"]
 
 
-def peel(cloud: BlockedCloud, camera: Cameras, layers: int, footprint: Footprint, gap: float = math.inf) -> list[Layer]:
-    """The nearest layers of a cloud as one camera sees them, front to back. Pixels lie as ``PixelRule.EXACT`` has them.
+def peel(cloud: ChunkedCloud, camera: Cameras, layers: int, footprint: Footprint, gap: float = math.inf) -> list[Layer]:
+    """The nearest layers of a cloud as one camera sees them, front to back. Pixels lie as ``PixelConvention.EXACT`` has them.
 
     Args:
         cloud: the points, on the device that shall do the work; those at depth <= 0 are not seen.
@@ -92,7 +89,7 @@ def peel(cloud: BlockedCloud, camera: Cameras, layers: int, footprint: Footprint
         if k + 1 < layers:
             gone = torch.zeros(cloud.rows + 1, dtype=torch.bool, device=device)
             gone[torch.where(seen.index < 0, cloud.rows, seen.index).view(-1)] = True  # empty pixels mark the spare entry
-            pieces = [piece for piece in in_lanes(lambda piece: piece.without(gone), pieces, device) if len(piece.keys)]  # noqa: B023
+            pieces = [piece for piece in in_threads(lambda piece: piece.without(gone), pieces, device) if len(piece.keys)]  # noqa: B023
     return found
 
 
@@ -110,10 +107,10 @@ class _Piece:
         return _Piece(self.keys.index_select(0, kept), self.first.index_select(0, kept), self.size)
 
 
-def _pieces(cloud: BlockedCloud, camera: Cameras, footprint: Footprint) -> list[_Piece]:
+def _pieces(cloud: ChunkedCloud, camera: Cameras, footprint: Footprint) -> list[_Piece]:
     """The points that cover a pixel."""
     device = cloud.xyz_world.device
-    grid = PixelGrid(PixelRule.EXACT, camera.image_size)
+    grid = PixelGrid(PixelConvention.EXACT, camera.image_size)
     numbers = ProjectionNumbers.of(grid.projection(camera))
     blocks = torch.cat(visible_blocks(cloud, numbers, grid, 0.0, footprint.max_splat))
     if len(blocks) == 0:
@@ -128,7 +125,7 @@ def _pieces(cloud: BlockedCloud, camera: Cameras, footprint: Footprint) -> list[
         keys = depth.view(torch.int32).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(cloud.index.index_select(0, part).view(-1))
         return _by_size(xy / depth, depth, keys, footprint, camera.image_size)
 
-    return [piece for pieces in in_lanes(project, blocks.split(at_once), device) for piece in pieces]
+    return [piece for pieces in in_threads(project, blocks.split(at_once), device) for piece in pieces]
 
 
 def _by_size(
@@ -159,7 +156,7 @@ def _by_size(
 def _nearest(pieces: list[_Piece], image_size: tuple[int, int], device: torch.device) -> Int[Tensor, "h w"]:
     """The smallest key of every pixel."""
     height, width = image_size
-    lanes = max(1, min(lanes_on(device), len(pieces)))
+    lanes = max(1, min(thread_count(device), len(pieces)))
 
     def draw(lane: int) -> Int[Tensor, " hw"]:
         lowest = torch.full((height * width,), EMPTY_KEY, dtype=torch.int64, device=device)
@@ -169,7 +166,7 @@ def _nearest(pieces: list[_Piece], image_size: tuple[int, int], device: torch.de
                 lowest.scatter_reduce_(0, piece.first + shift if shift else piece.first, piece.keys, "amin")
         return lowest
 
-    first, *others = in_lanes(draw, range(lanes), device)
+    first, *others = in_threads(draw, range(lanes), device)
     for other in others:
         torch.minimum(first, other, out=first)
     return first.view(height, width)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 @dataclass
-class RowTable:
+class SparseParameter:
     """Parameters of one scene and what the optimiser remembers about them.
 
     Attributes:
@@ -47,7 +47,7 @@ class RowTable:
 
 
 @dataclass
-class LazyRMSprop:
+class SparseRMSprop:
     """RMSprop over any number of tables that share one step counter.
 
     Attributes:
@@ -67,7 +67,7 @@ class LazyRMSprop:
         self.steps += 1
 
     @torch.no_grad()
-    def update(self, table: RowTable, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"]) -> None:
+    def update(self, table: SparseParameter, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"]) -> None:
         """Updates the rows that a step saw, in place. ``rows`` must not repeat."""
         table.changed = True
         square_average, last_step = table.history()
@@ -80,7 +80,7 @@ class LazyRMSprop:
 
 
 @dataclass
-class RowAdam:
+class SparseAdam:
     """Adam (Kingma and Ba, 2015) over any number of tables; the start of the running means is corrected by how often each row was seen.
 
     Attributes:
@@ -96,7 +96,7 @@ class RowAdam:
     eps: float = 1e-8
 
     @torch.no_grad()
-    def update(self, table: RowTable, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"], scale: float = 1.0) -> None:
+    def update(self, table: SparseParameter, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"], scale: float = 1.0) -> None:
         """Updates the rows that a step saw, in place, at ``scale`` times the rate. ``rows`` must not repeat."""
         table.changed = True
         squares, seen = table.history()

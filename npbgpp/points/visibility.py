@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
 
 
 @torch.no_grad()
 def visible_points(
-    xyz_world: Float[Tensor, "n 3"], cameras: Cameras, scale: float | None, near: float, rule: PixelRule
+    xyz_world: Float[Tensor, "n 3"], cameras: Cameras, scale: float | None, near: float, rule: PixelConvention
 ) -> Bool[Tensor, "k n"]:
     """Whether each of k cameras sees each point.
 
@@ -69,7 +68,7 @@ class Coverage:
     largest_cut: float
 
 
-def cloud_coverage(xyz_world: Float[Tensor, "n 3"], cameras: Iterable[Cameras], near: float, rule: PixelRule) -> Coverage:
+def cloud_coverage(xyz_world: Float[Tensor, "n 3"], cameras: Iterable[Cameras], near: float, rule: PixelConvention) -> Coverage:
     """Coverage of a cloud by single cameras. Large clouds are sampled evenly; when a sample is seen by none, the whole cloud is asked."""
     step = max(1, len(xyz_world) // _SAMPLE)
     sample = xyz_world[::step]
@@ -89,7 +88,7 @@ def cloud_coverage(xyz_world: Float[Tensor, "n 3"], cameras: Iterable[Cameras], 
     return Coverage(seen.float().mean().item(), largest_cut)
 
 
-def _any_seen(xyz_world: Float[Tensor, "n 3"], cameras: list[Cameras], near: float, rule: PixelRule) -> float:
+def _any_seen(xyz_world: Float[Tensor, "n 3"], cameras: list[Cameras], near: float, rule: PixelConvention) -> float:
     for camera in cameras:
         grid = PixelGrid(rule, camera.image_size)
         x, y, depth = grid.normalise(camera.to(xyz_world.device), xyz_world)[0].unbind(-1)

@@ -18,13 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from npbgpp.core.config import typed
-from npbgpp.data.colmap_model import ColmapModel, find_models
-from npbgpp.data.point_files import CloudFile, CloudManifest, file_sha256, manifest_path, read_cloud
-from npbgpp.data.scene import Scene, View
-from npbgpp.data.splits import ViewChoice
+from npbgpp.data import CloudFile, CloudManifest, ColmapModel, Scene, View, ViewChoice, file_sha256, find_models, manifest_path, read_cloud
 from npbgpp.errors import InputError, original_message
-from npbgpp.geometry.point_cloud import PointCloud, write_ply
-from npbgpp.io.images import write_image
+from npbgpp.geometry import PointCloud, write_ply
+from npbgpp.io import write_image
 from npbgpp.parsers import read_scene, recognise, with_cloud
 from npbgpp.parsers.npbg import scene_folder
 from npbgpp.prepare.check import examine

@@ -10,13 +10,10 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from npbgpp.data.images import Photo, read_photo
-from npbgpp.data.scene import Scene, Stage, View
+from npbgpp.data import Photo, Scene, Stage, View, read_photo
 from npbgpp.data.view_selection import farthest_points
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
-from npbgpp.geometry.point_cloud import PointCloud
-from npbgpp.points.visibility import visible_points
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, PointCloud
+from npbgpp.points import visible_points
 
 
 @dataclass(frozen=True)
@@ -293,7 +290,7 @@ def _look(
     view: View, stage: Stage | None, xyz_world: Float[Tensor, "n 3"], near: float, weight: float
 ) -> tuple[ViewFindings, Bool[Tensor, " n"]]:
     """Findings of one view, and which points are in its image at positive depth; every point stands for ``weight`` of them."""
-    grid = PixelGrid(PixelRule.EXACT, view.camera.image_size)
+    grid = PixelGrid(PixelConvention.EXACT, view.camera.image_size)
     x, y, depth = grid.normalise(view.camera, xyz_world)[0].unbind(-1)
     in_image = grid.inside(x, y) & (depth > 0)
     depths = depth[in_image].sort().values
@@ -379,7 +376,7 @@ def _colours(cameras: Sequence[Cameras], photos: Sequence[Photo], points: PointC
     total = torch.zeros(3, dtype=torch.float64)
     largest = 0
     for camera, photo in zip(cameras, photos, strict=True):
-        seen = visible_points(points.xyz, camera, coarse_scale(camera.image_size), near, PixelRule.EXACT)[0]
+        seen = visible_points(points.xyz, camera, coarse_scale(camera.image_size), near, PixelConvention.EXACT)[0]
         uv_px = camera.project(points.xyz[seen])[0][0]
         colour = points.rgb[seen].double()
         pixel, _ = _pixels(photo.image, uv_px)

@@ -12,15 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from npbgpp.data.images import read_photo
-from npbgpp.data.scene import Scene, Stage, View
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelRule
-from npbgpp.geometry.point_cloud import PointCloud
-from npbgpp.io.contact_sheet import TileRow, tile_sheet
-from npbgpp.kernels.chunks import BlockedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
-from npbgpp.points.visibility import visible_points
+from npbgpp.data import Scene, Stage, View, read_photo
+from npbgpp.geometry import Cameras, PixelConvention, PointCloud
+from npbgpp.io import TileRow, tile_sheet
+from npbgpp.kernels import ChunkedCloud, Level, rasterize
+from npbgpp.points import visible_points
 from npbgpp.prepare.check import Findings, ViewFindings, coarse_scale
 from npbgpp.prepare.report import axis_name, short
 
@@ -48,7 +44,7 @@ def plans(scene: Scene, findings: Findings, cloud: PointCloud, width: int) -> Im
     step = -(-len(cloud) // _MOST_POINTS)
     points = PointCloud(cloud.xyz[::step], None if cloud.rgb is None else cloud.rgb[::step])
     low, high = _box(points.xyz, centres)
-    top, level = bases(findings, high - low)
+    top, level = search_paths(findings, high - low)
     for k, (title, basis) in enumerate((("from above", top), ("from the side", level))):
         plan = Plan(basis, (low + high) / 2, (high - low).max().item() / 2 * (1 + _MARGIN), side)
         left = _GAP + k * (side + _GAP)
@@ -75,7 +71,7 @@ def _box(xyz_world: Float[Tensor, "n 3"], centres: Float[Tensor, "b 3"]) -> tupl
     return torch.minimum(low, centres.amin(0)), torch.maximum(high, centres.amax(0))
 
 
-def bases(findings: Findings, extent: Float[Tensor, " 3"]) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "3 3"]]:
+def search_paths(findings: Findings, extent: Float[Tensor, " 3"]) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "3 3"]]:
     """Of the drawings from above and from the side: the axis nearest to the photos' up is up, +z if there is none; the longer one of the others lies across."""
     photos_up = torch.tensor((0.0, 0.0, 1.0) if findings.cameras.up is None else findings.cameras.up)
     vertical = int(photos_up.abs().argmax())
@@ -156,7 +152,7 @@ def check_sheet(scene: Scene, findings: Findings) -> Image.Image:
         InputError: the cloud or one of the photos cannot be read.
     """
     cloud = scene.cloud.read()
-    blocks = BlockedCloud.build(cloud.xyz)
+    blocks = ChunkedCloud.build(cloud.xyz)
     rows = []
     for k in findings.pictured:
         view, found = scene.views[k], findings.views[k]
@@ -181,7 +177,7 @@ def reduced(view: View) -> tuple[Cameras, Float[Tensor, "3 h w"]]:
 
 def dots(photo: Float[Tensor, "3 h w"], camera: Cameras, xyz_world: Float[Tensor, "n 3"], near: float) -> Float[Tensor, "3 h w"]:
     """The photo with a dot where every visible point falls, one per coarse cell, coloured by depth."""
-    seen = visible_points(xyz_world, camera, coarse_scale(camera.image_size), near, PixelRule.EXACT)[0]
+    seen = visible_points(xyz_world, camera, coarse_scale(camera.image_size), near, PixelConvention.EXACT)[0]
     uv_px, depth = (values[0] for values in camera.project(xyz_world[seen]))
     far_first = depth.argsort(descending=True)
     u, v = uv_px[far_first].long().unbind(1)
@@ -207,9 +203,9 @@ def depth_colours(depth: Float[Tensor, " n"]) -> Float[Tensor, "n 3"]:
     return ramp[left] * (1 - share) + ramp[left + 1] * share
 
 
-def alone(blocks: BlockedCloud, cloud: PointCloud, camera: Cameras, near: float) -> Float[Tensor, "3 h w"]:
+def alone(blocks: ChunkedCloud, cloud: PointCloud, camera: Cameras, near: float) -> Float[Tensor, "3 h w"]:
     """The nearest point of every pixel in its own colour, by depth for clouds without colours; small holes show the points of coarser pixels."""
-    fine, coarse = rasterize(blocks, camera, [Level(1.0), Level(0.5)], near, PixelRule.EXACT)
+    fine, coarse = rasterize(blocks, camera, [Level(1.0), Level(0.5)], near, PixelConvention.EXACT)
     size = camera.image_size
     hole = fine.index < 0
     index = torch.where(hole, _doubled(coarse.index, size, -1), fine.index)

@@ -14,10 +14,9 @@ from jaxtyping import Float, Float32, Int64
 from PIL import Image
 from torch import Tensor
 
-from npbgpp.data.images import image_size, read_photo
-from npbgpp.data.scene import DepthMap, View
+from npbgpp.data import DepthMap, View, image_size, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry.point_cloud import PointCloud
+from npbgpp.geometry import PointCloud
 
 _BITS = 21  # of a key for each axis
 LARGEST_CELL = 1 << (_BITS - 1)  # cells are in [-LARGEST_CELL, LARGEST_CELL)

@@ -14,12 +14,9 @@ from jaxtyping import Float64
 from PIL import Image
 
 from npbgpp.core.files import write_atomically
-from npbgpp.data.colmap_model import ColmapModel, find_models, read_points
-from npbgpp.data.images import picture_folder, read_photo
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import View
+from npbgpp.data import CloudFile, ColmapModel, View, find_models, picture_folder, read_photo, read_points
 from npbgpp.errors import InputError
-from npbgpp.io.images import write_image
+from npbgpp.io import write_image
 from npbgpp.parsers.colmap import parse_colmap, some
 from npbgpp.parsers.llff import SUFFIXES
 

@@ -14,13 +14,9 @@ import torch
 from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
-from npbgpp.data.colmap_model import ColmapModel, ModelImage
-from npbgpp.data.images import image_size, read_photo
-from npbgpp.data.lens import Lens
-from npbgpp.data.scene import View
+from npbgpp.data import ColmapModel, Lens, ModelImage, View, image_size, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.point_cloud import PointCloud
+from npbgpp.geometry import Cameras, PointCloud
 
 # two rays that meet at this angle (radians) leave 1 - cos(angle) as the smallest eigenvalue of the matrix above; less says too little of the depth
 _SMALLEST_ANGLE = np.radians(1.0)

@@ -15,14 +15,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
-from npbgpp.data.colmap_model import find_models
-from npbgpp.data.images import DECODER_ERRORS, common_size, numbered_images
-from npbgpp.data.motion_maps import read_flow, read_numbers, write_flow
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.scene import Scene
+from npbgpp.data import DECODER_ERRORS, CloudFile, Scene, common_size, find_models, numbered_images, read_flow, read_numbers, write_flow
 from npbgpp.errors import InputError
-from npbgpp.io.contact_sheet import TileRow, tile_sheet
-from npbgpp.io.images import write_image
+from npbgpp.io import TileRow, tile_sheet, write_image
 from npbgpp.parsers.monocular import parse_monocular, undistorted_model
 from npbgpp.prepare.check_sheet import dots, reduced
 from npbgpp.prepare.video_maps import dis, mask_rcnn, network_disparity, raft, sparse_disparity, static_mask, stretched

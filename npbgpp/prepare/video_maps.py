@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from npbgpp.core.files import load_tensors
-from npbgpp.data.colmap_model import ColmapModel, read_points
+from npbgpp.data import ColmapModel, read_points
 from npbgpp.errors import InputError
 from npbgpp.parsers.monocular import match_frames
 

@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from npbgpp.data.colmap_model import ColmapModel
-from npbgpp.data.images import image_size
-from npbgpp.data.motion_maps import read_numbers
+from npbgpp.data import ColmapModel, image_size, read_numbers
 from npbgpp.errors import InputError
 
 # of nsff_pl: many weak features, since videos are small and part of them is masked

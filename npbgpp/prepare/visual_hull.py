@@ -15,13 +15,10 @@ from jaxtyping import Bool, Float, Int8, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from npbgpp.data.images import read_photo
-from npbgpp.data.scene import View
+from npbgpp.data import View, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
-from npbgpp.geometry.point_cloud import PointCloud
-from npbgpp.points.visibility import visible_points
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, PointCloud
+from npbgpp.points import visible_points
 from npbgpp.prepare.depth_fusion import pack, unpack
 
 EMPTY, UNDECIDED, INSIDE = 0, 1, 2
@@ -52,7 +49,7 @@ class Silhouette:
         """Reads a view that has a mask. Raises InputError when its files cannot be read."""
         mask = read_photo(view).mask
         assert mask is not None
-        projection = PixelGrid(PixelRule.EXACT, view.camera.image_size).projection(view.camera)
+        projection = PixelGrid(PixelConvention.EXACT, view.camera.image_size).projection(view.camera)
         return cls(view.camera, clearance(mask[0]), projection.matrix[0].float(), projection.offset[0].float())
 
     def towards_middle(self) -> Float[Tensor, "3"] | None:
@@ -336,8 +333,8 @@ def _colours(surface: _Grid, xyz: Float[Tensor, "n 3"], views: Sequence[View]) -
         # cells two voxels wide are closed by the surface, so that what is behind does not show through
         voxel_px = float(camera.focal_length.max()) * surface.side / float(depth[depth > 0].median())
         scale = max(min(1.0, 0.5 / voxel_px), 1 / min(camera.image_size))
-        seen = visible_points(xyz, camera, scale, 0.0, PixelRule.EXACT)[0].nonzero()[:, 0]
-        uv_px = PixelGrid(PixelRule.EXACT, camera.image_size).normalise(camera, xyz[seen])[0, :, :2]
+        seen = visible_points(xyz, camera, scale, 0.0, PixelConvention.EXACT)[0].nonzero()[:, 0]
+        uv_px = PixelGrid(PixelConvention.EXACT, camera.image_size).normalise(camera, xyz[seen])[0, :, :2]
         u, v = uv_px.long().unbind(1)
         total[seen] += torch.cat([read_photo(view).image[:, v, u].T.float(), torch.ones(len(seen), 1)], 1)
     cell, wide = surface.cell, total

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from npbgpp.core.paths import Bases
-from npbgpp.data.datamodule import DataModule
+from npbgpp.core.paths import SearchPaths
+from npbgpp.engine.datamodule import DataModule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
 from npbgpp.errors import InputError, original_message
 
@@ -27,7 +27,7 @@ def build(tiny_root: Path, tmp_path: Path):
             "nerf_synthetic", str(tiny_root), BALL, train_num_samples=None, train_image_size=None, train_random_shift=False
         )
         return DataModule(
-            dataclasses.replace(settings, **changes), loaders, Bases(tmp_path, tmp_path, tmp_path), scenes_per_epoch, evaluate_only
+            dataclasses.replace(settings, **changes), loaders, SearchPaths(tmp_path, tmp_path, tmp_path), scenes_per_epoch, evaluate_only
         )
 
     return go

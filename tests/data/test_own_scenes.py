@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from npbgpp.core.paths import Bases
-from npbgpp.data.datamodule import DataModule, InputRule
+from npbgpp.core.paths import SearchPaths
+from npbgpp.engine.datamodule import DataModule, InputRule
 from npbgpp.data.point_files import CloudManifest
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
 from npbgpp.errors import InputError
-from npbgpp.geometry.pixels import PixelRule
+from npbgpp.geometry.pixels import PixelConvention
 
 from ..layouts import colmap, dtu, npbg
 
@@ -27,7 +27,7 @@ def build(tmp_path: Path):
 
     def go(loaders: DataloaderSettings = LOADERS, **changes) -> DataModule:
         settings = dataclasses.replace(WHOLE, **{"data_root": str(tmp_path), **changes})
-        return DataModule(settings, loaders, Bases(tmp_path, tmp_path / "run", tmp_path), 4, False)
+        return DataModule(settings, loaders, SearchPaths(tmp_path, tmp_path / "run", tmp_path), 4, False)
 
     return go
 
@@ -149,7 +149,7 @@ def test_worker_processes_need_no_cloud(tmp_path, monkeypatch):
     colmap.write(tmp_path / "scene")
     settings = dataclasses.replace(WHOLE, data_root=str(tmp_path), selection_count=2)
     loaders = DataloaderSettings(LoaderSettings(1, num_workers=1), LoaderSettings(1), LoaderSettings(1))
-    data = DataModule(settings, loaders, Bases(tmp_path, tmp_path, tmp_path), 4, False, InputRule(1.0, PixelRule.EXACT))
+    data = DataModule(settings, loaders, SearchPaths(tmp_path, tmp_path, tmp_path), 4, False, InputRule(1.0, PixelConvention.EXACT))
     loader = data.train_dataloader()
     (tmp_path / "scene" / "mvs_pc.ply").unlink()
     assert len([len(batch.inputs[0].names) for batch in loader]) == len(data.train_sets[0].indices)

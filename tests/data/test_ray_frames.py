@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from npbgpp.data.images import read_photo
-from npbgpp.data.normalisation import NdcCamera, RayFrame, bounds_of, ray_frame
+from npbgpp.data.normalisation import NdcCamera, SceneNormalisation, bounds_of, ray_frame
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
@@ -131,7 +131,7 @@ def test_given_bounds_replace_those_of_the_scene(scenes):
 
 
 # ------------------------------------------------------------------ centred scenes
-def poses_in(frame: RayFrame, scene: Scene) -> torch.Tensor:
+def poses_in(frame: SceneNormalisation, scene: Scene) -> torch.Tensor:
     return torch.cat([frame.cameras(view.camera).to_opengl() for view in scene.views])
 
 
@@ -180,7 +180,7 @@ def test_views_all_around_have_the_axes_of_the_first(scenes):
 
 # ------------------------------------------------------------------ NDC
 def test_ndc_of_a_known_ray():
-    frame = RayFrame(torch.eye(3).double(), torch.zeros(3).double(), 1.0, 0.0, 1.0, NdcCamera(400.0, (378, 504)))
+    frame = SceneNormalisation(torch.eye(3).double(), torch.zeros(3).double(), 1.0, 0.0, 1.0, NdcCamera(400.0, (378, 504)))
     origins, directions = frame.rays(torch.tensor([[0.1, -0.2, 0.05]]), torch.tensor([[0.1, 0.2, -0.97]]))
     torch.testing.assert_close(origins, torch.tensor([[0.330551, 0.034910, -1.0]]), rtol=0, atol=2e-6)
     torch.testing.assert_close(directions, torch.tensor([[-0.166912, 0.401462, 2.0]]), rtol=0, atol=2e-6)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from npbgpp.data import images as photo_cache
 from npbgpp.data.batch_rules import BatchEpochs
 from npbgpp.data.images import read_photo
-from npbgpp.data.normalisation import RayFrame, ray_frame
+from npbgpp.data.normalisation import SceneNormalisation, ray_frame
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.rays import PixelOrder, RayBatch, RayDataset, RaySampling, permuted
 from npbgpp.data.scene import Scene
@@ -64,7 +64,7 @@ def equal(one: RayBatch, other: RayBatch) -> bool:
 
 
 # ------------------------------------------------------------------ what rays see
-def euclidean(frame: RayFrame, batch: RayBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def euclidean(frame: SceneNormalisation, batch: RayBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """(origins, unit directions) of rays before NDC: two points of each ray are brought back."""
     if frame.ndc is None:
         return batch.origins.double(), batch.directions.double()

@@ -5,16 +5,16 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from npbgpp.data.sampling import Draw, SceneRotation, Shard
+from npbgpp.data.sampling import Draw, SceneSampler, Shard
 from npbgpp.errors import InputError
 
 
-def items(rotation: SceneRotation) -> list[int]:
+def items(rotation: SceneSampler) -> list[int]:
     """Numbers of the items of the epoch, in their order."""
     return [draw.item for draw in rotation]
 
 
-def visited(rotation: SceneRotation, lengths: list[int]) -> set[int]:
+def visited(rotation: SceneSampler, lengths: list[int]) -> set[int]:
     """Scenes that the indices of the epoch belong to."""
     ends = torch.tensor(lengths).cumsum(0)
     return set(torch.searchsorted(ends, torch.tensor(items(rotation)), right=True).tolist())
@@ -26,7 +26,7 @@ CASES = [(5, 4), (11, 4), (3, 2), (1, 4), (4, 4), (1, 1), (7, 1), (7, 3), (8, 4)
 @pytest.mark.parametrize(("scenes", "most"), CASES)
 def test_every_scene_comes_in_every_round(scenes, most):
     lengths = [3 + k % 4 for k in range(scenes)]
-    rotation = SceneRotation(lengths, most, shuffle=True)
+    rotation = SceneSampler(lengths, most, shuffle=True)
     epochs = -(-scenes // most)
     for cycle in range(3):
         seen = set()
@@ -41,22 +41,22 @@ def test_every_scene_comes_in_every_round(scenes, most):
 
 @pytest.mark.parametrize(("scenes", "most"), [(5, 4), (7, 3), (78, 4)])
 def test_rounds_differ_and_repeat_exactly(scenes, most):
-    def rounds(rotation: SceneRotation) -> list[list[int]]:
+    def rounds(rotation: SceneSampler) -> list[list[int]]:
         chosen = []
         for epoch in range(12):
             rotation.set_epoch(epoch)
             chosen.append(rotation.scenes())
         return chosen
 
-    first = rounds(SceneRotation([2] * scenes, most, True))
+    first = rounds(SceneSampler([2] * scenes, most, True))
     torch.manual_seed(99)
-    assert rounds(SceneRotation([2] * scenes, most, True)) == first, "scenes must not depend on the seed of the run"
+    assert rounds(SceneSampler([2] * scenes, most, True)) == first, "scenes must not depend on the seed of the run"
     assert len({tuple(chosen) for chosen in first}) > 1
 
 
 def test_every_item_of_a_chosen_scene_comes_once():
     for shuffle in (False, True):
-        rotation = SceneRotation([4, 2, 3], 2, shuffle)
+        rotation = SceneSampler([4, 2, 3], 2, shuffle)
         starts = (0, 4, 6)
         for epoch in range(4):
             rotation.set_epoch(epoch)
@@ -67,21 +67,21 @@ def test_every_item_of_a_chosen_scene_comes_once():
 
 def test_shuffling_changes_with_the_epoch_and_follows_the_seed():
     torch.manual_seed(1)
-    rotation = SceneRotation([50], 1, True)
+    rotation = SceneSampler([50], 1, True)
     first = items(rotation)
     assert first != sorted(first) and items(rotation) == first
     rotation.set_epoch(1)
     assert items(rotation) != first
     torch.manual_seed(1)
-    assert items(SceneRotation([50], 1, True)) == first
+    assert items(SceneSampler([50], 1, True)) == first
     torch.manual_seed(2)
-    assert items(SceneRotation([50], 1, True)) != first
+    assert items(SceneSampler([50], 1, True)) != first
 
 
 @pytest.mark.parametrize("most", [0, -1])
 def test_no_scene_per_epoch_is_refused(most):
     with pytest.raises(InputError, match="system.max_scenes_per_train_epoch.*at least 1"):
-        SceneRotation([3], most, True)
+        SceneSampler([3], most, True)
 
 
 class Numbers(Dataset):
@@ -115,7 +115,7 @@ class Recorder(LightningModule):
 @pytest.mark.parametrize("reload", [0, 1])
 def test_scenes_rotate_in_a_trainer_whether_or_not_loaders_are_rebuilt(reload, tmp_path):
     """Five scenes of three items, four at a time: the fifth must come in the second epoch."""
-    rotation = SceneRotation([3] * 5, 4, True)
+    rotation = SceneSampler([3] * 5, 4, True)
     recorder = Recorder(DataLoader(Numbers(), batch_size=3, sampler=rotation))
     trainer = Trainer(
         accelerator="cpu",
@@ -136,10 +136,10 @@ def test_scenes_rotate_in_a_trainer_whether_or_not_loaders_are_rebuilt(reload, t
 def test_scenes_of_an_epoch_are_said_when_not_all_take_part(caplog):
     caplog.set_level("INFO", "npbgpp")
     names = ["a", "b", "c"]
-    rotation = SceneRotation([2, 2, 2], 2, True, names)
+    rotation = SceneSampler([2, 2, 2], 2, True, names)
     rotation.set_epoch(1)
     assert caplog.messages == ["epoch 1: scenes " + ", ".join(names[k] for k in rotation.scenes())]
-    SceneRotation([2, 2, 2], 3, True, names).set_epoch(1)
+    SceneSampler([2, 2, 2], 3, True, names).set_epoch(1)
     assert len(caplog.messages) == 1
 
 
@@ -148,7 +148,7 @@ def dealt(lengths: list[int], most: int, count: int, mode: str, epoch: int = 0) 
     """Items of every process."""
     found = []
     for rank in range(count):
-        rotation = SceneRotation(lengths, most, True, mode=mode)
+        rotation = SceneSampler(lengths, most, True, mode=mode)
         rotation.shard, rotation.epoch = Shard(rank, count), epoch
         found.append(items(rotation))
     return found
@@ -171,7 +171,7 @@ def test_processes_draw_equally_many_items_and_each_its_own(mode, lengths, most,
 
 
 def test_each_process_has_scenes_of_its_own():
-    rotation = SceneRotation([4] * 6, 5, True, mode="each")
+    rotation = SceneSampler([4] * 6, 5, True, mode="each")
     for epoch in range(4):
         rotation.epoch = epoch
         own = []
@@ -184,10 +184,10 @@ def test_each_process_has_scenes_of_its_own():
 
 
 def test_an_epoch_goes_on_in_the_middle_with_the_same_draws():
-    rotation = SceneRotation([20], 1, True, per_batch=3)
+    rotation = SceneSampler([20], 1, True, per_batch=3)
     rotation.set_epoch(4)
     whole = list(rotation)
-    again = SceneRotation([20], 1, True, per_batch=3)
+    again = SceneSampler([20], 1, True, per_batch=3)
     again.seed = rotation.seed
     again.skip(4, 2)
     assert list(again) == whole[6:] and len(again) == 20

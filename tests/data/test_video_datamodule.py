@@ -8,13 +8,13 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
 from npbgpp.data.batch_rules import VideoRule
-from npbgpp.data.datamodule import DataModule
+from npbgpp.engine.datamodule import DataModule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff.data import VideoBatch
-from npbgpp.methods.nsff.normalisation import VideoFrame
+from npbgpp.methods.nsff.normalisation import VideoNormalisation
 
 HOP = SceneLists(("hop",), ("hop",), ("hop",))
 LOADERS = DataloaderSettings(LoaderSettings(1), LoaderSettings(1), LoaderSettings(1))
@@ -25,8 +25,8 @@ def build(moving_root: Path, tmp_path: Path):
     def go(workers: int = 0, evaluate_only: bool = False, **changes) -> DataModule:
         settings = DatasetSettings("monocular", str(moving_root), HOP, batches_per_epoch=6)
         loaders = dataclasses.replace(LOADERS, train=LoaderSettings(1, workers))
-        bases = Bases(tmp_path, tmp_path, tmp_path)
-        return DataModule(dataclasses.replace(settings, **changes), loaders, bases, 1, evaluate_only, rule=VideoRule(32, 7))
+        search_paths = SearchPaths(tmp_path, tmp_path, tmp_path)
+        return DataModule(dataclasses.replace(settings, **changes), loaders, search_paths, 1, evaluate_only, rule=VideoRule(32, 7))
 
     return go
 
@@ -34,7 +34,12 @@ def build(moving_root: Path, tmp_path: Path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_batches_are_of_single_frames(build, workers):
     data = build(workers)
-    assert isinstance(data.frames["hop"], VideoFrame) and data.train_views == 8 and data.pixel_weights is None and data.state_dict() == {}
+    assert (
+        isinstance(data.frames["hop"], VideoNormalisation)
+        and data.train_views == 8
+        and data.pixel_weights is None
+        and data.state_dict() == {}
+    )
     batches = list(data.train_dataloader())
     assert len(batches) == 6 and all(isinstance(batch, VideoBatch) and len(batch) == 32 for batch in batches)
     assert all(len(batch.moment.unique()) == 1 for batch in batches)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.methods.nsff.normalisation import VideoFrame
+from npbgpp.methods.nsff.normalisation import VideoNormalisation
 
 SIZE = (378, 504)
 
@@ -28,7 +28,7 @@ def turned(angle: float, centre=(0.0, 0.0, 0.0)) -> Cameras:
 def frame():
     eye = torch.eye(3, dtype=torch.float64)
     moments = Cameras.cat([turned(0.0), turned(0.2, (0.3, -0.1, -1.4))])
-    return VideoFrame(eye, torch.zeros(3, dtype=torch.float64), 1.0, 400.0, 400.0, 252.0, 189.0, SIZE, moments)
+    return VideoNormalisation(eye, torch.zeros(3, dtype=torch.float64), 1.0, 400.0, 400.0, 252.0, 189.0, SIZE, moments)
 
 
 def test_rays_have_the_numbers_of_the_published_formula(frame):
@@ -57,7 +57,7 @@ def test_points_of_a_ray_lie_on_the_ray_in_ndc(frame):
 @given(st.floats(-50, 50), st.floats(-50, 50), st.floats(-500, -0.5))
 def test_ndc_and_back(x, y, z):
     camera = turned(0.0)
-    frame = VideoFrame(
+    frame = VideoNormalisation(
         torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0, 400.0, 380.0, 250.0, 190.0, SIZE, camera
     )
     xyz = torch.tensor([[x, y, z]], dtype=torch.float64)

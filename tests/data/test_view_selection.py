@@ -19,15 +19,15 @@ from npbgpp.data.scene import Scene, View
 from npbgpp.data.view_selection import ViewSelector, angle_scores, best_views, farthest_points, multinomial_views
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelRule
+from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
-from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterize import Level, rasterize
 
 SIZE = (64, 80)
 VIEWS = 10
 NEAR = 1.0
-RULE = PixelRule.EXACT
+RULE = PixelConvention.EXACT
 
 
 def camera_from(eye: torch.Tensor, aim: torch.Tensor, focal: float = 90.0, size: tuple[int, int] = SIZE) -> Cameras:
@@ -80,7 +80,7 @@ def test_score_with_other_numbers():
     assert scores.item() == pytest.approx(math.exp(-0.125), rel=1e-3)
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 def test_a_view_scores_only_what_it_sees(rule):
     view = camera_from(torch.tensor([0.0, 0.0, -4.0]), torch.zeros(3))
     points = torch.tensor(
@@ -277,7 +277,7 @@ def test_many_points_are_thinned_out(ring, monkeypatch):
     assert len(received[-1]) > 20
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 def test_voters_are_what_the_whole_view_sees(ring, sphere, rule, monkeypatch):
     received = []
     scores = module.angle_scores
@@ -285,7 +285,7 @@ def test_voters_are_what_the_whole_view_sees(ring, sphere, rule, monkeypatch):
     selector = ViewSelector(ring, tuple(range(VIEWS)), range(VIEWS), "best", 3, NEAR, rule)
     for target in (0, 7, 0):
         selector.select(target, ring.views[target].camera)
-        index = rasterize(BlockedCloud.build(sphere), ring.views[target].camera, [Level(0.125)], NEAR, rule)[0].index
+        index = rasterize(ChunkedCloud.build(sphere), ring.views[target].camera, [Level(0.125)], NEAR, rule)[0].index
         expected = sphere[index[index >= 0]]
         assert received[-1].dtype == torch.float32 and len(expected) > 10
         assert {tuple(row) for row in received[-1].tolist()} == {tuple(row) for row in expected.tolist()}
@@ -406,7 +406,7 @@ def test_recorded_scores_and_choices(parity):
         case["R_row"], case["T"], case["fcl_ndc"].expand(k, 2), case["prp_ndc"].expand(k, 2), tuple(case["image_size"])
     )
     for name, lower, upper in (("scores_5_15", 5.0, 15.0), ("scores_default", 1.0, 20.0)):
-        scores = angle_scores(case["points"], case["cam_pos"][0], inputs, 1.0, PixelRule.SIZE_MINUS_ONE, lower, upper)
+        scores = angle_scores(case["points"], case["cam_pos"][0], inputs, 1.0, PixelConvention.SIZE_MINUS_ONE, lower, upper)
         assert torch.equal(scores > 0, case[name][0] > 0)
         torch.testing.assert_close(scores, case[name][0], rtol=0, atol=1e-5)  # theirs takes the arc cosine in float32: 5e-6 seen
         if name == "scores_5_15":

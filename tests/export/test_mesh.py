@@ -8,7 +8,7 @@ import pytest
 import torch
 from plyfile import PlyData
 
-from npbgpp.data.normalisation import RayFrame
+from npbgpp.data.normalisation import SceneNormalisation
 from npbgpp.errors import InputError
 from npbgpp.export.mesh import Box, Mesh, is_cut, surface, write_mesh
 from npbgpp.volume.occupancy import OccupancyGrid
@@ -92,7 +92,7 @@ def test_back_to_the_world():
     angle = torch.tensor(0.7, dtype=torch.float64)
     rotation = torch.eye(3, dtype=torch.float64)
     rotation[:2, :2] = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
-    frame = RayFrame(rotation, torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 0.25, 1.0, 2.0)
+    frame = SceneNormalisation(rotation, torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 0.25, 1.0, 2.0)
     mesh = mesh_of(ball(CENTRE, RADII))
     world = mesh.in_world(frame)
     assert np.allclose(frame.points(torch.from_numpy(world.vertices)).numpy(), mesh.vertices)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.normalisation import RayFrame
+from npbgpp.data.normalisation import SceneNormalisation
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
@@ -18,7 +18,7 @@ from npbgpp.geometry.cameras import Cameras
 from .fields import ball, densities, either, facing
 
 RADIUS, MARGIN, SIZE = 0.5, 0.02, 64
-FRAME = RayFrame(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0, 1.0, 5.0)
+FRAME = SceneNormalisation(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0, 1.0, 5.0)
 STEEP = 4000.0  # a hard surface: a soft one dims itself where rays graze it
 SOLID = ball((0.0, 0.0, 0.0), (RADIUS,) * 3, STEEP)
 OCCLUDER = ball((1.5, 0.0, 0.2), (0.1,) * 3, STEEP)
@@ -116,7 +116,7 @@ def test_vertices_in_no_photo_are_grey(tmp_path):
 def test_a_scaled_frame_sees_the_same(tmp_path):
     """Coordinates of the field are twice those of the world, and turned."""
     turn = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-    frame = RayFrame(turn, torch.tensor([0.0, 0.1, 0.0], dtype=torch.float64), 2.0, 2.0, 10.0)
+    frame = SceneNormalisation(turn, torch.tensor([0.0, 0.1, 0.0], dtype=torch.float64), 2.0, 2.0, 10.0)
     scene = scene_of(tmp_path, (camera_on_x(1), plain(RED)), (camera_on_x(-1), plain(BLUE)))
     normals = sphere()
     middle = frame.points(torch.zeros(1, 3))

@@ -6,7 +6,7 @@ import torch
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.image_warp import align_vertically, radians, resample, rotate_about_centre
-from npbgpp.geometry.pixels import PixelRule
+from npbgpp.geometry.pixels import PixelConvention
 
 
 def rolled_camera(degrees: float) -> Cameras:
@@ -16,7 +16,7 @@ def rolled_camera(degrees: float) -> Cameras:
     return Cameras(R, torch.tensor([[0.0, 0.0, 4.0]]), torch.tensor([[80.0, 80.0]]), torch.tensor([[32.0, 24.0]]), (48, 64))
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 def test_aligned_view_of_a_rolled_camera_is_upright(rule):
     points = torch.randn(50, 3) * 0.3
     plain, rolled = (align_vertically(rolled_camera(d), rule) for d in (0.0, 37.0))
@@ -28,7 +28,7 @@ def test_aligned_view_of_a_rolled_camera_is_upright(rule):
 def test_images_turn_with_their_camera():
     """A blob drawn where a point projects is found where the aligned camera projects it."""
     camera = rolled_camera(25.0)
-    aligned = align_vertically(camera, PixelRule.EXACT)
+    aligned = align_vertically(camera, PixelConvention.EXACT)
     point = torch.tensor([[0.3, 0.2, 0.0]])
     u, v = camera.project(point)[0][0, 0]
     rows, columns = torch.meshgrid(torch.arange(48) + 0.5, torch.arange(64) + 0.5, indexing="ij")
@@ -67,7 +67,7 @@ def test_recorded_alignment(parity):
     for case in cases:
         height, width = source["image_size"]
         cameras = Cameras.from_size_minus_one_ndc(source["R_row"], source["T"], case["fcl_in"], case["prp_in"], (height, width))
-        found = align_vertically(cameras, PixelRule.SIZE_MINUS_ONE, tuple(case["args"].get("v", (0.0, 1.0, 0.0))))
+        found = align_vertically(cameras, PixelConvention.SIZE_MINUS_ONE, tuple(case["args"].get("v", (0.0, 1.0, 0.0))))
         assert [found.padding.left, found.padding.right, found.padding.top, found.padding.bottom] == case["pad"]
         focal, principal = found.cameras.to_size_minus_one_ndc()
         assert torch.allclose(found.degrees, case["degrees"], atol=1e-3)

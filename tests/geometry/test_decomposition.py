@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid
 from npbgpp.parsers.idr import cameras_from_projections, decompose_projection, projection_defect
 
 
@@ -80,7 +80,7 @@ def test_numbers_of_the_original():
     torch.testing.assert_close(fcl, torch.tensor([[3.030303, 3.232323]]), rtol=0, atol=1e-6)
     torch.testing.assert_close(prp, torch.tensor([[0.191919, 0.191919]]), rtol=0, atol=1e-6)
     point = torch.tensor([[0.2, 0.1, 2.0]])
-    ndc = PixelGrid(PixelRule.SIZE_MINUS_ONE, (100, 200)).normalise(camera, point)
+    ndc = PixelGrid(PixelConvention.SIZE_MINUS_ONE, (100, 200)).normalise(camera, point)
     torch.testing.assert_close(ndc[0, 0], torch.tensor([-0.111111, 0.030303, 2.0]), rtol=0, atol=1e-6)
     torch.testing.assert_close(camera.project(point)[0][0, 0], torch.tensor([105.5, 48.5]))
 

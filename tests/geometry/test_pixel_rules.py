@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from npbgpp.geometry.cameras import Cameras, rigid_defect
-from npbgpp.geometry.pixels import PixelGrid, PixelRule, ndc_bounds
-from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ndc_bounds
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterize import Level, rasterize
 
 
@@ -22,9 +22,9 @@ def test_intrinsics_of_the_spec():
     assert torch.allclose(focal, torch.tensor([[3.030303, 3.232323]]), atol=1e-6)
     assert torch.allclose(principal, torch.tensor([[0.191919, 0.191919]]), atol=1e-6)
     point = torch.tensor([[0.2, 0.1, 2.0]])
-    ndc = PixelGrid(PixelRule.SIZE_MINUS_ONE, (100, 200)).normalise(camera, point)[0, 0]
+    ndc = PixelGrid(PixelConvention.SIZE_MINUS_ONE, (100, 200)).normalise(camera, point)[0, 0]
     assert torch.allclose(ndc, torch.tensor([-0.111111, 0.030303, 2.0]), atol=1e-5)
-    row, column = PixelGrid(PixelRule.SIZE_MINUS_ONE, (100, 200)).cells(ndc[:1], ndc[1:2], 1.0, (100, 200))
+    row, column = PixelGrid(PixelConvention.SIZE_MINUS_ONE, (100, 200)).cells(ndc[:1], ndc[1:2], 1.0, (100, 200))
     assert (row.item(), column.item()) == (48, 105)
     uv, depth = camera.project(point)
     assert torch.allclose(uv[0, 0], torch.tensor([105.5, 48.5]), atol=1e-4) and depth.item() == 2.0
@@ -82,8 +82,8 @@ def test_both_rules_agree_at_full_resolution():
     camera = Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[50.0, 50.0]]), torch.tensor([[32.0, 24.0]]), (48, 64))
     points = torch.cat([torch.rand(3000, 2) - 0.5, torch.rand(3000, 1) + 1.01], 1)
     exact, authors = (
-        rasterize(BlockedCloud.build(points), camera, [Level(1.0)], 1.0, rule)[0].index
-        for rule in (PixelRule.EXACT, PixelRule.SIZE_MINUS_ONE)
+        rasterize(ChunkedCloud.build(points), camera, [Level(1.0)], 1.0, rule)[0].index
+        for rule in (PixelConvention.EXACT, PixelConvention.SIZE_MINUS_ONE)
     )
     assert (exact == authors)[1:-1, 1:-1].float().mean() > 0.995
 
@@ -93,7 +93,7 @@ def test_recorded_projection(parity):
     for case in record["cases"]:
         size = tuple(case["image_size"])
         cameras = Cameras.from_size_minus_one_ndc(record["R_row"], record["T"], record["fcl_ndc"], record["prp_ndc"], size)
-        grid = PixelGrid(PixelRule.SIZE_MINUS_ONE, size)
+        grid = PixelGrid(PixelConvention.SIZE_MINUS_ONE, size)
         found = torch.cat([grid.normalise(cameras[k], record["points"][k]) for k in range(len(cameras))])
         error = (found - case["ndc_points"]).abs()
         scale = case["ndc_points"].abs().amax(-1)
@@ -106,7 +106,7 @@ def test_recorded_projection(parity):
     for case in record["exact_cases"]:
         size = tuple(case["image_size"])
         camera = Cameras.from_size_minus_one_ndc(torch.eye(3)[None], torch.zeros(1, 3), torch.ones(1, 2), torch.zeros(1, 2), size)
-        grid = PixelGrid(PixelRule.SIZE_MINUS_ONE, size)
+        grid = PixelGrid(PixelConvention.SIZE_MINUS_ONE, size)
         found = grid.normalise(camera, record["exact_points"][0])
         assert torch.equal(grid.inside(found[..., 0], found[..., 1]) & (found[..., 2] > 1.0), case["mask"])
 
@@ -115,7 +115,7 @@ def test_recorded_pixels(parity):
     record = parity("b_pixels_visibility.pt")
     for case in [*record["pixels"], *record["pixels_exact"]]:
         height, width = case["image_size"]
-        grid = PixelGrid(PixelRule.SIZE_MINUS_ONE, (height, width))
+        grid = PixelGrid(PixelConvention.SIZE_MINUS_ONE, (height, width))
         x, y = case["ndc_points"][..., 0].reshape(-1), case["ndc_points"][..., 1].reshape(-1)
         row, column = grid.cells(x, y, 1.0, (height, width))
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)

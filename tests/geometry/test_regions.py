@@ -5,7 +5,7 @@ import torch
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.image_warp import Padding, _pad_as_authors, boxes_of_points, crop_to_points
-from npbgpp.geometry.pixels import PixelGrid, PixelRule, ndc_bounds
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ndc_bounds
 
 SIZE = (60, 80)
 
@@ -20,7 +20,7 @@ def recorded_views(recorded) -> tuple[Cameras, torch.Tensor]:
     """Cameras, and which points count: those that the mask names, nearer points than the authors' limit and points outside the image apart."""
     size = tuple(recorded["image_size"])
     cameras = Cameras.from_size_minus_one_ndc(recorded["R_row"], recorded["T"], recorded["fcl_ndc"], recorded["prp_ndc"], size)
-    grid = PixelGrid(PixelRule.SIZE_MINUS_ONE, size)
+    grid = PixelGrid(PixelConvention.SIZE_MINUS_ONE, size)
     x, y, depth = grid.normalise(cameras, recorded["region_points"]).unbind(-1)
     return cameras, recorded["region_mask"] & grid.inside(x, y) & (depth > 1)
 
@@ -30,7 +30,7 @@ def test_recorded_boxes(parity):
     recorded = parity("e_view_processing.pt")
     cameras, seen = recorded_views(recorded)
     for name, margin in (("center_and_size", 30), ("center_and_size_margin4", 4)):
-        boxes = boxes_of_points(cameras, recorded["region_points"], seen, PixelRule.SIZE_MINUS_ONE, margin)
+        boxes = boxes_of_points(cameras, recorded["region_points"], seen, PixelConvention.SIZE_MINUS_ONE, margin)
         assert torch.allclose(boxes.centre, recorded[name]["center_ndc"], atol=1e-5)
         assert torch.equal(boxes.extent_px, torch.stack([recorded[name]["w_pix"], recorded[name]["h_pix"]], 1))
 
@@ -47,7 +47,7 @@ def test_recorded_crops(parity):
             recorded["region_points"],
             seen,
             tuple(size) if isinstance(size, list) else size,
-            PixelRule.SIZE_MINUS_ONE,
+            PixelConvention.SIZE_MINUS_ONE,
             shrink=not case["args"].get("avoid_scaling_down", True),
         )
         assert found.cameras.image_size == tuple(case["crops"].shape[-2:])
@@ -90,17 +90,17 @@ def test_recorded_intrinsics(parity):
 @pytest.mark.parametrize("count", [0, 1, 40])
 def test_enough_room_gives_back_the_image(count):
     images, points = torch.rand(2, 3, *SIZE), torch.randn(count, 3) * 0.2
-    found = crop_to_points(images, two_cameras(), points, torch.ones(2, count, dtype=torch.bool), SIZE, PixelRule.EXACT)
+    found = crop_to_points(images, two_cameras(), points, torch.ones(2, count, dtype=torch.bool), SIZE, PixelConvention.EXACT)
     assert torch.allclose(found.images, images, atol=1e-4)
     assert torch.allclose(found.cameras.principal_point, two_cameras().principal_point)
-    wide = crop_to_points(images, two_cameras(), points, torch.ones(2, count, dtype=torch.bool), (70, 84), PixelRule.EXACT)
+    wide = crop_to_points(images, two_cameras(), points, torch.ones(2, count, dtype=torch.bool), (70, 84), PixelConvention.EXACT)
     assert torch.allclose(wide.images[:, :, 5:65, 2:82], images, atol=1e-4) and wide.images[:, :, :5].abs().max() < 1e-4
 
 
 def test_exact_crops_are_copies_within_the_view():
     images, cameras = torch.rand(2, 3, *SIZE), two_cameras()
     points = torch.tensor([[-1.5, 0.9, 0.0]])  # near the right and the upper border: +x is left
-    found = crop_to_points(images, cameras, points, torch.ones(2, 1, dtype=torch.bool), (20, 24), PixelRule.EXACT, margin=4)
+    found = crop_to_points(images, cameras, points, torch.ones(2, 1, dtype=torch.bool), (20, 24), PixelConvention.EXACT, margin=4)
     for k in range(2):
         left, top = (cameras.principal_point[k] - found.cameras.principal_point[k]).tolist()
         assert left == int(left) and top == int(top) and 0 <= left <= 56 and 0 <= top <= 40
@@ -108,7 +108,7 @@ def test_exact_crops_are_copies_within_the_view():
 
 
 @pytest.mark.parametrize("shrink", [False, True])
-@pytest.mark.parametrize(("rule", "tolerance"), [(PixelRule.EXACT, 0.1), (PixelRule.SIZE_MINUS_ONE, 0.6)])
+@pytest.mark.parametrize(("rule", "tolerance"), [(PixelConvention.EXACT, 0.1), (PixelConvention.SIZE_MINUS_ONE, 0.6)])
 def test_points_keep_their_content(rule, tolerance, shrink):
     """A blob drawn where a point projects is found where the camera of the crop projects it, within the half pixel of the authors' warp."""
     cameras, point = two_cameras(), torch.tensor([[0.5, -0.3, 0.2]])
@@ -124,7 +124,7 @@ def test_points_keep_their_content(rule, tolerance, shrink):
     assert (found.cameras.principal_point - cameras.principal_point).abs().max() > 1
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 def test_crops_as_large_as_the_boxes_hold_every_seen_point(rule):
     cameras, points = two_cameras(), torch.randn(50, 3) * 0.2
     seen = torch.rand(2, 50) < 0.5
@@ -138,7 +138,7 @@ def test_crops_as_large_as_the_boxes_hold_every_seen_point(rule):
     assert max(longer) == 70 and min(longer) / 70 == pytest.approx(min(height, width) / max(height, width), abs=1 / 70)
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 def test_only_seen_points_count(rule):
     cameras, points = two_cameras(), torch.randn(20, 3) * 0.2
     seen = torch.zeros(2, 20, dtype=torch.bool)
@@ -154,5 +154,5 @@ def test_only_seen_points_count(rule):
 
 def test_no_gradients():
     images, points = torch.rand(2, 3, *SIZE, requires_grad=True), torch.zeros(1, 3, requires_grad=True)
-    found = crop_to_points(images, two_cameras(), points, torch.ones(2, 1, dtype=torch.bool), (32, 32), PixelRule.EXACT)
+    found = crop_to_points(images, two_cameras(), points, torch.ones(2, 1, dtype=torch.bool), (32, 32), PixelConvention.EXACT)
     assert not found.images.requires_grad and not found.cameras.principal_point.requires_grad

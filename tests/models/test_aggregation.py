@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.nets.aggregation import Looked, Mean, Sphere
+from npbgpp.nets.aggregation import Mean, PointDirections, Sphere
 
 
-def looked(points, R_row, T) -> Looked:
-    return Looked(points + R_row @ T, R_row[None, :, 2])
+def looked(points, R_row, T) -> PointDirections:
+    return PointDirections(points + R_row @ T, R_row[None, :, 2])
 
 
 def close(found, expected, relative=1e-5):
@@ -103,10 +103,10 @@ def test_sums_do_not_depend_on_the_order_and_solve_the_regression():
     aggregator = Sphere(descriptor_dim=5, m=6)
     offsets, features = torch.randn(9, 3) * 3, torch.randn(9, 5)
     axis = torch.tensor([[0.0, 0.0, 1.0]])
-    rows = aggregator.observe(features, torch.ones(9), Looked(offsets, axis))
+    rows = aggregator.observe(features, torch.ones(9), PointDirections(offsets, axis))
     shuffled = rows[torch.randperm(9)].sum(0, keepdim=True)
     close(shuffled, rows.sum(0, keepdim=True))
-    expected = dense_ridge(aggregator, Looked(offsets, axis), features)
+    expected = dense_ridge(aggregator, PointDirections(offsets, axis), features)
     close(aggregator.solve(shuffled)[0].double(), expected, 1e-4)
 
 
@@ -115,9 +115,9 @@ def test_gradients_of_the_solve_equal_those_of_a_library_solve():
     axis = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
     offsets, features = torch.randn(7, 3).double(), torch.randn(7, 3, requires_grad=True, dtype=torch.float64)
     weights = torch.randn(15).double()
-    fast = aggregator.solve(aggregator.observe(features, torch.ones(7).double(), Looked(offsets, axis)).sum(0, keepdim=True))[0]
+    fast = aggregator.solve(aggregator.observe(features, torch.ones(7).double(), PointDirections(offsets, axis)).sum(0, keepdim=True))[0]
     (gradient,) = torch.autograd.grad((fast * weights).sum(), features)
-    plain = dense_ridge(aggregator, Looked(offsets, axis), features)
+    plain = dense_ridge(aggregator, PointDirections(offsets, axis), features)
     (expected,) = torch.autograd.grad((plain * weights).sum(), features)
     assert torch.allclose(gradient, expected, atol=1e-10)
 
@@ -137,7 +137,7 @@ def test_solving_leaves_the_sums_as_they_are():
 def test_the_ridge_learns_where_nothing_else_does():
     """Fixed features and a fixed basis: the sums need no gradient, the ridge does."""
     aggregator = Sphere(descriptor_dim=3, type="spherical", m=4, learnable_alpha=True)
-    sums = aggregator.observe(torch.randn(5, 3), torch.ones(5), Looked(torch.randn(5, 3), torch.ones(1, 3))).sum(0, keepdim=True)
+    sums = aggregator.observe(torch.randn(5, 3), torch.ones(5), PointDirections(torch.randn(5, 3), torch.ones(1, 3))).sum(0, keepdim=True)
     assert not sums.requires_grad
     aggregator.solve(sums).square().sum().backward()
     assert aggregator.alpha.grad.abs().min() > 0
@@ -154,8 +154,8 @@ def test_one_view_gives_its_feature_back():
     aggregator = Sphere(descriptor_dim=3)
     features = torch.randn(4, 3)
     axis = torch.tensor([[0.0, 0.0, 1.0]])
-    coefficients = aggregator.solve(aggregator.observe(features, torch.ones(4), Looked(torch.randn(4, 3), axis)))
-    close(aggregator.describe(coefficients, Looked(torch.randn(4, 3), axis)), features)
+    coefficients = aggregator.solve(aggregator.observe(features, torch.ones(4), PointDirections(torch.randn(4, 3), axis)))
+    close(aggregator.describe(coefficients, PointDirections(torch.randn(4, 3), axis)), features)
 
 
 def test_wrong_settings_are_named():

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelRule
-from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterize import Level, rasterize
 from npbgpp.points.feature_pyramid import NearestScatterRasterizer
 
@@ -33,14 +33,14 @@ def build(recorded: dict, **settings) -> NearestScatterRasterizer:
 
 
 def winning_rows(
-    points: Tensor, valid: Tensor, cameras: Cameras, levels: tuple[Level, ...], rule: PixelRule = PixelRule.SIZE_MINUS_ONE
+    points: Tensor, valid: Tensor, cameras: Cameras, levels: tuple[Level, ...], rule: PixelConvention = PixelConvention.SIZE_MINUS_ONE
 ) -> list[Tensor]:
     """Per level, the row of every cell in the flattened (b n) clouds, -1 where it is empty; invalid points do not exist."""
     count = points.shape[1]
     found: list[list[Tensor]] = [[] for _ in levels]
     for k in range(len(points)):
         kept = valid[k].nonzero()[:, 0]
-        for rows, fragments in zip(found, rasterize(BlockedCloud.build(points[k, kept]), cameras[k], levels, 1.0, rule), strict=True):
+        for rows, fragments in zip(found, rasterize(ChunkedCloud.build(points[k, kept]), cameras[k], levels, 1.0, rule), strict=True):
             hit = fragments.index >= 0
             rows.append(torch.full_like(fragments.index, -1).masked_scatter(hit, kept[fragments.index[hit]] + k * count))
     return [torch.stack(rows) for rows in found]

@@ -1,4 +1,4 @@
-"""RefinerUnetV2 and IdentityRefiner: counts, names, sizes, gradients, the recordings, errors."""
+"""NPBGPlusPlusUNet and IdentityRefiner: counts, names, sizes, gradients, the recordings, errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from npbgpp.errors import InputError
-from npbgpp.nets.unet import IdentityRefiner, RefinerUnetV2
+from npbgpp.nets.unet import IdentityRefiner, NPBGPlusPlusUNet
 
 RELEASED: dict[str, Any] = {"in_channels": [9] * 5, "out_channels": 3, "filters": [16, 32, 48, 64, 80], "padding_mode": "reflect"}
 TINY: dict[str, Any] = {"in_channels": [4] * 5, "out_channels": 3, "filters": [10, 11, 12, 13, 14]}
@@ -63,7 +63,7 @@ def plain_forward(weights: dict[str, torch.Tensor], levels: list[torch.Tensor]) 
 
 
 def test_parameter_counts() -> None:
-    net = RefinerUnetV2(**RELEASED)
+    net = NPBGPlusPlusUNet(**RELEASED)
     counts = {name: sum(p.numel() for p in child.parameters()) for name, child in net.named_children()}
     downs = {"down1": 6670, "down2": 22542, "down3": 47630, "down4": 81934}
     ups = {"up4": 124512, "up3": 41520, "up2": 12120, "up1": 3036}
@@ -73,7 +73,7 @@ def test_parameter_counts() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (47, 61)])
 def test_fast_network_is_the_plain_one_in_values_and_gradients(size: tuple[int, int]) -> None:
-    net = RefinerUnetV2(**RELEASED)
+    net = NPBGPlusPlusUNet(**RELEASED)
     fast, plain = (
         [level.requires_grad_() for level in levels] for levels in zip(*[(x, x.clone()) for x in pyramid(*size, b=2)], strict=True)
     )
@@ -90,7 +90,7 @@ def test_fast_network_is_the_plain_one_in_values_and_gradients(size: tuple[int, 
 
 
 def test_layout_of_the_input_does_not_matter_and_the_result_is_contiguous() -> None:
-    net, levels = RefinerUnetV2(**RELEASED), pyramid(32, 48)
+    net, levels = NPBGPlusPlusUNet(**RELEASED), pyramid(32, 48)
     other = [level.contiguous(memory_format=torch.channels_last) for level in levels]
     got = net(levels)
     assert torch.equal(got, net(other))
@@ -99,7 +99,7 @@ def test_layout_of_the_input_does_not_matter_and_the_result_is_contiguous() -> N
 
 
 def test_features_stay_channels_last_on_a_cpu() -> None:
-    net, layouts = RefinerUnetV2(**RELEASED), []
+    net, layouts = NPBGPlusPlusUNet(**RELEASED), []
     for block in (net.start, net.down2, net.center, net.up3, net.up1):
         block.register_forward_hook(lambda _module, _inputs, y: layouts.append(y.is_contiguous(memory_format=torch.channels_last)))
     net(pyramid(32, 48))
@@ -108,7 +108,7 @@ def test_features_stay_channels_last_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_batched_is_looped(options: dict[str, Any]) -> None:
-    net = RefinerUnetV2(**TINY | options).eval()
+    net = NPBGPlusPlusUNet(**TINY | options).eval()
     levels = pyramid(34, 41, net.in_channels[: 2 if "in_channels" in options else 5], b=3)
     looped = torch.cat([net([level[i : i + 1] for level in levels]) for i in range(3)])
     torch.testing.assert_close(net(levels), looped, rtol=1e-5, atol=1e-6)
@@ -118,7 +118,7 @@ def test_batched_is_looped(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", [(32, 32), (33, 63), (45, 38)])
 def test_any_size_is_kept(options: dict[str, Any], size: tuple[int, int]) -> None:
     arguments = TINY | options
-    out = RefinerUnetV2(**arguments)(pyramid(*size, arguments["in_channels"]))
+    out = NPBGPlusPlusUNet(**arguments)(pyramid(*size, arguments["in_channels"]))
     assert out.shape == (1, arguments["out_channels"], *size)
     bounds = {"sigmoid": (0, 1), "tanh": (-1, 1)}.get(options.get("last_act", ""), (-1e3, 1e3))
     assert bounds[0] <= float(out.detach().min()) <= float(out.detach().max()) <= bounds[1]
@@ -126,7 +126,7 @@ def test_any_size_is_kept(options: dict[str, Any], size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_gradient_reaches_every_parameter_and_level(options: dict[str, Any]) -> None:
-    net = RefinerUnetV2(**TINY | options).eval()  # in training mode batch statistics cancel the bias before them
+    net = NPBGPlusPlusUNet(**TINY | options).eval()  # in training mode batch statistics cancel the bias before them
     # The coarsest level is 4x4: of 2x2 pixels the median with zeros outside is always 0.
     levels = [level.requires_grad_() for level in pyramid(67, 64, (TINY | options)["in_channels"])]
     net(levels).square().sum().backward()
@@ -135,20 +135,20 @@ def test_gradient_reaches_every_parameter_and_level(options: dict[str, Any]) -> 
 
 
 def test_start_of_the_final_bias() -> None:
-    assert RefinerUnetV2(**RELEASED).final.bias.tolist() == [0.5, 0.5, 0.5]
-    assert RefinerUnetV2(**RELEASED | {"out_channels": 4}).final.bias.tolist() == [0.5, 0.5, 0.5, 0.0]
+    assert NPBGPlusPlusUNet(**RELEASED).final.bias.tolist() == [0.5, 0.5, 0.5]
+    assert NPBGPlusPlusUNet(**RELEASED | {"out_channels": 4}).final.bias.tolist() == [0.5, 0.5, 0.5, 0.0]
 
 
 def test_lists_of_the_caller_stay_as_they_are() -> None:
     channels, filters = [4, 4], [10, 11, 12, 13, 14]
-    RefinerUnetV2(in_channels=channels, filters=filters)
+    NPBGPlusPlusUNet(in_channels=channels, filters=filters)
     assert (channels, filters) == ([4, 4], [10, 11, 12, 13, 14])
 
 
 def test_released_names_load_strictly(parity) -> None:
     state = parity("h_ckpt_npbgpp_sphere.pt")["state_dict"]
     weights = {key.removeprefix("refiner."): value for key, value in state.items() if key.startswith("refiner.")}
-    net = RefinerUnetV2(**RELEASED)
+    net = NPBGPlusPlusUNet(**RELEASED)
     assert list(net.state_dict()) == list(weights)
     net.load_state_dict(weights, strict=True)
     for case in parity("f2_refiner.pt")["cases"]:
@@ -158,7 +158,7 @@ def test_released_names_load_strictly(parity) -> None:
 @pytest.mark.parametrize("variant", range(6))
 def test_recorded_variants(parity, variant: int) -> None:
     record = parity("f3_refiner_variants.pt")[variant]
-    net = RefinerUnetV2(**record["kwargs"]).eval()
+    net = NPBGPlusPlusUNet(**record["kwargs"]).eval()
     assert list(net.state_dict()) == list(record["state_dict"])
     net.load_state_dict(record["state_dict"], strict=True)
     assert relative(net(record["inputs"]), record["output"]) < 1e-5
@@ -184,12 +184,12 @@ def test_recorded_variants(parity, variant: int) -> None:
 )
 def test_wrong_arguments_are_named(key: str, value: object) -> None:
     with pytest.raises(InputError, match=key) as error:
-        RefinerUnetV2(**RELEASED | {key: value})
+        NPBGPlusPlusUNet(**RELEASED | {key: value})
     assert (repr(value) in str(error.value)) or key == "filters"
 
 
 def test_wrong_pyramids_are_refused() -> None:
-    net = RefinerUnetV2(**RELEASED)
+    net = NPBGPlusPlusUNet(**RELEASED)
     with pytest.raises(InputError, match="5 levels"):
         net(pyramid(32, 32)[:4])
     with pytest.raises(InputError, match="channels"):
@@ -198,7 +198,7 @@ def test_wrong_pyramids_are_refused() -> None:
         net([*pyramid(40, 40)[:2], *pyramid(32, 32)[2:]])
     with pytest.raises(InputError, match="at least 32 pixels.*31 x 64"):
         net(pyramid(31, 64))
-    assert RefinerUnetV2(**RELEASED | {"padding_mode": "replicate"})(pyramid(16, 31)).shape == (1, 3, 16, 31)
+    assert NPBGPlusPlusUNet(**RELEASED | {"padding_mode": "replicate"})(pyramid(16, 31)).shape == (1, 3, 16, 31)
 
 
 def test_identity_refiner_is_the_first_three_channels() -> None:

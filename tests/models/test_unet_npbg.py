@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from npbgpp.errors import InputError
-from npbgpp.nets.unet import RefinerUNet
+from npbgpp.nets.unet import NPBGUNet
 
 SMALL: dict[str, Any] = {"in_channels": [2] * 5, "net_size": 16}
 
@@ -42,7 +42,7 @@ def plain_forward(weights: dict[str, torch.Tensor], levels: list[torch.Tensor], 
 
 
 def test_parameter_count() -> None:
-    assert sum(p.numel() for p in RefinerUNet().parameters()) == 1_928_771
+    assert sum(p.numel() for p in NPBGUNet().parameters()) == 1_928_771
 
 
 def test_parameter_names() -> None:
@@ -52,13 +52,13 @@ def test_parameter_names() -> None:
         if not name.startswith("up"):
             expected |= {f"{name}.block.norm.{kind}" for kind in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
     expected |= {f"up{k}.up.1.0.{kind}" for k in range(1, 5) for kind in ("weight", "bias")}
-    assert set(RefinerUNet().state_dict()) == expected | {"final.0.weight", "final.0.bias"}
-    assert "final.0.weight" in RefinerUNet(**SMALL, last_act="tanh").state_dict()
+    assert set(NPBGUNet().state_dict()) == expected | {"final.0.weight", "final.0.bias"}
+    assert "final.0.weight" in NPBGUNet(**SMALL, last_act="tanh").state_dict()
 
 
 @pytest.mark.parametrize("mode", ["reflect", "zeros"])
 def test_equals_the_plain_network_where_sizes_are_multiples_of_16(mode: str) -> None:
-    net = RefinerUNet(**SMALL, padding_mode=mode)
+    net = NPBGUNet(**SMALL, padding_mode=mode)
     for _ in range(3):  # move the running statistics away from 0 and 1
         net(pyramid(32, 32, b=2))
     net.eval()
@@ -71,7 +71,7 @@ def test_equals_the_plain_network_where_sizes_are_multiples_of_16(mode: str) -> 
     "options", [{}, {"upsample_mode": "nearest"}, {"upsample_mode": "deconv", "last_act": "sigmoid"}, {"conv_block": "basic"}]
 )
 def test_any_size_and_every_parameter_learns(options: dict[str, Any]) -> None:
-    net = RefinerUNet(**SMALL, **options).eval()
+    net = NPBGUNet(**SMALL, **options).eval()
     out = net(pyramid(37, 50))
     assert out.shape == (1, 3, 37, 50)
     out.square().sum().backward()
@@ -88,8 +88,8 @@ def test_wrong_arguments_and_sizes_are_named() -> None:
         "out_channels": 0,
     }.items():
         with pytest.raises(InputError, match=key):
-            RefinerUNet(**SMALL | {key: value})
+            NPBGUNet(**SMALL | {key: value})
     with pytest.raises(InputError, match="net_size: level 1 has 8 channels"):
-        RefinerUNet(in_channels=[8] * 5, net_size=16)
+        NPBGUNet(in_channels=[8] * 5, net_size=16)
     with pytest.raises(InputError, match="at least 32 pixels"):
-        RefinerUNet(**SMALL)(pyramid(30, 40))
+        NPBGUNet(**SMALL)(pyramid(30, 40))

@@ -18,13 +18,13 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
-from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.parsers import LAYOUTS
 from npbgpp.parsers import with_cloud as with_points
 from npbgpp.prepare import check
 from npbgpp.prepare.check import Findings, coarse_scale, examine
 from npbgpp.prepare.check_sheet import COLOURS as STAGE_COLOURS
-from npbgpp.prepare.check_sheet import Plan, alone, bases, check_sheet, depth_colours, dots, plans, reduced
+from npbgpp.prepare.check_sheet import Plan, alone, check_sheet, depth_colours, dots, plans, reduced, search_paths
 from npbgpp.prepare.report import axis_name, problems, rows, short, table
 
 from ..layouts.dtu import write
@@ -362,7 +362,7 @@ def test_dots_of_a_mirrored_scene_are_elsewhere(scene):
 def test_points_alone_show_the_colours_of_the_balls(scene):
     cloud = scene.cloud.read()
     camera, photo = reduced(scene.views[2])
-    picture = alone(BlockedCloud.build(cloud.xyz), cloud, camera, NEAR)
+    picture = alone(ChunkedCloud.build(cloud.xyz), cloud, camera, NEAR)
     covered = (picture != picture[:, :1, :1]).any(0)
     uv_px, depth = projected(2, POINTS)
     scale = camera.image_size[1] / SIZE[1]
@@ -374,14 +374,14 @@ def test_points_alone_show_the_colours_of_the_balls(scene):
         assert ball.sum() > 100 and own.float().mean() > 0.9  # two of them touch
         found |= ball
     assert torch.equal(found, covered)
-    plain = alone(BlockedCloud.build(cloud.xyz), PointCloud(cloud.xyz), camera, NEAR)
+    plain = alone(ChunkedCloud.build(cloud.xyz), PointCloud(cloud.xyz), camera, NEAR)
     assert torch.equal((plain != plain[:, :1, :1]).any(0), covered) and not torch.equal(plain, picture)
 
 
 def test_holes_between_points_show_coarser_pixels():
     camera = Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.full((1, 2), 5.0), torch.tensor([[2.5, 2.5]]), (5, 5))
     cloud = PointCloud(torch.tensor([[0.0, 0.0, 5.0]]), torch.tensor([[255, 0, 0]], dtype=torch.uint8))  # in the middle of pixel (2, 2)
-    red = alone(BlockedCloud.build(cloud.xyz), cloud, camera, NEAR)[1] == 0
+    red = alone(ChunkedCloud.build(cloud.xyz), cloud, camera, NEAR)[1] == 0
     assert red[2:4, 2:4].all() and red.sum() == 4
 
 
@@ -399,7 +399,7 @@ def test_the_sheet_holds_photos_dots_points_and_plans(scene, good):
     cloud = scene.cloud.read()
     for row, k in enumerate(good.pictured):
         camera, photo = reduced(scene.views[k])
-        tiles = (photo, dots(photo, camera, cloud.xyz, NEAR), alone(BlockedCloud.build(cloud.xyz), cloud, camera, NEAR))
+        tiles = (photo, dots(photo, camera, cloud.xyz, NEAR), alone(ChunkedCloud.build(cloud.xyz), cloud, camera, NEAR))
         for column, tile in enumerate(tiles):
             top, left = 64 + row * 222, 8 + column * 264
             drawn = pixels[top : top + 192, left : left + 256]
@@ -410,7 +410,7 @@ def test_the_sheet_holds_photos_dots_points_and_plans(scene, good):
 
 def test_cameras_are_drawn_in_the_colours_of_their_purpose(scene, good):
     cloud = scene.cloud.read()
-    for basis in bases(good, torch.tensor([6.0, 6.0, 1.0])):
+    for basis in search_paths(good, torch.tensor([6.0, 6.0, 1.0])):
         torch.testing.assert_close(basis @ basis.T, torch.eye(3))
         assert torch.linalg.det(basis) == pytest.approx(1)
         plan = Plan(basis, torch.zeros(3), 4.0, 400)
@@ -423,13 +423,13 @@ def test_cameras_are_drawn_in_the_colours_of_their_purpose(scene, good):
 
 
 def test_plans_show_what_is_up(good):
-    above, side = bases(good, torch.tensor([1.0, 2.0, 9.0]))
+    above, side = search_paths(good, torch.tensor([1.0, 2.0, 9.0]))
     assert above[2].tolist() == side[1].tolist() == [0, 0, 1]
     assert above[0].tolist() == side[0].tolist() == [0, 1, 0]
     down = replace(good, cameras=replace(good.cameras, up=(0.1, -0.9, 0.2)))
-    assert bases(down, torch.ones(3))[0][2].tolist() == [0, -1, 0]
+    assert search_paths(down, torch.ones(3))[0][2].tolist() == [0, -1, 0]
     unknown = replace(good, cameras=replace(good.cameras, up=None))
-    assert bases(unknown, torch.ones(3))[1][1].tolist() == [0, 0, 1]
+    assert search_paths(unknown, torch.ones(3))[1][1].tolist() == [0, 0, 1]
     plan = Plan(side, torch.tensor([0.0, 1.0, 1.0]), 2.0, 100)
     assert plan.place(torch.tensor([[5.0, 1.0, 1.0], [0.0, 3.0, 1.0], [0.0, 1.0, 3.0]])).tolist() == [[50, 50], [100, 50], [50, 0]]
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelRule
-from npbgpp.kernels.chunks import BlockedCloud, ProjectionNumbers
+from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.kernels.chunks import ChunkedCloud, ProjectionNumbers
 from npbgpp.kernels.rasterize import Level, rasterize
 from npbgpp.kernels.reference import peel_reference
 from npbgpp.points import peeling as module
@@ -72,7 +72,7 @@ def test_equals_reference(seed, count, height, width, layers, footprint, gap):
     """Indices and depths, and values and gradients of feature images made of them, the default feature's too."""
     size = (height, width)
     points, camera = dyadic_points(count, seed, size), dyadic_camera(size)
-    found = peel(BlockedCloud.build(points, block=8), camera, layers, footprint, gap)
+    found = peel(ChunkedCloud.build(points, block=8), camera, layers, footprint, gap)
     expected = peel_reference(projected(points, camera), size, layers, footprint.near, footprint.far, footprint.max_splat, gap)
     features = torch.randn(count, 3, dtype=torch.float64, requires_grad=True)
     default = torch.randn(1, 3, 1, 1, dtype=torch.float64, requires_grad=True)
@@ -103,8 +103,8 @@ def test_one_layer_of_single_pixels_is_the_finest_level_of_the_rasteriser(image_
     rotation = rotation * torch.linalg.det(rotation).sign()
     principal = torch.tensor([[image_size[1] / 2 + 0.3, image_size[0] / 2 - 0.7]])
     camera = Cameras(rotation[None], torch.tensor([[0.1, -0.2, 3.0]]), torch.full((1, 2), 1.1 * image_size[1]), principal, image_size)
-    cloud = BlockedCloud.build(torch.randn(50_000, 3))
-    (level,) = rasterize(cloud, camera, [Level(1.0)], 0.0, PixelRule.EXACT)
+    cloud = ChunkedCloud.build(torch.randn(50_000, 3))
+    (level,) = rasterize(cloud, camera, [Level(1.0)], 0.0, PixelConvention.EXACT)
     (layer,) = peel(cloud, camera, 1, Footprint(1.0, 2.0, 0.0))
     assert torch.equal(layer.index, level.index) and torch.equal(layer.depth, level.depth)
     assert (layer.index >= 0).any() and not layer.beyond.any()
@@ -113,7 +113,7 @@ def test_one_layer_of_single_pixels_is_the_finest_level_of_the_rasteriser(image_
 def test_layers_of_single_pixels_are_the_points_of_each_pixel_in_order():
     size = (24, 32)
     points, camera = dyadic_points(4000, 3, size), dyadic_camera(size)
-    layers = peel(BlockedCloud.build(points), camera, 6, Footprint(1.0, 2.0, 0.0))
+    layers = peel(ChunkedCloud.build(points), camera, 6, Footprint(1.0, 2.0, 0.0))
     uvd = projected(points, camera)
     for row, column in ((0, 0), (5, 31), (23, 17), (12, 8)):
         there = ((uvd[:, 0].floor() == column) & (uvd[:, 1].floor() == row) & (uvd[:, 2] > 0)).nonzero()[:, 0].tolist()
@@ -126,7 +126,7 @@ def test_layers_of_single_pixels_are_the_points_of_each_pixel_in_order():
 def test_no_point_is_in_two_layers_and_depth_grows(seed, footprint, count):
     size = (20, 28)
     points = dyadic_points(300, seed, size)
-    layers = peel(BlockedCloud.build(points, block=16), dyadic_camera(size), count, footprint)
+    layers = peel(ChunkedCloud.build(points, block=16), dyadic_camera(size), count, footprint)
     seen: set[int] = set()
     for k, layer in enumerate(layers):
         winners = set(layer.index.flatten().tolist()) - {-1}
@@ -144,7 +144,7 @@ def test_footprints_reach_every_border(image_size):
     height, width = image_size
     corners = [(0.5, 0.5), (width - 0.5, 0.5), (0.5, height - 0.5), (width - 0.5, height - 0.5)]
     points = at_pixels(*((u, v, 1.0) for u, v in corners), image_size=image_size)
-    (layer,) = peel(BlockedCloud.build(points), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 1.0))
+    (layer,) = peel(ChunkedCloud.build(points), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 1.0))
     expected = torch.full(image_size, -1)
     expected[:2, :2], expected[:2, -2:], expected[-2:, :2], expected[-2:, -2:] = 0, 1, 2, 3
     assert torch.equal(layer.index, expected)
@@ -156,7 +156,7 @@ def test_points_beside_the_image_reach_into_it(image_size):
     height, width = image_size
     middles = [(-0.5, height / 2 + 0.5), (width / 2 + 0.5, -0.5), (width + 0.5, height / 2 + 0.5), (width / 2 + 0.5, height + 0.5)]
     points = at_pixels(*((u, v, 1.0) for u, v in middles), image_size=image_size)
-    (layer,) = peel(BlockedCloud.build(points, block=1), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 1.0))
+    (layer,) = peel(ChunkedCloud.build(points, block=1), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 1.0))
     row, column = height // 2, width // 2
     for k, place in enumerate(
         (
@@ -175,7 +175,7 @@ def test_every_column_and_row_gives_gradients(image_size):
     """One point per pixel: each gets the gradient of its own pixel, in wide and in high images."""
     height, width = image_size
     points = at_pixels(*((j + 0.5, i + 0.5, 1.0) for i in range(height) for j in range(width)), image_size=image_size)
-    (layer,) = peel(BlockedCloud.build(points), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 0.0))
+    (layer,) = peel(ChunkedCloud.build(points), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 0.0))
     features = torch.zeros(height * width, 1, requires_grad=True)
     image = splat(layer.index[None], feature_table(features, torch.zeros(1, 1, 1, 1)))[0, 0]
     weights = torch.arange(1.0, height * width + 1)
@@ -185,7 +185,7 @@ def test_every_column_and_row_gives_gradients(image_size):
 
 def test_a_point_gets_the_gradients_of_all_pixels_of_its_footprint():
     size = (8, 8)
-    (layer,) = peel(BlockedCloud.build(at_pixels((4.5, 4.5, 1.0), image_size=size)), dyadic_camera(size), 1, Footprint(1.0, 2.0, 1.0))
+    (layer,) = peel(ChunkedCloud.build(at_pixels((4.5, 4.5, 1.0), image_size=size)), dyadic_camera(size), 1, Footprint(1.0, 2.0, 1.0))
     feature = torch.zeros(1, 1, requires_grad=True)
     splat(layer.index[None], feature_table(feature, torch.zeros(1, 1, 1, 1)))[0, 0].sum().backward()
     assert feature.grad.item() == 9
@@ -196,7 +196,7 @@ def test_a_point_that_won_anywhere_is_gone_everywhere():
     """Point 1 wins the pixel left of the others and is hidden elsewhere: the next layer does not show it again, but the one behind it."""
     size = (8, 8)
     points = at_pixels((4.5, 4.5, 1.0), (3.5, 4.5, 1.5), (4.5, 4.5, 1.75), image_size=size)
-    first, second = peel(BlockedCloud.build(points), dyadic_camera(size), 2, Footprint(1.0, 16.0, 1.0))
+    first, second = peel(ChunkedCloud.build(points), dyadic_camera(size), 2, Footprint(1.0, 16.0, 1.0))
     assert first.index[4, 4] == 0 and (first.index == 1).any()
     assert second.index[4, 4] == 2 and not (second.index == 1).any()
 
@@ -204,11 +204,11 @@ def test_a_point_that_won_anywhere_is_gone_everywhere():
 def test_a_gap_ends_a_pixel():
     size = (4, 4)
     points = at_pixels((1.5, 1.5, 1.0), (1.5, 1.5, 1.5), (1.5, 1.5, 3.0), (1.5, 1.5, 3.25), image_size=size)
-    layers = peel(BlockedCloud.build(points), dyadic_camera(size), 4, Footprint(1.0, 2.0, 0.0), gap=1.0)
+    layers = peel(ChunkedCloud.build(points), dyadic_camera(size), 4, Footprint(1.0, 2.0, 0.0), gap=1.0)
     assert [int(layer.index[1, 1]) for layer in layers] == [0, 1, -1, -1]
     assert [bool(layer.beyond[1, 1]) for layer in layers] == [False, False, True, True]
     assert sum(int(layer.beyond.sum()) for layer in layers) == 2
-    assert [int(layer.index[1, 1]) for layer in peel(BlockedCloud.build(points), dyadic_camera(size), 4, Footprint(1.0, 2.0, 0.0))] == [
+    assert [int(layer.index[1, 1]) for layer in peel(ChunkedCloud.build(points), dyadic_camera(size), 4, Footprint(1.0, 2.0, 0.0))] == [
         0,
         1,
         2,
@@ -226,7 +226,7 @@ def test_later_layers_project_nothing_and_draw_what_is_left(monkeypatch):
     )
     size = (32, 32)
     xy = torch.rand(40_000, 2) * 40 - 20
-    cloud = BlockedCloud.build(torch.cat([xy, torch.rand(40_000, 1) + 4], 1), block=64)
+    cloud = ChunkedCloud.build(torch.cat([xy, torch.rand(40_000, 1) + 4], 1), block=64)
     layers = peel(cloud, dyadic_camera(size), 4, Footprint(4.0, 8.0, 1.0))
     assert 0 < sum(applied[1:]) < 0.15 * len(cloud)  # the camera sees a twenty-fifth of the cloud; the first are the corners of all blocks
     for before, after, layer in zip(drawn, drawn[1:], layers, strict=False):
@@ -237,9 +237,9 @@ def test_empty_clouds_points_behind_and_wrong_arguments():
     size = (8, 8)
     camera, footprint = dyadic_camera(size), Footprint(1.0, 2.0, 1.0)
     for points in (torch.zeros(0, 3), torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]])):
-        layers = peel(BlockedCloud.build(points), camera, 3, footprint)
+        layers = peel(ChunkedCloud.build(points), camera, 3, footprint)
         assert all((layer.index == -1).all() and layer.depth.isinf().all() and not layer.beyond.any() for layer in layers)
-    some = BlockedCloud.build(torch.ones(1, 3))
+    some = ChunkedCloud.build(torch.ones(1, 3))
     with pytest.raises(ValueError, match="at least one layer"):
         peel(some, camera, 0, footprint)
     with pytest.raises(ValueError, match="one camera"):
@@ -251,5 +251,5 @@ def test_empty_clouds_points_behind_and_wrong_arguments():
 def test_chosen_rows_keep_their_numbers():
     size = (8, 8)
     points = at_pixels((4.5, 4.5, 1.0), (4.5, 4.5, 1.5), (4.5, 4.5, 1.75), image_size=size)
-    cloud = BlockedCloud.build(points, rows=torch.tensor([1, 2]))
+    cloud = ChunkedCloud.build(points, rows=torch.tensor([1, 2]))
     assert [int(layer.index[4, 4]) for layer in peel(cloud, dyadic_camera(size), 3, Footprint(1.0, 2.0, 0.0))] == [1, 2, -1]

@@ -6,18 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid
 from npbgpp.kernels import rasterize as module
-from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterize import Level, rasterize
 from npbgpp.kernels.reference import rasterize_reference
 
 PYRAMID = [Level(1.0), Level(0.5), Level(0.25), Level(0.125), Level(0.0625)]
 
 
-def dyadic_camera(image_size: tuple[int, int], rule: PixelRule) -> Cameras:
+def dyadic_camera(image_size: tuple[int, int], rule: PixelConvention) -> Cameras:
     """Identity pose and power-of-two intrinsics: projections of dyadic points are exact in float32, so both rasterisers see the same numbers."""
-    if rule is PixelRule.EXACT:
+    if rule is PixelConvention.EXACT:
         height, width = image_size
         return Cameras(
             torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[64.0, 64.0]]), torch.tensor([[width / 2, height / 2]]), image_size
@@ -35,16 +35,16 @@ def cloud(n: int, seed: int, spread: float = 1.4) -> torch.Tensor:
     return points
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 @pytest.mark.parametrize("image_size", [(64, 64), (48, 80), (97, 61), (33, 40)])
 @pytest.mark.parametrize("levels", [[*PYRAMID, Level(0.5, 2), Level(0.3)], PYRAMID[:3], [Level(0.5)]], ids=["any", "nested", "half"])
 def test_equals_reference(rule, image_size, levels, monkeypatch):
     monkeypatch.setattr(module, "_CPU_CHUNK", 512)  # several chunks and bound updates on a small cloud
     points, camera = cloud(6000, seed=1), dyadic_camera(image_size, rule)
-    fragments = rasterize(BlockedCloud.build(points, block=32), camera, levels, 1.0, rule)
+    fragments = rasterize(ChunkedCloud.build(points, block=32), camera, levels, 1.0, rule)
     xyd = PixelGrid(rule, image_size).normalise(camera, points)[0]
     for level, found in zip(levels, fragments, strict=True):
-        index, depth = rasterize_reference(xyd, image_size, level.scale, level.supersampling, 1.0, rule is PixelRule.SIZE_MINUS_ONE)
+        index, depth = rasterize_reference(xyd, image_size, level.scale, level.supersampling, 1.0, rule is PixelConvention.SIZE_MINUS_ONE)
         assert torch.equal(found.index, index)
         assert torch.equal(found.depth, depth)
     assert (fragments[0].index >= 0).any()
@@ -52,12 +52,12 @@ def test_equals_reference(rule, image_size, levels, monkeypatch):
 
 @pytest.mark.parametrize("image_size", [(64, 64), (97, 61)])
 def test_no_point_asks_for_its_cell_where_levels_nest(image_size, monkeypatch):
-    camera, looked_up, look_up = dyadic_camera(image_size, PixelRule.EXACT), [], torch.index_select
+    camera, looked_up, look_up = dyadic_camera(image_size, PixelConvention.EXACT), [], torch.index_select
     monkeypatch.setattr(torch, "index_select", lambda source, *rest, **out: (looked_up.append(source), look_up(source, *rest, **out))[1])
     grids = {}
     for levels in ((1.0, 0.5, 0.25), (1.0, 0.3)):
         looked_up.clear()
-        rasterize(BlockedCloud.build(cloud(500, 3)), camera, [Level(scale) for scale in levels], 1.0, PixelRule.EXACT)
+        rasterize(ChunkedCloud.build(cloud(500, 3)), camera, [Level(scale) for scale in levels], 1.0, PixelConvention.EXACT)
         grids[levels] = any(source.dtype == torch.int32 and source.dim() == 1 for source in looked_up)  # the table of slots
     assert list(grids.values()) == [False, True]
 
@@ -74,10 +74,12 @@ def test_few_points_are_ambiguous(monkeypatch):
         module._Canvas, "_lower_level", lambda self, k, xy, *rest: (waiting.append(xy.shape[1]), level(self, k, xy, *rest))[1]
     )
     points = torch.cat([torch.rand(60_000, 2) * 2 - 1, torch.rand(60_000, 1) * 4 + 4], 1)
-    rasterize(BlockedCloud.build(points), dyadic_camera((256, 256), PixelRule.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
+    rasterize(
+        ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelConvention.SIZE_MINUS_ONE
+    )
     assert 0 < waiting[0] < 0.1 * sum(drawn)
     waiting.clear()
-    rasterize(BlockedCloud.build(points), dyadic_camera((256, 256), PixelRule.EXACT), PYRAMID, 1.0, PixelRule.EXACT)
+    rasterize(ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.EXACT), PYRAMID, 1.0, PixelConvention.EXACT)
     assert not waiting
 
 
@@ -88,26 +90,26 @@ def test_work_grows_with_what_is_visible(monkeypatch):
         module._Canvas, "_project", lambda self, cloud, part, *rest: (seen.append(len(part)), original(self, cloud, part, *rest))[1]
     )
     points = torch.cat([torch.rand(50_000, 2) * 40 - 20, torch.full((50_000, 1), 4.0)], 1)
-    cloud = BlockedCloud.build(points, block=64)
-    rasterize(cloud, dyadic_camera((32, 32), PixelRule.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
+    cloud = ChunkedCloud.build(points, block=64)
+    rasterize(cloud, dyadic_camera((32, 32), PixelConvention.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelConvention.SIZE_MINUS_ONE)
     assert 0 < sum(seen) < 0.1 * cloud.index.shape[0]
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(17, 70), st.integers(17, 70), st.sampled_from(list(PixelRule)))
+@given(st.integers(0, 10_000), st.integers(17, 70), st.integers(17, 70), st.sampled_from(list(PixelConvention)))
 def test_order_of_points_and_chunking_do_not_matter(seed, height, width, rule):
     points, camera = cloud(800, seed), dyadic_camera((height, width), rule)
     levels = [Level(s) for s in (1.0, 0.5, 0.25)]
-    whole = rasterize(BlockedCloud.build(points, block=16), camera, levels, 1.0, rule)
+    whole = rasterize(ChunkedCloud.build(points, block=16), camera, levels, 1.0, rule)
     permutation = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
-    shuffled = rasterize(BlockedCloud.build(points[permutation]), camera, levels, 1.0, rule)
+    shuffled = rasterize(ChunkedCloud.build(points[permutation]), camera, levels, 1.0, rule)
     for a, b in zip(whole, shuffled, strict=True):
         assert torch.equal(a.depth, b.depth)
         hit = a.index >= 0
         assert torch.equal(points[a.index[hit]][:, 2], points[permutation][b.index[hit]][:, 2])
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 @pytest.mark.parametrize("image_size", [(512, 512), (363, 480), (200, 725)])
 def test_points_at_any_place_equal_one_pass_per_level(rule, image_size):
     """Coordinates that are not exact in float32, many of them near borders: the refined grid against every level on its own."""
@@ -129,7 +131,7 @@ def test_points_at_any_place_equal_one_pass_per_level(rule, image_size):
     x, y = xh / (depth + grid.epsilon), yh / (depth + grid.epsilon)
     seen = grid.inside(x, y) & (depth > 1.0)
     keys = (depth.view(torch.int32).long() << 32) | torch.arange(len(points))
-    for level, found in zip(levels, rasterize(BlockedCloud.build(points), camera, levels, 1.0, rule), strict=True):
+    for level, found in zip(levels, rasterize(ChunkedCloud.build(points), camera, levels, 1.0, rule), strict=True):
         size = grid.level_size(level.scale)
         row, column = grid.cells(x, y, level.scale, size)
         kept = seen & (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
@@ -140,33 +142,33 @@ def test_points_at_any_place_equal_one_pass_per_level(rule, image_size):
 
 
 def test_ties_near_plane_and_index_beyond_float32():
-    camera = dyadic_camera((16, 16), PixelRule.SIZE_MINUS_ONE)
+    camera = dyadic_camera((16, 16), PixelConvention.SIZE_MINUS_ONE)
     two = torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, 2.0], [0.0, 0.0, 2.0], [0.3, 0.0, 1.0], [-0.3, 0.0, 1.0001]])
-    found = rasterize(BlockedCloud.build(two), camera, [Level(1.0)], 1.0, PixelRule.SIZE_MINUS_ONE)[0]
+    found = rasterize(ChunkedCloud.build(two), camera, [Level(1.0)], 1.0, PixelConvention.SIZE_MINUS_ONE)[0]
     assert sorted(found.index[found.index >= 0].tolist()) == [1, 4]
     many = torch.full((2**24 + 3, 3), -1.0)
     many[-1] = torch.tensor([0.0, 0.0, 2.0])
     many[-2] = torch.tensor([0.0, 0.0, 2.0])
-    found = rasterize(BlockedCloud.build(many), camera, [Level(1.0)], 1.0, PixelRule.SIZE_MINUS_ONE)[0]
+    found = rasterize(ChunkedCloud.build(many), camera, [Level(1.0)], 1.0, PixelConvention.SIZE_MINUS_ONE)[0]
     assert found.index.max() == 2**24 + 1
 
 
 def test_exact_levels_are_minima_of_two_by_two_blocks():
-    points, camera = cloud(3000, 5), dyadic_camera((64, 64), PixelRule.EXACT)
-    fine, coarse = rasterize(BlockedCloud.build(points), camera, PYRAMID[:2], 1.0, PixelRule.EXACT)
+    points, camera = cloud(3000, 5), dyadic_camera((64, 64), PixelConvention.EXACT)
+    fine, coarse = rasterize(ChunkedCloud.build(points), camera, PYRAMID[:2], 1.0, PixelConvention.EXACT)
     blocks = fine.depth.unfold(0, 2, 2).unfold(1, 2, 2).amin((-1, -2))
     assert torch.equal(coarse.depth, blocks)
 
 
 def test_empty_clouds_and_errors():
-    camera = dyadic_camera((32, 32), PixelRule.EXACT)
-    assert (rasterize(BlockedCloud.build(torch.zeros(0, 3)), camera, PYRAMID, 1.0, PixelRule.EXACT)[0].index == -1).all()
+    camera = dyadic_camera((32, 32), PixelConvention.EXACT)
+    assert (rasterize(ChunkedCloud.build(torch.zeros(0, 3)), camera, PYRAMID, 1.0, PixelConvention.EXACT)[0].index == -1).all()
     with pytest.raises(ValueError, match="one camera"):
-        rasterize(BlockedCloud.build(torch.zeros(1, 3)), Cameras.cat([camera, camera]), PYRAMID, 1.0, PixelRule.EXACT)
+        rasterize(ChunkedCloud.build(torch.zeros(1, 3)), Cameras.cat([camera, camera]), PYRAMID, 1.0, PixelConvention.EXACT)
     with pytest.raises(ValueError, match="near"):
-        rasterize(BlockedCloud.build(torch.zeros(1, 3)), camera, PYRAMID, -0.5, PixelRule.EXACT)
+        rasterize(ChunkedCloud.build(torch.zeros(1, 3)), camera, PYRAMID, -0.5, PixelConvention.EXACT)
     with pytest.raises(ValueError, match="no cell at scale"):
-        rasterize(BlockedCloud.build(torch.zeros(1, 3)), camera, [Level(0.01)], 1.0, PixelRule.EXACT)
+        rasterize(ChunkedCloud.build(torch.zeros(1, 3)), camera, [Level(0.01)], 1.0, PixelConvention.EXACT)
 
 
 @pytest.mark.parametrize("case", range(2))
@@ -182,6 +184,6 @@ def test_recorded_index_pyramids(parity, case):
             recorded["raster_prp_ndc"][k : k + 1],
             (int(height), int(width)),
         )
-        fragments = rasterize(BlockedCloud.build(scene["points"]), camera, PYRAMID, 1.0, PixelRule.SIZE_MINUS_ONE)
+        fragments = rasterize(ChunkedCloud.build(scene["points"]), camera, PYRAMID, 1.0, PixelConvention.SIZE_MINUS_ONE)
         for found, expected in zip(fragments, recorded["index_pyramid"], strict=True):
             assert torch.equal(found.index, expected[k].long())

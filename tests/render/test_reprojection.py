@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.kernels.chunks import BlockedCloud
-from npbgpp.methods.npcr.temporal import carry, unsteadiness, world_points
+from npbgpp.kernels.chunks import ChunkedCloud
+from npbgpp.methods.npcr.temporal import flicker, reproject, world_points
 from npbgpp.points.peeling import Footprint, peel
 
 SIZE = (24, 32)
@@ -22,10 +22,10 @@ def plane(depth: float = 4.0, size: tuple[int, int] = SIZE) -> torch.Tensor:
 
 def test_a_still_camera_keeps_its_picture():
     """Every pixel of a large point is carried to itself, not to the middle of the point."""
-    cloud = BlockedCloud.build(torch.cat([torch.rand(40, 2) * 3 - 1.5, torch.rand(40, 1)], 1))
+    cloud = ChunkedCloud.build(torch.cat([torch.rand(40, 2) * 3 - 1.5, torch.rand(40, 1)], 1))
     (layer,) = peel(cloud, camera(), 1, Footprint(5.0, 6.0, 2.0))
     picture = torch.rand(4, *SIZE)
-    carried = carry(picture, layer.depth, camera(), layer.depth, camera())
+    carried = reproject(picture, layer.depth, camera(), layer.depth, camera())
     shown = layer.index >= 0
     assert shown.sum() > 200 and torch.equal(carried.known, shown)
     assert torch.equal(carried.picture[:, shown], picture[:, shown])
@@ -35,7 +35,7 @@ def test_a_still_camera_keeps_its_picture():
 def test_a_camera_moved_by_whole_pixels_moves_the_picture(pixels):
     """The camera's +x is to the left of its picture: what it sees goes right by as many pixels."""
     picture = torch.rand(4, *SIZE)
-    carried = carry(picture, plane(), camera(), plane(), camera(pixels / 8))
+    carried = reproject(picture, plane(), camera(), plane(), camera(pixels / 8))
     moved = torch.roll(picture, pixels, 2)
     inside = torch.zeros(SIZE, dtype=torch.bool)
     inside[:, max(pixels, 0) : SIZE[1] + min(pixels, 0)] = True
@@ -47,16 +47,16 @@ def test_mixed_precision_moves_nothing():
     """Eight bits tell places apart by pixels where a picture is hundreds of them wide."""
     size = (24, 512)
     views = (torch.rand(4, *size), plane(3.7, size), camera(0.1, size), plane(3.7, size), camera(0.0, size))
-    carried = carry(*views)
+    carried = reproject(*views)
     with torch.autocast("cpu", torch.bfloat16):
-        again = carry(*views)
+        again = reproject(*views)
     assert torch.equal(again.picture, carried.picture) and torch.equal(again.known, carried.known)
 
 
 def test_nothing_is_known_of_empty_pixels_of_either_picture():
     depth, before = plane(), plane()
     depth[3, 4] = before[7, 8] = torch.inf
-    known = carry(torch.rand(4, *SIZE), before, camera(), depth, camera()).known
+    known = reproject(torch.rand(4, *SIZE), before, camera(), depth, camera()).known
     assert not known[3, 4] and not known[7, 8] and known.sum() == known.numel() - 2
 
 
@@ -65,7 +65,7 @@ def test_what_is_hidden_in_the_other_picture_is_not_known(other_depth):
     """A strip nearer, or farther, than the plane that the frame shows: two hundredths of the depth are the same place."""
     before = plane(4.07)
     before[:, 5:9] = other_depth
-    known = carry(torch.rand(4, *SIZE), before, camera(), plane(), camera()).known
+    known = reproject(torch.rand(4, *SIZE), before, camera(), plane(), camera()).known
     assert not known[:, 5:9].any() and known[:, :5].all() and known[:, 9:].all()
 
 
@@ -77,14 +77,14 @@ def test_points_behind_the_other_camera_are_not_known():
         camera().principal_point,
         SIZE,
     )
-    assert not carry(torch.rand(4, *SIZE), plane(), turned, plane(), camera()).known.any()
+    assert not reproject(torch.rand(4, *SIZE), plane(), turned, plane(), camera()).known.any()
 
 
 def test_other_sizes():
     other = camera(size=(12, 16))
     other = Cameras(other.R, other.T, other.focal_length / 2, other.principal_point / 2, (12, 16))
     picture = torch.rand(3, 12, 16)
-    carried = carry(picture, plane(size=(12, 16)), other, plane(), camera())
+    carried = reproject(picture, plane(size=(12, 16)), other, plane(), camera())
     assert torch.equal(carried.picture, picture.repeat_interleave(2, 1).repeat_interleave(2, 2)) and carried.known.all()
 
 
@@ -110,7 +110,7 @@ def test_the_threshold_is_on_the_scale_of_255():
     before[3] = 1.0
     before[:3, :, 10:] += 51 / 255
     before[:3, :, 20:] += 1 / 255
-    alike = carry(before, plane(), camera(), plane(), camera()).alike(current, 8000.0)
+    alike = reproject(before, plane(), camera(), plane(), camera()).alike(current, 8000.0)
     assert alike[:, :20].all() and not alike[:, 20:].any()
 
 
@@ -118,8 +118,8 @@ def test_unsteadiness_is_what_changes_beside_the_motion():
     texture = torch.rand(3, SIZE[0], 64)
     still = [texture[:, :, 16 - k : 48 - k] for k in range(4)]
     cameras, depths = [camera(k / 8) for k in range(4)], [plane()] * 4
-    assert unsteadiness(still, depths, cameras) == pytest.approx(0, abs=1e-6)
+    assert flicker(still, depths, cameras) == pytest.approx(0, abs=1e-6)
     flickering = [picture + 0.1 * (k % 2) for k, picture in enumerate(still)]
-    assert unsteadiness(flickering, depths, cameras) == pytest.approx(25.5, rel=1e-4)
+    assert flicker(flickering, depths, cameras) == pytest.approx(25.5, rel=1e-4)
     with pytest.raises(ValueError, match="same points"):
-        unsteadiness(still, [plane(torch.inf)] * 4, cameras)
+        flicker(still, [plane(torch.inf)] * 4, cameras)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
-from npbgpp.kernels.chunks import BlockedCloud
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterize import Level, rasterize
 from npbgpp.points.visibility import visible_points
 
@@ -33,7 +33,7 @@ def cloud(points: int = 3000) -> Tensor:
     return torch.randn(points, 3) * torch.tensor([1.5, 1.0, 1.0])
 
 
-def by_loop(xyz: Tensor, cameras: Cameras, scale: float, rule: PixelRule) -> Tensor:
+def by_loop(xyz: Tensor, cameras: Cameras, scale: float, rule: PixelConvention) -> Tensor:
     """Point by point: visible if no point of its cell is nearer."""
     grid = PixelGrid(rule, cameras.image_size)
     height, width = grid.level_size(scale)
@@ -51,7 +51,7 @@ def by_loop(xyz: Tensor, cameras: Cameras, scale: float, rule: PixelRule) -> Ten
     return seen
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.3])
 def test_the_nearest_of_a_cell_is_seen(rule, scale):
     xyz = cloud(600)
@@ -60,7 +60,7 @@ def test_the_nearest_of_a_cell_is_seen(rule, scale):
     assert torch.equal(found, by_loop(xyz, two_cameras(), scale, rule))
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 def test_a_point_behind_another_is_hidden_until_cells_no_longer_count(rule):
     camera = two_cameras()[0]
     xyz = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, -5.0], [9.0, 0.0, 0.0], [0.0, 0.0, -2.0]])
@@ -70,7 +70,7 @@ def test_a_point_behind_another_is_hidden_until_cells_no_longer_count(rule):
     assert visible_points(xyz, camera, 1.0, 0.5, rule).tolist() == [[False, False, False, False, False, True]]  # depth 1 counts now
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 def test_cameras_and_the_order_of_points_do_not_matter_to_each_other(rule):
     xyz, cameras, order = cloud(), two_cameras(), torch.randperm(3000)
     both = visible_points(xyz, cameras, 0.5, NEAR, rule)
@@ -80,19 +80,19 @@ def test_cameras_and_the_order_of_points_do_not_matter_to_each_other(rule):
     assert coarse.sum() < both.sum() < every.sum() and not (both & ~every).any()
 
 
-@pytest.mark.parametrize("rule", PixelRule)
+@pytest.mark.parametrize("rule", PixelConvention)
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_it_agrees_with_the_rasteriser(rule, scale):
     xyz, cameras = cloud(), two_cameras()
     for k in range(2):
-        index = rasterize(BlockedCloud.build(xyz), cameras[k], [Level(scale)], NEAR, rule)[0].index
+        index = rasterize(ChunkedCloud.build(xyz), cameras[k], [Level(scale)], NEAR, rule)[0].index
         assert torch.equal(visible_points(xyz, cameras[k], scale, NEAR, rule)[0].nonzero()[:, 0], index[index >= 0].sort().values)
 
 
 def test_no_points_and_no_cells():
-    assert visible_points(torch.zeros(0, 3), two_cameras(), 1.0, NEAR, PixelRule.EXACT).shape == (2, 0)
+    assert visible_points(torch.zeros(0, 3), two_cameras(), 1.0, NEAR, PixelConvention.EXACT).shape == (2, 0)
     with pytest.raises(ValueError, match="no cell at scale 0.01"):
-        visible_points(cloud(), two_cameras(), 0.01, NEAR, PixelRule.EXACT)
+        visible_points(cloud(), two_cameras(), 0.01, NEAR, PixelConvention.EXACT)
 
 
 @pytest.mark.parametrize(("scale", "masked"), [(1.0, True), (0.5, True), (0.25, True), (0.125, True), (1.0, False), (0.25, False)])
@@ -109,5 +109,5 @@ def test_recorded_visibility(parity, scale, masked):
         kept = valid[k].nonzero()[:, 0]
         points = torch.cat([ndc[k, kept, :2] * (ndc[k, kept, 2:] + 1e-7), ndc[k, kept, 2:]], 1)
         found = torch.zeros_like(case["score"][k])
-        found[kept] = visible_points(points, camera, scale, 0.0, PixelRule.SIZE_MINUS_ONE)[0].float()
+        found[kept] = visible_points(points, camera, scale, 0.0, PixelConvention.SIZE_MINUS_ONE)[0].float()
         assert torch.equal(found, case["score"][k])

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 
 from npbgpp.core.config import typed
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Batch, Scene, View
 from npbgpp.geometry.cameras import Cameras
@@ -56,7 +56,7 @@ def build_system(name: str, scenes: dict[str, Scene], folder: Path, *overrides: 
     modules = {key: instantiate(node[key], _convert_="all") for key in networks}
     system, settings = SYSTEMS[values["system_class"]]
     flat = {key: value for key, value in values.items() if key not in networks}
-    return system(typed(settings, flat, "system"), scenes, Bases(folder, folder / "run", folder), ImageMetrics(), **modules)
+    return system(typed(settings, flat, "system"), scenes, SearchPaths(folder, folder / "run", folder), ImageMetrics(), **modules)
 
 
 def build_npbgpp(parity: Callable[[str], Any], folder: Path, name: str, *overrides: str, changes: dict | None = None) -> NPBGPlusPlus:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from npbgpp.core.files import load_tensors
 from npbgpp.methods.npbg import NPBG
-from npbgpp.nets.aggregation import Looked
+from npbgpp.nets.aggregation import PointDirections
 
 from .recorded import build_system, close_to_largest, scene_cameras, write_scene
 
@@ -65,7 +65,7 @@ def test_recorded_images(parity, scene, build, kind):
     torch.testing.assert_close(image, recorded[kind]["image_not_clamped"], rtol=0, atol=2e-5)
     assert torch.equal(drawn_points(system), recorded["valid_mask"])
     resident = system.resident("recorded", False)
-    looked = Looked(resident.xyz_world - cameras[0].centers(), cameras[0].R[:, :, 2])
+    looked = PointDirections(resident.xyz_world - cameras[0].centers(), cameras[0].R[:, :, 2])
     close_to_largest(system.aggregator.describe(resident.table.values, looked), recorded["target_descriptors_first"], 2e-4)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from npbgpp.errors import InputError
 from npbgpp.points.descriptor_tables import DescriptorStore, unique_rows
-from npbgpp.points.sparse_optim import RowTable
+from npbgpp.points.sparse_optim import SparseParameter
 
 CPU = torch.device("cpu")
 
@@ -51,14 +51,14 @@ def test_order_of_places(tmp_path):
     assert store(save, pretrained, read_saved=True).open("a", cloud(), CPU, True).table.values.eq(1).all()
     fresh = store(save, pretrained)
     assert fresh.open("a", cloud(), CPU, True).table.values.eq(2).all()
-    fresh.save("a", RowTable(torch.full((5, 3), 3.0)))
+    fresh.save("a", SparseParameter(torch.full((5, 3), 3.0)))
     assert fresh.open("a", cloud(), CPU, True).table.values.eq(3).all()
     assert not fresh.has("b") and fresh.open("b", cloud(), CPU, False).table.values.eq(0).all()
 
 
 def test_saved_tables_are_plain_tensors_of_the_cloud(tmp_path):
     values = torch.randn(5, 3)
-    path = store(tmp_path / "new" / "folder").save("a", RowTable(values))
+    path = store(tmp_path / "new" / "folder").save("a", SparseParameter(values))
     assert path == tmp_path / "new" / "folder" / "a.pth"
     assert torch.equal(torch.load(path, weights_only=True), values)
 

@@ -6,20 +6,20 @@ import torchvision
 
 from npbgpp.errors import InputError
 from npbgpp.losses import RGBAPerceptualLoss
-from npbgpp.methods.npcr.losses import NPCRSettings, RGBALosses, RGBAObjective, weighted_by_matte
+from npbgpp.methods.npcr.losses import NPCRSettings, RGBALoss, RGBALosses, premultiply
 
 
 def test_what_shows_through_is_taken_out():
     straight, matte = torch.rand(3, 6, 7), torch.rand(1, 6, 7)
     behind = (0.2, 0.5, 0.9)
     mixed = straight * matte + (1 - matte) * torch.tensor(behind)[:, None, None]
-    torch.testing.assert_close(weighted_by_matte(mixed, matte, behind), torch.cat([straight * matte, matte]))
-    assert torch.equal(weighted_by_matte(straight, matte, None), torch.cat([straight * matte, matte]))
+    torch.testing.assert_close(premultiply(mixed, matte, behind), torch.cat([straight * matte, matte]))
+    assert torch.equal(premultiply(straight, matte, None), torch.cat([straight * matte, matte]))
 
 
 def test_weighted_colours_never_exceed_their_matte():
     """Noise of a JPEG: a pixel that is brighter or darker than the background can explain."""
-    found = weighted_by_matte(torch.tensor([[[0.9]], [[0.0]], [[0.5]]]), torch.tensor([[[0.1]]]), (0.5, 0.5, 0.5))
+    found = premultiply(torch.tensor([[[0.9]], [[0.0]], [[0.5]]]), torch.tensor([[[0.1]]]), (0.5, 0.5, 0.5))
     assert found[:, 0, 0].tolist() == pytest.approx([0.1, 0.0, 0.05, 0.1])
 
 
@@ -50,18 +50,18 @@ def test_perceptual_loss_by_hand(vgg19):
 
 def test_the_objective_adds_up_its_terms(tmp_path, vgg19):
     torch.save(vgg19, tmp_path / "vgg.pth")
-    objective = RGBAObjective(RGBALosses(rgba_mse=2.0, rgba_l1=0.5, ssim=0.1, perceptual=0.25), tmp_path / "vgg.pth")
+    objective = RGBALoss(RGBALosses(rgba_mse=2.0, rgba_l1=0.5, ssim=0.1, perceptual=0.25), tmp_path / "vgg.pth")
     a, b = torch.rand(1, 4, 20, 22), torch.rand(1, 4, 20, 22)
     terms = objective.terms(a, b, torch.ones(1, 1, 20, 22, dtype=torch.bool))
     assert set(terms) == {"rgba_mse", "rgba_l1", "ssim", "perceptual"}
     torch.testing.assert_close(terms["rgba_mse"], ((a - b) ** 2).mean())
     expected = 2 * terms["rgba_mse"] + 0.5 * terms["rgba_l1"] + 0.1 * terms["ssim"] + 0.25 * terms["perceptual"]
     torch.testing.assert_close(objective.total(terms), expected)
-    assert set(RGBAObjective(RGBALosses(perceptual=0.0), None).terms(a, b, torch.ones(1, 1, 20, 22, dtype=torch.bool))) == {"rgba_mse"}
+    assert set(RGBALoss(RGBALosses(perceptual=0.0), None).terms(a, b, torch.ones(1, 1, 20, 22, dtype=torch.bool))) == {"rgba_mse"}
 
 
 def test_pixels_outside_of_the_region_count_as_right():
-    objective = RGBAObjective(RGBALosses(ssim=0.1, perceptual=0.0), None)
+    objective = RGBALoss(RGBALosses(ssim=0.1, perceptual=0.0), None)
     rendered, target = torch.rand(1, 4, 16, 16, requires_grad=True), torch.rand(1, 4, 16, 16)
     region = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     region[..., :5, :5] = True
@@ -80,4 +80,4 @@ def test_layers_of_a_schedule():
 def test_a_missing_network_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError, match="vgg19-dcbb9e9d.pth .*or train without it: system.losses="):
-        RGBAObjective(RGBALosses(), None)
+        RGBALoss(RGBALosses(), None)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from npbgpp.core.files import load_tensors
-from npbgpp.engine.run import assemble
+from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config
 from npbgpp.errors import InputError
 
@@ -64,9 +64,9 @@ def test_depths_are_those_of_what_was_drawn(trained, drawn):
     """Along the viewing axis, scene units: the front of the balls."""
     words = ("datasets.scene_name=scene", f"datasets.data_root={drawn}")
     remember(trained, trained.parent, *TINY_NERF, *words)
-    config, bases = run_config(trained)
+    config, search_paths = run_config(trained)
     evaluation_of(config, trained, "last", None, [])
-    parts = assemble(config, bases, needs_test_views=False)
+    parts = build_run(config, search_paths, needs_test_views=False)
     (scene,) = parts.data.scenes.values()
     errors = []
     for k in (0, 5, 9):

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Batch, Scene, View, Views
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
 from npbgpp.methods.npbg import NPBG, NPBGSettings
 from npbgpp.metrics import ImageMetrics
-from npbgpp.nets.unet import RefinerUnetV2
+from npbgpp.nets.unet import NPBGPlusPlusUNet
 from npbgpp.points.feature_pyramid import NearestScatterRasterizer, RGBConverter
-from npbgpp.points.sparse_optim import LazyRMSprop
+from npbgpp.points.sparse_optim import SparseRMSprop
 
 from .recorded import close_to_largest, scene_cameras, train
 
@@ -50,9 +50,9 @@ def build(parity, shared, weights, tmp_path):
                 },
             ),
             {"recorded": scene},
-            Bases(tmp_path, tmp_path / "run", tmp_path),
+            SearchPaths(tmp_path, tmp_path / "run", tmp_path),
             ImageMetrics(),
-            RefinerUnetV2(in_channels=[9] * 5, out_channels=3, filters=[16, 32, 48, 64, 80], padding_mode="reflect"),
+            NPBGPlusPlusUNet(in_channels=[9] * 5, out_channels=3, filters=[16, 32, 48, 64, 80], padding_mode="reflect"),
             NearestScatterRasterizer(descriptor_dim=8, learnable=True),
         )
         assert system.state_dict().keys() == weights.keys()
@@ -100,7 +100,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch, tmp_path):
     gradients: dict[str, Tensor] = {}
     of_descriptors = torch.zeros_like(start)
     rendered = []
-    original_step, original_update, original_refine = NPBG.step, LazyRMSprop.update, NPBG.refine
+    original_step, original_update, original_refine = NPBG.step, SparseRMSprop.update, NPBG.refine
 
     def step(self):
         gradients.update({name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None})
@@ -115,7 +115,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch, tmp_path):
         return rendered[-1]
 
     monkeypatch.setattr(NPBG, "step", step)
-    monkeypatch.setattr(LazyRMSprop, "update", update)
+    monkeypatch.setattr(SparseRMSprop, "update", update)
     monkeypatch.setattr(NPBG, "refine", refine)
     trainer = train(system, Batch(("recorded",) * 2, ("recorded",) * 2, views), tmp_path)
 

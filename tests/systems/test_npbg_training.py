@@ -14,7 +14,7 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 from npbgpp.methods.npbg import NPBG
 from npbgpp.points.descriptor_tables import DescriptorStore
-from npbgpp.points.sparse_optim import LazyRMSprop
+from npbgpp.points.sparse_optim import SparseRMSprop
 
 from .run_files import descriptors, logged, weights
 
@@ -25,13 +25,13 @@ QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
 def updates(monkeypatch) -> list[tuple[int, float, Tensor, Tensor, Tensor]]:
     """Every update of descriptors: step, learning rate, rows, gradient, and the values it left."""
     seen = []
-    original = LazyRMSprop.update
+    original = SparseRMSprop.update
 
     def update(self, table, rows, gradient):
         original(self, table, rows, gradient)
         seen.append((self.steps, self.lr, rows.clone(), gradient.clone(), table.values[rows].clone()))
 
-    monkeypatch.setattr(LazyRMSprop, "update", update)
+    monkeypatch.setattr(SparseRMSprop, "update", update)
     return seen
 
 
@@ -253,13 +253,13 @@ def test_validation_of_scenes_whose_turn_is_to_come(run_here):
 
 def test_history_is_erased_between_epochs_only_when_asked(run_here, monkeypatch):
     remembered = []
-    original = LazyRMSprop.update
+    original = SparseRMSprop.update
 
     def update(self, table, rows, gradient):
         remembered.append((self.steps, table.history()[0].any().item()))
         original(self, table, rows, gradient)
 
-    monkeypatch.setattr(LazyRMSprop, "update", update)
+    monkeypatch.setattr(SparseRMSprop, "update", update)
     run_here(*QUIET, "trainer.max_epochs=2", name="erased")
     assert remembered == 2 * [(1, False), (2, True), (3, True), (4, True)]
     remembered.clear()

@@ -14,7 +14,7 @@ from npbgpp.methods.npbgpp import system as module
 from npbgpp.methods.npbgpp.input_views import InputViews
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.methods.npbgpp.system import NPBGPlusPlus
-from npbgpp.nets.aggregation import Looked
+from npbgpp.nets.aggregation import PointDirections
 
 from .recorded import SAMPLED, build_npbgpp, build_system, close_to_largest, scene_cameras
 
@@ -81,7 +81,7 @@ def drawn_points(system: NPBGPlusPlus) -> Tensor:
 def descriptors_for(system: NPBGPlusPlus, camera: Cameras) -> Tensor:
     """(c, points) of the aggregated scene as a camera sees them."""
     resident = system._aggregated["recorded"]
-    looked = Looked(resident.xyz_world - camera.centers(), camera.R[:, :, 2])
+    looked = PointDirections(resident.xyz_world - camera.centers(), camera.R[:, :, 2])
     return system.aggregator.describe(resident.table.values, looked).t()
 
 
@@ -147,7 +147,7 @@ def test_saved_coefficients_are_those_of_the_recording(parity, scene, build):
     mean, beta = saved[:, :8], saved[:, 8:].reshape(POINTS, 6, 8)
     target = scene["target_views"][0]
     offset = scene["points"] + scene["R_row"][target] @ scene["T"][target]
-    basis = system.aggregator.basis(Looked(offset, scene["R_row"][target][None, :, 2]))
+    basis = system.aggregator.basis(PointDirections(offset, scene["R_row"][target][None, :, 2]))
     close_to_largest((mean + torch.einsum("nm,nmc->nc", basis, beta)).t(), recorded["target_descriptors_first"], SAMPLED)
     assert torch.equal(saved.any(1), recorded["visible_mask"])
     once = recorded["total"] == 1

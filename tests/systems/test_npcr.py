@@ -210,7 +210,7 @@ def system_of(run_here, tiny_root) -> NPCR:
     """A trained system outside of a run."""
     from omegaconf import OmegaConf
 
-    from npbgpp.engine.run import assemble
+    from npbgpp.engine.run import build_run
     from npbgpp.engine.trained_run import run_config
 
     from ..conftest import TINY_NPCR
@@ -218,10 +218,10 @@ def system_of(run_here, tiny_root) -> NPCR:
 
     folder = run_here(*QUIET)
     remember(folder, folder.parent, *TINY_NPCR, f"datasets.data_root={tiny_root}")
-    config, bases = run_config(folder)
+    config, search_paths = run_config(folder)
     OmegaConf.update(config, "eval_only", True)
     OmegaConf.update(config, "weights_path", str(folder / "checkpoints" / "last.ckpt"))
-    system = assemble(config, bases).system.eval()
+    system = build_run(config, search_paths).system.eval()
     system.prepare("ball")
     assert isinstance(system, NPCR)
     return system

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from npbgpp.core.files import load_tensors
-from npbgpp.engine.run import assemble
+from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff import system as nsff
@@ -60,9 +60,9 @@ def trained(run_nsff, moving_root, tmp_path_factory):
 
 def system_of(run, *overrides):
     """The system of a run, ready to render."""
-    config, bases = run_config(run)
+    config, search_paths = run_config(run)
     evaluation_of(config, run, "last", None, list(overrides))
-    return assemble(config, bases, needs_test_views=False).system.eval()
+    return build_run(config, search_paths, needs_test_views=False).system.eval()
 
 
 # ------------------------------------------------------------------------------------------------------------------ training

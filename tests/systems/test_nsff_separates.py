@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from npbgpp.data.motion_maps import read_static, read_uv
-from npbgpp.engine.run import assemble
+from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config
 from npbgpp.methods.nsff.system import NSFF
 
@@ -24,9 +24,9 @@ def learnt(moving_root, tmp_path_factory) -> NSFF:
     )
     run = run_words(launch, *words)
     remember(run, launch, *words)
-    config, bases = run_config(run)
+    config, search_paths = run_config(run)
     evaluation_of(config, run, "last", None, [])
-    system = assemble(config, bases, needs_test_views=False).system.eval()
+    system = build_run(config, search_paths, needs_test_views=False).system.eval()
     assert isinstance(system, NSFF)
     return system
 

@@ -10,7 +10,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
 from npbgpp.errors import InputError
 from npbgpp.losses import downscaled_l1, ssim_loss
 from npbgpp.methods.points import Objective, ObjectiveSettings
@@ -41,7 +41,7 @@ def vgg_file(tmp_path_factory) -> Path:
 
 
 def settings(factors: dict[str, float], style_weight: float = 0.0, style: str = "", base: Path = Path("/")) -> ObjectiveSettings:
-    return ObjectiveSettings.from_config(factors, style_weight, style, None, Bases(base, base, base))
+    return ObjectiveSettings.from_config(factors, style_weight, style, None, SearchPaths(base, base, base))
 
 
 @pytest.mark.parametrize("name", ["vgg", "l1_loss", "l1_d_loss", "l1_d4", "l1_d2.5_loss", "ssim"])

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from npbgpp.methods.radiance import OptimiserSettings, optimiser_of, schedule_of
+from npbgpp.methods.radiance import OptimizerSettings, optimiser_of, schedule_of
 
 
 def rates(epochs: int, **changes) -> list[float]:
-    settings = OptimiserSettings(lr=1.0, **changes)
+    settings = OptimizerSettings(lr=1.0, **changes)
     optimizer = optimiser_of(settings, [torch.nn.Parameter(torch.zeros(1))])
     schedule = schedule_of(settings, optimizer, epochs)
     found = []
@@ -33,7 +33,7 @@ def test_schedules():
 @pytest.mark.parametrize("name", ["adam", "sgd", "radam", "ranger"])
 def test_optimisers_descend(name):
     parameter = torch.nn.Parameter(torch.tensor([3.0]))
-    optimizer = optimiser_of(OptimiserSettings(optimizer=name, lr=0.05), [parameter])
+    optimizer = optimiser_of(OptimizerSettings(optimizer=name, lr=0.05), [parameter])
     for _ in range(200):
         optimizer.zero_grad()
         (parameter**2).sum().backward()

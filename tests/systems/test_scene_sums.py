@@ -13,7 +13,7 @@ from torch import Tensor
 
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.methods.npbgpp.system import NPBGPlusPlus
-from npbgpp.nets.aggregation import Aggregator, Looked, Mean, Sphere
+from npbgpp.nets.aggregation import Aggregator, Mean, PointDirections, Sphere
 
 POINTS, VIEWS, CHANNELS = 60, 9, 4
 
@@ -24,7 +24,7 @@ class Observation:
 
     points: Tensor
     features: Tensor
-    looked: Looked
+    looked: PointDirections
 
 
 @pytest.fixture
@@ -36,7 +36,9 @@ def observations() -> list[Observation]:
         seen[:3] = torch.tensor([False, k == 3, True])
         points = seen.nonzero()[:, 0]
         points = points[torch.randperm(len(points))]
-        found.append(Observation(points, torch.randn(len(points), CHANNELS), Looked(torch.randn(len(points), 3), torch.randn(1, 3))))
+        found.append(
+            Observation(points, torch.randn(len(points), CHANNELS), PointDirections(torch.randn(len(points), 3), torch.randn(1, 3)))
+        )
     return found
 
 
@@ -58,7 +60,7 @@ def summed(aggregator: Aggregator, observations: list[Observation]) -> tuple[Sce
 
         def observe(part, o=o, slot=slot):
             rows = slot[part]
-            return aggregator.observe(o.features[rows], torch.ones(len(rows)), Looked(o.looked.offset[rows], o.looked.axis))
+            return aggregator.observe(o.features[rows], torch.ones(len(rows)), PointDirections(o.looked.offset[rows], o.looked.axis))
 
         sums.add_view(o.points, observe)
     coefficients = torch.full((POINTS, aggregator.coefficients), torch.nan)
@@ -79,7 +81,7 @@ def dense(aggregator: Aggregator, observations: list[Observation]) -> Tensor:
         mean = features.mean(0)
         parts = [mean]
         if isinstance(aggregator, Sphere):
-            basis = torch.cat([aggregator.basis(Looked(o.looked.offset[at], o.looked.axis)) for o, at in seen if len(at)]).double()
+            basis = torch.cat([aggregator.basis(PointDirections(o.looked.offset[at], o.looked.axis)) for o, at in seen if len(at)]).double()
             alpha = aggregator.alpha.double()[:, 0]
             ridge = torch.diag(torch.nn.functional.softplus(alpha) if aggregator.learnable_alpha else alpha)
             parts.append(torch.linalg.solve(basis.T @ basis + ridge, basis.T @ (features - mean)).flatten())
@@ -106,7 +108,7 @@ def test_a_point_that_one_view_saw_has_its_feature_and_no_slope(observations):
 def test_order_does_not_matter(observations, k):
     aggregator = aggregators()[k]
     _, forward = summed(aggregator, observations)
-    mixed = [Observation(o.points[p], o.features[p], Looked(o.looked.offset[p], o.looked.axis)) for o, p in shuffled(observations)]
+    mixed = [Observation(o.points[p], o.features[p], PointDirections(o.looked.offset[p], o.looked.axis)) for o, p in shuffled(observations)]
     _, backward = summed(aggregator, mixed)
     torch.testing.assert_close(forward, backward, rtol=1e-4, atol=1e-5)
 
@@ -118,7 +120,7 @@ def shuffled(observations: list[Observation]) -> Iterator[tuple[Observation, Ten
 
 def test_views_that_see_nothing_change_nothing(observations):
     aggregator = Sphere(descriptor_dim=CHANNELS)
-    nothing = Observation(torch.zeros(0, dtype=torch.int64), torch.zeros(0, CHANNELS), Looked(torch.zeros(0, 3), torch.ones(1, 3)))
+    nothing = Observation(torch.zeros(0, dtype=torch.int64), torch.zeros(0, CHANNELS), PointDirections(torch.zeros(0, 3), torch.ones(1, 3)))
     with_it, without = (summed(aggregator, o) for o in ([nothing, *observations[:2], nothing, *observations[2:]], observations))
     assert len(with_it[0]) == len(without[0]) and torch.equal(with_it[1], without[1])
     sums, coefficients = summed(aggregator, [nothing])

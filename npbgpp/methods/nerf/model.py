@@ -12,10 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from npbgpp.errors import InputError
-from npbgpp.volume.compositing import Composited, composite, composite_packed
-from npbgpp.volume.field import RadianceField
-from npbgpp.volume.occupancy import OccupancyGrid
-from npbgpp.volume.sampling import Rays, sample_pdf, stratified
+from npbgpp.volume import Composited, OccupancyGrid, RadianceField, Rays, composite, composite_packed, sample_pdf, stratified
 
 _MARCHED_CHUNKS = 16  # so many points are looked up in the grid for one that a network is asked about: most are empty
 _FIELDS = ("nerf_coarse.", "nerf_fine.")  # how the names of their weights start in nerf_pl

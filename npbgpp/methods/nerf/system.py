@@ -8,24 +8,22 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from npbgpp.core.paths import Bases
-from npbgpp.data.normalisation import RayFrame
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import Scene, SceneNormalisation
 from npbgpp.data.rays import RayBatch, RaySampling
-from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 from npbgpp.methods.base import Render
 from npbgpp.methods.nerf.model import Nerf, NerfRender
-from npbgpp.methods.radiance import FieldSettings, FieldSystem
+from npbgpp.methods.radiance import RadianceSettings, RadianceSystem
 from npbgpp.metrics import ImageMetrics
-from npbgpp.volume.occupancy import OccupancyGrid
-from npbgpp.volume.sampling import Rays
+from npbgpp.volume import OccupancyGrid, Rays
 
 FRAMES = ("auto", "plain", "forward", "inward")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NerfSettings(FieldSettings):
+class NerfSettings(RadianceSettings):
     """Keys of ``conf/system/nerf.yaml`` apart from the fields; their meaning stands there."""
 
     ray_frame: str = "auto"
@@ -52,13 +50,13 @@ _STOPPED = 0.5  # opacity of a ray that has a depth
 _NDC_BOX = (-1.5, -1.5, -1.0, 1.5, 1.5, 1.0)  # photos of the scene's other cameras show a little beyond -1..1
 
 
-class NeRF(FieldSystem[NerfSettings]):
+class NeRF(RadianceSystem[NerfSettings]):
     """A coarse and a fine field of one scene.
 
     Args:
         settings: flat keys of the config.
         scenes: the one scene of the run.
-        bases: what relative paths of the config refer to; none here.
+        search_paths: what relative paths of the config refer to; none here.
         metrics: how views are scored.
         field: both radiance fields and how rays are sampled.
         frames: coordinates of the field, by scene.
@@ -70,10 +68,10 @@ class NeRF(FieldSystem[NerfSettings]):
         self,
         settings: NerfSettings,
         scenes: Mapping[str, Scene],
-        bases: Bases,
+        search_paths: SearchPaths,
         metrics: ImageMetrics,
         field: Nerf,
-        frames: Mapping[str, RayFrame],
+        frames: Mapping[str, SceneNormalisation],
     ) -> None:
         super().__init__(settings, scenes, metrics)
         self.field = field
@@ -154,7 +152,7 @@ def frame_kind(chosen: str, scene: Scene) -> str:
     return "forward" if scene.layout == "llff" else "plain"
 
 
-def _box(scene: Scene, frame: RayFrame) -> tuple[float, ...]:
+def _box(scene: Scene, frame: SceneNormalisation) -> tuple[float, ...]:
     """A box around all that rays of training photos can show, in coordinates of the field."""
     if frame.ndc is not None:
         return _NDC_BOX

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 from torchvision.transforms.functional import adjust_hue
 
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.image_warp import align_vertically
-from npbgpp.geometry.pixels import PixelGrid, PixelRule
-from npbgpp.nets.aggregation import Looked
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, align_vertically
+from npbgpp.nets import PointDirections
 
 
 @dataclass(frozen=True)
@@ -34,25 +32,27 @@ class InputViews:
     centers: Float[Tensor, "k 3"]
     axes: Float[Tensor, "k 3"]
 
-    def looked(self, view: int, xyz_world: Float[Tensor, "v 3"]) -> Looked:
+    def looked(self, view: int, xyz_world: Float[Tensor, "v 3"]) -> PointDirections:
         """Points as one view looks at them."""
-        return Looked(xyz_world - self.centers[view], self.axes[view, None])
+        return PointDirections(xyz_world - self.centers[view], self.axes[view, None])
 
 
 @torch.no_grad()
-def upright(images: Float[Tensor, "k 3 h w"], cameras: Cameras, rule: PixelRule, up: tuple[float, float, float], align: bool) -> InputViews:
+def upright(
+    images: Float[Tensor, "k 3 h w"], cameras: Cameras, rule: PixelConvention, up: tuple[float, float, float], align: bool
+) -> InputViews:
     """Prepares photos. With the authors' pixel rule, centres are those their code computes from aligned cameras, exact only for centred square pixels."""
     if not align:
         return InputViews(images, cameras, cameras.centers(), cameras.R[:, :, 2])
     alignment = align_vertically(cameras, rule, up)
     turned = alignment.cameras
-    if rule is PixelRule.EXACT:
+    if rule is PixelConvention.EXACT:
         return InputViews(alignment.apply(images), turned, cameras.centers(), cameras.R[:, :, 2])
     return InputViews(alignment.apply(images), turned, -(turned.R @ turned.T[:, :, None])[:, :, 0], turned.R[:, :, 2])
 
 
 @torch.no_grad()
-def in_image(xyz_world: Float[Tensor, "v 3"], cameras: Cameras, near: float, rule: PixelRule) -> Bool[Tensor, "k v"]:
+def in_image(xyz_world: Float[Tensor, "v 3"], cameras: Cameras, near: float, rule: PixelConvention) -> Bool[Tensor, "k v"]:
     """Whether points project into each image beyond the near plane."""
     grid = PixelGrid(rule, cameras.image_size)
     x, y, depth = grid.normalise(cameras, xyz_world).unbind(-1)
@@ -60,7 +60,7 @@ def in_image(xyz_world: Float[Tensor, "v 3"], cameras: Cameras, near: float, rul
 
 
 def sample_features(
-    features: Float[Tensor, "c h w"], xyz_world: Float[Tensor, "v 3"], camera: Cameras, rule: PixelRule
+    features: Float[Tensor, "c h w"], xyz_world: Float[Tensor, "v 3"], camera: Cameras, rule: PixelConvention
 ) -> Float[Tensor, "v c"]:
     """Features at the projections of points, bilinear.
 
@@ -70,7 +70,7 @@ def sample_features(
     grid = PixelGrid(rule, camera.image_size)
     first, last = grid.extent(xyz_world.device)
     xy = grid.normalise(camera, xyz_world)[0, :, :2]
-    exact = rule is PixelRule.EXACT
+    exact = rule is PixelConvention.EXACT
     place = (xy - first) * 2 / (last - first) - 1 if exact else -xy / last
     padding = "border" if exact else "zeros"
     found = grid_sample(features[None], place.to(features.dtype)[None, None], mode="bilinear", padding_mode=padding, align_corners=False)

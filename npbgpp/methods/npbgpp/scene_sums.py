@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from npbgpp.kernels.huge_pages import empty_table
-from npbgpp.kernels.threads import in_lanes, lanes_on
-from npbgpp.nets.aggregation import Aggregator
+from npbgpp.kernels import empty_table, in_threads, thread_count
+from npbgpp.nets import Aggregator
 
 _CPU_POINTS = 1 << 14  # of an update or a solve: what is computed of them is much larger than they are, and stays in the cache
 _ACCELERATOR_POINTS = 1 << 18
@@ -49,7 +48,7 @@ class SceneSums:
     def add_view(self, points: Int[Tensor, " v"], observe: Callable[[Int[Tensor, " w"]], Float[Tensor, "w s"]]) -> None:
         """Adds what one view shows of some points, which must not repeat. ``observe`` says what it shows of a part of them."""
         parts = points.split(_at_once(points.device))
-        for part, observed in zip(parts, in_lanes(observe, parts, points.device), strict=True):
+        for part, observed in zip(parts, in_threads(observe, parts, points.device), strict=True):
             self.add(part, observed)
 
     @torch.no_grad()
@@ -86,7 +85,7 @@ class SceneSums:
                 coefficients.index_copy_(0, owner[start:stop], self._aggregator.solve(self._table[: self._seen][start:stop]))
 
         # a share for each lane, so that none waits for another before the end
-        starts, lanes = range(0, self._seen, at_once), lanes_on(self._table.device)
-        for _ in in_lanes(solve, [starts[lane::lanes] for lane in range(lanes)], self._table.device):
+        starts, lanes = range(0, self._seen, at_once), thread_count(self._table.device)
+        for _ in in_threads(solve, [starts[lane::lanes] for lane in range(lanes)], self._table.device):
             pass
         return seen

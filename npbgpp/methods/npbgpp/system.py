@@ -11,26 +11,28 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from npbgpp.core.files import save_tensors
-from npbgpp.core.paths import Bases
-from npbgpp.data.images import read_photo
-from npbgpp.data.scene import Batch, Scene, Views
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import Batch, Scene, Views, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.image_warp import crop_to_points
-from npbgpp.kernels.chunks import BlockedCloud
-from npbgpp.kernels.huge_pages import empty_table
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.geometry import Cameras, crop_to_points
+from npbgpp.kernels import ChunkedCloud, Level, empty_table, rasterize
 from npbgpp.methods.base import Render
 from npbgpp.methods.npbgpp.input_views import ColorJitter, InputViews, in_image, sample_features, upright
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.methods.points import Framing, PointSettings, PointSystem
 from npbgpp.metrics import ImageMetrics
-from npbgpp.nets.aggregation import Aggregator
-from npbgpp.nets.feature_extractor import IdentityExtractor, UNet
-from npbgpp.points.descriptor_tables import CLOUD_KEY, ResidentScene, Visible, describe, gather_visible, looked_from
-from npbgpp.points.feature_pyramid import NearestScatterRasterizer
-from npbgpp.points.sparse_optim import RowTable
-from npbgpp.points.visibility import visible_points
+from npbgpp.nets import Aggregator, IdentityExtractor, UNet
+from npbgpp.points import (
+    CLOUD_KEY,
+    NearestScatterRasterizer,
+    ResidentScene,
+    SparseParameter,
+    Visible,
+    describe,
+    gather_visible,
+    point_directions,
+    visible_points,
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class NPBGPlusPlus(PointSystem):
     Args:
         settings: flat keys of the config.
         scenes: see PointSystem.
-        bases: see PointSystem.
+        search_paths: see PointSystem.
         metrics: see PointSystem.
         refiner: see PointSystem.
         rasterizer: see PointSystem.
@@ -96,14 +98,14 @@ class NPBGPlusPlus(PointSystem):
         self,
         settings: NPBGPlusPlusSettings,
         scenes: Mapping[str, Scene],
-        bases: Bases,
+        search_paths: SearchPaths,
         metrics: ImageMetrics,
         refiner: nn.Module,
         rasterizer: NearestScatterRasterizer,
         feature_extractor: UNet | IdentityExtractor,
         aggregator: Aggregator,
     ) -> None:
-        super().__init__(settings, scenes, bases, metrics, refiner, rasterizer)
+        super().__init__(settings, scenes, search_paths, metrics, refiner, rasterizer)
         self.require_channels("system.feature_extractor", feature_extractor.out_channels)
         self.require_channels("system.aggregator", aggregator.descriptor_dim)
         self.feature_extractor, self.aggregator = feature_extractor, aggregator
@@ -112,8 +114,8 @@ class NPBGPlusPlus(PointSystem):
         if settings.freeze_aggregator:
             aggregator.requires_grad_(False)
         self._check_places()
-        self.descriptors_dir = bases.run / "descriptors"
-        self._clouds: dict[str, tuple[BlockedCloud, Tensor]] = {}
+        self.descriptors_dir = search_paths.run / "descriptors"
+        self._clouds: dict[str, tuple[ChunkedCloud, Tensor]] = {}
         self._aggregated: dict[str, ResidentScene] = {}
 
     def _check_places(self) -> None:
@@ -149,7 +151,7 @@ class NPBGPlusPlus(PointSystem):
     def _aggregate(self, scene: Scene) -> ResidentScene:
         start = time.perf_counter()
         xyz_world = self.read_cloud(scene.name).to(self.device)
-        cloud = BlockedCloud.build(xyz_world)
+        cloud = ChunkedCloud.build(xyz_world)
         inputs, count = scene.splits["train"], len(xyz_world)
         home = torch.device(self.settings.state_device or self.device)
         coefficients = empty_table(count, self.aggregator.coefficients, home)
@@ -177,11 +179,11 @@ class NPBGPlusPlus(PointSystem):
             "scene %s: %d photos show %d of %d points, %.1f s", scene.name, len(inputs), seen.sum(), count, time.perf_counter() - start
         )
         slot = torch.empty(count, dtype=torch.int32, device=self.device)
-        drawn = BlockedCloud.build(xyz_world, rows=seen.nonzero()[:, 0].to(self.device))
-        return ResidentScene(drawn, RowTable(coefficients), slot, xyz_world)
+        drawn = ChunkedCloud.build(xyz_world, rows=seen.nonzero()[:, 0].to(self.device))
+        return ResidentScene(drawn, SparseParameter(coefficients), slot, xyz_world)
 
     def _add_view(
-        self, sums: SceneSums, scene: Scene, view: int, cloud: BlockedCloud, xyz_world: Float[Tensor, "n 3"], first: int, last: int
+        self, sums: SceneSums, scene: Scene, view: int, cloud: ChunkedCloud, xyz_world: Float[Tensor, "n 3"], first: int, last: int
     ) -> None:
         """Adds what one photo shows of points first to last to their sums."""
         camera = scene.views[view].camera.to(self.device)
@@ -229,7 +231,7 @@ class NPBGPlusPlus(PointSystem):
         return results
 
     # --------------------------------------------------------------- rendering
-    def drawn_cloud(self, scene: str) -> BlockedCloud:
+    def drawn_cloud(self, scene: str) -> ChunkedCloud:
         """See PointSystem.drawn_cloud: points that no photo sees are not drawn."""
         self.prepare(scene)
         return self._aggregated[scene].cloud
@@ -244,13 +246,13 @@ class NPBGPlusPlus(PointSystem):
         return describe(gathered, self._aggregated, self.aggregator, framing.asked)
 
     # ---------------------------------------------------------------- training
-    def cloud(self, scene: str) -> tuple[BlockedCloud, Float[Tensor, "n 3"]]:
+    def cloud(self, scene: str) -> tuple[ChunkedCloud, Float[Tensor, "n 3"]]:
         """The points of a training scene on the device; those of the scenes longest ago make room."""
         if scene not in self._clouds:
             while len(self._clouds) >= self.settings.max_scenes_per_train_epoch:
                 del self._clouds[next(iter(self._clouds))]
             xyz_world = self.read_cloud(scene).to(self.device)
-            self._clouds[scene] = (BlockedCloud.build(xyz_world), xyz_world)
+            self._clouds[scene] = (ChunkedCloud.build(xyz_world), xyz_world)
         return self._clouds[scene]
 
     def points_of(self, batch: Batch) -> int:
@@ -295,7 +297,7 @@ class NPBGPlusPlus(PointSystem):
             photos = replace(photos, images=region.images, cameras=region.cameras)
             shown &= in_image(xyz_world, photos.cameras, near, self.rule)
             known = shown.any(0).nonzero()[:, 0]
-            maps = self.draw([BlockedCloud.build(xyz_world, rows=known)], framing.drawn[k], self.rasterizer.levels)
+            maps = self.draw([ChunkedCloud.build(xyz_world, rows=known)], framing.drawn[k], self.rasterizer.levels)
             cells = torch.cat([level.flatten() for level in maps])
             winners, rows = cells.unique(return_inverse=True)  # -1 comes first where a cell is empty
             empty = int(bool(len(winners)) and winners[0] < 0)
@@ -320,7 +322,7 @@ class NPBGPlusPlus(PointSystem):
             points.append(mine)
             observed.append(self._what_a_view_adds(features[view], photos, view, xyz_world[mine]))
         sums = features.new_zeros(len(xyz_world), self.aggregator.sums).index_add(0, torch.cat(points), torch.cat(observed))
-        return self.aggregator.describe(self.aggregator.solve(sums), looked_from(xyz_world, target))
+        return self.aggregator.describe(self.aggregator.solve(sums), point_directions(xyz_world, target))
 
     def terms(self, render: Render, batch: Batch, visible: Visible) -> dict[str, Tensor]:
         """Adds ``rgb_reg_loss``: the refiner must make the photo out of its own features, with pixels missing. It learns from that, the extractor not."""

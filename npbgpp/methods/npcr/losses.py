@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from npbgpp.data.scene import Scene
+from npbgpp.data import Scene
 from npbgpp.errors import InputError
 from npbgpp.losses import RGBAPerceptualLoss, ssim_loss
-from npbgpp.nets.pretrained import find_backbone
-from npbgpp.points.peeling import MOST_LAYERS
+from npbgpp.nets import find_backbone
+from npbgpp.points import MOST_LAYERS
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,12 @@ def require_mattes(scene: Scene) -> None:
         )
 
 
-def has_straight_colours(scene: Scene) -> bool:
+def is_straight_alpha(scene: Scene) -> bool:
     """Whether the photos hold colours beside an alpha channel, in place of colours mixed with what is behind."""
     return all(view.mask is None for view in scene.views)
 
 
-def weighted_by_matte(
+def premultiply(
     photo: Float[Tensor, "3 h w"], matte: Float[Tensor, "1 h w"], behind: tuple[float, float, float] | None
 ) -> Float[Tensor, "4 h w"]:
     """Colours weighted by the matte, and the matte.
@@ -160,7 +160,7 @@ def weighted_by_matte(
     return torch.cat([torch.minimum(colour.clamp_min(0), matte), matte])
 
 
-class RGBAObjective:
+class RGBALoss:
     """Computes the terms of the loss. Holds the VGG network outside of the system, so that it never reaches checkpoints.
 
     Args:

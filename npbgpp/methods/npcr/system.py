@@ -13,22 +13,31 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from npbgpp.core.paths import Bases
-from npbgpp.data.scene import Batch, Scene
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import Batch, Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelRule
-from npbgpp.methods.base import Render, SteppingSystem
-from npbgpp.methods.npcr.losses import NPCRSettings, RGBAObjective, has_straight_colours, require_mattes, weighted_by_matte
+from npbgpp.geometry import Cameras, PixelConvention
+from npbgpp.methods.base import ManualOptimizationSystem, Render
+from npbgpp.methods.npcr.losses import NPCRSettings, RGBALoss, is_straight_alpha, premultiply, require_mattes
 from npbgpp.methods.npcr.network import RGBAUNet
-from npbgpp.methods.points import OwnedTables
+from npbgpp.methods.points import PerSceneParameters
 from npbgpp.metrics import ImageMetrics, MatteScores, composite_over, matte_scores
-from npbgpp.points.descriptor_tables import DescriptorStore, Gathered, ResidentScene, SceneTables, clipped, gather_visible
-from npbgpp.points.feature_pyramid import feature_table, splat
-from npbgpp.points.peeling import Footprint, Layer, peel
-from npbgpp.points.sparse_optim import RowAdam
-from npbgpp.points.visibility import cloud_coverage
-from npbgpp.volume.compositing import over
+from npbgpp.points import (
+    DescriptorStore,
+    Footprint,
+    Gathered,
+    Layer,
+    ResidentScene,
+    SceneTables,
+    SparseAdam,
+    clipped,
+    cloud_coverage,
+    feature_table,
+    gather_visible,
+    peel,
+    splat,
+)
+from npbgpp.volume import over
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +63,13 @@ class Drawn:
     gathered: Gathered
 
 
-class NPCR(OwnedTables, SteppingSystem):
+class NPCR(PerSceneParameters, ManualOptimizationSystem):
     """Descriptors of points, peeled into layers.
 
     Args:
         settings: flat keys of the config.
         scenes: every scene of the run; all their photos have mattes.
-        bases: what relative paths of the config refer to.
+        search_paths: what relative paths of the config refer to.
         metrics: how views are scored.
         network: from features and directions to colour and opacity.
         read_saved: take descriptors found in ``descriptors_save_dir`` (evaluation, resumed training).
@@ -74,7 +83,7 @@ class NPCR(OwnedTables, SteppingSystem):
         self,
         settings: NPCRSettings,
         scenes: Mapping[str, Scene],
-        bases: Bases,
+        search_paths: SearchPaths,
         metrics: ImageMetrics,
         network: RGBAUNet,
         read_saved: bool = False,
@@ -96,8 +105,8 @@ class NPCR(OwnedTables, SteppingSystem):
         pretrained = settings.descriptors_pretrained_dir
         self.store = DescriptorStore(
             settings.descriptor_dim,
-            bases.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else bases.run / "descriptors",
-            bases.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
+            search_paths.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else search_paths.run / "descriptors",
+            search_paths.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
             settings.max_points,
             read_saved,
         )
@@ -105,9 +114,9 @@ class NPCR(OwnedTables, SteppingSystem):
         self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
         self._footprints: dict[str, Footprint] = {}
         self._colours: dict[str, Tensor] = {}
-        self._vgg = None if settings.vgg_weights is None else bases.existing(settings.vgg_weights, "system.vgg_weights")
-        self._objective: RGBAObjective | None = None
-        self._adam = RowAdam(settings.learning_rates.descriptors, settings.weight_decay)
+        self._vgg = None if settings.vgg_weights is None else search_paths.existing(settings.vgg_weights, "system.vgg_weights")
+        self._objective: RGBALoss | None = None
+        self._adam = SparseAdam(settings.learning_rates.descriptors, settings.weight_decay)
 
     # -------------------------------------------------------------- beginnings
     def require_weights(self, missing: Sequence[str]) -> None:
@@ -123,10 +132,10 @@ class NPCR(OwnedTables, SteppingSystem):
         self.tables.begin_training(trained, validated, self.settings.overwrite_descriptors)
         self.objective()
 
-    def objective(self) -> RGBAObjective:
+    def objective(self) -> RGBALoss:
         """The loss. Raises InputError when its perceptual term lacks its network."""
         if self._objective is None:
-            self._objective = RGBAObjective(self.settings.losses, self._vgg)
+            self._objective = RGBALoss(self.settings.losses, self._vgg)
         return self._objective
 
     def start_without_weights(self, evaluate_only: bool) -> None:
@@ -141,7 +150,7 @@ class NPCR(OwnedTables, SteppingSystem):
         scene = self.scenes[name]
         cloud = scene.cloud.read()
         cameras = [scene.views[i].camera for i in scene.splits["train"]]
-        if cloud_coverage(cloud.xyz, cameras, 0.0, PixelRule.EXACT).seen == 0:
+        if cloud_coverage(cloud.xyz, cameras, 0.0, PixelConvention.EXACT).seen == 0:
             raise InputError(
                 f"point cloud {scene.cloud.path}: none of its {len(cloud)} points is seen by any training camera of scene {name}; cloud and cameras must "
                 "share one coordinate frame"
@@ -252,7 +261,7 @@ class NPCR(OwnedTables, SteppingSystem):
         assert mattes is not None, "scenes without mattes are refused at construction"
         return torch.stack(
             [
-                weighted_by_matte(photo, matte, None if has_straight_colours(self.scenes[name]) else self.settings.photo_background)
+                premultiply(photo, matte, None if is_straight_alpha(self.scenes[name]) else self.settings.photo_background)
                 for photo, matte, name in zip(batch.target.image, mattes, batch.scene, strict=True)
             ]
         )

@@ -13,16 +13,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 from npbgpp.methods.base import Render
 from npbgpp.methods.npcr.system import NPCR
-from npbgpp.points.sparse_optim import RowAdam
+from npbgpp.points import SparseAdam
 
 _SAME_PLACE = 0.02  # largest difference in depth, as a share of it, of what shows one place
 
 
 @dataclass(frozen=True)
-class Carried:
+class Reprojected:
     """A picture as another camera would see it.
 
     Attributes:
@@ -54,13 +54,13 @@ def world_points(depth: Float[Tensor, "h w"], camera: Cameras) -> Float[Tensor, 
 
 
 @torch.no_grad()
-def carry(
+def reproject(
     picture: Float[Tensor, "c h2 w2"],
     picture_depth: Float[Tensor, "h2 w2"],
     its_camera: Cameras,
     depth: Float[Tensor, "h w"],
     camera: Cameras,
-) -> Carried:
+) -> Reprojected:
     """Carries a picture over to the camera of a frame.
 
     Args:
@@ -81,10 +81,10 @@ def carry(
     # points do not fill surfaces: where one is missing, the other picture shows what lies farther, which is another place as well
     known &= (picture_depth.reshape(-1).index_select(0, cell) - there[0]).abs() <= _SAME_PLACE * there[0]
     carried = picture.flatten(1).index_select(1, cell)
-    return Carried(carried.view(-1, *depth.shape), known.view(depth.shape))
+    return Reprojected(carried.view(-1, *depth.shape), known.view(depth.shape))
 
 
-def unsteadiness(pictures: list[Float[Tensor, "c h w"]], depths: list[Float[Tensor, "h w"]], cameras: list[Cameras]) -> float:
+def flicker(pictures: list[Float[Tensor, "c h w"]], depths: list[Float[Tensor, "h w"]], cameras: list[Cameras]) -> float:
     """How much a film flickers: mean absolute difference between frames and those before them carried over, on a scale of 0 to 255.
 
     The mean goes over all channels and all known pixels of all frames but the first.
@@ -94,11 +94,11 @@ def unsteadiness(pictures: list[Float[Tensor, "c h w"]], depths: list[Float[Tens
     """
     total, count = 0.0, 0
     for k in range(1, len(pictures)):
-        before = carry(pictures[k - 1], depths[k - 1], cameras[k - 1], depths[k], cameras[k])
+        before = reproject(pictures[k - 1], depths[k - 1], cameras[k - 1], depths[k], cameras[k])
         difference = (pictures[k] - before.picture).abs()[:, before.known]
         total, count = total + float(difference.double().sum()), count + difference.numel()
     if count == 0:
-        raise ValueError("unsteadiness: no two consecutive frames show the same points")
+        raise ValueError("flicker: no two consecutive frames show the same points")
     return 255 * total / count
 
 
@@ -119,11 +119,11 @@ class _Shot:
 
     def carried_to(self, frame: "_Shot", threshold: float, rgba: Float[Tensor, "4 h w"] | None = None) -> Float[Tensor, "4 h w"]:
         """This frame, or another picture of its camera, as that of ``frame`` sees it; the current colours where it is unknown or unlike."""
-        there = carry(self.rgba if rgba is None else rgba, self.depth, self.camera, frame.depth, frame.camera)
+        there = reproject(self.rgba if rgba is None else rgba, self.depth, self.camera, frame.depth, frame.camera)
         return torch.where(there.alike(frame.rgba, threshold), there.picture, frame.rgba)
 
 
-class SteadyFilm:
+class TemporalFilter:
     """Renders the frames of a film one after the other, each mixed with the five before it and with the mixture so far.
 
     Weights and threshold are ``history_weights`` and ``colour_threshold`` of the system. Where an earlier frame does not show a point of the current one,
@@ -166,9 +166,9 @@ class Film:
     cameras: list[Cameras]
 
     def flicker(self) -> float:
-        """``unsteadiness`` of the film. Raises InputError for one whose frames show nothing in common."""
+        """``flicker`` of the film. Raises InputError for one whose frames show nothing in common."""
         try:
-            return unsteadiness(self.pictures, self.depths, self.cameras)
+            return flicker(self.pictures, self.depths, self.cameras)
         except ValueError as error:
             raise InputError(f"path: {error}; take more frames, or another path") from error
 
@@ -222,7 +222,7 @@ def refine(
     (optimizer,) = system.configure_optimizers()
     weights, biases, default = optimizer.param_groups
     weights["lr"], biases["lr"], default["lr"] = lr, 2 * lr, lr
-    descriptors = RowAdam(lr, system.settings.weight_decay)
+    descriptors = SparseAdam(lr, system.settings.weight_decay)
     losses = []
     for _ in range(passes):
         total = 0.0

@@ -19,12 +19,10 @@ from torch.utils.data import Dataset
 
 from npbgpp.core.distributed import gather
 from npbgpp.core.files import load_tensors, save_tensors
-from npbgpp.data.images import read_photo
-from npbgpp.data.motion_maps import read_disparity, read_static, read_uv, required_map
-from npbgpp.data.scene import Scene, View
+from npbgpp.data import Scene, View, read_disparity, read_photo, read_static, read_uv, required_map
 from npbgpp.errors import InputError
 from npbgpp.losses import ssim_map
-from npbgpp.methods.nsff.normalisation import VideoFrame
+from npbgpp.methods.nsff.normalisation import VideoNormalisation
 
 _LEAST = 1e-3  # a pixel that is right now may be wrong later
 
@@ -326,7 +324,7 @@ class VideoDataset(Dataset[VideoBatch]):
         self,
         scene: Scene,
         indices: tuple[int, ...],
-        frame: VideoFrame,
+        frame: VideoNormalisation,
         sampling: VideoSampling,
         budget: int,
         margin: int = 0,

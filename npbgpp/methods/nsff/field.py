@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from npbgpp.errors import InputError
-from npbgpp.volume.field import add_trunk, check_sizes, embed, through_trunk
+from npbgpp.volume import add_trunk, check_sizes, embed, through_trunk
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from npbgpp.methods.nsff.compositing import (
     unseen_is_empty,
 )
 from npbgpp.methods.nsff.field import Matter, Motion, SpaceTimeField
-from npbgpp.volume.sampling import Rays, sample_pdf, stratified
+from npbgpp.volume import Rays, sample_pdf, stratified
 
 Seen = Callable[[Float[Tensor, "p 3"]], Bool[Tensor, " p"]]
 

@@ -14,12 +14,9 @@ from jaxtyping import Float, Float64
 from scipy.stats import linregress
 from torch import Tensor
 
-from npbgpp.data.colmap_model import ColmapModel, read_points
-from npbgpp.data.motion_maps import read_disparity
-from npbgpp.data.normalisation import corner_directions, double, mean_pose
-from npbgpp.data.scene import Scene, View
+from npbgpp.data import ColmapModel, Scene, View, corner_directions, double, mean_pose, read_disparity, read_points
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 from npbgpp.parsers.monocular import match_frames
 
 _FEWEST = 8  # points of a frame that say something
@@ -101,7 +98,7 @@ _SHALLOWEST = 1e-8  # depth that pixels are divided by at least, field units
 
 
 @dataclass(frozen=True)
-class VideoFrame:
+class VideoNormalisation:
     """Maps a video to the coordinates of its field: ``x_field = scale * (x_world - centre) @ rotation`` on row vectors, and these to NDC.
 
     Attributes:
@@ -127,7 +124,7 @@ class VideoFrame:
         """Number of moments."""
         return len(self.moments)
 
-    def to(self, device: torch.device | str) -> "VideoFrame":
+    def to(self, device: torch.device | str) -> "VideoNormalisation":
         """The same frame on another device."""
         return replace(self, rotation=self.rotation.to(device), centre=self.centre.to(device), moments=self.moments.to(device))
 
@@ -180,7 +177,7 @@ class VideoFrame:
         return like.new_tensor([-self.fx / self.cx, -self.fy / self.cy])
 
 
-def video_frame(scene: Scene) -> VideoFrame:
+def video_frame(scene: Scene) -> VideoNormalisation:
     """The frame of a video: centred on the mean camera of all its frames in use, trained or not, and scaled so that the nearest depth is 4/3.
 
     Raises:
@@ -199,7 +196,7 @@ def video_frame(scene: Scene) -> VideoFrame:
     if min(cx, cy) <= 0:
         raise InputError(f"frame {frames[0].name}: expected a principal point inside the picture, got ({cx:g}, {cy:g}); correct the camera")
     scale = _NEAREST / nearest_depth(frames, scene.carried_points)
-    frame = VideoFrame(rotation, centre, scale, fx, fy, cx, cy, first.image_size, cameras)
+    frame = VideoNormalisation(rotation, centre, scale, fx, fy, cx, cy, first.image_size, cameras)
     frame = replace(frame, moments=frame.cameras(cameras))
     for k, view in enumerate(frames):
         if not (corner_directions(frame.moments[k])[:, 2] < 0).all():

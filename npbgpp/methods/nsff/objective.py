@@ -12,8 +12,8 @@ from npbgpp.errors import InputError
 from npbgpp.methods.nsff import losses
 from npbgpp.methods.nsff.data import VideoBatch
 from npbgpp.methods.nsff.model import Training, Warp
-from npbgpp.methods.nsff.normalisation import VideoFrame
-from npbgpp.methods.radiance import FieldSettings
+from npbgpp.methods.nsff.normalisation import VideoNormalisation
+from npbgpp.methods.radiance import RadianceSettings
 
 UNITS = ("epoch", "step")
 
@@ -77,7 +77,7 @@ class LossSchedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NsffSettings(FieldSettings):
+class NsffSettings(RadianceSettings):
     """Keys of ``conf/system/nsff.yaml`` apart from the field; their meaning stands there."""
 
     rays_per_batch: int = 512
@@ -104,7 +104,7 @@ _NEAR_SAMPLES = 0.95  # part of the samples whose motion is measured in lengths:
 _OF_GEOMETRY = ("disparity", "coarse_disparity", "flow_forward", "flow_backward")
 
 
-def loss_terms(rendered: Training, batch: VideoBatch, frame: VideoFrame, moment: int, thickness: int) -> dict[str, Tensor]:
+def loss_terms(rendered: Training, batch: VideoBatch, frame: VideoNormalisation, moment: int, thickness: int) -> dict[str, Tensor]:
     """Every term of ``LossWeights`` that this batch has, before means: at the first and the last moment a neighbour is lacking, and so are its terms.
 
     Args:
@@ -140,7 +140,7 @@ def loss_terms(rendered: Training, batch: VideoBatch, frame: VideoFrame, moment:
     return terms | _motion_terms(rendered, frame)
 
 
-def _motion_terms(rendered: Training, frame: VideoFrame) -> dict[str, Tensor]:
+def _motion_terms(rendered: Training, frame: VideoNormalisation) -> dict[str, Tensor]:
     near = max(2, int(_NEAR_SAMPLES * rendered.xyz.shape[1]))
     xyz = frame.ndc_to_field(rendered.xyz[:, :near])
     moved = [frame.ndc_to_field(warp.xyz[:, :near]) for warp in (rendered.forward, rendered.backward) if warp is not None]

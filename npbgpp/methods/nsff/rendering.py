@@ -12,14 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
-from npbgpp.data.scene import Scene
+from npbgpp.data import Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.trajectories import fit, loop_about, spiral_along
+from npbgpp.geometry import Cameras, fit, loop_about, spiral_along
 from npbgpp.methods.nsff.compositing import Between, pictures_between
 from npbgpp.methods.nsff.model import Look, Nsff, Seen
-from npbgpp.methods.nsff.normalisation import VideoFrame
-from npbgpp.volume.sampling import Rays
+from npbgpp.methods.nsff.normalisation import VideoNormalisation
+from npbgpp.volume import Rays
 
 PARTS = ("full", "static", "dynamic")
 _STOPPED = 0.5  # opacity of what moves from which on it has a depth
@@ -47,7 +46,7 @@ class Seeing:
     """
 
     field: Nsff
-    frame: VideoFrame
+    frame: VideoNormalisation
     world_viewdirs: bool
     empty_where_unseen: bool
     chunk: int

@@ -11,18 +11,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import mse_loss, pad
 
-from npbgpp.core.paths import Bases
-from npbgpp.data.motion_maps import read_disparity, read_static
-from npbgpp.data.scene import Batch, Scene
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import Batch, Scene, read_disparity, read_static
 from npbgpp.errors import InputError
-from npbgpp.geometry.cameras import Cameras
+from npbgpp.geometry import Cameras
 from npbgpp.methods.base import Render
 from npbgpp.methods.nsff.data import HardPixels, PixelWeights, VideoBatch
 from npbgpp.methods.nsff.model import SAME_AS_NSFF_PL, Look, Nsff, architecture_of
-from npbgpp.methods.nsff.normalisation import VideoFrame
+from npbgpp.methods.nsff.normalisation import VideoNormalisation
 from npbgpp.methods.nsff.objective import LossWeights, NsffSettings, loss_terms, weighted_means
 from npbgpp.methods.nsff.rendering import Seeing, TimedCamera, flow_picture, grey
-from npbgpp.methods.radiance import FieldSystem
+from npbgpp.methods.radiance import RadianceSystem
 from npbgpp.metrics import ImageMetrics, MovingScores, moving_scores
 
 
@@ -41,13 +40,13 @@ class NsffRender(Render):
     motion: Float[Tensor, "1 3 h w"] | None = None
 
 
-class NSFF(FieldSystem[NsffSettings]):
+class NSFF(RadianceSystem[NsffSettings]):
     """The field of one video.
 
     Args:
         settings: flat keys of the config.
         scenes: the one scene of the run.
-        bases: what relative paths of the config refer to; none here.
+        search_paths: what relative paths of the config refer to; none here.
         metrics: how views are scored.
         field: makes the field, once the number of moments is known.
         frames: coordinates of the field, by scene.
@@ -61,10 +60,10 @@ class NSFF(FieldSystem[NsffSettings]):
         self,
         settings: NsffSettings,
         scenes: Mapping[str, Scene],
-        bases: Bases,
+        search_paths: SearchPaths,
         metrics: ImageMetrics,
         field: Callable[..., Nsff],
-        frames: Mapping[str, VideoFrame],
+        frames: Mapping[str, VideoNormalisation],
         pixel_weights: PixelWeights | None = None,
     ) -> None:
         super().__init__(settings, scenes, metrics)
@@ -123,7 +122,7 @@ class NSFF(FieldSystem[NsffSettings]):
         s = self.settings
         return Seeing(self.field, self._frame(), s.world_viewdirs, s.empty_where_unseen, s.chunk)
 
-    def _frame(self) -> VideoFrame:
+    def _frame(self) -> VideoNormalisation:
         """The coordinates of the field, on the device."""
         if self.frame.rotation.device != self.device:
             self.frame = self.frame.to(self.device)

@@ -9,18 +9,15 @@ from typing import Any
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from npbgpp.core.paths import Bases
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import Batch, CloudFile, CloudManifest, PhotoCache, Scene, Stage, ViewChoice, available_bytes
 from npbgpp.data.batch_rules import BatchDataset, BatchEpochs, BatchRule, Frame
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
-from npbgpp.data.images import PhotoCache, available_bytes
-from npbgpp.data.point_files import CloudFile, CloudManifest
-from npbgpp.data.sampling import DrawnItems, ResumableLoader, SceneRotation, Shard, hear_the_parent_alone
-from npbgpp.data.scene import Batch, Scene, Stage
+from npbgpp.data.sampling import DrawnItems, ResumableLoader, SceneSampler, Shard, hear_the_parent_alone
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings
-from npbgpp.data.splits import ViewChoice
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
-from npbgpp.geometry.pixels import PixelRule
+from npbgpp.geometry import PixelConvention
 from npbgpp.methods.nsff.data import PixelWeights, VideoDataset
 from npbgpp.parsers import read_scene, with_cloud
 from npbgpp.parsers.npbg import scene_folder
@@ -33,7 +30,7 @@ class InputRule:
     """What a system that reads photos says about when a photo sees a point: near plane (scene units) and pixel rule."""
 
     near: float
-    rule: PixelRule
+    rule: PixelConvention
 
 
 class DataModule(LightningDataModule):
@@ -41,7 +38,7 @@ class DataModule(LightningDataModule):
 
     Scenes are parsed at construction, so that whatever is wrong with a folder is said before any work starts. At most ``scenes_per_epoch`` training
     scenes are visited in an epoch; the sampler rotates through all of them whether or not loaders are rebuilt between epochs. ``inputs`` is given for
-    systems that read photos: training items then carry ``datasets.selection_count`` of them. With ``rule`` training batches are rays through single
+    systems that read photos: training items then reproject ``datasets.selection_count`` of them. With ``rule`` training batches are rays through single
     pixels, and scenes need no cloud. ``keeps_colours`` is for systems that learn from mattes: photos keep the colours that are stored, whatever
     ``datasets.white_bg`` says.
     """
@@ -50,7 +47,7 @@ class DataModule(LightningDataModule):
         self,
         datasets: DatasetSettings,
         dataloader: DataloaderSettings,
-        bases: Bases,
+        search_paths: SearchPaths,
         scenes_per_epoch: int,
         evaluate_only: bool,
         inputs: InputRule | None = None,
@@ -67,7 +64,7 @@ class DataModule(LightningDataModule):
                 raise InputError(f"datasets.{key}: expected authors or exact, got {getattr(datasets, key)}")
         if dataloader.train_data_mode not in ("common", "each"):
             raise InputError(f"dataloader.train_data_mode: expected common or each, got {dataloader.train_data_mode}")
-        self.settings, self.loader_settings, self.bases = datasets, dataloader, bases
+        self.settings, self.loader_settings, self.search_paths = datasets, dataloader, search_paths
         if datasets.names is not None and datasets.names != datasets.scenes.train:
             raise InputError(
                 f"datasets.names: these scenes have their names elsewhere, got {list(datasets.names)}; use datasets.scene_name, datasets.scenes or "
@@ -75,11 +72,13 @@ class DataModule(LightningDataModule):
             )
         # NPBG's yaml of paths says where scenes are
         self.root = (
-            bases.launch
+            search_paths.launch
             if datasets.paths_file is not None
-            else bases.existing(datasets.scene_subroot or datasets.data_root, "datasets.data_root")
+            else search_paths.existing(datasets.scene_subroot or datasets.data_root, "datasets.data_root")
         )
-        self.images_root = bases.existing(datasets.images_subroot, "datasets.images_subroot") if datasets.images_subroot else self.root
+        self.images_root = (
+            search_paths.existing(datasets.images_subroot, "datasets.images_subroot") if datasets.images_subroot else self.root
+        )
         lists = datasets.scenes
         names = dict.fromkeys((*(() if evaluate_only else lists.train), *lists.val, *lists.test))
         self.leaks: dict[str, int] = {}  # test views that the cloud of a scene was made from
@@ -95,7 +94,7 @@ class DataModule(LightningDataModule):
         self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val if self._validates(name)]
         self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
         self.sampler = (
-            SceneRotation(
+            SceneSampler(
                 [len(s) for s in self.train_sets],
                 scenes_per_epoch,
                 dataloader.train.shuffle,
@@ -108,7 +107,7 @@ class DataModule(LightningDataModule):
 
     def _parse(self, name: str) -> Scene:
         s = self.settings
-        paths_file = None if s.paths_file is None else self.bases.existing(s.paths_file, "datasets.paths_file")
+        paths_file = None if s.paths_file is None else self.search_paths.existing(s.paths_file, "datasets.paths_file")
         folder = self.root / name if paths_file is None else scene_folder(paths_file, name)
         if not folder.is_dir():
             known = sorted(p.name for p in self.root.iterdir() if p.is_dir())[:20] if self.root.is_dir() else []
@@ -149,7 +148,7 @@ class DataModule(LightningDataModule):
         """A choice of views; a file that it names is looked for below the usual folders."""
         choice = getattr(self.settings, key)
         if isinstance(choice, str) and not choice.startswith("every:"):
-            return str(self.bases.existing(choice, f"datasets.{key}"))
+            return str(self.search_paths.existing(choice, f"datasets.{key}"))
         return choice
 
     def _validates(self, name: str) -> bool:
@@ -191,7 +190,7 @@ class DataModule(LightningDataModule):
         return tuple(i for i in range(len(scene.views)) if i not in evaluated)
 
     def _batch_set(self, scene: Scene, rule: BatchRule, budget: int) -> BatchDataset:
-        return rule.training_set(scene, self._train_indices(scene), self.frames[scene.name], self.settings, self.bases, budget)
+        return rule.training_set(scene, self._train_indices(scene), self.frames[scene.name], self.settings, self.search_paths, budget)
 
     @property
     def pixel_weights(self) -> PixelWeights | None:
