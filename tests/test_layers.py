@@ -20,9 +20,9 @@ ORDER = (
     ("data", "metrics"),
     ("parsers", "io"),
     ("methods",),
-    ("callbacks", "prepare", "compare", "export"),
+    ("callbacks", "prepare", "compare"),
     ("engine",),
-    ("api",),
+    ("api", "export"),
     ("cli",),
     ("render", "refine", "train", "demo", "__main__"),
 )

@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -51,6 +50,8 @@ def write_depth(path: Path, depth: Float[Tensor, "h w"]) -> None:
         np.save(buffer, values)
         content = buffer.getvalue()
     elif path.suffix == ".pfm":
+        import cv2  # not needed by most runs, and slow to import
+
         done, coded = cv2.imencode(".pfm", values)
         assert done
         content = coded.tobytes()
@@ -72,6 +73,8 @@ def depth_range(depth: Float[Tensor, "..."]) -> tuple[float, float]:
 
 def depth_picture(depth: Float[Tensor, "h w"], nearest: float, farthest: float) -> Float[Tensor, "3 h w"]:
     """Depths in colours (Turbo): red is ``nearest`` and before, blue ``farthest`` and beyond, black is nothing."""
+    import cv2
+
     place = (farthest - depth) / max(farthest - nearest, 1e-12)
     levels = (place.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     coloured = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
