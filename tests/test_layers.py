@@ -65,9 +65,7 @@ def wrong_imports(name: str, source: str, is_package: bool = False) -> list[str]
     own, layer, wrong = height(inner), inner.split(".")[0], []
     for module in imports_of(name, source, is_package):
         top, _, rest = module.partition(".")
-        if top == "train_net":
-            wrong.append(module)
-        elif top == "npbgpp" and rest and rest.split(".")[0] != layer and height(rest) >= own:
+        if top == "train_net" or (top == "npbgpp" and rest and rest.split(".")[0] != layer and height(rest) >= own):
             wrong.append(module)
     return wrong
 

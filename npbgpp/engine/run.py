@@ -24,9 +24,9 @@ from npbgpp.core.distributed import together
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data import ray_frame
 from npbgpp.data.batch_rules import BatchRule, RayRule, VideoRule
-from npbgpp.engine.datamodule import DataModule, InputRule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, find_checkpoint, find_weights, load_weights, training_keys
+from npbgpp.engine.datamodule import DataModule, InputRule
 from npbgpp.engine.loggers import GuardedLogger, close_loggers
 from npbgpp.engine.provenance import write_provenance
 from npbgpp.engine.trainer import TrainerPlan, TrainerSettings, lightning_arguments

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from npbgpp.core.paths import SearchPaths
-from npbgpp.engine.datamodule import DataModule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
+from npbgpp.engine.datamodule import DataModule
 from npbgpp.errors import InputError, original_message
 
 LOADERS = DataloaderSettings(LoaderSettings(2, shuffle=True), LoaderSettings(2), LoaderSettings(3))

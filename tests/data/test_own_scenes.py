@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from npbgpp.core.paths import SearchPaths
-from npbgpp.engine.datamodule import DataModule, InputRule
 from npbgpp.data.point_files import CloudManifest
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
+from npbgpp.engine.datamodule import DataModule, InputRule
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixels import PixelConvention
 

@@ -10,8 +10,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data.batch_rules import VideoRule
-from npbgpp.engine.datamodule import DataModule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
+from npbgpp.engine.datamodule import DataModule
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff.data import VideoBatch
 from npbgpp.methods.nsff.normalisation import VideoNormalisation
