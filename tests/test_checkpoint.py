@@ -18,7 +18,7 @@ from npbgpp.errors import InputError
 from npbgpp.methods.base import CHECKPOINT_FORMAT, Render, System
 from npbgpp.metrics import ImageMetrics
 
-from .systems.recorded import build_system
+from .methods.recorded import build_system
 
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
 
