@@ -89,7 +89,7 @@ def hash_cotangent(count: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ["default", "ss2"])
 def test_recorded_gradients(recorded, name):
-    """In the original no gradient of a supersampled level reaches the descriptors; here it does (tests/render/test_splat.py), so those are left out."""
+    """In the original no gradient of a supersampled level reaches the descriptors; here it does (tests/points/test_feature_pyramid.py), so those are left out."""
     found, case, descriptors, module = rendered(recorded, name)
     losses = [(level * hash_cotangent(level.numel()).view(level.shape)).sum() for level in found]
     (of_background,) = torch.autograd.grad(torch.stack(losses).sum(), [module.bg_feature], retain_graph=True)
