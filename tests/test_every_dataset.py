@@ -7,7 +7,7 @@ import pytest
 
 from npbgpp.errors import InputError
 
-from .layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, npbg, npcr, scannet, scannet_raw
+from .helpers.layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, npbg, npcr, scannet, scannet_raw
 
 NPBG = ("system=npbg", "system/loss_factors=l1_ssim", "system.refiner.filters=[10,11,12,13,14]")
 COLOURS = ("system=npbgpp_rgb", "system/loss_factors=l1_ssim_npbgpp", "datasets.selection_count=2")

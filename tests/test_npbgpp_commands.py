@@ -25,7 +25,7 @@ from npbgpp.methods.npbg import NPBG
 from npbgpp.methods.npbgpp.system import NPBGPlusPlus
 from npbgpp.methods.points import PointSystem
 
-from .scene_writers import write_dtu, write_h3ds, write_scannet
+from .helpers.scenes import write_dtu, write_h3ds, write_scannet
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 HEAD = "5ae021f2805c0854"

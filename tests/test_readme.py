@@ -14,9 +14,9 @@ import pytest
 
 from npbgpp.errors import InputError
 
-from .layouts import colmap
+from .helpers.layouts import colmap
+from .helpers.scenes import write_dtu
 from .run_folders import remember
-from .scene_writers import write_dtu
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()

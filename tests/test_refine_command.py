@@ -22,7 +22,7 @@ from npbgpp.parsers import read_scene
 from npbgpp.render import main as render_main
 
 from .conftest import SMALL_HAIR, TINY_OVERRIDES, ring_pose
-from .layouts import npcr
+from .helpers.layouts import npcr
 from .run_folders import REPOSITORY, remember
 
 HAIR = REPOSITORY / "example" / "hair"

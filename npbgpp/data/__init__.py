@@ -18,8 +18,7 @@ from npbgpp.data.motion_maps import check_flow, read_disparity, read_flow, read_
 from npbgpp.data.normalisation import SceneNormalisation, corner_directions, double, mean_pose, ray_frame
 from npbgpp.data.point_files import CloudFile, CloudManifest, cloud_checksum, file_sha256, manifest_path, read_cloud
 from npbgpp.data.pose_files import LARGEST_SIDE, read_poses, write_npcr_cameras, write_poses
-from npbgpp.data.scene import Batch, DepthMap, MotionMaps, Scene, Stage, View, Views
-from npbgpp.data.splits import ViewChoice, rule_splits
+from npbgpp.data.scene import Batch, DepthMap, MotionMaps, Scene, Stage, View, ViewChoice, Views, rule_splits
 
 __all__ = [
     "Batch",

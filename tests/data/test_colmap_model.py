@@ -13,7 +13,7 @@ from npbgpp.data.lens import MODELS
 from npbgpp.data.point_files import read_cloud
 from npbgpp.errors import InputError
 
-from ..layouts.colmap import CAMERA, write
+from ..helpers.layouts.colmap import CAMERA, write
 
 
 @pytest.fixture(params=["binary", "text"])

@@ -12,8 +12,8 @@ from npbgpp.data.lens import MODELS, Lens, fill_zoom, pinhole, undistort
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 
-from ..layouts.colmap import DISTORTION, MODEL_NUMBER, draw_through, parameters
-from ..scene_writers import COLOURS, POINTS, centroid, look_at_origin
+from ..helpers.layouts.colmap import DISTORTION, MODEL_NUMBER, draw_through, parameters
+from ..helpers.scenes import COLOURS, POINTS, centroid, look_at_origin
 
 SIZE = (144, 192)
 NAMES = [name for name, _ in MODELS.values()]

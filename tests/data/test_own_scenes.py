@@ -14,7 +14,7 @@ from npbgpp.engine.datamodule import DataModule, InputRule
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixels import PixelConvention
 
-from ..layouts import colmap, dtu, npbg
+from ..helpers.layouts import colmap, dtu, npbg
 
 LOADERS = DataloaderSettings(LoaderSettings(1), LoaderSettings(1), LoaderSettings(1))
 LISTS = SceneLists(("scene",), ("scene",), ("scene",))

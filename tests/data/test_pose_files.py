@@ -14,8 +14,8 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.parsers.npcr import parse_npcr
 
-from ..layouts import npcr
-from ..scene_writers import look_at_origin
+from ..helpers.layouts import npcr
+from ..helpers.scenes import look_at_origin
 
 GOOD = {
     "cam_to_world": np.eye(4).tolist(),

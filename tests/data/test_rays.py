@@ -22,8 +22,8 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.parsers import read_scene
 
-from ..layouts import dtu, llff, nerf_synthetic
-from ..scene_writers import BACKDROP, COLOURS, POINTS, RADIUS, save_picture
+from ..helpers.layouts import dtu, llff, nerf_synthetic
+from ..helpers.scenes import BACKDROP, COLOURS, POINTS, RADIUS, save_picture
 
 SIZE, PIXELS = (48, 64), 48 * 64
 BUDGET = 1 << 24

@@ -13,9 +13,9 @@ from npbgpp.engine.trained_run import evaluation_of, run_config
 from npbgpp.errors import InputError
 
 from ..conftest import TINY_NERF
-from ..layouts import colmap, llff, nerf_synthetic, npcr
+from ..helpers.layouts import colmap, llff, nerf_synthetic, npcr
+from ..helpers.scenes import POINTS, RADIUS
 from ..run_folders import remember
-from ..scene_writers import POINTS, RADIUS
 from .run_files import weights
 
 LAST = "checkpoints/last.ckpt"

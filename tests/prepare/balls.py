@@ -10,7 +10,7 @@ from PIL import Image
 from npbgpp.data.scene import DepthMap, View
 from npbgpp.geometry.cameras import Cameras
 
-from ..scene_writers import COLOURS, POINTS, RADIUS, central_intrinsics, draw, look_at_origin, save_mask, save_picture
+from ..helpers.scenes import COLOURS, POINTS, RADIUS, central_intrinsics, draw, look_at_origin, save_mask, save_picture
 
 DEPTH_UNIT = 0.0005
 

@@ -27,8 +27,8 @@ from npbgpp.prepare.check_sheet import COLOURS as STAGE_COLOURS
 from npbgpp.prepare.check_sheet import Plan, alone, check_sheet, depth_colours, dots, plans, reduced, search_paths
 from npbgpp.prepare.report import axis_name, problems, rows, short, table
 
-from ..layouts.dtu import write
-from ..scene_writers import COLOURS, POINTS, RADIUS, central_intrinsics, look_at_origin, save_mask, save_picture
+from ..helpers.layouts.dtu import write
+from ..helpers.scenes import COLOURS, POINTS, RADIUS, central_intrinsics, look_at_origin, save_mask, save_picture
 
 VIEWS = 16
 SIZE = (48, 64)

@@ -15,8 +15,8 @@ from npbgpp.data.point_files import CloudManifest
 from npbgpp.geometry.point_cloud import read_ply
 from npbgpp.prepare.__main__ import main
 
-from ..layouts import colmap, dtu, h3ds, llff, npbg, scannet_raw
-from ..scene_writers import COLOURS, POINTS, RADIUS
+from ..helpers.layouts import colmap, dtu, h3ds, llff, npbg, scannet_raw
+from ..helpers.scenes import COLOURS, POINTS, RADIUS
 
 SIZE = (96, 128)
 

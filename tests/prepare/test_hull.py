@@ -15,7 +15,7 @@ from npbgpp.errors import InputError
 from npbgpp.parsers.nerf_synthetic import parse_nerf_synthetic
 from npbgpp.prepare.visual_hull import EMPTY, INSIDE, UNDECIDED, Silhouette, clearance, judge, visual_hull
 
-from ..scene_writers import POINTS, RADIUS
+from ..helpers.scenes import POINTS, RADIUS
 from .balls import farthest_uncovered, to_surfaces, write_views, wrong_colours
 
 PIXEL = 3 / (1.5 * 96)  # of the views, at the depth of the balls

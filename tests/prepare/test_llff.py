@@ -14,7 +14,7 @@ from npbgpp.errors import InputError
 from npbgpp.parsers import read_scene
 from npbgpp.prepare.llff import LlffSettings, prepare_llff
 
-from ..layouts import colmap
+from ..helpers.layouts import colmap
 
 SIZE = (48, 64)
 

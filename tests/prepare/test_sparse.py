@@ -12,7 +12,7 @@ from npbgpp.data.lens import Lens
 from npbgpp.errors import InputError
 from npbgpp.prepare.sparse import sparse_points
 
-from ..scene_writers import look_at_origin, save_picture
+from ..helpers.scenes import look_at_origin, save_picture
 
 SIZE = (120, 160)
 LENSES = {

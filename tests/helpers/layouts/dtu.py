@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..scene_writers import central_intrinsics, write_dtu
+from ..scenes import central_intrinsics, write_dtu
 
 
 def write(folder: Path, views: int = 8, size: tuple[int, int] = (48, 64)) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scene_writers import central_intrinsics, draw, look_at_origin, save_picture, write_cloud
+from ..scenes import central_intrinsics, draw, look_at_origin, save_picture, write_cloud
 
 
 def write(folder: Path, views: int = 8, size: tuple[int, int] = (48, 64)) -> None:

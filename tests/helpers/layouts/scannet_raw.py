@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scene_writers import POINTS, RADIUS, central_intrinsics, draw, look_at_origin, save_picture, write_cloud
+from ..scenes import POINTS, RADIUS, central_intrinsics, draw, look_at_origin, save_picture, write_cloud
 
 
 def draw_depth(K: np.ndarray, w2c: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,7 @@ from pycolmap import Camera
 
 from npbgpp.geometry.point_cloud import read_ply
 
-from ..scene_writers import POINTS, RADIUS, central_intrinsics, draw, look_at_origin, save_picture, write_cloud
+from ..scenes import POINTS, RADIUS, central_intrinsics, draw, look_at_origin, save_picture, write_cloud
 
 MODEL_NUMBER = {
     **{"SIMPLE_PINHOLE": 0, "PINHOLE": 1, "SIMPLE_RADIAL": 2, "RADIAL": 3, "OPENCV": 4, "OPENCV_FISHEYE": 5, "FULL_OPENCV": 6, "FOV": 7},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npbgpp.data.splits import choose_views
+from npbgpp.data.scene import choose_views
 from npbgpp.errors import InputError
 
 NAMES = [f"photo{k}" for k in range(20)]

@@ -16,8 +16,8 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.parsers.npcr import parse_npcr
 
-from ..layouts.npcr import write
-from ..scene_writers import central_intrinsics, draw, look_at_origin, projection_errors, save_mask, save_picture
+from ..helpers.layouts.npcr import write
+from ..helpers.scenes import central_intrinsics, draw, look_at_origin, projection_errors, save_mask, save_picture
 
 SIZE = (48, 64)
 BLOCK = "72 0 32\n0 72 24\n0 0 1\n"  # of the photos that are drawn

@@ -18,7 +18,7 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.parsers import LAYOUTS
 
-from ..scene_writers import BACKDROP, COLOURS, POINTS, alternating_intrinsics, centroid, mean_intrinsics, write_dtu
+from ..helpers.scenes import BACKDROP, COLOURS, POINTS, alternating_intrinsics, centroid, mean_intrinsics, write_dtu
 
 SIZE = (48, 64)
 

@@ -16,7 +16,7 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.parsers import LAYOUTS
 
-from ..scene_writers import mean_intrinsics, projection_errors, write_scannet
+from ..helpers.scenes import mean_intrinsics, projection_errors, write_scannet
 
 SIZE = (60, 80)
 

@@ -21,8 +21,8 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.parsers.colmap import parse_colmap
 
-from ..layouts.colmap import CAMERA, write
-from ..scene_writers import POINTS, look_at_origin, projection_errors, save_mask
+from ..helpers.layouts.colmap import CAMERA, write
+from ..helpers.scenes import POINTS, look_at_origin, projection_errors, save_mask
 
 SIZE = (48, 64)
 

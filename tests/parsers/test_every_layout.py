@@ -20,8 +20,8 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.parsers import LAYOUTS, read_scene, recognise
 
-from ..layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, npbg, npcr, scannet, scannet_raw
-from ..scene_writers import COLOURS, POINTS, central_intrinsics, centroid, look_at_origin
+from ..helpers.layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, npbg, npcr, scannet, scannet_raw
+from ..helpers.scenes import COLOURS, POINTS, central_intrinsics, centroid, look_at_origin
 
 VIEWS, SIZE = 8, (48, 64)
 # name -> (layout, writer, its cloud, further choices)

@@ -18,8 +18,8 @@ from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
 from npbgpp.parsers import read_scene
 
-from ..layouts import colmap, llff, nerf_synthetic
-from ..scene_writers import COLOURS, POINTS, RADIUS, central_intrinsics, look_at_origin
+from ..helpers.layouts import colmap, llff, nerf_synthetic
+from ..helpers.scenes import COLOURS, POINTS, RADIUS, central_intrinsics, look_at_origin
 
 SIZE, ARC = (48, 64), 48  # of ARC views around the scene, neighbours look the same way
 WRITERS = {"nerf_synthetic": nerf_synthetic.write, "llff": llff.write, "colmap": colmap.write}

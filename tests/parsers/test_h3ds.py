@@ -15,7 +15,7 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.parsers import LAYOUTS
 
-from ..scene_writers import COLOURS, POINTS, alternating_intrinsics, centroid, write_h3ds
+from ..helpers.scenes import COLOURS, POINTS, alternating_intrinsics, centroid, write_h3ds
 
 HELD_OUT = {
     "5ae021f2805c0854": [8, 17, 27, 38, 52, 63],

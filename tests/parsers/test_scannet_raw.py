@@ -16,8 +16,8 @@ from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
 from npbgpp.parsers import LAYOUTS
 
-from ..layouts import scannet_raw
-from ..scene_writers import POINTS, RADIUS, central_intrinsics, look_at_origin, projection_errors, save_picture
+from ..helpers.layouts import scannet_raw
+from ..helpers.scenes import POINTS, RADIUS, central_intrinsics, look_at_origin, projection_errors, save_picture
 
 VIEWS = 8
 
@@ -55,7 +55,7 @@ def test_the_principal_point_is_dropped_unless_asked_for(tmp_path):
 @pytest.mark.parametrize("size", [(48, 64), (64, 64)])
 def test_cameras_are_those_of_the_same_scene_in_other_layouts(tmp_path, layout, size):
     scannet_raw.write(tmp_path / "raw", VIEWS, size)
-    importlib.import_module(f"..layouts.{layout}", __package__).write(tmp_path / layout, VIEWS, size)
+    importlib.import_module(f"..helpers.layouts.{layout}", __package__).write(tmp_path / layout, VIEWS, size)
     other = LAYOUTS[layout].parse(tmp_path / layout, tmp_path / layout, layout, CloudFile(tmp_path / layout / "full.ply"))
     for k, (ours, theirs) in enumerate(zip(parse(tmp_path / "raw").views, other.views, strict=True)):
         world_to_cam = torch.from_numpy(look_at_origin(2 * np.pi * k / VIEWS)).float()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scene_writers import central_intrinsics, draw, look_at_origin, save_picture, write_cloud
+from ..scenes import central_intrinsics, draw, look_at_origin, save_picture, write_cloud
 
 BOUNDS = (2.1, 3.9)  # the balls lie within 0.9 of the origin, the cameras 3 from it
 

@@ -9,8 +9,8 @@ import torch
 from npbgpp.errors import InputError
 from npbgpp.parsers.metashape import MetashapeFile
 
-from ..layouts.npbg import metashape_xml
-from ..scene_writers import look_at_origin
+from ..helpers.layouts.npbg import metashape_xml
+from ..helpers.scenes import look_at_origin
 
 SIZE = (48, 64)
 POSES = {f"P{k}": np.linalg.inv(look_at_origin(k)) for k in range(3)}

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from ..scene_writers import central_intrinsics, write_h3ds
+from ..scenes import central_intrinsics, write_h3ds
 
 
 def write(folder: Path, views: int = 8, size: tuple[int, int] = (48, 64)) -> None:

@@ -19,8 +19,8 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.parsers.llff import parse_llff
 
-from ..layouts.llff import write
-from ..scene_writers import central_intrinsics, look_at_origin, projection_errors, save_picture
+from ..helpers.layouts.llff import write
+from ..helpers.scenes import central_intrinsics, look_at_origin, projection_errors, save_picture
 
 SIZE = (48, 64)
 

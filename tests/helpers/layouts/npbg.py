@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scene_writers import central_intrinsics, draw, look_at_origin, save_mask, save_picture, write_cloud
+from ..scenes import central_intrinsics, draw, look_at_origin, save_mask, save_picture, write_cloud
 
 _OPENGL_FROM_OPENCV = np.array([1.0, -1.0, -1.0, 1.0])
 

@@ -18,8 +18,8 @@ from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.parsers.npbg import NameRule, parse_npbg, scene_folder
 
-from ..layouts.npbg import metashape_xml, write
-from ..scene_writers import look_at_origin, projection_errors
+from ..helpers.layouts.npbg import metashape_xml, write
+from ..helpers.scenes import look_at_origin, projection_errors
 
 SIZE = (48, 64)
 

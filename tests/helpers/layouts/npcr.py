@@ -7,7 +7,7 @@ import numpy as np
 
 from npbgpp.geometry.point_cloud import read_ply
 
-from ..scene_writers import central_intrinsics, draw, look_at_origin, save_mask, save_picture, write_cloud
+from ..scenes import central_intrinsics, draw, look_at_origin, save_mask, save_picture, write_cloud
 
 
 def write(folder: Path, views: int = 8, size: tuple[int, int] = (48, 64)) -> None:
