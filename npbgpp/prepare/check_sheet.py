@@ -17,8 +17,7 @@ from npbgpp.geometry import Cameras, PixelConvention, PointCloud
 from npbgpp.io import TileRow, tile_sheet
 from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.points import visible_points
-from npbgpp.prepare.check import Findings, ViewFindings, coarse_scale
-from npbgpp.prepare.report import axis_name, short
+from npbgpp.prepare.scene_report import Findings, ViewFindings, axis_name, coarse_scale, short
 
 COLOURS: dict[Stage | None, tuple[int, int, int]] = {
     None: (150, 150, 150),

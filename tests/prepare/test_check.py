@@ -21,11 +21,12 @@ from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.parsers import LAYOUTS
 from npbgpp.parsers import with_cloud as with_points
-from npbgpp.prepare import check
-from npbgpp.prepare.check import Findings, coarse_scale, examine
+from npbgpp.prepare import scene_report
+from npbgpp.prepare.check import rows, table
 from npbgpp.prepare.check_sheet import COLOURS as STAGE_COLOURS
 from npbgpp.prepare.check_sheet import Plan, alone, check_sheet, depth_colours, dots, plans, reduced, search_paths
-from npbgpp.prepare.report import axis_name, problems, rows, short, table
+from npbgpp.prepare.diagnostics import problems
+from npbgpp.prepare.scene_report import Findings, axis_name, coarse_scale, examine, short
 
 from ..helpers.layouts.dtu import write
 from ..helpers.scenes import COLOURS, POINTS, RADIUS, central_intrinsics, look_at_origin, save_mask, save_picture
@@ -156,7 +157,7 @@ def test_photos_are_those_of_views_far_from_each_other(scene, good):
 
 
 def test_a_sample_of_a_large_cloud_is_enough(scene, good, monkeypatch):
-    monkeypatch.setattr(check, "_MOST_POINTS", 200)
+    monkeypatch.setattr(scene_report, "_MOST_POINTS", 200)
     first, second = (examine(scene, "dtu", NEAR) for _ in range(2))
     assert first == second
     assert first.cloud.examined == 200 and first.cloud.points == 400
@@ -166,12 +167,12 @@ def test_a_sample_of_a_large_cloud_is_enough(scene, good, monkeypatch):
 
 
 def test_many_views_share_the_work(scene, monkeypatch):
-    monkeypatch.setattr(check, "_PROJECTIONS", VIEWS * 150)
+    monkeypatch.setattr(scene_report, "_PROJECTIONS", VIEWS * 150)
     assert examine(scene, "dtu", NEAR).cloud.examined == 150
 
 
 def test_neighbours_do_not_depend_on_how_many_are_compared_at_once(scene, good, monkeypatch):
-    monkeypatch.setattr(check, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(scene_report, "_ROWS_AT_ONCE", 3)
     assert examine(scene, "dtu", NEAR) == good
 
 

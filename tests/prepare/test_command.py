@@ -158,7 +158,7 @@ def test_what_cannot_be_written_leaves_the_cloud(prepare, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("npbgpp.prepare.__main__.write_ply", full)
+        patch.setattr("npbgpp.prepare.cloud.write_ply", full)
         assert "No space left" in refused(prepare, "cloud", "scene=scene", "overwrite=true", "count=500")
     cloud.with_suffix(".json").write_text('{"frames": []}')
     assert "mvs_pc.json" in refused(prepare, "cloud", "scene=scene", "overwrite=true", "count=500")
