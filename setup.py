@@ -49,6 +49,10 @@ DEV_REQUIRES = [
     "ruff>=0.17,<0.18",
 ]
 
+# conf/ and example/ lie beside the package in a checkout, and inside of it in a wheel: npbgpp.core.paths.project_folder finds them in both.
+DATA_PACKAGES = {"npbgpp.conf": "conf", "npbgpp.example": "example"}
+DATA_FILES = ["**/*.yaml", "**/*.json", "**/*.png", "**/*.jpg", "**/*.ply", "**/*.inf", "**/*.xzy", "**/*.py", "*.md"]
+
 setup(
     name="npbgpp",
     version="0.1.0",
@@ -57,7 +61,10 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["npbgpp", "npbgpp.*"]),
+    packages=[*find_packages(include=["npbgpp", "npbgpp.*"]), *DATA_PACKAGES],
+    package_dir=DATA_PACKAGES,
+    package_data={package: DATA_FILES for package in DATA_PACKAGES},
+    entry_points={"console_scripts": ["npbgpp=npbgpp.__main__:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={
         "test": TEST_REQUIRES,

@@ -147,7 +147,8 @@ def test_supported_pythons_are_3_10_to_3_12() -> None:
 
 def test_every_subpackage_is_installed() -> None:
     folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in (ROOT / "npbgpp").rglob("*.py")}
-    assert set(setup_arguments()["packages"]) == folders
+    arguments = setup_arguments()
+    assert set(arguments["packages"]) == folders | set(arguments["package_dir"]) == folders | {"npbgpp.conf", "npbgpp.example"}
 
 
 @pytest.mark.parametrize("python", PYTHONS)

@@ -26,6 +26,15 @@ def test_data_roots_of_the_original_are_relative_to_the_run(search_paths):
     assert search_paths.existing("../../data/nerf", "datasets.data_root") == search_paths.launch / "data" / "nerf"
 
 
+def test_what_ships_with_the_project_is_found_from_any_folder(search_paths):
+    """Configs of the original name it relative to a run two folders below the project."""
+    (search_paths.project / "example").mkdir()
+    for path in ("example", "../../example"):
+        assert search_paths.existing(path, "key") == search_paths.project / "example"
+    with pytest.raises(InputError, match="example/absent"):
+        search_paths.existing("../../example/absent", "key")
+
+
 def test_the_working_directory_does_not_count(search_paths, tmp_path):
     (tmp_path / "elsewhere" / "data").mkdir()
     with pytest.raises(InputError):

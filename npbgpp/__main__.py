@@ -1,0 +1,55 @@
+"""``npbgpp <command> ...``, the same as ``python -m npbgpp.<command> ...``; ``npbgpp <command> --help`` explains the arguments of a command."""
+
+import difflib
+import runpy
+import sys
+
+from npbgpp import __version__
+
+COMMANDS = {
+    "train": "train or evaluate a system",
+    "render": "render images and a video of a trained run along a camera path",
+    "export": "write weights, point clouds, meshes, volumes or cameras of a trained run",
+    "prepare": "check a scene, make its point cloud, prepare videos",
+    "compare": "compare evaluated runs in tables and images",
+    "refine": "finetune a run of NPCR along a camera path, against flicker",
+}
+
+
+def usage() -> str:
+    """The list of the commands."""
+    lines = [f"  {name:<9}{summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: npbgpp <command> [arguments]",
+            "",
+            "Novel-view synthesis from photos: NPBG, NPBG++, NPCR, NeRF and NSFF.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "npbgpp <command> --help explains the arguments of a command. python -m npbgpp.<command> is the same.",
+        ]
+    )
+
+
+def main() -> None:
+    """Runs a command as ``python -m npbgpp.<command>`` does, so that processes that it starts run the same module."""
+    name, *arguments = sys.argv[1:] or [""]
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name == "--version":
+        print(f"npbgpp {__version__}")
+    elif not name:
+        sys.exit(usage())
+    elif name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}"
+        sys.exit(f"error: {name}: unknown command; {hint}")
+    else:
+        sys.argv = [name, *arguments]
+        runpy.run_module(f"npbgpp.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
