@@ -10,13 +10,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 
-from npbgpp.core.paths import SearchPaths
+from npbgpp.core.paths import SearchPaths, project_folder
 from npbgpp.engine.run import GROUPS, Run
 from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
 
-PROJECT = Path(__file__).resolve().parents[2]
 _SPLITS = ("test", "val", "train")
 _RUN_KEYS = ("weights_path", "weights_strict", "cache_dir")
 
@@ -74,7 +73,7 @@ def run_config(run: Path) -> tuple[DictConfig, SearchPaths]:
     text = json.dumps(OmegaConf.to_container(config, resolve=False))
     for name, path in (("run.dir", run), ("runtime.output_dir", run), ("runtime.cwd", launch)):
         text = text.replace(f"${{hydra:{name}}}", json.dumps(str(path))[1:-1])  # outside of Hydra nobody knows these
-    return OmegaConf.create(json.loads(text)), SearchPaths(launch, run, PROJECT)
+    return OmegaConf.create(json.loads(text)), SearchPaths(launch, run, project_folder())
 
 
 def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | None, overrides: Sequence[str]) -> str:

@@ -6,13 +6,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from npbgpp.core.paths import conf_folder
 from npbgpp.data import CloudFile, Scene, ViewChoice
 from npbgpp.errors import InputError
 from npbgpp.parsers import read_scene, recognise
 from npbgpp.parsers.npbg import scene_folder
 
 # lists that training takes from the config as well
-_H3DS = Path(__file__).resolve().parents[2] / "conf" / "datasets" / "_h3ds.yaml"
+_H3DS = "datasets/_h3ds.yaml"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class SceneChoice:
         name = self.scene if self.paths_file is not None else folder.name
         choices: dict[str, Any] = {"white_bg": self.white_bg, "downscale": self.downscale, "paths_file": self.paths_file}
         if self.layout == "h3ds" or (self.layout == "auto" and recognise(folder)[:1] == ("h3ds",)):
-            listed = OmegaConf.to_container(OmegaConf.load(_H3DS))
+            listed = OmegaConf.to_container(OmegaConf.load(conf_folder() / _H3DS))
             assert isinstance(listed, dict)
             choices["published_views"] = {name: tuple(numbers) for name, numbers in listed["published_views"].items()}
         scene = read_scene(self.layout, folder, folder, name, CloudFile(folder / self.pc_name), choices)
