@@ -64,7 +64,7 @@ class Ours:
 
         def observe(points: Tensor) -> Tensor:
             xyz = self.inputs.xyz[points]
-            sampled = sample_features(self.inputs.features, xyz, view.camera, PixelConvention.SIZE_MINUS_ONE)
+            sampled = sample_features(self.inputs.features, xyz, view.camera, PixelConvention.AUTHORS)
             looked = PointDirections(xyz - view.camera.centers(), view.camera.R[:, :, 2])
             return self.inputs.aggregator.observe(sampled, sampled.new_ones(len(sampled)), looked)
 

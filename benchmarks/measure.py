@@ -94,4 +94,4 @@ def camera(size: int, azimuth: float = 0.0, distance: float = 4.3) -> Cameras:
     left = left / left.norm()
     R = torch.stack([left, torch.linalg.cross(forward, left), forward], 1)
     focal = torch.tensor([[2.2, 2.2]])
-    return Cameras.from_size_minus_one_ndc(R[None], -(eye @ R)[None], focal, torch.zeros(1, 2), (size, size))
+    return Cameras.from_authors_ndc(R[None], -(eye @ R)[None], focal, torch.zeros(1, 2), (size, size))

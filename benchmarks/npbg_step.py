@@ -14,7 +14,7 @@ import plain
 from measure import camera, in_child, machine, surface_cloud
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.nets.unet import NPBGPlusPlusUNet
 from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
 from npbgpp.points.feature_pyramid import NearestScatterRasterizer
@@ -38,7 +38,7 @@ def dense_steps(points: int, crop: int, steps: int) -> dict[str, float]:
     for step in range(steps + 1):
         view = camera(2 * crop, azimuth=0.3 * step).crop(crop // 2, crop // 2, (crop, crop))
         start = time.perf_counter()
-        focal, principal = view.to_size_minus_one_ndc()
+        focal, principal = view.to_authors_ndc()
         xyd, valid = plain.project(xyz, view.R[0], view.T[0], focal[0], principal[0], 1.0, view.image_size)
         images, _ = plain.rasterize(xyd, valid, descriptors, background, view.image_size)
         (net(images) - 0.5).abs().mean().backward()
@@ -63,7 +63,7 @@ def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
     for step in range(steps + 1):
         view = camera(2 * crop, azimuth=0.3 * step).crop(crop // 2, crop // 2, (crop, crop))
         start = time.perf_counter()
-        maps = [f.index[None] for f in rasterize(cloud, view, levels, 1.0, PixelConvention.SIZE_MINUS_ONE)]
+        maps = [f.index[None] for f in rasterize(cloud, view, levels, 1.0, PixelConvention.AUTHORS)]
         visible = gather_visible(maps, ["scene"], {"scene": scene}, learn=True)
         (net(raster(visible.rows, visible.values)) - 0.5).abs().mean().backward()
         lazy.begin_step()

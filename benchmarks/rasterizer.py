@@ -15,7 +15,7 @@ import plain
 from measure import camera, in_turn_ms, machine, surface_cloud
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
 from npbgpp.points.feature_pyramid import feature_table, splat
 from npbgpp.points.sparse_optim import SparseParameter
@@ -45,12 +45,12 @@ def main() -> None:
         return images, maps
 
     def reference() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        focal, principal = view.to_size_minus_one_ndc()
+        focal, principal = view.to_authors_ndc()
         xyd, valid = plain.project(xyz, view.R[0], view.T[0], focal[0], principal[0], 1.0, view.image_size)
         return plain.rasterize(xyd, valid, features, background, view.image_size)
 
     print(f"{machine()}\n{options.points} points, {options.size}x{options.size}, five scales, from world points to feature images")
-    images, maps = ours(PixelConvention.SIZE_MINUS_ONE)
+    images, maps = ours(PixelConvention.AUTHORS)
     their_images, their_maps = reference()
     cells = differing = 0
     for image, their_image, index, their_index in zip(images, their_images, maps, their_maps, strict=True):

@@ -26,7 +26,7 @@ from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
 
 COUNT, SCALE, VOTERS = 3, 0.125, 500
-RULE = PixelConvention.SIZE_MINUS_ONE
+RULE = PixelConvention.AUTHORS
 
 
 def visible(xyd: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
@@ -43,7 +43,7 @@ def visible(xyd: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
 
 def plain_points(xyz: Tensor, view: Cameras) -> tuple[Tensor, Tensor]:
     """World and normalised coordinates of the points that a camera sees."""
-    focal, principal = view.to_size_minus_one_ndc()
+    focal, principal = view.to_authors_ndc()
     xyd, valid = plain.project(xyz, view.R[0], view.T[0], focal[0], principal[0], 1.0, view.image_size)
     wins = visible(xyd, valid, view.image_size)
     return xyz[wins], xyd[wins]
@@ -66,7 +66,7 @@ def plain_scores(xyz: Tensor, target: Cameras, inputs: list[Cameras]) -> Tensor:
     to_target = torch.nn.functional.normalize(target.centers() - xyz, dim=1)
     rows = []
     for view in inputs:
-        focal, principal = view.to_size_minus_one_ndc()
+        focal, principal = view.to_authors_ndc()
         xyd, valid = plain.project(xyz, view.R[0], view.T[0], focal[0], principal[0], 1.0, view.image_size)
         to_view = torch.nn.functional.normalize(view.centers() - xyz, dim=1)
         theta = torch.rad2deg(torch.acos((to_target * to_view).sum(1).clamp(-1, 1)))

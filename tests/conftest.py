@@ -29,7 +29,7 @@ from npbgpp.geometry.cameras import Cameras  # noqa: E402
 from npbgpp.geometry.pixels import PixelConvention  # noqa: E402
 from npbgpp.geometry.point_cloud import PointCloud, write_ply  # noqa: E402
 from npbgpp.kernels.chunks import ChunkedCloud  # noqa: E402
-from npbgpp.kernels.rasterize import Level, rasterize  # noqa: E402
+from npbgpp.kernels.rasterization import Level, rasterize  # noqa: E402
 
 from .run_folders import REPOSITORY, run_words  # noqa: E402
 

@@ -184,7 +184,7 @@ def test_depths_of_points(trained, render, tmp_path, tiny_root, system):
     depth = np.load(folder / "depth_00000.npy")
     (camera,) = read_poses(folder / "cameras.json", some_camera())
     xyz = read_ply(tiny_root / "ball" / "mvs_pc.ply").xyz
-    grid = PixelGrid(PixelConvention.SIZE_MINUS_ONE, camera.image_size)
+    grid = PixelGrid(PixelConvention.AUTHORS, camera.image_size)
     near = OmegaConf.load(trained[system] / ".hydra" / "config.yaml").system.near
     _, nearest = rasterize_reference(grid.normalise(camera, xyz)[0], camera.image_size, 1.0, 1, near, authors_rule=True)
     differs = ~np.isclose(depth, nearest.nan_to_num(posinf=0.0).numpy(), atol=1e-5)

@@ -5,7 +5,17 @@ from pathlib import Path
 
 from npbgpp.data import LARGEST_SIDE, Scene, read_poses
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, average_pose, fit, interpolate, orbit_of, shifted, spiral, tumbled, turned
+from npbgpp.geometry import (
+    Cameras,
+    average_pose,
+    fit_to_size,
+    interpolate_path,
+    linear_path,
+    orbit_path,
+    random_rotation_path,
+    spiral_path,
+    turntable_path,
+)
 from npbgpp.methods.nsff.rendering import TimedCamera, is_video_path, spread_over_time, timed_path
 
 _SPLITS = ("test", "val", "train")
@@ -86,17 +96,17 @@ def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
     cameras = [scene.views[i].camera for i in chosen]
     if settings.path in _MADE:
         size = settings.size or cameras[0].image_size
-        together, count = Cameras.cat([fit(camera, size) for camera in cameras]), settings.frames or _FRAMES
+        together, count = Cameras.cat([fit_to_size(camera, size) for camera in cameras]), settings.frames or _FRAMES
         if settings.path == "interpolate":
-            path = interpolate(together, count, settings.loop)
+            path = interpolate_path(together, count, settings.loop)
         elif settings.path == "circle":
-            path = orbit_of(together, count)
+            path = orbit_path(together, count)
         else:
-            path = spiral(together, _focus_depth(scene, together), count)
+            path = spiral_path(together, _focus_depth(scene, together), count)
         return [Frame(path[k], str(k)) for k in range(count)]
     if settings.path in _MOVED:
         base = cameras[0] if settings.poses is None else read_poses(settings.poses, cameras[0])[0]
-        path = _moved(settings, base if settings.size is None else fit(base, settings.size))
+        path = _moved(settings, base if settings.size is None else fit_to_size(base, settings.size))
         return [Frame(path[k], str(k)) for k in range(len(path))]
     if settings.poses is not None:
         cameras = list(read_poses(settings.poses, cameras[0]))
@@ -104,7 +114,7 @@ def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
     else:
         labels = [scene.views[i].name for i in chosen]
     if settings.size is not None:
-        cameras = [fit(camera, settings.size) for camera in cameras]
+        cameras = [fit_to_size(camera, settings.size) for camera in cameras]
     return [Frame(camera, label) for camera, label in zip(cameras, labels, strict=True)]
 
 
@@ -112,10 +122,10 @@ def _moved(settings: PathSettings, base: Cameras) -> Cameras:
     """A path that moves one camera."""
     count = settings.frames or _MOVED[settings.path]
     if settings.path == "turn":
-        return turned(base, count)
+        return turntable_path(base, count)
     if settings.path == "straight":
-        return shifted(base, (1.0, 0.0, 0.0), *settings.reach, count)
-    return tumbled(base, count, settings.seed)
+        return linear_path(base, (1.0, 0.0, 0.0), *settings.reach, count)
+    return random_rotation_path(base, count, settings.seed)
 
 
 def moving_frames(settings: PathSettings, scene: Scene) -> list[Frame]:

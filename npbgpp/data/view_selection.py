@@ -201,7 +201,7 @@ class ViewSelector:
         if self.method == "best" or len(shown) <= _VOTERS:
             return shown
         # normalised as the authors do under both rules: pixels would outweigh depth
-        ndc = PixelGrid(PixelConvention.SIZE_MINUS_ONE, camera.image_size).normalise(camera, shown)[0]
+        ndc = PixelGrid(PixelConvention.AUTHORS, camera.image_size).normalise(camera, shown)[0]
         return shown[farthest_points(ndc, _VOTERS, int(torch.randint(len(ndc), (), generator=generator)))]
 
     def _visible_from(self, target_index: int) -> Float[Tensor, "n 3"]:

@@ -1,4 +1,4 @@
-"""Cameras, pixel rules, trajectories, image warps and point clouds: pure functions and frozen dataclasses on torch tensors."""
+"""Cameras, pixel conventions, trajectories, image warps and point clouds: pure functions and frozen dataclasses on torch tensors."""
 
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 from npbgpp.geometry.image_warp import Alignment, align_vertically, crop_to_points, resample
@@ -6,38 +6,38 @@ from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection
 from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 from npbgpp.geometry.trajectories import (
     average_pose,
-    fit,
-    interpolate,
-    loop_about,
-    orbit_of,
-    shifted,
-    spiral,
-    spiral_along,
-    tumbled,
-    turned,
+    fit_to_size,
+    interpolate_path,
+    linear_path,
+    loop_path,
+    orbit_path,
+    random_rotation_path,
+    spiral_along_path,
+    spiral_path,
+    turntable_path,
 )
 
 __all__ = [
     "Alignment",
     "Cameras",
-    "PixelGrid",
     "PixelConvention",
+    "PixelGrid",
     "PointCloud",
     "Projection",
     "align_vertically",
     "average_pose",
     "crop_to_points",
-    "fit",
-    "interpolate",
-    "loop_about",
-    "orbit_of",
+    "fit_to_size",
+    "interpolate_path",
+    "linear_path",
+    "loop_path",
+    "orbit_path",
+    "random_rotation_path",
     "read_ply",
     "resample",
     "rigid_defect",
-    "shifted",
-    "spiral",
-    "spiral_along",
-    "tumbled",
-    "turned",
+    "spiral_along_path",
+    "spiral_path",
+    "turntable_path",
     "write_ply",
 ]

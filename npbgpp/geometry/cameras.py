@@ -1,16 +1,16 @@
-"""Pinhole cameras, and the one convention that the whole package keeps.
+"""Pinhole cameras and the camera convention of the package.
 
-Convention (the one of PyTorch3D's ``PerspectiveCameras(in_ndc=False)``):
+Convention (that of PyTorch3D's ``PerspectiveCameras(in_ndc=False)``):
 
 * row vectors, ``xyz_cam = xyz_world @ R + T``; camera axes +x left, +y up, +z forward; depth is ``z_cam`` in scene units, never ray length;
 * ``focal_length`` and ``principal_point`` in pixels of an image whose top-left *corner* is (0, 0), so the centre of pixel (row i, column j) is
   ``uv_px = (j + 0.5, i + 0.5)``; u grows to the right, v downwards:  ``u = cx - fx * x / z``,  ``v = cy - fy * y / z``.
 
-Other conventions exist only inside the ``from_*`` and ``to_*`` functions of this module.
+Other conventions exist only inside the ``from_*`` and ``to_*`` methods of ``Cameras``.
 
-The **size-1 rule** of the NPBG++ authors measures the image between the *centres* of its border pixels: with ``s = min(h, w)`` their normalised
-coordinates are ``x_ndc = (fcl_x * x + prp_x * z) / (z + 1e-7)`` and ``fcl = 2 f / (s - 1)``; at another image size the same numbers mean slightly other
-pixels. ``to_size_minus_one_ndc`` gives these numbers, ``npbgpp.render.pixels`` uses them.
+The NPBG++ authors measure the image between the *centres* of its border pixels: with ``s = min(h, w)`` their normalised coordinates are
+``x_ndc = (fcl_x * x + prp_x * z) / (z + 1e-7)`` with ``fcl = 2 f / (s - 1)``, so the same numbers denote slightly different pixels at another image size.
+``Cameras.to_authors_ndc`` converts to these numbers; ``PixelConvention.AUTHORS`` in ``npbgpp.geometry.pixels`` uses them.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pytorch3d.renderer import PerspectiveCameras
 
-# Multiplying the camera axes by these signs turns the camera frame of the format into ours (left, up, forward).
+# Signs that map the camera axes of a format to ours (left, up, forward).
 _OPENGL_AXES = (-1.0, 1.0, -1.0)  # right, up, backward
 _OPENCV_AXES = (-1.0, -1.0, 1.0)  # right, down, forward
 
@@ -59,7 +59,7 @@ class Cameras:
 
     @staticmethod
     def cat(cameras: "Sequence[Cameras]") -> "Cameras":
-        """Joins cameras on images of one size. Raises ValueError when the sizes differ."""
+        """Concatenates cameras on images of one size. Raises ValueError when the sizes differ."""
         sizes = {c.image_size for c in cameras}
         if len(sizes) != 1:
             raise ValueError(f"Cameras.cat: expected one image size, got {sorted(sizes)}; batch views of equal size only")
@@ -81,7 +81,7 @@ class Cameras:
             principal_point=self.principal_point.to(device),
         )
 
-    # ------------------------------------------------------------------ borders
+    # ------------------------------------------------------------------ conversions
     @classmethod
     def from_opengl(
         cls,
@@ -90,7 +90,7 @@ class Cameras:
         principal_point: Float[Tensor, "b 2"],
         image_size: tuple[int, int],
     ) -> "Cameras":
-        """From camera-to-world matrices acting on columns, axes right, up, backward (Blender, NeRF); focal length and centre in our pixels."""
+        """From camera-to-world matrices acting on columns, axes right, up, backward (Blender, NeRF); intrinsics in our pixels."""
         return cls._from_world_to_cam(torch.linalg.inv(cam_to_world), _OPENGL_AXES, focal_length, principal_point, image_size)
 
     @classmethod
@@ -101,7 +101,7 @@ class Cameras:
         principal_point: Float[Tensor, "b 2"],
         image_size: tuple[int, int],
     ) -> "Cameras":
-        """From world-to-camera matrices acting on columns, axes right, down, forward (COLMAP, OpenCV); focal length and centre in our pixels."""
+        """From world-to-camera matrices acting on columns, axes right, down, forward (COLMAP, OpenCV); intrinsics in our pixels."""
         return cls._from_world_to_cam(world_to_cam, _OPENCV_AXES, focal_length, principal_point, image_size)
 
     @classmethod
@@ -133,7 +133,7 @@ class Cameras:
         return matrix
 
     @classmethod
-    def from_size_minus_one_ndc(
+    def from_authors_ndc(
         cls,
         R: Float[Tensor, "b 3 3"],
         T: Float[Tensor, "b 3"],
@@ -141,21 +141,21 @@ class Cameras:
         prp_ndc: Float[Tensor, "b 2"],
         image_size: tuple[int, int],
     ) -> "Cameras":
-        """From the normalised intrinsics of the NPBG++ authors (their size-1 rule at this image size)."""
+        """From the normalised intrinsics of the NPBG++ authors at this image size."""
         half = (min(image_size) - 1) / 2
         height, width = image_size
         centre = prp_ndc.new_tensor([width / 2, height / 2])
         return cls(R, T, fcl_ndc * half, centre - prp_ndc * half, image_size)
 
-    def to_size_minus_one_ndc(self) -> tuple[Float[Tensor, "b 2"], Float[Tensor, "b 2"]]:
-        """(fcl_ndc, prp_ndc) of the NPBG++ authors: the inverse of ``from_size_minus_one_ndc``."""
+    def to_authors_ndc(self) -> tuple[Float[Tensor, "b 2"], Float[Tensor, "b 2"]]:
+        """(fcl_ndc, prp_ndc) of the NPBG++ authors: the inverse of ``from_authors_ndc``."""
         half = (min(self.image_size) - 1) / 2
         height, width = self.image_size
         centre = self.principal_point.new_tensor([width / 2, height / 2])
         return self.focal_length / half, (centre - self.principal_point) / half
 
     def to_pytorch3d(self) -> "PerspectiveCameras":
-        """The same cameras as PyTorch3D's class (an optional peer). Raises ImportError when PyTorch3D is not installed."""
+        """The same cameras as PyTorch3D's class. Raises ImportError when PyTorch3D is not installed."""
         from pytorch3d.renderer import PerspectiveCameras
 
         arguments: dict[str, Any] = {"in_ndc": False, "image_size": [self.image_size] * len(self), "device": self.R.device}
@@ -163,11 +163,11 @@ class Cameras:
 
     # ----------------------------------------------------------------- geometry
     def centers(self) -> Float[Tensor, "b 3"]:
-        """Camera centres in the world. Exact for any invertible R, also after alignment with unequal focal lengths."""
+        """Camera centres in world coordinates, for any invertible R (vertical alignment with fx != fy gives R that are not orthonormal)."""
         return -torch.linalg.solve(self.R.transpose(1, 2), self.T)
 
     def view(self, xyz_world: Float[Tensor, "*b n 3"]) -> Float[Tensor, "b n 3"]:
-        """World points in camera axes; a cloud without leading axis is seen by every camera."""
+        """World points in camera coordinates; points without leading axis are transformed by every camera."""
         return xyz_world @ self.R + self.T[:, None, :]
 
     def project(self, xyz_world: Float[Tensor, "*b n 3"]) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
@@ -189,13 +189,13 @@ class Cameras:
         return origins.unflatten(1, (height, width)), directions.unflatten(1, (height, width))
 
     def rays_through(self, uv_px: Float[Tensor, "*b n 2"]) -> tuple[Float[Tensor, "b n 3"], Float[Tensor, "b n 3"]]:
-        """World-space (origins, unit directions) through places of the image; without leading axis the same ones of every camera."""
+        """World-space (origins, unit directions) through image points; points without leading axis are shared by all cameras."""
         xy = (self.principal_point[:, None, :] - uv_px) / self.focal_length[:, None, :]
         xyz_cam = torch.cat([xy, torch.ones_like(xy[..., :1])], -1).to(self.R.dtype)
         directions = torch.nn.functional.normalize(xyz_cam @ torch.linalg.inv(self.R), dim=-1)
         return self.centers()[:, None, :].expand_as(directions), directions
 
-    # ------------------------------------------------------ intrinsics of new images
+    # ------------------------------------------------------------------ changed images
     def crop(self, top: int, left: int, image_size: tuple[int, int]) -> "Cameras":
         """Cameras of the sub-image whose top-left pixel is (top, left); negative values pad."""
         return replace(self, principal_point=self.principal_point - self.principal_point.new_tensor([left, top]), image_size=image_size)
@@ -206,14 +206,14 @@ class Cameras:
         return replace(self, focal_length=self.focal_length * scale, principal_point=self.principal_point * scale, image_size=image_size)
 
     def zoom(self, factor: float) -> "Cameras":
-        """Cameras that see the same centre magnified by ``factor`` on an image of unchanged size."""
+        """Cameras that magnify by ``factor`` about the image centre, at unchanged image size."""
         height, width = self.image_size
         centre = self.principal_point.new_tensor([width / 2, height / 2])
         return replace(self, focal_length=self.focal_length * factor, principal_point=centre + (self.principal_point - centre) * factor)
 
 
 def rigid_defect(matrix: Float[Tensor, "4 4"], tolerance: float = 1e-3) -> str | None:
-    """Says in words why a 4x4 pose is not rigid, or None when it is: finite, last row (0, 0, 0, 1), orthonormal rotation with determinant +1."""
+    """Message why a 4x4 pose is not rigid; None if it is: finite, last row (0, 0, 0, 1), orthonormal rotation with determinant +1."""
     if not torch.isfinite(matrix).all():
         return "it holds values that are not finite"
     if (matrix[3] - matrix.new_tensor([0.0, 0.0, 0.0, 1.0])).abs().max() > tolerance:

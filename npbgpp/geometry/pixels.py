@@ -1,6 +1,6 @@
-"""Which pixel a projected point falls into: exact half-pixel centres, or the size-1 rule of the NPBG++ authors.
+"""Pixel conventions: which pixel a projected point falls into.
 
-Both rules are written as one homogeneous map followed by a step function per raster level, so that one rasteriser serves both:
+Both conventions are a homogeneous map followed by a step function per raster level, so that one rasterizer serves both:
 
 * ``xyd = xyz_world @ matrix + offset``; depth is ``xyd[2]``; normalised coordinates ``(x, y) = (scale * xyd[:2] + shift * depth) / (depth + epsilon)``;
 * at a level of h x w cells, ``column = floor(start_w + slope_w * x)`` and ``row = floor(start_h + slope_h * y)``.
@@ -8,9 +8,9 @@ Both rules are written as one homogeneous map followed by a step function per ra
 EXACT: (x, y) are pixels of the full image from its top-left corner, a point is in the image when ``0 <= x < W`` and ``0 <= y < H``, and a level at scale
 q has cells of 1/q pixels, ``column = floor(q x)``. Levels whose scales halve nest.
 
-SIZE_MINUS_ONE: (x, y) are the authors' normalised coordinates (+x left, +y up, the short side spans -1..1 between the *centres* of its first and last
-pixel), a point is in the image when ``|x| <= bx`` and ``|y| <= by``, and every level spans the same range between its own border centres, with
-s = min(h, w): ``column = trunc((w - 1) / 2 - x (s - 1) / 2 - 1e-6 + 0.5)``. Levels do not nest. This reproduces the images of released weights.
+AUTHORS, of the NPBG++ release: (x, y) are the authors' normalised coordinates (+x left, +y up, the short side spans -1..1 between the *centres* of its
+first and last pixel), a point is in the image when ``|x| <= bx`` and ``|y| <= by``, and every level spans the same range between its own border centres,
+with s = min(h, w): ``column = trunc((w - 1) / 2 - x (s - 1) / 2 - 1e-6 + 0.5)``. Levels do not nest. Released weights need this convention.
 """
 
 from dataclasses import dataclass
@@ -27,21 +27,21 @@ _AUTHORS_ROUNDING_SHIFT = 1e-6
 
 
 class PixelConvention(str, Enum):
-    """The value is the spelling in configs (``pixel_convention``)."""
+    """See the module docstring; the values are those of the config key ``system.pixel_convention``."""
 
     EXACT = "exact"
-    SIZE_MINUS_ONE = "authors"
+    AUTHORS = "authors"
 
 
 def ndc_bounds(image_size: tuple[int, int]) -> tuple[float, float]:
-    """Largest (x, y) of the authors' normalised coordinates: 1 on the short side, long/short on the long one."""
+    """Largest (x, y) of the authors' normalised coordinates: 1 on the short side, long / short on the long one."""
     height, width = image_size
     return (1.0, height / width) if width <= height else (width / height, 1.0)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """From world points to normalised coordinates for b cameras; see the module docstring. ``scale`` and ``shift`` are None where they are 1 and 0."""
+    """Map from world points to normalised coordinates for b cameras; see the module docstring. ``scale`` and ``shift`` are None for 1 and 0."""
 
     matrix: Float[Tensor, "b 3 3"]
     offset: Float[Tensor, "b 3"]
@@ -60,24 +60,24 @@ class Projection:
 
 @dataclass(frozen=True)
 class PixelGrid:
-    """One rule on images of one size (height, width); see the module docstring."""
+    """A pixel convention at one image size (height, width); see the module docstring."""
 
-    rule: PixelConvention
+    convention: PixelConvention
     image_size: tuple[int, int]
 
     @property
     def epsilon(self) -> float:
         """Added to the depth before dividing by it."""
-        return _AUTHORS_EPSILON if self.rule is PixelConvention.SIZE_MINUS_ONE else 0.0
+        return _AUTHORS_EPSILON if self.convention is PixelConvention.AUTHORS else 0.0
 
     def projection(self, cameras: Cameras) -> "Projection":
-        """The map of some cameras.
+        """The map to normalised coordinates of these cameras.
 
-        SIZE_MINUS_ONE keeps the order of the authors' operations, because what falls exactly where depends on rounding; EXACT needs no scale and no shift.
+        AUTHORS keeps the order of the authors' operations, since rounding decides between adjacent cells; EXACT needs no scale and no shift.
         """
         dtype = cameras.R.dtype
-        if self.rule is PixelConvention.SIZE_MINUS_ONE:
-            focal, principal = cameras.to_size_minus_one_ndc()
+        if self.convention is PixelConvention.AUTHORS:
+            focal, principal = cameras.to_authors_ndc()
             return Projection(cameras.R, cameras.T, focal.to(dtype), principal.to(dtype), self.epsilon)
         intrinsics = torch.zeros(len(cameras), 3, 3, dtype=torch.float64, device=cameras.R.device)
         intrinsics[:, [0, 1], [0, 1]] = -cameras.focal_length.double()
@@ -87,12 +87,12 @@ class PixelGrid:
         return Projection(matrix.to(dtype), offset.to(dtype), None, None, self.epsilon)
 
     def normalise(self, cameras: Cameras, xyz_world: Float[Tensor, "*b n 3"]) -> Float[Tensor, "b n 3"]:
-        """(x, y, depth) of world points, seen by every camera; finite also behind the camera, not at depth 0 of the exact rule."""
+        """(x, y, depth) of world points for every camera; finite behind the camera too, but not at depth 0 of the exact convention."""
         return self.projection(cameras).apply(xyz_world)
 
     def inside(self, x: Float[Tensor, "*n"], y: Float[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
-        """Whether normalised coordinates are in the image."""
-        if self.rule is PixelConvention.SIZE_MINUS_ONE:
+        """Whether normalised coordinates lie in the image."""
+        if self.convention is PixelConvention.AUTHORS:
             bound_x, bound_y = ndc_bounds(self.image_size)
             return (x.abs() <= bound_x) & (y.abs() <= bound_y)
         height, width = self.image_size
@@ -106,7 +106,7 @@ class PixelGrid:
         Every operation is monotone in x (and y), so ranges of coordinates map to ranges of cells also after rounding.
         """
         height, width = level_size
-        if self.rule is PixelConvention.EXACT:
+        if self.convention is PixelConvention.EXACT:
             return (y * scale).floor_().to(torch.int32), (x * scale).floor_().to(torch.int32)
         half = (min(height, width) - 1) / 2
         column = x.mul(-half).add_((width - 1) / 2).sub_(_AUTHORS_ROUNDING_SHIFT).add_(0.5).to(torch.int32)  # the conversion truncates
@@ -114,8 +114,8 @@ class PixelGrid:
         return row, column
 
     def overflows(self, scale: float, level_size: tuple[int, int]) -> bool:
-        """Whether some point inside the image falls outside the level (sizes are rounded down, so border cells can be missing)."""
-        if self.rule is PixelConvention.EXACT:
+        """Whether points inside the image can fall outside the level: sizes are rounded down, so border cells can be missing."""
+        if self.convention is PixelConvention.EXACT:
             return (self.image_size[0] * scale, self.image_size[1] * scale) != level_size
         half = (min(level_size) - 1) / 2
         bound_x, bound_y = ndc_bounds(self.image_size)
@@ -124,7 +124,7 @@ class PixelGrid:
 
     def extent(self, device: torch.device) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
         """Smallest and largest (x, y) of the image."""
-        if self.rule is PixelConvention.SIZE_MINUS_ONE:
+        if self.convention is PixelConvention.AUTHORS:
             bounds = torch.tensor(ndc_bounds(self.image_size), device=device)
             return -bounds, bounds
         height, width = self.image_size

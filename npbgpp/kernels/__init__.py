@@ -2,7 +2,7 @@
 
 from npbgpp.kernels.chunks import ChunkedCloud, ProjectionNumbers, visible_blocks
 from npbgpp.kernels.huge_pages import empty_table
-from npbgpp.kernels.rasterize import EMPTY_KEY, Fragments, Level, rasterize
+from npbgpp.kernels.rasterization import EMPTY_KEY, Fragments, Level, rasterize
 from npbgpp.kernels.threads import in_threads, thread_count
 
 __all__ = [

@@ -4,7 +4,7 @@ Every point covers a square of pixels whose size falls with its depth. Layer 0 h
 taken away, and layer 1 holds the nearest ones of the rest. Peeling by points in place of pixels keeps a point from appearing twice, beside and behind itself
 (NPCR, neural point cloud rendering by depth peeling; depth peeling itself is Everitt, "Interactive order-independent transparency", 2001).
 
-Keys are those of ``npbgpp.kernels.rasterize``: depth bits above, index below, so that one minimum per layer finds depth and winner, exact ties going to the
+Keys are those of ``npbgpp.kernels.rasterization``: depth bits above, index below, so that one minimum per layer finds depth and winner, exact ties going to the
 lowest index. Points are projected once. What is kept of them is their key and the first pixel of their square, in pieces whose squares have one size; a
 layer costs one scattered minimum per covered pixel of the points that are left.
 """

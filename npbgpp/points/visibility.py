@@ -1,6 +1,6 @@
 """Which points of a cloud photos show: those that are nearest in a cell of a depth buffer (NPBG++, section 3.2).
 
-For small clouds and any number of cameras at once. For one camera and a large cloud, the winners that ``npbgpp.kernels.rasterize`` finds are the same
+For small clouds and any number of cameras at once. For one camera and a large cloud, the winners that ``npbgpp.kernels.rasterization`` finds are the same
 points, but for others at exactly the same depth in the same cell, which also count here.
 """
 

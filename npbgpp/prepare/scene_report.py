@@ -295,7 +295,7 @@ def _look(
     in_image = grid.inside(x, y) & (depth > 0)
     depths = depth[in_image].sort().values
     scale = coarse_scale(grid.image_size)
-    visible = visible_points(xyz_world, view.camera, scale, near, grid.rule)
+    visible = visible_points(xyz_world, view.camera, scale, near, grid.convention)
     found = ViewFindings(
         name=view.name,
         stage=stage,

@@ -22,7 +22,7 @@ from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
 from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.rasterization import Level, rasterize
 
 SIZE = (64, 80)
 VIEWS = 10
@@ -402,11 +402,11 @@ def test_recorded_scores_and_choices(parity):
     recorded = parity("g_rgb_view_selection.pt")
     case = recorded["view_selection"]
     k = len(case["R_row"])
-    inputs = Cameras.from_size_minus_one_ndc(
+    inputs = Cameras.from_authors_ndc(
         case["R_row"], case["T"], case["fcl_ndc"].expand(k, 2), case["prp_ndc"].expand(k, 2), tuple(case["image_size"])
     )
     for name, lower, upper in (("scores_5_15", 5.0, 15.0), ("scores_default", 1.0, 20.0)):
-        scores = angle_scores(case["points"], case["cam_pos"][0], inputs, 1.0, PixelConvention.SIZE_MINUS_ONE, lower, upper)
+        scores = angle_scores(case["points"], case["cam_pos"][0], inputs, 1.0, PixelConvention.AUTHORS, lower, upper)
         assert torch.equal(scores > 0, case[name][0] > 0)
         torch.testing.assert_close(scores, case[name][0], rtol=0, atol=1e-5)  # theirs takes the arc cosine in float32: 5e-6 seen
         if name == "scores_5_15":

@@ -1,4 +1,4 @@
-"""Projection and pixel rules: hand numbers, round trips, and the recordings of the authors' code (exact where they are discrete)."""
+"""Projection and pixel conventions: examples, round trips, and recordings of the authors' code (discrete values equal exactly)."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ndc_bounds
 from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.rasterization import Level, rasterize
 
 
 def some_cameras(count: int = 3) -> Cameras:
@@ -15,16 +15,16 @@ def some_cameras(count: int = 3) -> Cameras:
     return Cameras(rotation, torch.randn(count, 3), torch.rand(count, 2) * 20 + 60, torch.rand(count, 2) * 5 + 30, (60, 80))
 
 
-def test_intrinsics_of_the_spec():
-    """100x200 image, K = (150, 160, 90, 40) with centres at integers; OpenCV point (0.2, 0.1, 2) must land on screen position (105, 48)."""
+def test_authors_ndc_of_an_example():
+    """100x200 image, K = (150, 160, 90, 40) with centres at integers; OpenCV point (0.2, 0.1, 2) projects to screen position (105, 48)."""
     camera = Cameras.from_opencv(torch.eye(4)[None], torch.tensor([[150.0, 160.0]]), torch.tensor([[90.5, 40.5]]), (100, 200))
-    focal, principal = camera.to_size_minus_one_ndc()
+    focal, principal = camera.to_authors_ndc()
     assert torch.allclose(focal, torch.tensor([[3.030303, 3.232323]]), atol=1e-6)
     assert torch.allclose(principal, torch.tensor([[0.191919, 0.191919]]), atol=1e-6)
     point = torch.tensor([[0.2, 0.1, 2.0]])
-    ndc = PixelGrid(PixelConvention.SIZE_MINUS_ONE, (100, 200)).normalise(camera, point)[0, 0]
+    ndc = PixelGrid(PixelConvention.AUTHORS, (100, 200)).normalise(camera, point)[0, 0]
     assert torch.allclose(ndc, torch.tensor([-0.111111, 0.030303, 2.0]), atol=1e-5)
-    row, column = PixelGrid(PixelConvention.SIZE_MINUS_ONE, (100, 200)).cells(ndc[:1], ndc[1:2], 1.0, (100, 200))
+    row, column = PixelGrid(PixelConvention.AUTHORS, (100, 200)).cells(ndc[:1], ndc[1:2], 1.0, (100, 200))
     assert (row.item(), column.item()) == (48, 105)
     uv, depth = camera.project(point)
     assert torch.allclose(uv[0, 0], torch.tensor([105.5, 48.5]), atol=1e-4) and depth.item() == 2.0
@@ -37,13 +37,13 @@ def test_round_trips():
     forth = Cameras.from_opencv(cameras.to_opencv(), cameras.focal_length, cameras.principal_point, cameras.image_size)
     for other in (back, forth):
         assert torch.allclose(other.R, cameras.R, atol=1e-5) and torch.allclose(other.T, cameras.T, atol=1e-5)
-    same = Cameras.from_size_minus_one_ndc(cameras.R, cameras.T, *cameras.to_size_minus_one_ndc(), cameras.image_size)
+    same = Cameras.from_authors_ndc(cameras.R, cameras.T, *cameras.to_authors_ndc(), cameras.image_size)
     assert torch.allclose(same.focal_length, cameras.focal_length) and torch.allclose(
         same.principal_point, cameras.principal_point, atol=1e-4
     )
 
 
-def test_rays_pass_through_the_points_that_project_there():
+def test_rays_invert_projection():
     cameras = some_cameras()
     origins, directions = cameras.rays()
     points = origins[:, 11, 23] + 2.5 * directions[:, 11, 23]
@@ -52,7 +52,7 @@ def test_rays_pass_through_the_points_that_project_there():
     assert torch.allclose(origins[:, 0, 0], cameras.centers(), atol=1e-5)
 
 
-def test_crop_resize_zoom_move_projections_as_they_move_pixels():
+def test_crop_resize_zoom_transform_projections_like_pixels():
     cameras = some_cameras()
     points = torch.randn(20, 3)
     uv, _ = cameras.project(points)
@@ -71,19 +71,19 @@ def test_crop_resize_zoom_move_projections_as_they_move_pixels():
         (torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])), "mirror"),
     ],
 )
-def test_poses_that_are_not_rigid(matrix, word):
+def test_rigid_defect_names_the_cause(matrix, word):
     defect = rigid_defect(matrix)
     assert defect is not None and word in defect
     assert rigid_defect(torch.eye(4)) is None
 
 
-def test_both_rules_agree_at_full_resolution():
-    """With integer-centre intrinsics the size-1 rule is the exact one at scale 1, apart from the outermost half pixel that it drops."""
+def test_both_conventions_agree_at_full_resolution():
+    """At scale 1 the conventions differ only in the outermost half pixel, which `authors` drops."""
     camera = Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[50.0, 50.0]]), torch.tensor([[32.0, 24.0]]), (48, 64))
     points = torch.cat([torch.rand(3000, 2) - 0.5, torch.rand(3000, 1) + 1.01], 1)
     exact, authors = (
         rasterize(ChunkedCloud.build(points), camera, [Level(1.0)], 1.0, rule)[0].index
-        for rule in (PixelConvention.EXACT, PixelConvention.SIZE_MINUS_ONE)
+        for rule in (PixelConvention.EXACT, PixelConvention.AUTHORS)
     )
     assert (exact == authors)[1:-1, 1:-1].float().mean() > 0.995
 
@@ -92,8 +92,8 @@ def test_recorded_projection(parity):
     record = parity("a_project_points.pt")
     for case in record["cases"]:
         size = tuple(case["image_size"])
-        cameras = Cameras.from_size_minus_one_ndc(record["R_row"], record["T"], record["fcl_ndc"], record["prp_ndc"], size)
-        grid = PixelGrid(PixelConvention.SIZE_MINUS_ONE, size)
+        cameras = Cameras.from_authors_ndc(record["R_row"], record["T"], record["fcl_ndc"], record["prp_ndc"], size)
+        grid = PixelGrid(PixelConvention.AUTHORS, size)
         found = torch.cat([grid.normalise(cameras[k], record["points"][k]) for k in range(len(cameras))])
         error = (found - case["ndc_points"]).abs()
         scale = case["ndc_points"].abs().amax(-1)
@@ -105,8 +105,8 @@ def test_recorded_projection(parity):
         assert torch.equal(mask[case["safe"]], case["mask"][case["safe"]])
     for case in record["exact_cases"]:
         size = tuple(case["image_size"])
-        camera = Cameras.from_size_minus_one_ndc(torch.eye(3)[None], torch.zeros(1, 3), torch.ones(1, 2), torch.zeros(1, 2), size)
-        grid = PixelGrid(PixelConvention.SIZE_MINUS_ONE, size)
+        camera = Cameras.from_authors_ndc(torch.eye(3)[None], torch.zeros(1, 3), torch.ones(1, 2), torch.zeros(1, 2), size)
+        grid = PixelGrid(PixelConvention.AUTHORS, size)
         found = grid.normalise(camera, record["exact_points"][0])
         assert torch.equal(grid.inside(found[..., 0], found[..., 1]) & (found[..., 2] > 1.0), case["mask"])
 
@@ -115,7 +115,7 @@ def test_recorded_pixels(parity):
     record = parity("b_pixels_visibility.pt")
     for case in [*record["pixels"], *record["pixels_exact"]]:
         height, width = case["image_size"]
-        grid = PixelGrid(PixelConvention.SIZE_MINUS_ONE, (height, width))
+        grid = PixelGrid(PixelConvention.AUTHORS, (height, width))
         x, y = case["ndc_points"][..., 0].reshape(-1), case["ndc_points"][..., 1].reshape(-1)
         row, column = grid.cells(x, y, 1.0, (height, width))
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)

@@ -1,4 +1,4 @@
-"""Clouds: what is written is read, in every PLY encoding; sub-sampling keeps points and colours together; bad files are named."""
+"""Reading and writing PLY clouds in every encoding, sub-sampling, and invalid files."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 
 
 def some_cloud(count: int = 500) -> PointCloud:
-    """Points whose colour is a function of the position, so that a mix-up shows."""
+    """Points whose colour is a function of their position."""
     xyz = torch.rand(count, 3, generator=torch.Generator().manual_seed(5)) * 2 - 1
     return PointCloud(xyz, colour_of(xyz))
 
@@ -74,11 +74,11 @@ def test_sub_sampling_is_the_authors_permutation(file):
 
 
 @pytest.mark.parametrize("n_point", [500, 501, 10**9])
-def test_clouds_that_are_small_enough_stay_in_order(file, n_point):
+def test_small_clouds_keep_their_order(file, n_point):
     assert torch.equal(CloudFile(file, n_point=n_point).read().xyz, some_cloud().xyz)
 
 
-def test_noise_has_its_size_and_is_the_same_every_time(file):
+def test_noise_has_the_given_scale_and_is_reproducible(file):
     first, second = CloudFile(file, noise_sigma=0.05).read(), CloudFile(file, noise_sigma=0.05).read()
     added = first.xyz - some_cloud().xyz
     assert torch.equal(first.xyz, second.xyz) and torch.equal(first.rgb, some_cloud().rgb)
@@ -95,7 +95,7 @@ def test_noise_has_its_size_and_is_the_same_every_time(file):
         ({"noise_sigma": float("nan")}, "noise_sigma"),
     ],
 )
-def test_impossible_settings_are_refused(file, options, key):
+def test_invalid_settings_are_refused(file, options, key):
     with pytest.raises(InputError, match=f"datasets.{key}"):
         CloudFile(file, **options)
 
@@ -132,7 +132,7 @@ XYZ = ("float x", "float y", "float z")
         pytest.param(header(-3, *XYZ), id="negative count"),
     ],
 )
-def test_unusable_clouds_are_named(tmp_path, content):
+def test_invalid_clouds_are_refused(tmp_path, content):
     path = tmp_path / "bad.ply"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.ply"):
@@ -140,7 +140,7 @@ def test_unusable_clouds_are_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])
-def test_truncated_clouds_are_named(file, share):
+def test_truncated_clouds_are_refused(file, share):
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(InputError, match=r"cloud\.ply"):
@@ -148,6 +148,6 @@ def test_truncated_clouds_are_named(file, share):
 
 
 @pytest.mark.parametrize("place", ["absent.ply", "."])
-def test_missing_clouds_are_named_with_the_key(tmp_path, place):
+def test_missing_clouds_are_refused(tmp_path, place):
     with pytest.raises(InputError, match=r"no such file.*datasets\.pc_name"):
         read_ply(tmp_path / place)

@@ -1,4 +1,4 @@
-"""Cameras as PyTorch3D's: with the library where it is installed, else with a stand-in that projects as its documentation says."""
+"""Cameras against PyTorch3D: the library where it is installed, else a fake that projects as documented."""
 
 import sys
 from types import ModuleType
@@ -11,7 +11,7 @@ from npbgpp.geometry.cameras import Cameras
 
 
 class PerspectiveCameras:
-    """What https://www.pytorch3d.org/docs/cameras says of cameras in screen space: +x right, +y down, (0, 0) the top left corner."""
+    """As documented in https://www.pytorch3d.org/docs/cameras for cameras in screen space: +x right, +y down, (0, 0) the top left corner."""
 
     def __init__(self, *, R: Tensor, T: Tensor, focal_length: Tensor, principal_point: Tensor, in_ndc: bool, image_size, device) -> None:
         assert not in_ndc and R.device == device

@@ -1,4 +1,4 @@
-"""Paths of cameras: through views, around an object, before a scene."""
+"""Camera trajectories."""
 
 import math
 from dataclasses import replace
@@ -9,13 +9,27 @@ import torch
 
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.trajectories import average_pose, circle, fit, interpolate, orbit_of, spiral
+from npbgpp.geometry.trajectories import (
+    average_pose,
+    circle_path,
+    fit_to_size,
+    interpolate_path,
+    linear_path,
+    loop_path,
+    orbit_path,
+    random_rotation_path,
+    spiral_along_path,
+    spiral_path,
+    turntable_path,
+)
+
+from ..conftest import ring_pose
 
 SIZE = (48, 64)
 
 
 def looking_at(eyes: torch.Tensor, target: torch.Tensor, up: torch.Tensor) -> Cameras:
-    """Cameras with intrinsics of their own, built from OpenGL matrices."""
+    """Cameras with different intrinsics, built from OpenGL matrices."""
     poses = torch.eye(4).repeat(len(eyes), 1, 1)
     back = torch.nn.functional.normalize(eyes - target, dim=1)
     right = torch.nn.functional.normalize(torch.linalg.cross(up.expand_as(back), back), dim=1)
@@ -52,20 +66,20 @@ def assert_same(one: Cameras, other: Cameras) -> None:
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
-# ------------------------------------------------------------------ through views
+# ------------------------------------------------------------------ interpolation
 @pytest.mark.parametrize(("count", "loop"), [(33, False), (36, True), (9, True), (9, False)])
-def test_a_path_goes_through_its_views(count, loop):
+def test_interpolation_passes_through_the_views(count, loop):
     views = around()
-    path = interpolate(views, count, loop)
+    path = interpolate_path(views, count, loop)
     assert len(path) == count
     assert_rigid(path)
     step = count // 9 if loop else (count - 1) // 8
     assert_same(path[list(range(0, count, step))], views)
 
 
-def test_the_way_between_views_is_smooth():
+def test_interpolation_is_smooth():
     views = around(8)
-    path = interpolate(views, 160, loop=True)
+    path = interpolate_path(views, 160, loop=True)
     distance = (path.centers() - torch.tensor([1.0, -2.0, 0.5])).norm(dim=1)
     assert (distance - 4).abs().max() < 0.05  # Catmull-Rom leaves a circle of 8 views by this much
     closed = torch.cat([path.centers(), path.centers()[:1]])
@@ -76,10 +90,10 @@ def test_the_way_between_views_is_smooth():
     assert angle.max() < 1.5 * 2 * math.pi / 160
 
 
-def test_half_way_between_two_views():
-    """Two views are joined by a line, a turn about one axis, and the mean of their numbers."""
+def test_midpoint_of_two_views():
+    """The midpoint has the mean centre, half the rotation and the mean intrinsics."""
     views = around(8)[[0, 1]]
-    middle = interpolate(views, 3)[1]
+    middle = interpolate_path(views, 3)[1]
     assert torch.allclose(middle.centers(), views.centers().mean(0, keepdim=True), atol=1e-6)
     assert torch.allclose(middle.focal_length, views.focal_length.mean(0, keepdim=True))
     assert torch.allclose(middle.principal_point, views.principal_point.mean(0, keepdim=True))
@@ -87,33 +101,33 @@ def test_half_way_between_two_views():
     assert torch.allclose(first, second.T, atol=1e-6)  # as far from one as from the other
 
 
-def test_the_shorter_way_round():
+def test_rotations_take_the_shorter_way():
     """From 350 to 10 degrees is 20 degrees."""
     up = torch.tensor([0.0, 0.0, 1.0])
     ends = [torch.tensor([[math.cos(a), math.sin(a), 0.0]]) for a in (math.radians(350), math.radians(10))]
     views = Cameras.cat([looking_at(eye, torch.zeros(3), up) for eye in ends])
-    middle = interpolate(views, 3).R[1, :, 2]
+    middle = interpolate_path(views, 3).R[1, :, 2]
     assert torch.allclose(middle, torch.tensor([-1.0, 0.0, 0.0]), atol=1e-6)
 
 
-def test_one_frame_is_the_first_view_and_one_view_is_no_path():
-    assert_same(interpolate(around(), 1), around()[0])
+def test_single_frame_and_single_view():
+    assert_same(interpolate_path(around(), 1), around()[0])
     with pytest.raises(InputError, match="at least two views, got 1"):
-        interpolate(around(1), 5)
+        interpolate_path(around(1), 5)
 
 
-def test_numbers_in_double_precision_stay_so():
+def test_intrinsics_keep_double_precision():
     views = around()
     double = replace(views, focal_length=views.focal_length.double(), principal_point=views.principal_point.double())
-    path = interpolate(double, 20)
+    path = interpolate_path(double, 20)
     assert path.focal_length.dtype == torch.float64 and path.R.dtype == path.T.dtype == torch.float32
 
 
 # ------------------------------------------------------------------ circles
-def test_a_circle_keeps_its_distance_and_looks_at_its_centre():
+def test_circle_has_constant_radius_and_looks_at_the_target():
     centre, up, target = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.3, -2.0, 0.5]), torch.tensor([1.2, 2.0, 3.1])
     like = around()[2]
-    path = circle(centre, up, 2.5, 1.5, 16, target, like)
+    path = circle_path(centre, up, 2.5, 1.5, 16, target, like)
     assert_rigid(path)
     axis = up / up.norm()
     offset = path.centers() - centre
@@ -131,54 +145,54 @@ def test_a_circle_keeps_its_distance_and_looks_at_its_centre():
 
 
 @pytest.mark.parametrize("elevation", [0.0, 0.5, 1.2, -0.4])
-def test_the_circle_of_views_on_a_circle_is_theirs(elevation):
-    path = orbit_of(around(elevation=elevation), 30)
+def test_orbit_of_views_on_a_circle_is_that_circle(elevation):
+    path = orbit_path(around(elevation=elevation), 30)
     offset = path.centers() - torch.tensor([1.0, -2.0, 0.5])
     assert torch.allclose(offset.norm(dim=1), torch.full((30,), 4.0), atol=1e-4)
     assert torch.allclose(offset[:, 2], torch.full((30,), 4 * math.sin(elevation)), atol=1e-4)
     assert torch.equal(path.focal_length, around().focal_length[:1].expand(30, 2))
 
 
-def test_up_is_found_from_views_of_one_side():
-    """Level cameras high above one side of an object: the mean of their vertical axes leans over."""
+def test_up_from_level_views_on_one_side():
+    """Level cameras high above one side of an object: the mean of their vertical axes is tilted."""
     views = around(32, elevation=1.0)[list(range(6))]
-    path = orbit_of(views, 7)
+    path = orbit_path(views, 7)
     assert (path.centers()[:, 2] - path.centers()[0, 2]).abs().max() < 1e-4
     assert (path.R[:, 2, 0]).abs().max() < 1e-5  # level
 
 
-def test_up_of_views_that_are_not_level():
-    """Rolled to and fro: what is left is their mean."""
+def test_up_from_rolled_views_is_their_mean():
+    """Cameras rolled alternately to both sides."""
     views = around(16, elevation=0.3)
     angle = torch.tensor([0.6, -0.6]).repeat(8)
     roll = torch.eye(3).repeat(16, 1, 1)
     roll[:, 0, 0] = roll[:, 1, 1] = angle.cos()
     roll[:, 0, 1], roll[:, 1, 0] = angle.sin(), -angle.sin()
     rolled = replace(views, R=views.R @ roll, T=(views.T[:, None] @ roll)[:, 0])
-    height = orbit_of(rolled, 9).centers()[:, 2]
+    height = orbit_path(rolled, 9).centers()[:, 2]
     assert torch.allclose(height, torch.full((9,), 0.5 + 4 * math.sin(0.3)), atol=1e-2)
 
 
-def test_views_that_no_circle_is_made_of():
+def test_orbit_refuses_parallel_diverging_and_inconsistent_views():
     parallel = replace(around(3), R=around(3).R[:1].expand(3, 3, 3))
     with pytest.raises(InputError, match="look in one direction"):
-        orbit_of(parallel, 5)
+        orbit_path(parallel, 5)
     with pytest.raises(InputError, match="look in one direction"):
-        orbit_of(around(1), 5)
+        orbit_path(around(1), 5)
     views = around(elevation=0.0)
     half = torch.diag(torch.tensor([-1.0, 1.0, -1.0]))  # turned about the vertical axis: they look outwards
     with pytest.raises(InputError, match="look away from each other"):
-        orbit_of(replace(views, R=views.R @ half, T=views.T @ half), 5)
+        orbit_path(replace(views, R=views.R @ half, T=views.T @ half), 5)
     upside_down = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
     R, T = views.R.clone(), views.T.clone()
     R[::2], T[::2] = R[::2] @ upside_down, T[::2] @ upside_down
     with pytest.raises(InputError, match="no common upward direction"):
-        orbit_of(replace(views, R=R, T=T)[list(range(8))], 5)
+        orbit_path(replace(views, R=R, T=T)[list(range(8))], 5)
 
 
 # ------------------------------------------------------------------ spirals
 def poses_of_nerf(cam_to_world: np.ndarray, focus: float, count: int) -> np.ndarray:
-    """The spiral of spec and code of NeRF, in numpy, on matrices with axes right, up, backward."""
+    """The spiral of NeRF, in numpy, on matrices with axes right, up, backward."""
     unit = lambda v: v / np.linalg.norm(v)  # noqa: E731
     z = unit(cam_to_world[:, :3, 2].mean(0))
     x = unit(np.cross(cam_to_world[:, :3, 1].mean(0), z))
@@ -197,9 +211,9 @@ def poses_of_nerf(cam_to_world: np.ndarray, focus: float, count: int) -> np.ndar
     return np.stack(found)
 
 
-def test_the_spiral_is_that_of_nerf():
+def test_spiral_equals_nerf():
     views = forward_facing()
-    path = spiral(views, 3.5, 25)
+    path = spiral_path(views, 3.5, 25)
     assert_rigid(path)
     expected = poses_of_nerf(views.to_opengl().double().numpy(), 3.5, 25)
     assert np.abs(path.to_opengl().numpy() - expected).max() < 1e-5
@@ -210,33 +224,134 @@ def test_the_spiral_is_that_of_nerf():
     assert torch.allclose(middle.focal_length[0], views.focal_length.mean(0))
 
 
-def test_the_mean_of_one_view_is_itself():
+def test_average_pose_of_one_view_is_that_view():
     view = around()[3]
     mean = average_pose(view)
     assert torch.allclose(mean.R, view.R, atol=1e-6) and torch.allclose(mean.T, view.T, atol=1e-5)
 
 
-def test_views_in_all_directions_have_no_mean():
+def test_average_pose_refuses_views_in_all_directions():
     with pytest.raises(InputError, match="all directions"):
         average_pose(around(8, elevation=0.0))
 
 
-# ------------------------------------------------------------------ other sizes
-def test_the_same_shape_is_the_same_picture():
-    view, other = around()[4], fit(around()[4], (96, 128))
+# ------------------------------------------------------------------ image sizes
+def test_same_aspect_ratio_is_a_resize():
+    view, other = around()[4], fit_to_size(around()[4], (96, 128))
     resized = view.resize((96, 128))
     assert torch.allclose(other.focal_length, resized.focal_length) and torch.allclose(other.principal_point, resized.principal_point)
-    assert_same(fit(view, SIZE), view)
+    assert_same(fit_to_size(view, SIZE), view)
 
 
 @pytest.mark.parametrize("size", [(48, 48), (48, 200), (31, 17), (300, 64)])
-def test_another_shape_shows_everything_undistorted(size):
+def test_other_aspect_ratios_show_the_whole_image_undistorted(size):
     view = around()[4]
     origins, directions = view.rays()
     corners = (origins + 3 * directions)[0][[0, 0, -1, -1], [0, -1, 0, -1]]
-    other = fit(view, size)
+    other = fit_to_size(view, size)
     uv, _ = other.project(corners)
     assert (uv[0] > 0).all() and (uv[0] < torch.tensor([size[1], size[0]])).all()
     assert torch.allclose(other.focal_length[0, 0] / other.focal_length[0, 1], view.focal_length[0, 0] / view.focal_length[0, 1])
     extent = uv[0].amax(0) - uv[0].amin(0)
     assert ((extent - torch.tensor([63.0, 47.0]) * min(size[0] / 48, size[1] / 64)).abs() < 1e-2).all()
+
+
+# ------------------------------------------------------------------ motions of one camera
+
+
+def camera() -> Cameras:
+    return Cameras.from_opengl(ring_pose(0.7)[None], torch.tensor([[40.0, 41.0]]), torch.tensor([[16.0, 15.0]]), (30, 32))
+
+
+def assert_same_intrinsics(path: Cameras) -> None:
+    rotation = path.R.double()
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3, dtype=torch.float64).expand_as(rotation), rtol=0, atol=1e-5)
+    assert (torch.linalg.det(rotation) > 0).all()
+    base = camera()
+    assert (
+        path.image_size == base.image_size
+        and (path.focal_length == base.focal_length).all()
+        and (path.principal_point == base.principal_point).all()
+    )
+
+
+def test_turntable_rotates_once_around_the_z_axis():
+    path, base = turntable_path(camera(), 9), camera()
+    assert_same_intrinsics(path)
+    assert torch.equal(path.R[0], base.R[0]) or torch.allclose(path.R[0], base.R[0], atol=1e-6)
+    assert torch.equal(path.R[0], path.R[-1]) and torch.equal(path.T[0], path.T[-1]), "the last frame repeats the first"
+    eyes = path.centers()
+    torch.testing.assert_close(eyes[:, 2], base.centers()[:, 2].expand(9), rtol=0, atol=1e-5)
+    angles = torch.atan2(eyes[:, 1], eyes[:, 0])
+    steps = (angles.diff() + math.pi) % (2 * math.pi) - math.pi
+    torch.testing.assert_close(steps, torch.full((8,), 2 * math.pi / 8), rtol=0, atol=1e-4)
+    middle, depth = path.project(torch.zeros(1, 3))  # what lies on the axis stays where it is in the picture
+    torch.testing.assert_close(middle, middle[:1].expand_as(middle), rtol=0, atol=1e-3)
+    torch.testing.assert_close(depth, depth[:1].expand_as(depth), rtol=0, atol=1e-4)
+
+
+def test_turntable_rotates_the_scene_in_the_image():
+    """After a quarter turn the camera sees a rotated point where the first camera sees the point."""
+    path = turntable_path(camera(), 5)
+    point = torch.tensor([[0.3, -0.2, 0.1]])
+    quarter = torch.tensor([[0.2, 0.3, 0.1]])  # (x, y) to (-y, x)
+    torch.testing.assert_close(path[1].project(quarter)[0], path[0].project(point)[0], rtol=0, atol=1e-3)
+
+
+def test_linear_path_is_a_translation():
+    path, base = linear_path(camera(), (1.0, 0.0, 0.0), -2.0, 1.0, 301), camera()
+    assert_same_intrinsics(path)
+    moved = path.centers() - base.centers()
+    torch.testing.assert_close(moved[:, 0], torch.linspace(-2, 1, 301), rtol=0, atol=1e-4)
+    torch.testing.assert_close(moved[:, 1:], torch.zeros(301, 2), rtol=0, atol=1e-4)
+    assert (path.R == base.R).all()
+
+
+def test_random_rotations_are_seeded_uniform_and_about_the_origin():
+    path = random_rotation_path(camera(), 200, 3)
+    assert_same_intrinsics(path)
+    eyes = path.centers()
+    torch.testing.assert_close(eyes.norm(dim=1), camera().centers().norm().expand(200), rtol=0, atol=1e-4)
+    assert eyes.mean(0).norm() < 0.15 * eyes[0].norm(), "no side is preferred"
+    assert torch.equal(random_rotation_path(camera(), 200, 3).R, path.R) and not torch.equal(
+        random_rotation_path(camera(), 200, 4).R, path.R
+    )
+
+
+def test_too_few_frames_are_refused():
+    for make in (
+        lambda: turntable_path(camera(), 1),
+        lambda: linear_path(camera(), (1.0, 0.0, 0.0), 0.0, 1.0, 1),
+        lambda: random_rotation_path(camera(), 0, 0),
+    ):
+        with pytest.raises(InputError, match="frames: "):
+            make()
+
+
+# ------------------------------------------------------------------ paths through a video
+
+
+FRAMES, STEP = 5, 0.5
+
+
+def video() -> Cameras:
+    """Frames half a unit apart, from left to right, that look along -z."""
+    poses = torch.eye(4).repeat(FRAMES, 1, 1)
+    poses[:, 0, 3] = STEP * torch.arange(FRAMES)
+    return Cameras.from_opengl(poses, torch.full((FRAMES, 2), 20.0), torch.tensor([[12.0, 8.0]]).repeat(FRAMES, 1), (16, 24))
+
+
+def test_spiral_along_a_video():
+    path = spiral_along_path(video(), 48).to_opengl()
+    offset = path[:, :3, 3] - torch.stack([torch.linspace(0, STEP * (FRAMES - 1), 48), torch.zeros(48), torch.zeros(48)], 1)
+    t = torch.arange(48) * (8 * math.pi / 48)
+    expected = STEP * torch.stack([t.cos(), -t.sin(), torch.zeros(48)], 1)
+    torch.testing.assert_close(offset, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(path[:, :3, :3], torch.eye(3).repeat(48, 1, 1))
+
+
+def test_loop_around_a_frame():
+    path, reach = loop_path(video(), 2, 8).to_opengl(), STEP * (FRAMES - 1) / 5
+    t = torch.arange(8) * (2 * math.pi / 8)
+    expected = torch.tensor([2 * STEP, 0, 0]) - reach * torch.stack([t.sin(), t.cos() / 2, t.cos()], 1)
+    torch.testing.assert_close(path[:, :3, 3], expected, atol=1e-5, rtol=0)

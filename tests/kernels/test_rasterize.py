@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid
-from npbgpp.kernels import rasterize as module
+from npbgpp.kernels import rasterization as module
 from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.kernels.reference import rasterize_reference
 
 PYRAMID = [Level(1.0), Level(0.5), Level(0.25), Level(0.125), Level(0.0625)]
@@ -22,7 +22,7 @@ def dyadic_camera(image_size: tuple[int, int], rule: PixelConvention) -> Cameras
         return Cameras(
             torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[64.0, 64.0]]), torch.tensor([[width / 2, height / 2]]), image_size
         )
-    return Cameras.from_size_minus_one_ndc(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[2.0, 2.0]]), torch.zeros(1, 2), image_size)
+    return Cameras.from_authors_ndc(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[2.0, 2.0]]), torch.zeros(1, 2), image_size)
 
 
 def cloud(n: int, seed: int, spread: float = 1.4) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_equals_reference(rule, image_size, levels, monkeypatch):
     fragments = rasterize(ChunkedCloud.build(points, block=32), camera, levels, 1.0, rule)
     xyd = PixelGrid(rule, image_size).normalise(camera, points)[0]
     for level, found in zip(levels, fragments, strict=True):
-        index, depth = rasterize_reference(xyd, image_size, level.scale, level.supersampling, 1.0, rule is PixelConvention.SIZE_MINUS_ONE)
+        index, depth = rasterize_reference(xyd, image_size, level.scale, level.supersampling, 1.0, rule is PixelConvention.AUTHORS)
         assert torch.equal(found.index, index)
         assert torch.equal(found.depth, depth)
     assert (fragments[0].index >= 0).any()
@@ -74,9 +74,7 @@ def test_few_points_are_ambiguous(monkeypatch):
         module._Canvas, "_lower_level", lambda self, k, xy, *rest: (waiting.append(xy.shape[1]), level(self, k, xy, *rest))[1]
     )
     points = torch.cat([torch.rand(60_000, 2) * 2 - 1, torch.rand(60_000, 1) * 4 + 4], 1)
-    rasterize(
-        ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelConvention.SIZE_MINUS_ONE
-    )
+    rasterize(ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.AUTHORS), PYRAMID, 1.0, PixelConvention.AUTHORS)
     assert 0 < waiting[0] < 0.1 * sum(drawn)
     waiting.clear()
     rasterize(ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.EXACT), PYRAMID, 1.0, PixelConvention.EXACT)
@@ -91,7 +89,7 @@ def test_work_grows_with_what_is_visible(monkeypatch):
     )
     points = torch.cat([torch.rand(50_000, 2) * 40 - 20, torch.full((50_000, 1), 4.0)], 1)
     cloud = ChunkedCloud.build(points, block=64)
-    rasterize(cloud, dyadic_camera((32, 32), PixelConvention.SIZE_MINUS_ONE), PYRAMID, 1.0, PixelConvention.SIZE_MINUS_ONE)
+    rasterize(cloud, dyadic_camera((32, 32), PixelConvention.AUTHORS), PYRAMID, 1.0, PixelConvention.AUTHORS)
     assert 0 < sum(seen) < 0.1 * cloud.index.shape[0]
 
 
@@ -142,14 +140,14 @@ def test_points_at_any_place_equal_one_pass_per_level(rule, image_size):
 
 
 def test_ties_near_plane_and_index_beyond_float32():
-    camera = dyadic_camera((16, 16), PixelConvention.SIZE_MINUS_ONE)
+    camera = dyadic_camera((16, 16), PixelConvention.AUTHORS)
     two = torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, 2.0], [0.0, 0.0, 2.0], [0.3, 0.0, 1.0], [-0.3, 0.0, 1.0001]])
-    found = rasterize(ChunkedCloud.build(two), camera, [Level(1.0)], 1.0, PixelConvention.SIZE_MINUS_ONE)[0]
+    found = rasterize(ChunkedCloud.build(two), camera, [Level(1.0)], 1.0, PixelConvention.AUTHORS)[0]
     assert sorted(found.index[found.index >= 0].tolist()) == [1, 4]
     many = torch.full((2**24 + 3, 3), -1.0)
     many[-1] = torch.tensor([0.0, 0.0, 2.0])
     many[-2] = torch.tensor([0.0, 0.0, 2.0])
-    found = rasterize(ChunkedCloud.build(many), camera, [Level(1.0)], 1.0, PixelConvention.SIZE_MINUS_ONE)[0]
+    found = rasterize(ChunkedCloud.build(many), camera, [Level(1.0)], 1.0, PixelConvention.AUTHORS)[0]
     assert found.index.max() == 2**24 + 1
 
 
@@ -177,13 +175,13 @@ def test_recorded_index_pyramids(parity, case):
     scene, recorded = parity("h0_scene.pt"), parity("h4_npbg.pt")[("plain", "aligned")[case]]
     height, width = recorded["raster_size"]
     for k in range(2):
-        camera = Cameras.from_size_minus_one_ndc(
+        camera = Cameras.from_authors_ndc(
             recorded["raster_R_row"][k : k + 1],
             recorded["raster_T"][k : k + 1],
             recorded["raster_fcl_ndc"][k : k + 1],
             recorded["raster_prp_ndc"][k : k + 1],
             (int(height), int(width)),
         )
-        fragments = rasterize(ChunkedCloud.build(scene["points"]), camera, PYRAMID, 1.0, PixelConvention.SIZE_MINUS_ONE)
+        fragments = rasterize(ChunkedCloud.build(scene["points"]), camera, PYRAMID, 1.0, PixelConvention.AUTHORS)
         for found, expected in zip(fragments, recorded["index_pyramid"], strict=True):
             assert torch.equal(found.index, expected[k].long())

@@ -31,7 +31,7 @@ def scene_cameras(recorded: dict, views: list[int]) -> Cameras:
     """Cameras of some recorded views; intrinsics in double precision, from which the recorded ones come back to the last bit."""
     count = len(views)
     intrinsics = (recorded["fcl_ndc"].double().expand(count, 2), recorded["prp_ndc"].double().expand(count, 2))
-    return Cameras.from_size_minus_one_ndc(recorded["R_row"][views], recorded["T"][views], *intrinsics, tuple(recorded["image_size"]))
+    return Cameras.from_authors_ndc(recorded["R_row"][views], recorded["T"][views], *intrinsics, tuple(recorded["image_size"]))
 
 
 def write_scene(recorded: dict, folder: Path) -> Scene:

@@ -93,7 +93,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch, tmp_path):
     """
     recorded = parity("h7_train_npbg.pt")
     batch = recorded["batch"]
-    cameras = Cameras.from_size_minus_one_ndc(batch["R_row"], batch["T"], batch["fcl_ndc"], batch["prp_ndc"], (64, 64))
+    cameras = Cameras.from_authors_ndc(batch["R_row"], batch["T"], batch["fcl_ndc"], batch["prp_ndc"], (64, 64))
     views = Views(batch["img"], ~batch["empty"], cameras, None, ("a", "b"))
     system = build()
     start = system.store.initial_values("recorded", 4464).clone()

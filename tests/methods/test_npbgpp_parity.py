@@ -96,7 +96,7 @@ def check_targets(system: NPBGPlusPlus, cameras: Cameras, expected: dict) -> Non
     framing = system.frame(cameras)
     close_to_largest(framing.drawn.R, expected["raster_R_row"], 1e-5)
     close_to_largest(framing.drawn.T, expected["raster_T"], 1e-5)
-    focal, principal = (number.float() for number in framing.drawn.to_size_minus_one_ndc())
+    focal, principal = (number.float() for number in framing.drawn.to_authors_ndc())
     torch.testing.assert_close(focal, expected["raster_fcl_ndc"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(principal, expected["raster_prp_ndc"], rtol=1e-5, atol=1e-5)
     assert list(framing.drawn.image_size) == expected["raster_size"]

@@ -81,7 +81,7 @@ def watch_training(monkeypatch) -> Step:
 
 def recorded_batch(system: PointSystem, sample: dict) -> Batch:
     batch = sample["batch"]
-    cameras = Cameras.from_size_minus_one_ndc(batch["R_row"], batch["T"], batch["fcl_ndc"], batch["prp_ndc"], (64, 64))
+    cameras = Cameras.from_authors_ndc(batch["R_row"], batch["T"], batch["fcl_ndc"], batch["prp_ndc"], (64, 64))
     views = [system.scenes["recorded"].views[k] for k in sample["selected_views"]]
     images = torch.stack([read_photo(view).image for view in views]).float() / 255
     inputs = Views(

@@ -1,6 +1,5 @@
 """Paths through a video: around its way, about one of its frames, with time as the names of the paths say."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.trajectories import loop_about, spiral_along
 from npbgpp.methods.nsff.rendering import has_times_between, is_video_path, spread_over_time, timed_path
 
 FRAMES, STEP = 5, 0.5
@@ -27,22 +25,6 @@ def scene() -> Scene:
     cameras = way()
     views = tuple(View(f"{k:05}", Path(f"{k}.png"), cameras[k], moment=k) for k in range(FRAMES))
     return Scene("video", views, {"train": tuple(range(FRAMES)), "val": (), "test": ()}, CloudFile(Path("none.ply")))
-
-
-def test_four_turns_across_the_viewing_direction_around_the_way():
-    path = spiral_along(way(), 48).to_opengl()
-    offset = path[:, :3, 3] - torch.stack([torch.linspace(0, STEP * (FRAMES - 1), 48), torch.zeros(48), torch.zeros(48)], 1)
-    t = torch.arange(48) * (8 * math.pi / 48)
-    expected = STEP * torch.stack([t.cos(), -t.sin(), torch.zeros(48)], 1)
-    torch.testing.assert_close(offset, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(path[:, :3, :3], torch.eye(3).repeat(48, 1, 1))
-
-
-def test_once_around_a_frame():
-    path, reach = loop_about(way(), 2, 8).to_opengl(), STEP * (FRAMES - 1) / 5
-    t = torch.arange(8) * (2 * math.pi / 8)
-    expected = torch.tensor([2 * STEP, 0, 0]) - reach * torch.stack([t.sin(), t.cos() / 2, t.cos()], 1)
-    torch.testing.assert_close(path[:, :3, 3], expected, atol=1e-5, rtol=0)
 
 
 def test_time_goes_on_along_the_spiral():

@@ -76,11 +76,11 @@ def test_numbers_of_the_original():
     """Image 100x200, fx 150, fy 160, cx 90, cy 40, OpenCV point (0.2, 0.1, 2): its normalised intrinsics, point and pixel."""
     P = torch.tensor([[[150.0, 0.0, 90.0, 0.0], [0.0, 160.0, 40.0, 0.0], [0.0, 0.0, 1.0, 0.0]]], dtype=torch.float64)
     camera = cameras_from_projections(P, (100, 200), shared_intrinsics=False)
-    fcl, prp = camera.to_size_minus_one_ndc()
+    fcl, prp = camera.to_authors_ndc()
     torch.testing.assert_close(fcl, torch.tensor([[3.030303, 3.232323]]), rtol=0, atol=1e-6)
     torch.testing.assert_close(prp, torch.tensor([[0.191919, 0.191919]]), rtol=0, atol=1e-6)
     point = torch.tensor([[0.2, 0.1, 2.0]])
-    ndc = PixelGrid(PixelConvention.SIZE_MINUS_ONE, (100, 200)).normalise(camera, point)
+    ndc = PixelGrid(PixelConvention.AUTHORS, (100, 200)).normalise(camera, point)
     torch.testing.assert_close(ndc[0, 0], torch.tensor([-0.111111, 0.030303, 2.0]), rtol=0, atol=1e-6)
     torch.testing.assert_close(camera.project(point)[0][0, 0], torch.tensor([105.5, 48.5]))
 

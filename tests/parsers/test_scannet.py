@@ -46,13 +46,13 @@ def test_the_principal_point_is_dropped_unless_asked_for(tmp_path):
     assert error.abs().max() < 0.6 and (error.mean(0).abs() < 0.1).all()
     for view in authors.views:
         assert view.camera.principal_point.tolist() == [[40.0, 30.0]]
-        assert torch.equal(view.camera.to_size_minus_one_ndc()[1], torch.zeros(1, 2))
+        assert torch.equal(view.camera.to_authors_ndc()[1], torch.zeros(1, 2))
     torch.testing.assert_close(projection_errors(authors).mean(0).float(), torch.tensor([-3.0, 3.5]), rtol=0, atol=0.1)
 
 
 def test_normalised_intrinsics_are_those_of_the_original(small):
     """2 f / (s - 1) with the short side s = 60."""
-    fcl, _ = parse(small).views[0].camera.to_size_minus_one_ndc()
+    fcl, _ = parse(small).views[0].camera.to_authors_ndc()
     torch.testing.assert_close(fcl[0], torch.from_numpy(mean_intrinsics(SIZE).diagonal()[:2] * 2 / 59).float())
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.chunks import ChunkedCloud, ProjectionNumbers
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.kernels.reference import peel_reference
 from npbgpp.points import peeling as module
 from npbgpp.points.feature_pyramid import feature_table, splat

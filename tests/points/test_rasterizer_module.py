@@ -13,7 +13,7 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.points.feature_pyramid import NearestScatterRasterizer
 
 CASES = ("default", "no_mask_channel", "no_valid_mask", "ss2", "nothing_valid")
@@ -33,7 +33,7 @@ def build(recorded: dict, **settings) -> NearestScatterRasterizer:
 
 
 def winning_rows(
-    points: Tensor, valid: Tensor, cameras: Cameras, levels: tuple[Level, ...], rule: PixelConvention = PixelConvention.SIZE_MINUS_ONE
+    points: Tensor, valid: Tensor, cameras: Cameras, levels: tuple[Level, ...], rule: PixelConvention = PixelConvention.AUTHORS
 ) -> list[Tensor]:
     """Per level, the row of every cell in the flattened (b n) clouds, -1 where it is empty; invalid points do not exist."""
     count = points.shape[1]
@@ -55,7 +55,7 @@ def rendered(recorded: dict, name: str, **changes) -> tuple[list[Tensor], dict, 
     elif name == "nothing_valid":
         valid = torch.zeros_like(valid)
     module = build(recorded, **arguments)
-    cameras = Cameras.from_size_minus_one_ndc(
+    cameras = Cameras.from_authors_ndc(
         recorded["R_row"], recorded["T"], recorded["fcl_ndc"], recorded["prp_ndc"], tuple(recorded["image_size"])
     )
     descriptors = recorded["descriptors"][:batch].clone().requires_grad_()
@@ -106,7 +106,7 @@ def test_recorded_gradients(recorded, name):
 def test_recorded_single_point(recorded):
     one = recorded["one_point"]
     module = build(recorded)
-    cameras = Cameras.from_size_minus_one_ndc(one["R_row"], one["T"], one["fcl_ndc"], one["prp_ndc"], tuple(one["image_size"]))
+    cameras = Cameras.from_authors_ndc(one["R_row"], one["T"], one["fcl_ndc"], one["prp_ndc"], tuple(one["image_size"]))
     rows = winning_rows(one["points"], torch.ones(1, 1, dtype=torch.bool), cameras, module.levels)
     for level, expected in zip(module(rows, one["descriptors"][0]), one["out"], strict=True):
         assert torch.equal(level, expected)

@@ -13,7 +13,7 @@ from torch import Tensor
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid
 from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterize import Level, rasterize
+from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.points.visibility import visible_points
 
 SIZE = (24, 40)
@@ -104,10 +104,10 @@ def test_recorded_visibility(parity, scale, masked):
     valid = recorded["vis_valid_mask"] if masked else torch.ones(ndc.shape[:2], dtype=torch.bool)
     size = tuple(recorded["vis_image_size"])
     ones, zeros = torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
-    camera = Cameras.from_size_minus_one_ndc(torch.eye(3)[None], torch.zeros(1, 3), ones, zeros, size)
+    camera = Cameras.from_authors_ndc(torch.eye(3)[None], torch.zeros(1, 3), ones, zeros, size)
     for k in range(len(ndc)):
         kept = valid[k].nonzero()[:, 0]
         points = torch.cat([ndc[k, kept, :2] * (ndc[k, kept, 2:] + 1e-7), ndc[k, kept, 2:]], 1)
         found = torch.zeros_like(case["score"][k])
-        found[kept] = visible_points(points, camera, scale, 0.0, PixelConvention.SIZE_MINUS_ONE)[0].float()
+        found[kept] = visible_points(points, camera, scale, 0.0, PixelConvention.AUTHORS)[0].float()
         assert torch.equal(found, case["score"][k])

@@ -14,7 +14,7 @@ from torchvision.utils import flow_to_image
 
 from npbgpp.data import Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, fit, loop_about, spiral_along
+from npbgpp.geometry import Cameras, fit_to_size, loop_path, spiral_along_path
 from npbgpp.methods.nsff.compositing import Between, pictures_between
 from npbgpp.methods.nsff.model import Look, Nsff, Seen
 from npbgpp.methods.nsff.normalisation import VideoNormalisation
@@ -188,18 +188,18 @@ def timed_path(path: str, scene: Scene, count: int | None, image_size: tuple[int
         InputError: a frame that the video does not have.
     """
     cameras = Cameras.cat([view.camera for view in scene.frames])
-    cameras = cameras if image_size is None else fit(cameras, image_size)
+    cameras = cameras if image_size is None else fit_to_size(cameras, image_size)
     moments = len(cameras)
     if path == "spiral":
         total = count or _FRAMES_PER_MOMENT * moments
-        along = spiral_along(cameras, total)
+        along = spiral_along_path(cameras, total)
         return [TimedCamera(along[k], k * moments // total) for k in range(total)]
     standing, fixed = _STANDING.fullmatch(path), _FIXED.fullmatch(path)
     frame = int((standing or fixed or "")[1])
     if frame >= moments:
         raise InputError(f"path={path}: expected a frame from 0 to {moments - 1} of scene {scene.name}, got {frame}")
     if standing:
-        around = loop_about(cameras, frame, count or _LOOP)
+        around = loop_path(cameras, frame, count or _LOOP)
         return [TimedCamera(around[k], frame) for k in range(len(around))]
     assert fixed is not None
     steps, camera = int(fixed[2]) + 1, cameras[frame]

@@ -88,7 +88,7 @@ def refined_grid(grid: PixelGrid, levels: tuple[tuple[float, tuple[int, int]], .
 def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], axis: int, finest: int, device: torch.device) -> RefinedAxis:
     finest_scale, finest_size, count = max(levels, key=lambda level: level[2])
     nested = False
-    if grid.rule is PixelConvention.EXACT:
+    if grid.convention is PixelConvention.EXACT:
         # x counts pixels; the borders of a level, its far edge included, lie at multiples of 1 / scale
         borders = torch.cat([torch.arange(1, n + 1, dtype=torch.float64) / scale * finest_scale for scale, _, n in levels])
         nested = bool((borders == borders.round()).all())
