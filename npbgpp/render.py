@@ -31,7 +31,18 @@ from npbgpp.data import write_poses
 from npbgpp.engine.run import Run, build_run
 from npbgpp.engine.trained_run import configure_logging, evaluation_of, parse_args, run_config, trainer_of
 from npbgpp.errors import InputError, original_message
-from npbgpp.io import KINDS, RAW, TileRow, Video, depth_picture, depth_range, tile_sheet, video, write_depth, write_image, write_png
+from npbgpp.io import (
+    DEPTH_FORMATS,
+    VIDEO_FORMATS,
+    SheetRow,
+    VideoWriter,
+    contact_sheet,
+    depth_colormap,
+    depth_range,
+    open_video,
+    write_depth,
+    write_png,
+)
 from npbgpp.methods.base import Render, System
 from npbgpp.methods.npcr.system import NPCR
 from npbgpp.methods.npcr.temporal import TemporalFilter
@@ -40,7 +51,7 @@ from npbgpp.methods.nsff.system import NSFF, NsffRender
 
 log = logging.getLogger("npbgpp.render")
 
-_DEPTHS = ("picture", *RAW)
+_DEPTHS = ("picture", *DEPTH_FORMATS)
 _SMALLEST_SIDE = 16  # the coarsest of five levels has one pixel
 _SHEET_TILES, _SHEET_COLUMNS = 12, 4
 
@@ -84,8 +95,8 @@ class FilmSettings(PathSettings):
             raise InputError(f"part: expected one of {', '.join(PARTS)}, got {self.part}")
         if self.motion and has_times_between(self.path):
             raise InputError(f"motion: expected a path of moments, since none is known between them, got path={self.path}; choose interp0")
-        if self.video not in (*KINDS, "none"):
-            raise InputError(f"video: expected {', '.join(KINDS)} or none, got {self.video}")
+        if self.video not in (*VIDEO_FORMATS, "none"):
+            raise InputError(f"video: expected {', '.join(VIDEO_FORMATS)} or none, got {self.video}")
         if not {*self.depth} <= {*_DEPTHS}:
             raise InputError(f"depth: expected some of {', '.join(_DEPTHS)}, such as depth=[picture,npy], got {list(self.depth)}")
         if not 0 < self.fps <= 1000:
@@ -132,9 +143,9 @@ def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
     columns = _SHEET_COLUMNS if len(sizes) == 1 else 1
     rows = [list(shown)[k : k + columns] for k in range(0, len(shown), columns)]
     captions = [", ".join(frames[k].label for k in row) for row in rows]
-    tiles = [TileRow(caption, tuple(shown[k] for k in row)) for caption, row in zip(captions, rows, strict=True)]
+    tiles = [SheetRow(caption, tuple(shown[k] for k in row)) for caption, row in zip(captions, rows, strict=True)]
     title = f"{scene}: {settings.path}, {len(frames)} frames"
-    write_image(out / "contact_sheet.png", tile_sheet(title, ("",) * min(columns, len(shown)), tiles))
+    write_png(out / "contact_sheet.png", contact_sheet(title, ("",) * min(columns, len(shown)), tiles))
     log.info("%d frames, %.3f s per frame (median); the film: %s", len(frames), float(np.median(seconds)), out)
     return out
 
@@ -143,8 +154,10 @@ def _remove_film(out: Path) -> None:
     """Removes what an earlier film left in a folder; other files stay."""
     if (out / "cameras.json").exists():
         numbered = [path for path in out.glob("*.png") if re.fullmatch(r"[0-9]{5,}", path.stem)]
-        depths = [path for path in out.glob("*_*") if re.fullmatch(rf"(depth|motion)_[0-9]{{5,}}\.(png|{'|'.join(RAW)})", path.name)]
-        videos = [out / f"{name}.{kind}" for name in ("film", "depth", "motion") for kind in KINDS]
+        depths = [
+            path for path in out.glob("*_*") if re.fullmatch(rf"(depth|motion)_[0-9]{{5,}}\.(png|{'|'.join(DEPTH_FORMATS)})", path.name)
+        ]
+        videos = [out / f"{name}.{kind}" for name in ("film", "depth", "motion") for kind in VIDEO_FORMATS]
         for path in (*numbered, *depths, *videos, out / "contact_sheet.png", out / "cameras.json"):
             path.unlink(missing_ok=True)
 
@@ -161,10 +174,12 @@ def _render(
     sheet = {round(k) for k in np.linspace(0, len(frames) - 1, min(_SHEET_TILES, len(frames)))}
     shown, seconds = {}, []
     with ExitStack() as opened, trainer.precision_plugin.test_step_context():
-        film = opened.enter_context(video(out / f"film.{settings.video}", settings.fps)) if settings.video != "none" else None
+        film = opened.enter_context(open_video(out / f"film.{settings.video}", settings.fps)) if settings.video != "none" else None
         depths = _Depths(out, settings, opened) if settings.depth else None
         motion = (
-            opened.enter_context(video(out / f"motion.{settings.video}", settings.fps)) if settings.motion and film is not None else None
+            opened.enter_context(open_video(out / f"motion.{settings.video}", settings.fps))
+            if settings.motion and film is not None
+            else None
         )
         system.prepare(scene)
         renders = _renders(system, scene, frames, settings)
@@ -175,7 +190,7 @@ def _render(
             seconds.append(time.perf_counter() - start)
             picture = torch.rot90(picture, 1, (1, 2)) if turned else picture
             if film is not None:
-                film.add(picture)
+                film.append(picture)
             if depths is not None:
                 assert render.depth is not None
                 depths.add(torch.rot90(render.depth[0, 0], 1) if turned else render.depth[0, 0])
@@ -183,7 +198,7 @@ def _render(
                 moves = torch.rot90(render.motion[0], 1, (1, 2)) if turned else render.motion[0]
                 write_png(out / f"motion_{k:05}.png", moves)
                 if motion is not None:
-                    motion.add(moves)
+                    motion.append(moves)
             if settings.images:
                 write_png(out / f"{k:05}.png", picture)
             if k in sheet:
@@ -213,7 +228,9 @@ class _Depths:
         out.mkdir(parents=True, exist_ok=True)
         self.waiting = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix=".depth", dir=out)))
         wants_video = settings.video != "none" and "picture" in settings.depth
-        self.film: Video | None = opened.enter_context(video(out / f"depth.{settings.video}", settings.fps)) if wants_video else None
+        self.film: VideoWriter | None = (
+            opened.enter_context(open_video(out / f"depth.{settings.video}", settings.fps)) if wants_video else None
+        )
 
     def add(self, depth: Float[Tensor, "h w"]) -> None:
         for kind in self.settings.depth:
@@ -228,10 +245,10 @@ class _Depths:
         every = max(1, sum(depth.size for depth in maps) // 1_000_000)  # of so many pixels, one tells the range
         nearest, farthest = depth_range(torch.cat([torch.from_numpy(depth.reshape(-1)[::every].copy()) for depth in maps]))
         for k, depth in enumerate(maps):
-            picture = depth_picture(torch.from_numpy(np.array(depth)), nearest, farthest)
+            picture = depth_colormap(torch.from_numpy(np.array(depth)), nearest, farthest)
             write_png(self.out / f"depth_{k:05}.png", picture)
             if self.film is not None:
-                self.film.add(picture)
+                self.film.append(picture)
         log.info("depth pictures: red is %.4g scene units or less, blue %.4g or more, black is nothing", nearest, farthest)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.io.contact_sheet import ERROR_RANGE, SheetRow, contact_sheet, describe, error_picture
+from npbgpp.io.contact_sheet import ERROR_RANGE, EvaluationRow, error_map, evaluation_sheet, format_scores
 from npbgpp.metrics import ImageScores
 
 SCORES = ImageScores(psnr=21.234, ssim=0.87654, lpips=None)
@@ -24,20 +24,20 @@ def flat(value: float, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
 )
 def test_colours_of_the_error(error, colour):
     for sign in (1, -1):
-        picture = error_picture(flat(0.5 + sign * error * ERROR_RANGE / 2), flat(0.5 - sign * error * ERROR_RANGE / 2))
+        picture = error_map(flat(0.5 + sign * error * ERROR_RANGE / 2), flat(0.5 - sign * error * ERROR_RANGE / 2))
         torch.testing.assert_close(picture, torch.tensor(colour, dtype=torch.float32)[:, None, None].expand(3, 32, 32), rtol=0, atol=1e-5)
 
 
 def test_error_is_the_mean_over_channels():
     rendered = flat(0.0)
     rendered[1] = 3 * ERROR_RANGE
-    assert (error_picture(rendered, flat(0.0)) == 1).all()
+    assert (error_map(rendered, flat(0.0)) == 1).all()
     rendered[1] = ERROR_RANGE
-    torch.testing.assert_close(error_picture(rendered, flat(0.0)), torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 32, 32))
+    torch.testing.assert_close(error_map(rendered, flat(0.0)), torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 32, 32))
 
 
-def row(name: str, rendered: float, size: tuple[int, int] = (32, 32), raster: bool = True) -> SheetRow:
-    return SheetRow(name, flat(0.5, size), flat(rendered, size), flat(1.0, size) if raster else None, SCORES)
+def row(name: str, rendered: float, size: tuple[int, int] = (32, 32), raster: bool = True) -> EvaluationRow:
+    return EvaluationRow(name, flat(0.5, size), flat(rendered, size), flat(1.0, size) if raster else None, SCORES)
 
 
 def tiles(sheet: Image.Image, count: int) -> list[list[tuple[int, int, int]]]:
@@ -47,7 +47,7 @@ def tiles(sheet: Image.Image, count: int) -> list[list[tuple[int, int, int]]]:
 
 
 def test_one_row_per_view_with_target_rendering_points_and_error():
-    sheet = contact_sheet("title", [row("a", 0.5), row("b", 0.5 + ERROR_RANGE), row("c", 0.5, raster=False)])
+    sheet = evaluation_sheet("title", [row("a", 0.5), row("b", 0.5 + ERROR_RANGE), row("c", 0.5, raster=False)])
     assert sheet.size == (8 + 4 * 264, 64 + 3 * 286)
     found = tiles(sheet, 3)
     grey, far = (128, 128, 128), (191, 191, 191)
@@ -57,13 +57,13 @@ def test_one_row_per_view_with_target_rendering_points_and_error():
 
 
 def test_views_of_any_shape_keep_it():
-    sheet = contact_sheet("title", [row("wide", 0.5, (32, 64)), row("tall", 0.5, (64, 32)), row("large", 0.5, (300, 600))])
+    sheet = evaluation_sheet("title", [row("wide", 0.5, (32, 64)), row("tall", 0.5, (64, 32)), row("large", 0.5, (300, 600))])
     assert sheet.size == (1064, 64 + (128 + 30) + (512 + 30) + (128 + 30))
 
 
 def test_captions():
-    assert describe(SCORES) == "PSNR 21.23 dB, SSIM 0.877"
-    assert describe(ImageScores(100.0, 1.0, 0.1234)) == "PSNR 100.00 dB, SSIM 1.000, LPIPS 0.123"
+    assert format_scores(SCORES) == "PSNR 21.23 dB, SSIM 0.877"
+    assert format_scores(ImageScores(100.0, 1.0, 0.1234)) == "PSNR 100.00 dB, SSIM 1.000, LPIPS 0.123"
 
 
 def strict_json(text: str) -> dict:

@@ -19,7 +19,7 @@ from torch import Tensor
 from npbgpp.callbacks.timing import RunCosts
 from npbgpp.core.distributed import gather, process_rank
 from npbgpp.core.files import write_atomically
-from npbgpp.io import SheetRow, contact_sheet, video, write_image, write_png
+from npbgpp.io import EvaluationRow, evaluation_sheet, open_video, write_png
 from npbgpp.methods.base import ViewResult
 from npbgpp.metrics import ImageMetrics, ImageScores, MatteScores, MovingScores
 
@@ -71,7 +71,7 @@ class EvaluationWriter(Callback):
         self.run_dir, self.metrics, self.conditions = run_dir, metrics, conditions
         self.save_images, self.transform, self.film = save_images, transform, film
         self._scores: dict[str, dict[str, _Scored]] = {}
-        self._rows: dict[str, list[SheetRow]] = {}
+        self._rows: dict[str, list[EvaluationRow]] = {}
 
     # one evaluation is a validation or a test run
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +111,7 @@ class EvaluationWriter(Callback):
             rows = self._rows.setdefault(result.dataset, [])
             rendered, target = self._turned(result.rendered), self._turned(result.target)
             raster = None if result.raster is None else self._turned(result.raster)
-            rows.append(SheetRow(result.view, target, rendered, raster, result.scores))
+            rows.append(EvaluationRow(result.view, target, rendered, raster, result.scores))
             if len(rows) > 8 * _SHEET_ROWS:  # thin out, so that a long evaluation does not keep every image
                 self._rows[result.dataset] = rows[::2]
             if self.save_images:
@@ -144,9 +144,9 @@ class EvaluationWriter(Callback):
         if len({picture.shape for picture in pictures}) > 1:
             log.info("%s: no film, because its views have several sizes", dataset)
             return
-        with video(folder / f"film.{self.film}", _FILM_FPS) as film:
+        with open_video(folder / f"film.{self.film}", _FILM_FPS) as film:
             for picture in pictures:
-                film.add(torch.from_numpy(picture).permute(2, 0, 1) / 255)
+                film.append(torch.from_numpy(picture).permute(2, 0, 1) / 255)
 
     def _turned(self, picture: Float[Tensor, "3 _ _"]) -> Float[Tensor, "3 _ _"]:
         return torch.rot90(picture, 1, (1, 2)) if self.transform == "rotate_90_ccw" else picture
@@ -173,14 +173,14 @@ class EvaluationWriter(Callback):
         self._print_table(summary, stage)
 
     def _write_sheet(self, summary: dict[str, dict[str, Any]]) -> None:
-        rows: list[SheetRow] = []
+        rows: list[EvaluationRow] = []
         for found in self._rows.values():
             step = max(1, -(-len(found) // _SHEET_ROWS))
             rows += found[::step]
         title = "   ".join(
             f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}, {row['views']} views" for name, row in summary.items()
         )
-        write_image(self.run_dir / "report.png", contact_sheet(title, rows))
+        write_png(self.run_dir / "report.png", evaluation_sheet(title, rows))
 
     def _print_table(self, summary: dict[str, dict[str, Any]], stage: str) -> None:
         table = Table("dataset", "PSNR [dB]", "SSIM", "LPIPS", "views", "s/view", title=f"{stage} views")

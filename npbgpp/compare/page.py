@@ -16,7 +16,7 @@ from npbgpp.compare.runs import RunSummary
 from npbgpp.compare.table import columns, markdown, rows, terminal
 from npbgpp.compare.views import SharedView, read_picture, shared_views, sheet
 from npbgpp.core.files import write_atomically
-from npbgpp.io import write_image
+from npbgpp.io import write_png
 
 _LARGEST = 640  # pixels of the longer side; the page links to the picture in full
 _QUALITY = 92
@@ -146,5 +146,5 @@ def write_comparison(runs: Sequence[RunSummary], out: Path, title: str = "Compar
     if picture is None:
         log.warning("the runs share no rendered test view: no compare.png, and no pictures in %s", out / "compare.html")
         return
-    write_image(out / "compare.png", picture)
+    write_png(out / "compare.png", picture)
     log.info("table: %s; page: %s; pictures side by side: %s", out / "compare.md", out / "compare.html", out / "compare.png")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from npbgpp.compare.runs import RunSummary
 from npbgpp.errors import InputError
-from npbgpp.io import TileRow, tile_sheet
+from npbgpp.io import SheetRow, contact_sheet
 
 _VIEWS = 6  # of each dataset
 
@@ -52,8 +52,8 @@ def sheet(runs: Sequence[RunSummary], views: Sequence[SharedView]) -> Image.Imag
     for view in views:
         pictures = tuple(None if path is None else _tensor(path) for path in (view.photo, *view.renderings))
         scores = ", ".join(f"{run.name} {psnr:.2f}" for run, psnr in zip(runs, view.psnr, strict=True) if psnr is not None)
-        rows.append(TileRow(f"{view.dataset} {view.view}: PSNR {scores}", pictures))
-    return tile_sheet("Held-out views", ("photo", *(run.name for run in runs)), rows) if rows else None
+        rows.append(SheetRow(f"{view.dataset} {view.view}: PSNR {scores}", pictures))
+    return contact_sheet("Held-out views", ("photo", *(run.name for run in runs)), rows) if rows else None
 
 
 def read_picture(path: Path) -> Image.Image:

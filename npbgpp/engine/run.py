@@ -32,7 +32,7 @@ from npbgpp.engine.provenance import write_provenance
 from npbgpp.engine.trainer import TrainerPlan, TrainerSettings, lightning_arguments
 from npbgpp.errors import InputError
 from npbgpp.geometry import PixelConvention
-from npbgpp.io import KINDS
+from npbgpp.io import VIDEO_FORMATS
 from npbgpp.methods import SYSTEMS
 from npbgpp.methods.base import System
 from npbgpp.methods.nerf.system import NerfSettings, frame_kind
@@ -65,8 +65,8 @@ class RunSettings:
     resume_strict: bool = True
 
     def __post_init__(self) -> None:
-        if self.test_video not in (None, *KINDS):
-            raise InputError(f"test_video: expected {', '.join(KINDS)} or null, got {self.test_video}")
+        if self.test_video not in (None, *VIDEO_FORMATS):
+            raise InputError(f"test_video: expected {', '.join(VIDEO_FORMATS)} or null, got {self.test_video}")
         if self.resume is not None and self.eval_only:
             raise InputError(f"resume={self.resume}: training goes on from a checkpoint; to evaluate one, name it with weights_path")
 

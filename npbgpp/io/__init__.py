@@ -1,21 +1,20 @@
-"""Output files: images, depth maps, videos, contact sheets."""
+"""Output files: images, depth maps, videos, contact sheets. Each file is either complete or absent."""
 
-from npbgpp.io.contact_sheet import SheetRow, TileRow, contact_sheet, tile_sheet
-from npbgpp.io.images import RAW, depth_picture, depth_range, write_depth, write_image, write_png
-from npbgpp.io.videos import KINDS, Video, video
+from npbgpp.io.contact_sheet import EvaluationRow, SheetRow, contact_sheet, evaluation_sheet
+from npbgpp.io.images import DEPTH_FORMATS, depth_colormap, depth_range, write_depth, write_png
+from npbgpp.io.videos import VIDEO_FORMATS, VideoWriter, open_video
 
 __all__ = [
-    "KINDS",
-    "RAW",
+    "DEPTH_FORMATS",
+    "VIDEO_FORMATS",
+    "EvaluationRow",
     "SheetRow",
-    "TileRow",
-    "Video",
+    "VideoWriter",
     "contact_sheet",
-    "depth_picture",
+    "depth_colormap",
     "depth_range",
-    "tile_sheet",
-    "video",
+    "evaluation_sheet",
+    "open_video",
     "write_depth",
-    "write_image",
     "write_png",
 ]

@@ -1,4 +1,4 @@
-"""Rows of pictures with captions on one sheet."""
+"""Contact sheets: rows of captioned images below a title."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,60 +8,54 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from npbgpp.io.images import as_image
+from npbgpp.io.images import to_pil
 from npbgpp.metrics import ImageScores
 
+ERROR_RANGE = 0.25  # absolute difference drawn as white
 _TILE_WIDTH = 256
 _GAP = 8
 _HEADER = 64
 _CAPTION = 22
-_PAPER, _INK = (250, 250, 248), (30, 30, 34)
-
-
-@dataclass(frozen=True)
-class TileRow:
-    """Pictures of one size side by side, with a line of text below. A missing one leaves its place empty, the first is there."""
-
-    caption: str
-    pictures: tuple[Float[Tensor, "3 _ _"] | None, ...]
-
-
-def tile_sheet(title: str, columns: Sequence[str], rows: Sequence[TileRow]) -> Image.Image:
-    """Draws rows of pictures below a title and a header per column. ``rows`` must not be empty."""
-    assert rows
-    heights = []
-    for row in rows:
-        first = row.pictures[0]
-        assert first is not None
-        heights.append(round(_TILE_WIDTH * first.shape[1] / first.shape[2]))
-    width = len(columns) * (_TILE_WIDTH + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, _HEADER + sum(h + _CAPTION + _GAP for h in heights)), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 8), title, fill=_INK, font=ImageFont.load_default(18))
-    small = ImageFont.load_default(13)
-    for k, name in enumerate(columns):
-        draw.text((_GAP + k * (_TILE_WIDTH + _GAP), 42), name, fill=_INK, font=small)
-    top = _HEADER
-    for row, height in zip(rows, heights, strict=True):
-        for k, picture in enumerate(row.pictures):
-            if picture is not None:
-                resampling = Image.Resampling.LANCZOS if picture.shape[2] > _TILE_WIDTH else Image.Resampling.BICUBIC
-                sheet.paste(as_image(picture).resize((_TILE_WIDTH, height), resampling), (_GAP + k * (_TILE_WIDTH + _GAP), top))
-        draw.text((_GAP, top + height + 3), row.caption, fill=_INK, font=small)
-        top += height + _CAPTION + _GAP
-    return sheet
-
-
-# ----------------------------------------------------------------------
-# The contact sheet of an evaluation: ground truth, rendering, points and error of a few views, with their scores.
-
-
-ERROR_RANGE = 0.25  # absolute difference drawn as white
+_BACKGROUND, _TEXT = (250, 250, 248), (30, 30, 34)
 
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One view of the sheet; images in [0, 1] on the CPU."""
+    """Images of one size, colours in [0, 1], above a caption. None leaves a tile empty; the first image must not be None."""
+
+    caption: str
+    images: tuple[Float[Tensor, "3 _ _"] | None, ...]
+
+
+def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[SheetRow]) -> Image.Image:
+    """Draws one tile per image, scaled to the same width, below a title and the names of the columns. ``rows`` must not be empty."""
+    assert rows
+    heights = []
+    for row in rows:
+        first = row.images[0]
+        assert first is not None
+        heights.append(round(_TILE_WIDTH * first.shape[1] / first.shape[2]))
+    width = len(columns) * (_TILE_WIDTH + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, _HEADER + sum(h + _CAPTION + _GAP for h in heights)), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, 8), title, fill=_TEXT, font=ImageFont.load_default(18))
+    small = ImageFont.load_default(13)
+    for k, name in enumerate(columns):
+        draw.text((_GAP + k * (_TILE_WIDTH + _GAP), 42), name, fill=_TEXT, font=small)
+    top = _HEADER
+    for row, height in zip(rows, heights, strict=True):
+        for k, image in enumerate(row.images):
+            if image is not None:
+                resampling = Image.Resampling.LANCZOS if image.shape[2] > _TILE_WIDTH else Image.Resampling.BICUBIC
+                sheet.paste(to_pil(image).resize((_TILE_WIDTH, height), resampling), (_GAP + k * (_TILE_WIDTH + _GAP), top))
+        draw.text((_GAP, top + height + 3), row.caption, fill=_TEXT, font=small)
+        top += height + _CAPTION + _GAP
+    return sheet
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One evaluated view; images in [0, 1] on the CPU. ``raster`` shows the points alone."""
 
     view: str
     target: Float[Tensor, "3 h w"]
@@ -70,26 +64,21 @@ class SheetRow:
     scores: ImageScores
 
 
-def error_picture(rendered: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
-    """Mean absolute difference of the channels from black over red and yellow to white; white is ERROR_RANGE or more."""
+def evaluation_sheet(title: str, rows: Sequence[EvaluationRow]) -> Image.Image:
+    """The contact sheet of an evaluation: ground truth, rendering, points and error of each view. ``rows`` must not be empty."""
+    columns = ("ground truth", "rendering", "points", f"error (white: {ERROR_RANGE:g} or more)")
+    images = [(row.target, row.rendered, row.raster, error_map(row.rendered, row.target)) for row in rows]
+    captions = [f"{row.view}: {format_scores(row.scores)}" for row in rows]
+    return contact_sheet(title, columns, [SheetRow(*pair) for pair in zip(captions, images, strict=True)])
+
+
+def error_map(rendered: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """Mean absolute difference over the channels, from black (0) over red and yellow to white (ERROR_RANGE or more)."""
     heat = (rendered - target).abs().mean(0) / ERROR_RANGE
     return torch.stack([(3 * heat - k).clamp(0, 1) for k in range(3)])
 
 
-def contact_sheet(title: str, rows: Sequence[SheetRow]) -> Image.Image:
-    """Draws the sheet: a title line, a header per column, one row per view. ``rows`` must not be empty."""
-    columns = ("ground truth", "rendering", "points", f"error (white: {ERROR_RANGE:g} or more)")
-    return tile_sheet(
-        title,
-        columns,
-        [
-            TileRow(f"{row.view}: {describe(row.scores)}", (row.target, row.rendered, row.raster, error_picture(row.rendered, row.target)))
-            for row in rows
-        ],
-    )
-
-
-def describe(scores: ImageScores) -> str:
-    """Scores in one line."""
+def format_scores(scores: ImageScores) -> str:
+    """Scores on one line."""
     lpips = "" if scores.lpips is None else f", LPIPS {scores.lpips:.3f}"
     return f"PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.3f}{lpips}"

@@ -1,4 +1,4 @@
-"""PNG files that are either complete or absent."""
+"""PNG images and depth maps."""
 
 import io
 from pathlib import Path
@@ -11,72 +11,62 @@ from torch import Tensor
 
 from npbgpp.core.files import write_atomically
 
+DEPTH_FORMATS = ("npy", "pfm", "bytes")
 
-def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:
-    """Colours in [0, 1], rounded to 8 bits."""
-    pixels = (picture.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+
+def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    """Colours in [0, 1], clamped and rounded to 8 bits."""
+    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
-def write_png(path: Path, picture: Float[Tensor, "3 _ _"]) -> None:
-    """Writes colours in [0, 1], rounded to 8 bits."""
-    write_image(path, as_image(picture))
-
-
-def write_image(path: Path, image: Image.Image) -> None:
-    """Writes a Pillow image as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+def write_png(path: Path, image: Image.Image | Float[Tensor, "3 _ _"]) -> None:
+    """Writes an image, or colours in [0, 1], as 8-bit PNG. Raises InputError if the file cannot be written."""
+    buffer = io.BytesIO()  # Pillow hides the reason when it cannot write to a file itself
+    (to_pil(image) if isinstance(image, Tensor) else image).save(buffer, format="PNG")
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
-# ----------------------------------------------------------------------
-# Depth maps as files: raw numbers for other programs, colours to look at.
-
-
-RAW = ("npy", "pfm", "bytes")
-
-
 def write_depth(path: Path, depth: Float[Tensor, "h w"]) -> None:
-    """Writes depths as they are, in 32 bits.
+    """Writes a depth map as 32-bit floats.
 
     Args:
-        path: ends in .npy (NumPy), .pfm (portable float map) or .bytes (rows from the top, little endian, no header: what Unity scripts for NeRF read).
-        depth: scene units, 0 where nothing is.
+        path: ends in .npy (NumPy), .pfm (portable float map) or .bytes (rows from the top, little endian, no header, as nerf_pl's Unity scripts read them).
+        depth: scene units, 0 where there is no surface.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     values = depth.detach().float().cpu().contiguous().numpy()
     if path.suffix == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, values)
-        content = buffer.getvalue()
+        write_atomically(path, lambda file: np.save(file, values))
     elif path.suffix == ".pfm":
-        import cv2  # not needed by most runs, and slow to import
+        import cv2  # slow to import, rarely needed
 
-        done, coded = cv2.imencode(".pfm", values)
+        done, encoded = cv2.imencode(".pfm", values)
         assert done
-        content = coded.tobytes()
+        write_atomically(path, lambda file: file.write(encoded.tobytes()))
     else:
         assert path.suffix == ".bytes", path
-        content = values.astype("<f4").tobytes()
-    write_atomically(path, lambda file: file.write(content))
+        write_atomically(path, lambda file: file.write(values.astype("<f4").tobytes()))
 
 
 def depth_range(depth: Float[Tensor, "..."]) -> tuple[float, float]:
-    """(nearest, farthest) depth but for a hundredth at either end; (0, 1) where no pixel has a finite one."""
-    known = depth[(depth > 0) & depth.isfinite()].flatten()
-    if not len(known):
+    """1st and 99th percentile of the finite positive depths; (0, 1) if there are none."""
+    valid = depth[(depth > 0) & depth.isfinite()].flatten()
+    if not len(valid):
         return 0.0, 1.0
-    known = known[:: max(1, len(known) // 100_000)].sort().values
-    low, high = known[int(0.01 * (len(known) - 1))].item(), known[int(0.99 * (len(known) - 1))].item()
+    valid = valid[:: max(1, len(valid) // 100_000)].sort().values
+    low, high = valid[int(0.01 * (len(valid) - 1))].item(), valid[int(0.99 * (len(valid) - 1))].item()
     return low, high
 
 
-def depth_picture(depth: Float[Tensor, "h w"], nearest: float, farthest: float) -> Float[Tensor, "3 h w"]:
-    """Depths in colours (Turbo): red is ``nearest`` and before, blue ``farthest`` and beyond, black is nothing."""
+def depth_colormap(depth: Float[Tensor, "h w"], near: float, far: float) -> Float[Tensor, "3 h w"]:
+    """Depths in the Turbo colour map: red at ``near`` and before, blue at ``far`` and beyond, black where the depth is 0."""
     import cv2
 
-    place = (farthest - depth) / max(farthest - nearest, 1e-12)
-    levels = (place.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    coloured = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-    picture = torch.from_numpy(coloured).permute(2, 0, 1).float() / 255
-    return torch.where((depth > 0).cpu(), picture, 0.0)
+    position = (far - depth) / max(far - near, 1e-12)
+    levels = (position.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    image = torch.from_numpy(colours).permute(2, 0, 1).float() / 255
+    return torch.where((depth > 0).cpu(), image, 0.0)

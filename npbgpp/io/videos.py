@@ -1,4 +1,4 @@
-"""Videos that are either complete or absent."""
+"""Videos, written frame by frame."""
 
 import os
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.errors import InputError
-from npbgpp.io.images import as_image
+from npbgpp.io.images import to_pil
 
-KINDS = ("mp4", "gif")
+VIDEO_FORMATS = ("mp4", "gif")
 
 
-class Video:
-    """Takes pictures of one size; the file is there once ``finish`` has been called, and not before.
+class VideoWriter:
+    """Appends frames of one size to a temporary file; ``close`` moves it to its place.
 
-    An mp4 needs even sides: where the pictures have an odd one it repeats their last row or column. A gif shows its frames for whole hundredths of a second.
+    H.264 needs even sides: frames with an odd one are padded by repeating the last row or column. A GIF stores durations in hundredths of a second.
 
     Args:
         path: ends in .mp4 or .gif.
@@ -34,49 +34,49 @@ class Video:
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
         self._part = path.with_name(f".{path.stem}.part{path.suffix}")
-        self._gif = path.suffix == ".gif"
+        self._is_gif = path.suffix == ".gif"
         options: dict[str, Any] = {"mode": "I", "duration": 1000 / fps, "loop": 0}
-        if not self._gif:
+        if not self._is_gif:
             options = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 2, "ffmpeg_log_level": "error"}
-        with self._written():
+        with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writer: Any = imageio.get_writer(self._part, **options)
 
     @contextmanager
-    def _written(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self._part.unlink(missing_ok=True)
             raise InputError(f"{self.path}: cannot be written ({error}); free space, or choose another folder") from error
 
-    def add(self, picture: Float[Tensor, "3 h w"]) -> None:
-        """Appends colours in [0, 1]."""
-        height, width = picture.shape[1:]
-        even = picture if self._gif else torch.nn.functional.pad(picture[None], (0, width % 2, 0, height % 2), mode="replicate")[0]
-        with self._written():
-            self._writer.append_data(np.asarray(as_image(even)))
+    def append(self, frame: Float[Tensor, "3 h w"]) -> None:
+        """Appends a frame with colours in [0, 1]."""
+        height, width = frame.shape[1:]
+        even = frame if self._is_gif else torch.nn.functional.pad(frame[None], (0, width % 2, 0, height % 2), mode="replicate")[0]
+        with self._writing():
+            self._writer.append_data(np.asarray(to_pil(even)))
 
-    def finish(self) -> None:
-        """Puts the file in its place."""
-        with self._written():
+    def close(self) -> None:
+        """Finishes the file and moves it to its place."""
+        with self._writing():
             self._writer.close()
             os.replace(self._part, self.path)
 
-    def abandon(self) -> None:
-        """Leaves no file."""
-        with suppress(OSError):  # what it could not write is not wanted
+    def discard(self) -> None:
+        """Removes the temporary file."""
+        with suppress(OSError):  # the encoder may fail to write its trailer
             self._writer.close()
         self._part.unlink(missing_ok=True)
 
 
 @contextmanager
-def video(path: Path, fps: float) -> Iterator[Video]:
-    """A video that is finished when the block ends, and abandoned when it fails."""
-    film = Video(path, fps)
+def open_video(path: Path, fps: float) -> Iterator[VideoWriter]:
+    """A ``VideoWriter`` that is closed at the end of the block, or discarded if it raises."""
+    writer = VideoWriter(path, fps)
     try:
-        yield film
+        yield writer
     except BaseException:
-        film.abandon()
+        writer.discard()
         raise
-    film.finish()
+    writer.close()

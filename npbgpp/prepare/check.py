@@ -10,7 +10,7 @@ from rich.table import Table
 
 from npbgpp.data import CloudManifest
 from npbgpp.errors import InputError
-from npbgpp.io import write_image
+from npbgpp.io import write_png
 from npbgpp.parsers import with_cloud
 from npbgpp.prepare.check_sheet import check_sheet
 from npbgpp.prepare.diagnostics import problems
@@ -47,7 +47,7 @@ def check(settings: CheckSettings) -> None:
     for problem in found:
         log.warning("problem: %s", problem)
     path = settings.out / f"{scene.name}.png"
-    write_image(path, check_sheet(scene, findings))
+    write_png(path, check_sheet(scene, findings))
     log.info("%s; cloud over photos and cameras from above: %s", f"{len(found)} problems" if found else "nothing is wrong", path)
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, pad
 
 from npbgpp.data import Scene, Stage, View, read_photo
 from npbgpp.geometry import Cameras, PixelConvention, PointCloud
-from npbgpp.io import TileRow, tile_sheet
+from npbgpp.io import SheetRow, contact_sheet
 from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.points import visible_points
 from npbgpp.prepare.scene_report import Findings, ViewFindings, axis_name, coarse_scale, short
@@ -157,8 +157,8 @@ def check_sheet(scene: Scene, findings: Findings) -> Image.Image:
         view, found = scene.views[k], findings.views[k]
         camera, photo = reduced(view)
         drawn = dots(photo, camera, cloud.xyz, findings.near)
-        rows.append(TileRow(_caption(found), (photo, drawn, alone(blocks, cloud, camera, findings.near))))
-    tiles = tile_sheet(f"{findings.scene}, read as {findings.layout}", _COLUMNS, rows)
+        rows.append(SheetRow(_caption(found), (photo, drawn, alone(blocks, cloud, camera, findings.near))))
+    tiles = contact_sheet(f"{findings.scene}, read as {findings.layout}", _COLUMNS, rows)
     drawings = plans(scene, findings, cloud, tiles.width)
     sheet = Image.new("RGB", (tiles.width, tiles.height + drawings.height))
     sheet.paste(tiles, (0, 0))

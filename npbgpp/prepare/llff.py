@@ -16,7 +16,7 @@ from PIL import Image
 from npbgpp.core.files import write_atomically
 from npbgpp.data import CloudFile, ColmapModel, View, find_models, picture_folder, read_photo, read_points
 from npbgpp.errors import InputError
-from npbgpp.io import write_image
+from npbgpp.io import write_png
 from npbgpp.parsers.colmap import parse_colmap, some
 from npbgpp.parsers.llff import SUFFIXES
 
@@ -136,7 +136,7 @@ def _copy(folder: Path, views: list[View], overwrite: bool) -> None:
         kept = sorted(there - names) or sorted(there)
         raise InputError(f"{folder}: expected an empty folder for the photos, got {some(kept)}; choose another with out=<folder>")
     for view in views:
-        write_image(folder / f"{view.name}.png", Image.fromarray(read_photo(view).image.permute(1, 2, 0).contiguous().numpy()))
+        write_png(folder / f"{view.name}.png", Image.fromarray(read_photo(view).image.permute(1, 2, 0).contiguous().numpy()))
 
 
 def _say_what_is_lost(views: list[View]) -> None:

@@ -17,7 +17,7 @@ from torchvision.utils import flow_to_image
 
 from npbgpp.data import DECODER_ERRORS, CloudFile, Scene, common_size, find_models, numbered_images, read_flow, read_numbers, write_flow
 from npbgpp.errors import InputError
-from npbgpp.io import TileRow, tile_sheet, write_image
+from npbgpp.io import SheetRow, contact_sheet, write_png
 from npbgpp.parsers.monocular import parse_monocular, undistorted_model
 from npbgpp.prepare.check_sheet import dots, reduced
 from npbgpp.prepare.video_maps import dis, mask_rcnn, network_disparity, raft, sparse_disparity, static_mask, stretched
@@ -68,9 +68,9 @@ def write_preview(
 ) -> None:
     """Draws some frames, the results of a stage at their side; without any the frames alone."""
     rows = [
-        TileRow(frames[k].name, (colours(frames[k]),) if result is None else (colours(frames[k]), result(k))) for k in shown(len(frames))
+        SheetRow(frames[k].name, (colours(frames[k]),) if result is None else (colours(frames[k]), result(k))) for k in shown(len(frames))
     ]
-    write_image(path, tile_sheet(title, ("frame",) if result is None else ("frame", column), rows))
+    write_png(path, contact_sheet(title, ("frame",) if result is None else ("frame", column), rows))
 
 
 # ----------------------------------------------------------------------
