@@ -153,7 +153,7 @@ def _train(overrides: list[str], folder: Path) -> dict[str, float]:
 
 
 def _read(folder: Path) -> Measured:
-    costs = Costs.from_json(json.loads((folder / "metrics.json").read_text())["costs"])
+    costs = Costs(**json.loads((folder / "metrics.json").read_text())["costs"])
     with (folder / "csv_logs" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     steps = [(float(row["time/step_s"]), float(row["cpu/step_s"])) for row in rows if row.get("time/step_s")]

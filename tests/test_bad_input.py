@@ -38,7 +38,7 @@ def complaint(done: subprocess.CompletedProcess) -> str:
         ("+system.refiner.filter=[1]", "system.refiner: .*filter"),
         ("system.near=close", "system.near: expected a number, got 'close'"),
         ("system.near=-1", "system.near: expected a depth of at least 0"),
-        ("system.max_points=many", "system.max_points: expected a whole number or null, got 'many'"),
+        ("system.max_points=many", "system.max_points: expected an integer or null, got 'many'"),
         ("system.descriptor_dim=0", "system.descriptor_dim: expected at least 1, got 0"),
         ("system.max_scenes_per_train_epoch=0", "system.max_scenes_per_train_epoch: expected at least 1, got 0"),
         ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches: expected at least 1, got 0"),

@@ -12,8 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from npbgpp.core.config import typed
-from npbgpp.engine.trainer import TrainerSettings, lightning_arguments
+from npbgpp.engine.trainer import trainer_plan
 from npbgpp.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -59,11 +58,11 @@ def test_sigterm_saves_between_two_batches_and_the_run_goes_on(tiny_root, tmp_pa
     process = start(tiny_root, tmp_path)
     said = stop(process, tmp_path / "run", signal.SIGTERM)
     assert process.returncode == 75, said
-    assert "Traceback" not in said and "told to stop: saved" in said
+    assert "Traceback" not in said and "last.ckpt after" in said
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     steps = saved["global_step"]
     progress = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
-    assert steps > 0 and progress["ready"] == progress["completed"] == steps
+    assert steps > 0 and progress["ready"] == progress["processed"] == steps
     more = ("trainer.resume_from_checkpoint=run/checkpoints/last.ckpt", f"trainer.max_steps={steps + 3}")
     done = start(tiny_root, tmp_path, *more)
     said = done.communicate(timeout=240)[0]
@@ -82,7 +81,7 @@ def test_a_job_that_is_about_to_end_is_queued_again(tiny_root, tmp_path):
     process = start(tiny_root, tmp_path, "trainer=slurm", "trainer.accelerator=cpu", PATH=path, **SLURM)
     said = stop(process, tmp_path / "run", signal.SIGUSR1)
     assert process.returncode == 75, said
-    assert "Traceback" not in said and "job 4711 is queued again" in said
+    assert "Traceback" not in said and "job 4711 is requeued" in said
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"  # after the checkpoint was there
     assert not list((tmp_path / "run").rglob("hpc_ckpt*"))
 
@@ -95,7 +94,7 @@ def slurm_plan(monkeypatch, *overrides: str, **variables: str):
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         config = compose("trainer/slurm", overrides=[f"trainer.{o}" for o in overrides])
     values = OmegaConf.to_container(config.trainer, resolve=True)
-    return lightning_arguments(typed(TrainerSettings, TrainerSettings.split_retired(values), "trainer"))
+    return trainer_plan(values)
 
 
 def test_nodes_and_devices_are_those_of_the_job(monkeypatch):

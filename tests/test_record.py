@@ -7,7 +7,7 @@ import subprocess
 import torch
 import yaml
 
-from npbgpp.engine.provenance import environment_of
+from npbgpp.engine.provenance import environment
 
 
 def test_every_run_keeps_its_environment_and_its_config(run_here, monkeypatch):
@@ -25,7 +25,7 @@ def test_every_run_keeps_its_environment_and_its_config(run_here, monkeypatch):
 
 
 def test_the_commit_of_a_checkout(tmp_path):
-    assert environment_of(tmp_path)["git"] is None
+    assert environment(tmp_path)["git"] is None
     if shutil.which("git") is None:
         return
 
@@ -37,8 +37,8 @@ def test_the_commit_of_a_checkout(tmp_path):
     (tmp_path / "file").write_text("one")
     git("add", "file")
     git("commit", "-qm", "one")
-    assert environment_of(tmp_path)["git"] == {"commit": git("rev-parse", "HEAD"), "changed": False}
+    assert environment(tmp_path)["git"] == {"commit": git("rev-parse", "HEAD"), "changed": False}
     (tmp_path / "untracked").write_text("of no account")
-    assert environment_of(tmp_path)["git"]["changed"] is False
+    assert environment(tmp_path)["git"]["changed"] is False
     (tmp_path / "file").write_text("two")
-    assert environment_of(tmp_path)["git"]["changed"] is True
+    assert environment(tmp_path)["git"]["changed"] is True

@@ -144,7 +144,7 @@ def test_a_run_that_is_told_to_stop_finishes_its_step(run_in, tmp_path, monkeypa
         assert ended.value.code == 75
         content = load_tensors(tmp_path / "run" / LAST, "checkpoint")
         progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        assert progress["ready"] == progress["completed"] == completed
+        assert progress["ready"] == progress["processed"] == completed
     run_in(tmp_path, "resume=auto", name="run", tiny=tiny)
     assert_equal(whole, tmp_path / "run")
 

@@ -1,19 +1,23 @@
-"""Checkpoints in the middle of an epoch."""
+"""Checkpoints within an epoch."""
 
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 
 from npbgpp.errors import InputError
 
 
-class StepCheckpoint(Callback):
-    """Saves ``last.ckpt`` every so many steps, so that a run that is killed loses no more than these.
+class StepCheckpoint(Checkpoint):
+    """Saves ``last.ckpt`` at regular numbers of steps, so that a killed run loses no more than these.
 
     Args:
-        folder: where checkpoints lie.
-        every_n_steps: steps of the optimiser; None saves at the end of epochs only.
+        folder: folder of the checkpoints.
+        every_n_steps: optimizer steps; None saves at the end of epochs only.
+
+    Raises:
+        InputError: not a positive number of steps.
     """
 
     def __init__(self, folder: str, every_n_steps: int | None) -> None:
@@ -23,18 +27,11 @@ class StepCheckpoint(Callback):
         self._saved_at = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run has its checkpoint already."""
         self._saved_at = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Saves when it is time. Between the batches of one step it is not, and the last batch of an epoch is followed by its own checkpoint."""
-        step = trainer.global_step
-        if (
-            self.every_n_steps is None
-            or step == self._saved_at
-            or step % self.every_n_steps
-            or batch_idx + 1 >= trainer.num_training_batches
-        ):
-            return
-        self._saved_at = step
-        trainer.save_checkpoint(self.path)
+        """Saves after a step, never between its batches. The last batch of an epoch is followed by the checkpoint of the epoch."""
+        step, last_batch = trainer.global_step, batch_idx + 1 >= trainer.num_training_batches
+        if self.every_n_steps is not None and step != self._saved_at and step % self.every_n_steps == 0 and not last_batch:
+            self._saved_at = step
+            trainer.save_checkpoint(self.path)

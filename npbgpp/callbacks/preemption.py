@@ -1,4 +1,4 @@
-"""Runs that are told to stop: they save at the end of the step, and say with their exit code that they can go on."""
+"""SIGTERM and SLURM preemption: checkpoint after the current step, then exit with code 75."""
 
 import logging
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import ParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
@@ -20,21 +21,23 @@ from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# EX_TEMPFAIL of sysexits.h, "try again later". 143, which a process that died of SIGTERM shows, would not tell whether anything was saved.
+# EX_TEMPFAIL of sysexits.h, "try again later". 143, the code of a process that SIGTERM killed, does not say that a checkpoint was saved.
 EXIT_CODE = 75
 
 
-class Preemption(Callback):
-    """Saves ``last.ckpt`` when training is told to stop with SIGTERM, and ends the program with ``EXIT_CODE``.
+class Preemption(Checkpoint):
+    """Saves ``last.ckpt`` when training receives SIGTERM.
 
-    The signal is only noted when it comes. At the end of every optimiser step the processes of a run ask each other whether one of them was told, and then
-    all stop there: signals come to them at different batches, or to one alone, and none may wait for another that has left. Nothing is saved within a step,
-    so that no accumulated gradients are lost. One process also leaves validation between two views; several finish it, as they have unequally many. A second
-    signal, which a cluster sends some time before it ends a job, does the same and has the job queued again.
+    The handler only sets a flag. After every optimizer step the processes of a run agree whether one of them has received the signal, since it reaches them
+    at different batches, or one alone; then all save and stop. No checkpoint is written between the batches of a step: accumulated gradients are not saved.
+    After the last step of an epoch, validation is skipped. A single process also leaves a running validation.
+
+    A ``Checkpoint``, so that Lightning calls it after all other callbacks, whose states are part of the checkpoint.
 
     Args:
-        folder: where ``last.ckpt`` is written; None saves nothing.
-        requeue_signal: name of that second signal, such as SIGUSR1; None for none.
+        folder: folder of ``last.ckpt``; None saves nothing.
+        requeue_signal: name of a second signal, such as SIGUSR1, that a cluster sends some time before it ends a job: handled as SIGTERM, and the job is
+            requeued. None for none.
 
     Raises:
         InputError: no signal of that name.
@@ -43,90 +46,77 @@ class Preemption(Callback):
     def __init__(self, folder: Path | None, requeue_signal: str | None = None) -> None:
         if requeue_signal is not None and not hasattr(signal, requeue_signal):
             raise InputError(f"trainer.requeue_signal: expected the name of a signal such as SIGUSR1, or null, got {requeue_signal}")
-        self.folder = folder
-        self.requeue_signal: signal.Signals | None = None if requeue_signal is None else getattr(signal, requeue_signal)
-        self.saved = self._requeue = False
-        self._told = False  # this process
-        self._agreed = False  # all processes know
-        self._steps_before = 0  # the batch
-        self._within_step = False
-        self._started_by_another = False
-        self._earlier: Any = None  # who handled the signal before: the launcher of a sweep, which queues its job again itself
+        self.folder, self.requeue_signal = folder, requeue_signal
+        self.saved = self._received = self._requeue = False  # of this process
+        self._agreed = False  # of all processes
+        self._mid_step = False
+        self._steps_before = 0
+        self._is_child = False
+        self._previous_handler: Any = None  # of the launcher of a sweep, which requeues its job itself
 
-    # ----------------------------------------------------------------- signals
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the place of Lightning's own handler, which lets processes wait for each other wherever the signal finds them."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replaces Lightning's handler, which starts a collective operation wherever the signal arrives. Lightning restores the handlers at the end."""
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            self._received = True
+            self._requeue |= number != signal.SIGTERM
+
         environment = trainer.strategy.cluster_environment if isinstance(trainer.strategy, ParallelStrategy) else None
-        self._started_by_another = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        self._is_child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        if threading.current_thread() is not threading.main_thread():  # where Python does not allow handlers
+            return
+        signal.signal(signal.SIGTERM, receive)
+        if self.requeue_signal is not None:
+            self._previous_handler = signal.signal(getattr(signal, self.requeue_signal), receive)
 
-        def told(number: int, frame: FrameType | None) -> None:
-            self._told = True
-            fitting = trainer.state.fn == TrainerFn.FITTING
-            if trainer.world_size == 1:
-                leaves = not fitting or (trainer.validating and not self._within_step)
-                trainer._signal_connector.received_sigterm |= leaves
-            elif not fitting:  # there is nothing to save
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                if trainer.strategy.launcher is not None:
-                    trainer.strategy.launcher.kill(signal.SIGTERM)
-                raise SIGTERMException
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """An evaluation has nothing to save and ends at once, with the processes that it started."""
 
-        trainer._signal_connector._sigterm_notifier_fn = told  # type: ignore[method-assign, assignment]
+        def end(number: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(signal.SIGTERM)
+            raise SIGTERMException
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens to the second signal."""
-        if self.requeue_signal is not None and threading.current_thread() is threading.main_thread():
-            self._earlier = signal.signal(self.requeue_signal, self._stop)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, end)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What comes after training is short, and is not queued again."""
-        self._listen_no_more()
-
-    def _listen_no_more(self) -> None:
-        if self.requeue_signal is not None and self._earlier is not None:
-            signal.signal(self.requeue_signal, self._earlier)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._requeue = True
-        signal.raise_signal(signal.SIGTERM)  # from here on the same
-
-    # --------------------------------------------------------------- agreement
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remembers where the batch begins."""
         self._steps_before = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Asks at the end of a step, or of an epoch, whose last step may still be open: Lightning then ends the epoch before it stops."""
-        self._within_step = trainer.global_step == self._steps_before
-        if not self._within_step or trainer.is_last_batch:
+        """Stops after a step. After the last batch of an epoch, its end follows first: a system may finish its last step there."""
+        self._mid_step = trainer.global_step == self._steps_before
+        last_batch = trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        if not self._mid_step or last_batch:
             self._agree(trainer)
-            trainer._signal_connector.received_sigterm = self._agreed
+            if self._agreed and not last_batch:
+                raise SIGTERMException
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nobody waits for a validation that comes after the last step, unless the step is not complete before the epoch is."""
-        if self._agreed and not self._within_step:
+        if self._agreed and not self._mid_step:
             raise SIGTERMException
-        trainer._signal_connector.received_sigterm = False
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on Lightning may stop again."""
-        trainer._signal_connector.received_sigterm = self._agreed
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Several processes cannot leave here: they have unequal numbers of views."""
+        if self._received and trainer.world_size == 1 and not self._mid_step:
+            raise SIGTERMException
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Asks for the last time, about what came after the last step."""
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._agree(trainer)
         if self._agreed:
             raise SIGTERMException
 
     def _agree(self, trainer: Trainer) -> None:
-        """Whether any process was told; every process must ask."""
-        self._agreed = trainer.strategy.reduce_boolean_decision(self._told, all=False)
+        """Collective: every process must call it."""
+        self._agreed = trainer.strategy.reduce_boolean_decision(self._received, all=False)
         if self._agreed:
             self._requeue = trainer.strategy.reduce_boolean_decision(self._requeue, all=False)
 
-    # --------------------------------------------------------------------- end
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Called by Lightning where it stops."""
+        """Saves the checkpoint and requeues the job."""
         if not isinstance(exception, SIGTERMException) or trainer.state.fn != TrainerFn.FITTING:
             return
         if self.folder is not None:
@@ -134,33 +124,32 @@ class Preemption(Callback):
             trainer.save_checkpoint(path)
             self.saved = True
             if trainer.is_global_zero:
-                log.info("told to stop: saved %s after %d steps; go on with resume=auto", path, trainer.global_step)
-        self._listen_no_more()
+                log.info("received a signal to stop: saved %s after %d steps; continue with resume=auto", path, trainer.global_step)
         if self._requeue:
-            if callable(self._earlier):
-                self._earlier(self.requeue_signal, None)
+            if callable(self._previous_handler):
+                self._previous_handler(getattr(signal, self.requeue_signal or ""), None)
             else:
                 _requeue_job()
 
     def exit_code(self) -> int:
-        """Of a run that was told to stop: ``EXIT_CODE`` when it can go on, else that of a process that SIGTERM ended.
+        """Exit code of a run that was stopped: ``EXIT_CODE`` with a checkpoint, else that of a process killed by SIGTERM.
 
-        Of processes that another one has started 0: it would kill all, itself among them, for any other number, and its own code is the one that is seen.
+        0 for processes that Lightning started: for any other code the first process kills all, itself among them, and its own code is the one that is seen.
         """
-        if self._started_by_another:
+        if self._is_child:
             return 0
         return EXIT_CODE if self.saved else 128 + signal.SIGTERM
 
 
 @rank_zero_only
 def _requeue_job() -> None:
-    """Has SLURM run this job again."""
+    """Requeues the SLURM job of this process."""
     job = os.environ.get("SLURM_JOB_ID")
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array is not None:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if job is None:
-        log.warning("told to queue this job again, but SLURM_JOB_ID says that there is none; start the run again by hand")
+        log.warning("cannot requeue: SLURM_JOB_ID is not set; start the run again by hand")
         return
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
@@ -168,6 +157,6 @@ def _requeue_job() -> None:
         log.error("scontrol requeue %s could not be run (%s); start the run again by hand", job, error)
         return
     if done.returncode == 0:
-        log.info("job %s is queued again", job)
+        log.info("job %s is requeued", job)
     else:
         log.error("scontrol requeue %s failed: %s; start the run again by hand", job, done.stderr.strip())

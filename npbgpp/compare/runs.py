@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from npbgpp.core.config import typed
 from npbgpp.core.costs import Costs
 from npbgpp.errors import InputError
 
@@ -109,12 +110,12 @@ def _read_metrics(folder: Path, required: bool) -> tuple[dict[str, Scores], Cost
         if not isinstance(content["datasets"], dict):
             raise ValueError("no scores per dataset")
         scores = {str(name): _scores(row) for name, row in content["datasets"].items()}
-        return scores, Costs.from_json(content["costs"]) if content.get("costs") is not None else None
+        return scores, None if content.get("costs") is None else typed(Costs, content["costs"], "costs")
     except FileNotFoundError:
         raise InputError(
             f"run {folder}: expected {path}, there is none; evaluate the run first (test_after_fit=true or eval_only=true)"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: expected the metrics of a run, got an unreadable file ({error}); evaluate the run again") from error
 
 

@@ -1,10 +1,16 @@
-"""From composed Hydra nodes to typed settings: the constructor is the schema, and an unknown key is refused by name."""
+"""From composed Hydra nodes to typed settings: the dataclass is the schema, and an unknown key is refused by name.
+
+This is ours because the alternatives lose what users see. OmegaConf's structured configs, pydantic and cattrs name the Python field and type of a failure,
+not the key of the command line; none of them suggests the nearest key, and none turns ``6e6`` into an integer or a YAML number into a scene name while
+refusing ``true`` for a number. Here every message reads ``<group>.<key>: expected <type>, got <value>``.
+"""
 
 import dataclasses
 import difflib
 import types
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,16 +18,18 @@ from npbgpp.errors import InputError
 
 T = TypeVar("T")
 
+_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", Path: "a path", type(None): "null"}
+
 
 def typed(schema: type[T], node: DictConfig | dict[str, Any], prefix: str) -> T:
     """Builds a dataclass from a config node.
 
-    Whole floats become ints where ints are asked for (``n_point=6e6``), ints become floats, lists become tuples, strings become paths.
+    Values are converted as ``convert`` does. Fields may be keyword-only, and dataclasses themselves.
 
     Args:
-        schema: a dataclass whose field types are plain values, Path, tuples, unions of them, or dict[str, float].
+        schema: a dataclass whose field types ``convert`` knows.
         node: the part of the config.
-        prefix: what to call the node in messages, such as ``datasets``.
+        prefix: name of the node in messages, such as ``datasets``.
 
     Raises:
         InputError: unknown key (with the nearest known one), missing key, or a value of another type.
@@ -29,52 +37,72 @@ def typed(schema: type[T], node: DictConfig | dict[str, Any], prefix: str) -> T:
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
     assert isinstance(values, dict) and dataclasses.is_dataclass(schema)
     hints = get_type_hints(schema)
-    fields = {field.name: field for field in dataclasses.fields(schema)}
-    for key in values:
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {prefix}.{close[0]}?" if close else f"known keys: {', '.join(sorted(fields))}"
-            raise InputError(f"{prefix}.{key!s}: unknown key; {hint}")
+    fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
+    require_known(values, fields, prefix)
     arguments = {}
     for name, field in fields.items():
         if name in values:
-            arguments[name] = _convert(values[name], hints[name], f"{prefix}.{name}")
+            arguments[name] = convert(values[name], hints[name], f"{prefix}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise InputError(f"{prefix}.{name}: expected {_words(hints[name])}, got nothing; set it on the command line or in the yaml")
+            raise _missing(hints[name], f"{prefix}.{name}")
     return schema(**arguments)
 
 
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    failure = InputError(f"{name}: expected {_words(hint)}, got {value!r}")
+def require_known(keys: Iterable[Any], known: Iterable[str], prefix: str) -> None:
+    """Raises InputError that names the first unknown key, and the nearest known one or all of them."""
+    names = sorted(known)
+    for key in keys:
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {prefix}.{close[0]}?" if close else f"known keys: {', '.join(names)}"
+            raise InputError(f"{prefix}.{key!s}: unknown key; {hint}")
+
+
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """Converts a value of a config to the type of a field.
+
+    Floats without a fraction become integers (``n_point=6e6``), integers become floats, numbers become strings (scene ``24``), lists become tuples and
+    strings become paths. A boolean is no number.
+
+    Args:
+        value: as YAML gives it.
+        hint: bool, int, float, str, Path, None, Any, a Literal, a dataclass, tuples, lists and string-keyed dictionaries of these, or a union of them. Other
+            options of a union are ignored: no YAML value has their type.
+        name: full key, for messages.
+
+    Raises:
+        InputError: a value of another type.
+    """
+    failure = InputError(f"{name}: expected {describe(hint)}, got {value!r}")
     if value == "???":
-        raise InputError(f"{name}: expected {_words(hint)}, got nothing; set it on the command line or in the yaml")
+        raise _missing(hint, name)
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
-        # 1.0 stays a float where both are allowed: a share is not a count
+        # a value that has the type of an option already keeps it: 1.0 is a share where both shares and counts are allowed
         for option in sorted(arguments, key=lambda option: option is not type(value)):
             try:
-                return _convert(value, option, name)
+                return convert(value, option, name)
             except InputError:
                 continue
         raise failure
-    if hint is type(None):
-        if value is None:
-            return None
+    if origin is Literal:
+        if value in arguments:
+            return value
         raise failure
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise failure
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_convert(v, arguments[0], name) for v in value)
+        if origin is list or (len(arguments) == 2 and arguments[1] is Ellipsis):
+            return origin(convert(v, arguments[0], name) for v in value)
         if len(value) != len(arguments):
             raise failure
-        return tuple(_convert(v, a, name) for v, a in zip(value, arguments, strict=True))
+        return tuple(convert(v, a, name) for v, a in zip(value, arguments, strict=True))
     if origin is dict:
         if not isinstance(value, dict):
             raise failure
-        return {str(k): _convert(v, arguments[1], f"{name}.{k}") for k, v in value.items()}
+        return {str(k): convert(v, arguments[1], f"{name}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise failure
@@ -83,6 +111,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
 
 
 def _convert_scalar(value: Any, hint: Any, failure: InputError) -> Any:
+    if hint is type(None) and value is None:
+        return None
     if hint is bool and isinstance(value, bool):
         return value
     if isinstance(value, bool) or value is None:
@@ -94,24 +124,31 @@ def _convert_scalar(value: Any, hint: Any, failure: InputError) -> Any:
             return float(value)
         except OverflowError:
             raise failure from None
-    if hint is str and isinstance(value, str | int | float):  # scene names such as 24 are numbers to yaml
+    if hint is str and isinstance(value, str | int | float):
         return str(value)
     if hint is Path and isinstance(value, str):
         return Path(value)
     raise failure
 
 
-def _words(hint: Any) -> str:
+def _missing(hint: Any, name: str) -> InputError:
+    return InputError(f"{name}: expected {describe(hint)}, got nothing; set it on the command line or in the yaml")
+
+
+def describe(hint: Any) -> str:
+    """A type as messages name it, such as ``an integer or null``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(a) for a in arguments)
-    if hint is type(None):
-        return "null"
+        plain = [a for a in arguments if a in _NAMES or get_origin(a) is not None or dataclasses.is_dataclass(a)]
+        return " or ".join(describe(a) for a in plain)
+    if origin is Literal:
+        return " or ".join(str(a) for a in arguments)
+    if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
+        return f"a list (each entry {describe(arguments[0])})"
     if origin is tuple:
-        return "a list of " + (
-            _words(arguments[0]) if arguments[-1] is Ellipsis else f"{len(arguments)} values ({', '.join(map(_words, arguments))})"
-        )
+        return f"a list of {len(arguments)} values ({', '.join(map(describe, arguments))})"
     if origin is dict:
-        return "a mapping of names to " + _words(arguments[1])
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+        return f"a mapping (each value {describe(arguments[1])})"
+    if dataclasses.is_dataclass(hint):
+        return f"a mapping with the keys {', '.join(field.name for field in dataclasses.fields(hint))}"
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))

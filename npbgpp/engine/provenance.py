@@ -1,4 +1,4 @@
-"""What a run was started with, for those who look at it later: ``environment.json`` and ``config.yaml`` in its folder."""
+"""Provenance of a run: ``environment.json`` and ``config.yaml`` in its folder."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from npbgpp.core.files import write_atomically
 from npbgpp.core.paths import SearchPaths
 
-# the variables that change what a run computes or where; all others stay private
+# Variables that change what a run computes, or where. No others are written: they may hold secrets.
 _VARIABLES = (
     *(
         "OMP_NUM_THREADS",
@@ -34,20 +34,21 @@ _VARIABLES = (
 
 @rank_zero_only
 def write_provenance(config: DictConfig, search_paths: SearchPaths) -> None:
-    """Writes both files; in a run of several processes the first one does.
+    """Writes both files, from the first process of a run.
 
-    ``config.yaml`` is the config with every interpolation resolved (``.hydra/config.yaml`` has it as it was composed).
+    ``config.yaml`` is the config with all interpolations resolved; ``.hydra/config.yaml`` is the config as composed.
 
     Raises:
         InputError: the run folder cannot be written.
     """
-    environment = json.dumps(environment_of(search_paths.project), indent=2) + "\n"
-    write_atomically(search_paths.run / "environment.json", lambda file: file.write(environment.encode()))
+    found = json.dumps(environment(search_paths.project), indent=2) + "\n"
+    write_atomically(search_paths.run / "environment.json", lambda file: file.write(found.encode()))
     write_atomically(search_paths.run / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(config, resolve=True).encode()))
 
 
-def environment_of(project: Path) -> dict[str, Any]:
-    """Where a run runs: time, command line, machine, devices, Python, every installed package, and the commit of the checkout."""
+def environment(project: Path) -> dict[str, Any]:
+    """Time, command line, machine, devices, Python, versions of all installed packages, and the git commit of a checkout."""
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -57,34 +58,28 @@ def environment_of(project: Path) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
-        "devices": [_device(k) for k in range(torch.cuda.device_count())],
+        "devices": [
+            {"name": d.name, "memory_gib": round(d.total_memory / 2**30, 1), "capability": f"{d.major}.{d.minor}"} for d in devices
+        ],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "packages": _packages(),
-        "git": _git(project),
+        "git": _commit(project),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 
 
 @functools.cache
 def _packages() -> dict[str, str]:
-    """Versions by name. Asked for once in a process, and with one look into the metadata of each: they are some hundred files of text."""
-    described = [distribution.metadata for distribution in distributions()]
-    return dict(sorted((metadata["Name"].lower(), metadata["Version"]) for metadata in described if metadata["Name"]))
-
-
-def _device(index: int) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(index)
-    return {
-        "name": properties.name,
-        "memory_gib": round(properties.total_memory / 2**30, 1),
-        "capability": f"{properties.major}.{properties.minor}",
-    }
+    """Versions by name; cached, since it reads several hundred files."""
+    found = (distribution.metadata for distribution in distributions())
+    return dict(sorted((metadata["Name"].lower(), metadata["Version"]) for metadata in found if metadata["Name"]))
 
 
 def _processor() -> str:
+    """Model of the CPU; ``platform.processor()`` is empty or the architecture on most Linux systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -99,17 +94,14 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _git(project: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that the program was started from, and whether tracked files differ from it; None for an installed copy."""
+def _commit(project: Path) -> dict[str, Any] | None:
+    """Commit of the checkout, and whether tracked files differ from it; None for an installed package."""
     if not (project / ".git").exists():
         return None
+    git = ("git", "--no-optional-locks", "-C", str(project))
+    commands = ((*git, "rev-parse", "HEAD"), (*git, "status", "--porcelain", "--untracked-files=no"))
     try:
-        commit = _answer(project, "rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_answer(project, "status", "--porcelain", "--untracked-files=no"))}
+        commit, changes = (subprocess.run(c, capture_output=True, text=True, timeout=20, check=True).stdout.strip() for c in commands)
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _answer(project: Path, *words: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(project), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    return {"commit": commit, "changed": bool(changes)}

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from npbgpp.callbacks.evaluation import EvaluationWriter
 from npbgpp.callbacks.preemption import Preemption
-from npbgpp.callbacks.timing import DataWait, RunCosts, progress_callback
+from npbgpp.callbacks.timing import RunCosts, progress_callback
 from npbgpp.core.config import typed
 from npbgpp.core.distributed import together
 from npbgpp.core.paths import SearchPaths
@@ -27,9 +27,9 @@ from npbgpp.data.batch_rules import BatchRule, RayRule, VideoRule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, find_checkpoint, find_weights, load_weights, training_keys
 from npbgpp.engine.datamodule import DataModule, InputRule
-from npbgpp.engine.loggers import GuardedLogger, close_loggers
+from npbgpp.engine.loggers import close_loggers, guard
 from npbgpp.engine.provenance import write_provenance
-from npbgpp.engine.trainer import TrainerPlan, TrainerSettings, lightning_arguments
+from npbgpp.engine.trainer import TrainerPlan, trainer_plan
 from npbgpp.errors import InputError
 from npbgpp.geometry import PixelConvention
 from npbgpp.io import VIDEO_FORMATS
@@ -111,7 +111,7 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
     seed_everything(settings.seed, workers=True, verbose=False)
     if settings.cache_dir is not None:
         torch.hub.set_dir(str(search_paths.existing(settings.cache_dir, "cache_dir")))
-    plan = lightning_arguments(typed(TrainerSettings, TrainerSettings.split_retired(_plain(config.trainer)), "trainer"))
+    plan = trainer_plan(_plain(config.trainer))
     system_settings, modules = _system_parts(config.system, plan, config.trainer)
     data = DataModule(
         typed(DatasetSettings, config.datasets, "datasets"),
@@ -258,10 +258,10 @@ def _stepping(system: System, settings: Settings) -> dict[str, Any]:
 
 def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: EvaluationWriter) -> Trainer:
     plan, evaluate_only = parts.plan, parts.settings.eval_only
-    callbacks: list[Callback] = [writer] if evaluate_only else [writer, DataWait()]
+    callbacks: list[Callback] = [writer]
     chosen = config.callbacks.get("test" if evaluate_only else "fit")
     if not plan.arguments["enable_checkpointing"]:
-        chosen = {k: v for k, v in (chosen or {}).items() if not v["_target_"].endswith("ModelCheckpoint")}
+        chosen = {k: v for k, v in (chosen or {}).items() if not v["_target_"].endswith("Checkpoint")}
     callbacks += [instantiate(node) for node in (chosen or {}).values()]
     if plan.arguments["enable_progress_bar"]:
         callbacks.append(progress_callback())
@@ -272,7 +272,7 @@ def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: 
     saves = plan.arguments["enable_checkpointing"] and not evaluate_only
     callbacks.append(Preemption(search_paths.run / "checkpoints" if saves else None, plan.requeue_signal))
     callbacks.append(writer.costs)  # behind all others
-    loggers: list[Logger] = [GuardedLogger(instantiate(node)) for node in (config.loggers or {}).values()]
+    loggers: list[Logger] = [guard(instantiate(node)) for node in (config.loggers or {}).values()]
     arguments = plan.arguments | _stepping(parts.system, parts.system_settings)
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(search_paths.run)
@@ -281,9 +281,8 @@ def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: 
         arguments["plugins"].append(SLURMEnvironment(auto_requeue=False))
     # a bar of its own would scroll through logs that no terminal reads
     arguments["enable_progress_bar"] = any(type(c).__name__.endswith("ProgressBar") for c in callbacks)
-    if not any(type(c).__name__ == "ModelCheckpoint" for c in callbacks):
-        arguments["enable_checkpointing"] = False
-    return Trainer(logger=loggers or False, callbacks=callbacks, **arguments)
+    arguments["enable_checkpointing"] = True  # Preemption is a Checkpoint to Lightning, which then adds none of its own
+    return plan.build(logger=loggers or False, callbacks=callbacks, **arguments)
 
 
 def _plain(node: Any) -> dict[str, Any]:

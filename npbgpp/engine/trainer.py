@@ -1,110 +1,88 @@
-"""The ``trainer`` group of the config: Lightning 2 arguments, with the spellings of Lightning 1.4 translated."""
+"""The ``trainer`` group of the config: arguments of Lightning's Trainer, in the spellings of Lightning 1.4 as well.
 
+``conf/trainer/default.yaml`` has the defaults and says what each key means. Types are those of the signature of ``Trainer``.
+"""
+
+import inspect
 import logging
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
 
 import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from npbgpp.core.config import convert, require_known, typed
 from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_DDP = "ddp_find_unused_parameters_true"
 _PRECISIONS = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
-_REMOVED_STRATEGIES = ("dp", "ddp2", "ddp_cpu", "ddp_sharded", "horovod")  # of Lightning 1.4, without a counterpart in Lightning 2
+_SUMMARY_DEPTHS = {"top": 1, "full": -1, None: None}
+
+# Lightning 1.4: strategies that were removed (DDP takes their place), and all names that it took as an accelerator
+_REMOVED_STRATEGIES = ("dp", "ddp2", "ddp_cpu", "ddp_sharded", "horovod")
 _STRATEGIES = ("ddp", "ddp_spawn", "deepspeed", "fsdp", *_REMOVED_STRATEGIES)
-_MULTI_DEVICE_STRATEGY = "ddp_find_unused_parameters_true"
-# keys of Lightning 1.4 whose job nobody does any more: accepted, and said so when they are set
+_RENAMED = {"checkpoint_callback": "enable_checkpointing", "terminate_on_nan": "detect_anomaly"}
 _RETIRED = {
-    "use_distributed_sampler": "samples are dealt out to processes in any case",
-    "replace_sampler_ddp": "samples are dealt out to processes in any case",
-    "ipus": "Lightning 2 drives no IPUs",
-    "auto_select_gpus": "devices=auto chooses",
-    "amp_backend": "torch's own mixed precision is used",
-    "amp_level": "torch's own mixed precision is used",
-    "prepare_data_per_node": "scenes are read, not prepared",
-    "weights_save_path": "checkpoints lie in hydra.run.dir",
-    "move_metrics_to_cpu": "scores are on the CPU already",
+    **dict.fromkeys(("use_distributed_sampler", "replace_sampler_ddp"), "the data module splits samples over the processes"),
+    **dict.fromkeys(("amp_backend", "amp_level"), "torch's own mixed precision is used"),
+    **dict.fromkeys(("progress_bar_refresh_rate", "process_position"), "the progress bar decides"),
+    "ipus": "Lightning 2 does not support IPUs",
+    "auto_select_gpus": "use devices=auto",
+    "prepare_data_per_node": "no data are prepared",
+    "weights_save_path": "checkpoints are written to hydra.run.dir",
+    "move_metrics_to_cpu": "scores are on the CPU",
     "multiple_trainloader_mode": "there is one training loader",
     "track_grad_norm": "not available",
-    "auto_lr_find": "not available with several optimisers",
+    "auto_lr_find": "not available with several optimizers",
     "auto_scale_batch_size": "not available with several loaders",
-    "progress_bar_refresh_rate": "the progress bar chooses",
-    "process_position": "the progress bar chooses",
     "stochastic_weight_avg": "use a callback",
     "truncated_bptt_steps": "there are no sequences",
-    "flush_logs_every_n_steps": "loggers choose",
+    "flush_logs_every_n_steps": "loggers decide",
     "distributed_backend": "use strategy",
 }
 
+_Devices = int | str | tuple[int, ...] | None
 
-@dataclass(frozen=True)
-class TrainerSettings:
-    """Keys of the ``trainer`` group. The first block goes to Lightning 2 as it is, the second is translated (see ``lightning_arguments``)."""
 
-    accelerator: str | None = None
-    strategy: str | None = None
-    devices: int | str | tuple[int, ...] | None = None
-    num_nodes: int = 1
-    precision: int | str = 32
-    max_epochs: int | None = 1000
-    min_epochs: int | None = 1
-    max_steps: int | None = None
-    min_steps: int | None = None
-    max_time: str | dict[str, float] | None = None
-    limit_train_batches: int | float = 1.0
-    limit_val_batches: int | float = 1.0
-    limit_test_batches: int | float = 1.0
-    overfit_batches: int | float = 0.0
-    fast_dev_run: bool | int = False
-    check_val_every_n_epoch: int | None = 1
-    val_check_interval: int | float = 1.0
-    num_sanity_val_steps: int = 0
-    reload_dataloaders_every_n_epochs: int = 0
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
-    gradient_clip_algorithm: str = "norm"
-    benchmark: bool | None = None
-    deterministic: bool | str = False
-    log_every_n_steps: int = 50
-    profiler: str | None = None
-    sync_batchnorm: bool = False
-    enable_checkpointing: bool = True
-    enable_progress_bar: bool = True
-    enable_model_summary: bool = True
-    detect_anomaly: bool = False
-    plugins: Any = None
-    default_root_dir: str | None = None
-    resume_from_checkpoint: str | None = None
-    requeue_signal: str | None = None
-    # spellings of Lightning 1.4; null: not given
-    gpus: int | str | tuple[int, ...] | None = None
-    num_processes: int | None = None
-    tpu_cores: int | None = None
-    checkpoint_callback: bool | None = None
-    log_gpu_memory: str | None = None
-    terminate_on_nan: bool | None = None
-    weights_summary: str | None = "top"
-    retired: dict[str, Any] = field(default_factory=dict)
+@dataclass(frozen=True, kw_only=True)
+class _TranslatedKeys:
+    """Keys that Lightning 2 does not take, or takes other values for."""
 
-    @classmethod
-    def split_retired(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Moves keys without a counterpart into ``retired``; the rest stays for type checking."""
-        kept = {k: v for k, v in values.items() if k not in _RETIRED}
-        return kept | {"retired": {k: v for k, v in values.items() if k in _RETIRED and v is not None}}
+    accelerator: str | None
+    strategy: str | None
+    devices: _Devices
+    gpus: _Devices
+    num_processes: int | None
+    tpu_cores: int | None
+    num_nodes: int
+    precision: int | str
+    max_steps: int | None
+    checkpoint_callback: bool | None
+    terminate_on_nan: bool | None
+    log_gpu_memory: str | None
+    weights_summary: str | None
+    gradient_clip_algorithm: str
+    plugins: Any
+    requeue_signal: str | None
+    resume_from_checkpoint: str | None
 
 
 @dataclass(frozen=True)
 class TrainerPlan:
-    """What to build a Trainer from.
+    """What a Trainer is built from.
 
     Attributes:
-        arguments: keyword arguments of ``pytorch_lightning.Trainer``.
+        arguments: keyword arguments of ``pytorch_lightning.Trainer``. ``accumulate_grad_batches`` and ``gradient_clip_val`` are left out: Lightning refuses
+            them for systems with manual optimization.
         checkpoint: checkpoint to resume from.
         monitor_devices: log device statistics.
         summary_depth: depth of the model summary, None for none.
-        requeue_signal: name of the signal that has the job queued again; None for none.
+        requeue_signal: name of the signal that requeues the SLURM job, None for none.
     """
 
     arguments: dict[str, Any]
@@ -113,112 +91,102 @@ class TrainerPlan:
     summary_depth: int | None
     requeue_signal: str | None = None
 
+    def build(self, **further: Any) -> Trainer:
+        """The Trainer, with further arguments. Raises InputError when Lightning refuses the configuration."""
+        try:
+            return Trainer(**self.arguments | further)
+        except MisconfigurationException as error:
+            raise InputError(f"trainer: Lightning refuses these settings ({' '.join(str(error).split())})") from error
 
-def lightning_arguments(settings: TrainerSettings) -> TrainerPlan:
-    """Translates old spellings; every key that no longer acts is named in the log.
+
+def trainer_plan(values: Mapping[str, Any]) -> TrainerPlan:
+    """Checks and translates the ``trainer`` group; every key without an effect is named in the log.
+
+    Args:
+        values: keys of the group, interpolations resolved.
 
     Raises:
-        InputError: keys that contradict each other, or a value that has no counterpart.
+        InputError: an unknown key, a value of the wrong type or without a counterpart in Lightning 2, or keys that contradict each other.
     """
-    s = settings
-    for key, value in s.retired.items():
-        log.warning("trainer.%s=%s is accepted for old command lines and does nothing: %s", key, value, _RETIRED[key])
-    accelerator, devices, strategy = _devices(s)
-    _check_processes(devices, s.num_nodes)
-    precision = _PRECISIONS.get(str(s.precision), str(s.precision))
-    if precision not in _PRECISIONS.values():
-        raise InputError(f"trainer.precision: expected one of {', '.join(_PRECISIONS)}, got {s.precision}")
-    depths = {"top": 1, "full": -1, None: None}
-    if s.weights_summary not in depths:
-        raise InputError(f"trainer.weights_summary: expected top, full or null, got {s.weights_summary}")
-    depth = depths[s.weights_summary]
-    if s.gradient_clip_algorithm != "norm":
-        raise InputError(f"trainer.gradient_clip_algorithm: expected norm, got {s.gradient_clip_algorithm}; the systems clip by norm")
-    if s.log_gpu_memory not in (None, "all", "min_max"):
-        raise InputError(f"trainer.log_gpu_memory: expected all, min_max or null, got {s.log_gpu_memory}")
-    arguments = {
-        "accelerator": accelerator,
-        "devices": devices,
-        "strategy": strategy,
-        "num_nodes": s.num_nodes,
-        "precision": precision,
-        "max_epochs": s.max_epochs,
-        "min_epochs": s.min_epochs,
-        "max_steps": -1 if s.max_steps is None else s.max_steps,
-        "min_steps": s.min_steps,
-        "max_time": s.max_time,
-        "limit_train_batches": s.limit_train_batches,
-        "limit_val_batches": s.limit_val_batches,
-        "limit_test_batches": s.limit_test_batches,
-        "overfit_batches": s.overfit_batches,
-        "fast_dev_run": s.fast_dev_run,
-        "check_val_every_n_epoch": s.check_val_every_n_epoch,
-        "val_check_interval": s.val_check_interval,
-        "num_sanity_val_steps": s.num_sanity_val_steps,
-        "reload_dataloaders_every_n_epochs": s.reload_dataloaders_every_n_epochs,
-        "benchmark": s.benchmark,
-        "deterministic": s.deterministic,
-        "log_every_n_steps": s.log_every_n_steps,
-        "profiler": s.profiler,
-        "sync_batchnorm": s.sync_batchnorm,
-        "enable_checkpointing": s.enable_checkpointing if s.checkpoint_callback is None else s.checkpoint_callback,
-        "enable_progress_bar": s.enable_progress_bar,
-        "enable_model_summary": s.enable_model_summary and depth is not None,
-        "detect_anomaly": s.detect_anomaly if s.terminate_on_nan is None else s.terminate_on_nan,
-        "use_distributed_sampler": False,  # the data module deals samples out, without repeating any
-        "default_root_dir": s.default_root_dir,
-    }
-    if s.plugins is not None:
-        arguments["plugins"] = s.plugins
-    return TrainerPlan(arguments, s.resume_from_checkpoint, s.log_gpu_memory is not None, depth, s.requeue_signal)
+    hints = {name: hint for name, hint in get_type_hints(Trainer.__init__).items() if name in inspect.signature(Trainer).parameters}
+    translated = {field.name for field in fields(_TranslatedKeys)}
+    known = (hints.keys() | translated | _RETIRED.keys()) - {"logger", "callbacks"}  # groups of their own
+    require_known(values, known, "trainer")
+    for key, reason in _RETIRED.items():
+        if values.get(key) is not None:
+            log.warning("trainer.%s=%s is accepted for old command lines and has no effect: %s", key, values[key], reason)
+    keys = typed(_TranslatedKeys, {k: v for k, v in values.items() if k in translated}, "trainer")
+    arguments = {k: convert(v, hints[k], f"trainer.{k}") for k, v in values.items() if k not in translated | _RETIRED.keys()}
+    for key in ("accumulate_grad_batches", "gradient_clip_val"):
+        arguments.pop(key, None)
+    _require_one_of("gradient_clip_algorithm", keys.gradient_clip_algorithm, ("norm",))
+    _require_one_of("log_gpu_memory", keys.log_gpu_memory, ("all", "min_max", None))
+    _require_one_of("weights_summary", keys.weights_summary, tuple(_SUMMARY_DEPTHS))
+    precision = _PRECISIONS.get(str(keys.precision), str(keys.precision))
+    _require_one_of("precision", precision, (*_PRECISIONS.values(), *_PRECISIONS), got=keys.precision)
+    for old, new in _RENAMED.items():
+        if getattr(keys, old) is not None:
+            arguments[new] = getattr(keys, old)
+    depth = _SUMMARY_DEPTHS[keys.weights_summary]
+    arguments |= _devices(keys) | {"num_nodes": keys.num_nodes, "precision": precision, "use_distributed_sampler": False}
+    arguments["max_steps"] = -1 if keys.max_steps is None else keys.max_steps
+    arguments["enable_model_summary"] = arguments["enable_model_summary"] and depth is not None
+    if keys.plugins is not None:
+        arguments["plugins"] = keys.plugins
+    return TrainerPlan(arguments, keys.resume_from_checkpoint, keys.log_gpu_memory is not None, depth, keys.requeue_signal)
 
 
-def _check_processes(devices: Any, nodes: int) -> None:
-    """A launcher such as torchrun has started processes already: as many as the trainer is told to expect."""
+def _require_one_of(key: str, value: Any, choices: tuple[Any, ...], got: Any = None) -> None:
+    if value not in choices:
+        names = ", ".join("null" if choice is None else str(choice) for choice in choices)
+        raise InputError(f"trainer.{key}: expected {'one of ' if len(choices) > 1 else ''}{names}, got {value if got is None else got}")
+
+
+def _devices(keys: _TranslatedKeys) -> dict[str, Any]:
+    """Accelerator, devices and strategy: one process on one device unless more are asked for, then DDP."""
+    accelerator, strategy, devices = keys.accelerator, keys.strategy, keys.devices
+    if accelerator in _STRATEGIES:
+        if strategy is not None:
+            raise InputError(f"trainer.accelerator={accelerator} and trainer.strategy={strategy} both name a strategy; give one of them")
+        accelerator, strategy = ("cpu" if accelerator == "ddp_cpu" else None), (_DDP if accelerator == "ddp" else accelerator)
+    if strategy in _REMOVED_STRATEGIES:
+        log.warning("trainer: Lightning 2 has no strategy %s; using %s instead", strategy, _DDP)
+        strategy = _DDP
+    if keys.gpus is not None and devices is not None:
+        raise InputError(f"trainer.gpus={keys.gpus} and trainer.devices={devices} mean the same; give one of them")
+    if keys.gpus is not None:
+        accelerator, devices = _gpus(keys.gpus, keys.num_processes)
+    elif keys.tpu_cores is not None:
+        accelerator, devices = "tpu", keys.tpu_cores
+    elif keys.num_processes is not None and devices is None:
+        accelerator, devices = accelerator or ("cpu" if keys.num_processes > 1 else None), keys.num_processes
+    found = list(devices) if isinstance(devices, tuple) else 1 if devices is None else devices
+    several = keys.num_nodes > 1 or (len(found) != 1 if isinstance(found, list) else str(found) != "1")
+    if strategy is None or not several:
+        strategy = _DDP if several else "auto"
+    _check_processes(found, keys.num_nodes)
+    return {"accelerator": accelerator or "auto", "devices": found, "strategy": strategy}
+
+
+def _gpus(gpus: _Devices, processes: int | None) -> tuple[str, _Devices]:
+    """Accelerator and devices for ``gpus``: as many as there are, or the CPU."""
+    if gpus in (0, "0", ()):
+        return "cpu", processes or 1
+    if not torch.cuda.is_available():
+        log.warning("trainer.gpus=%s: this machine has no usable GPU; running on the CPU instead", gpus)
+        return "cpu", 1
+    if isinstance(gpus, int) and gpus > torch.cuda.device_count():
+        log.warning("trainer.gpus=%s: this machine has %d; using these", gpus, torch.cuda.device_count())
+        return "gpu", torch.cuda.device_count()
+    return "gpu", gpus
+
+
+def _check_processes(devices: int | str | list[int], nodes: int) -> None:
+    """Compares with the number of processes that a launcher such as torchrun has started."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or devices in ("auto", -1, "-1"):
         return
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    expected = (len(devices) if isinstance(devices, list) else int(devices)) * nodes
-    if started != expected:
+    if started != (len(devices) if isinstance(devices, list) else int(devices)) * nodes:
         raise InputError(
-            f"trainer.devices: expected devices times nodes to be the {started} processes that were started, got {devices} devices on {nodes} nodes; "
-            "make them agree"
+            f"trainer.devices: expected devices times nodes to equal the {started} processes that were started, got {devices} devices on {nodes} nodes"
         )
-
-
-def _devices(s: TrainerSettings) -> tuple[str, Any, str]:
-    accelerator, strategy = s.accelerator, s.strategy
-    if accelerator in _STRATEGIES:  # Lightning 1.4 gave the strategy under this name
-        if strategy is not None:
-            raise InputError(
-                f"trainer.accelerator={accelerator} names a strategy, and trainer.strategy={strategy} is given too; give one of them"
-            )
-        strategy = _MULTI_DEVICE_STRATEGY if accelerator == "ddp" else accelerator
-        accelerator = "cpu" if accelerator == "ddp_cpu" else None
-    if strategy in _REMOVED_STRATEGIES:
-        log.warning("trainer: strategy %s no longer exists in Lightning 2; using %s instead", strategy, _MULTI_DEVICE_STRATEGY)
-        strategy = _MULTI_DEVICE_STRATEGY
-    devices: Any = list(s.devices) if isinstance(s.devices, tuple) else s.devices
-    if s.gpus is not None and devices is not None:
-        raise InputError(f"trainer.gpus={s.gpus} and trainer.devices={s.devices} are two spellings of one thing; give one of them")
-    if s.gpus is not None and s.gpus not in (0, "0", ()):
-        devices = list(s.gpus) if isinstance(s.gpus, tuple) else s.gpus
-        accelerator = "gpu"
-        if not torch.cuda.is_available():
-            log.warning("trainer.gpus=%s: this machine has no usable GPU; running on the CPU instead", s.gpus)
-            accelerator, devices = "cpu", 1
-        elif isinstance(devices, int) and devices > torch.cuda.device_count():
-            log.warning("trainer.gpus=%s: this machine has %d, using these", s.gpus, torch.cuda.device_count())
-            devices = torch.cuda.device_count()
-    elif s.gpus is not None:
-        accelerator, devices = "cpu", s.num_processes or 1
-    elif s.tpu_cores is not None:
-        accelerator, devices = "tpu", s.tpu_cores
-    elif s.num_processes is not None and devices is None:
-        devices = s.num_processes
-        accelerator = accelerator or ("cpu" if s.num_processes > 1 else None)
-    devices = 1 if devices is None else devices
-    several = s.num_nodes > 1 or devices not in (1, "1", [devices[0]] if isinstance(devices, list) and devices else 1)
-    if strategy is None or not several:
-        strategy = _MULTI_DEVICE_STRATEGY if several else "auto"
-    return accelerator or "auto", devices, strategy
