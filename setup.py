@@ -9,6 +9,7 @@ INSTALL_REQUIRES = [
     "imageio>=2.37,<3",
     "imageio-ffmpeg>=0.6,<1",
     "jaxtyping>=0.3.2,<0.4",
+    "jinja2>=3.1.6,<4",
     "lpips>=0.1.4,<0.2",
     "numpy>=2.2,<3",
     "omegaconf>=2.3,<2.4",
@@ -63,7 +64,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=[*find_packages(include=["npbgpp", "npbgpp.*"]), *DATA_PACKAGES],
     package_dir=DATA_PACKAGES,
-    package_data={package: DATA_FILES for package in DATA_PACKAGES},
+    package_data={package: DATA_FILES for package in DATA_PACKAGES} | {"npbgpp.compare": ["*.jinja"]},
     entry_points={"console_scripts": ["npbgpp=npbgpp.__main__:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={

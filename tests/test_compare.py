@@ -178,7 +178,7 @@ def test_runs_without_a_common_view_have_no_pictures(tmp_path):
 
 def test_what_is_no_run_is_named(tmp_path):
     run = write_run(tmp_path / "a", 20.0, (0, 0, 0))
-    with pytest.raises(InputError, match="named twice"):
+    with pytest.raises(InputError, match="given twice"):
         compare([run, run], tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="found no run in it"):
@@ -188,7 +188,7 @@ def test_what_is_no_run_is_named(tmp_path):
         compare([run, tmp_path / "begun"], tmp_path)
     (run / ".hydra").mkdir()
     (run / ".hydra" / "overrides.yaml").write_text("- [")
-    with pytest.raises(InputError, match="expected what Hydra wrote"):
+    with pytest.raises(InputError, match="overrides.yaml: expected a file written by Hydra"):
         compare([run], tmp_path)
     (run / ".hydra" / "overrides.yaml").unlink()
     for content in ('{"datasets": []}', '{"datasets": {}, "costs": {"device": 1}}', '{"datasets": {"a": {}}}'):

@@ -10,7 +10,6 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from npbgpp.engine.trainer import TrainerSettings, lightning_arguments
 from npbgpp.errors import InputError
 from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 
@@ -186,16 +185,6 @@ def test_finetuned_coefficients_are_not_overwritten(run_here, refuse, files):
     message = refuse(*job)
     assert "already holds descriptors of ball from an earlier run" in message and "system.overwrite_descriptors=true" in message
     assert path.read_bytes() == before
-
-
-# ------------------------------------------------------------------ devices
-def test_more_gpus_than_there_are(monkeypatch, caplog):
-    """A line written for four GPUs runs where there is one."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    told = lightning_arguments(TrainerSettings(gpus=4)).arguments
-    assert (told["accelerator"], told["devices"], told["strategy"]) == ("gpu", 1, "auto")
-    assert "trainer.gpus=4: this machine has 1" in caplog.text
 
 
 def test_choices_that_a_layout_or_a_system_does_not_have_are_refused(run_in, tmp_path):

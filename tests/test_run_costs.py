@@ -134,7 +134,9 @@ def test_the_state_of_a_checkpoint_is_that_of_its_callback():
 
 
 def test_checkpoints_within_an_epoch_count_their_batch(run_here):
-    folder = run_here("callbacks.fit.during_epoch.every_n_steps=3", "callbacks.fit.checkpoint.save_last=false", "trainer.limit_val_batches=0")
+    folder = run_here(
+        "callbacks.fit.during_epoch.every_n_steps=3", "callbacks.fit.checkpoint.save_last=false", "trainer.limit_val_batches=0"
+    )
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["global_step"] == content["callbacks"]["RunCosts"]["batches"] == 3
 

@@ -128,6 +128,7 @@ def test_defaults_suit_lightning(caplog, tmp_path):
         (0, ("num_nodes=2",), ("auto", 1, DDP), ""),
         (0, ("gpus=4", "accelerator=ddp"), ("cpu", 1, "auto"), "trainer.gpus=4"),
         (2, ("gpus=4",), ("gpu", 2, DDP), "trainer.gpus=4"),
+        (1, ("gpus=4",), ("gpu", 1, "auto"), "trainer.gpus=4"),
         (4, ("gpus=4",), ("gpu", 4, DDP), ""),
         (4, ("gpus=1",), ("gpu", 1, "auto"), ""),
         (4, ("gpus=[2]",), ("gpu", [2], "auto"), ""),

@@ -1,1 +1,1 @@
-"""Runs side by side: scores, costs, what their command lines changed, and their pictures."""
+"""Comparison of runs: scores, costs, the settings in which they differ, and pictures of shared test views."""

@@ -1,7 +1,7 @@
-"""Finished runs side by side: ``python -m npbgpp.compare <run or sweep> ... --out <folder>``.
+"""Compares finished runs: ``python -m npbgpp.compare <run or sweep> ... --out <folder>``.
 
-Reads ``metrics.json``, the command lines and the test pictures of run folders; prints a table and writes ``compare.md``, ``compare.html`` (one page with
-its pictures inside) and ``compare.png``.
+Reads ``metrics.json``, the configs and the test images of run folders; prints a table and writes ``compare.md``, ``compare.html`` (with its images
+embedded) and ``compare.png``.
 """
 
 import argparse
@@ -15,17 +15,17 @@ from npbgpp.errors import InputError
 
 
 def compare(folders: list[Path], out: Path) -> None:
-    """Compares runs, and the runs of sweeps. Raises InputError for folders without runs, and for a run, named as such, that was not evaluated."""
+    """Compares runs and the runs of sweeps. Raises InputError for folders without runs, and for single runs that were not evaluated."""
     found = [runs_below(folder.resolve()) for folder in folders]
     single = all(len(runs) == 1 for runs in found)
     write_comparison(read_runs([run for runs in found for run in runs], must_be_evaluated=single), out)
 
 
 def main() -> None:
-    """The command."""
+    """Command line entry point."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    parser = argparse.ArgumentParser(prog="python -m npbgpp.compare", description="Evaluated runs side by side: table and pictures.")
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs or sweeps (hydra -m), the first one on the left")
+    parser = argparse.ArgumentParser(prog="python -m npbgpp.compare", description="Compares evaluated runs: table and images.")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs or sweeps (hydra -m), from left to right")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for compare.md, compare.html and compare.png")
     options = parser.parse_args()
     try:

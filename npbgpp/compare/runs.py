@@ -1,4 +1,4 @@
-"""Finished runs as they lie on disk: scores, costs, pictures, and the settings in which they differ."""
+"""Finished runs read from their folders: scores, costs, pictures, and the settings in which they differ."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from npbgpp.core.config import typed
 from npbgpp.core.costs import Costs
 from npbgpp.errors import InputError
 
-FAILURE = "failure.txt"  # in the folder of a run of a sweep that ended with an error
+FAILURE = "failure.txt"  # in the folder of a failed run of a sweep
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class RunSummary:
     """One run.
 
     Attributes:
-        folder: where it lies.
-        name: shortest part of its path that tells it from the others.
-        scores: by dataset; empty when nothing was evaluated.
+        folder: absolute path.
+        name: shortest end of the path that is unique among the runs.
+        scores: by dataset; empty without an evaluation.
         costs: None for runs that wrote none.
-        failure: why it ended; None when it did not fail.
-        settings: those in which the runs that are compared differ, as text, by key.
+        failure: error message; None when the run did not fail.
+        settings: settings in which the compared runs differ, as text, by key.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class RunSummary:
     settings: dict[str, str] = field(default_factory=dict)
 
     def pictures(self, dataset: str) -> dict[str, tuple[Path, Path]]:
-        """(photo, rendering) of every test view, by view name; of the last epoch that was tested."""
+        """(photo, rendering) of every test view by name, from the last epoch that was tested."""
         epochs = sorted((self.folder / "rendered" / dataset).glob("test_epoch*"), key=lambda p: int(p.name.removeprefix("test_epoch")))
         if not epochs:
             return {}
@@ -59,10 +59,10 @@ class RunSummary:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The folder itself when it is one run, else the runs of a sweep in the order of their names, numbers by value.
+    """The folder itself if it is a run, else the runs of a sweep, sorted by name with numbers by value.
 
     Raises:
-        InputError: there is none.
+        InputError: no run.
     """
     if (folder / "metrics.json").is_file() or (folder / ".hydra").is_dir():
         return [folder]
@@ -76,14 +76,14 @@ def read_runs(folders: Sequence[Path], must_be_evaluated: bool = True) -> list[R
     """Reads runs.
 
     Args:
-        folders: absolute paths of the folders of runs.
+        folders: absolute paths of run folders.
         must_be_evaluated: refuse a run without metrics.json; otherwise it has no scores.
 
     Raises:
-        InputError: a run without readable metrics.json, or named twice.
+        InputError: a run without readable metrics.json, or given twice.
     """
     if len(set(folders)) < len(folders):
-        raise InputError("npbgpp.compare: a run is named twice; name every run once")
+        raise InputError("npbgpp.compare: a run is given twice; give every run once")
     depth = 1
     while len({folder.parts[-depth:] for folder in folders}) < len(folders):
         depth += 1
@@ -126,22 +126,22 @@ def _scores(row: Any) -> Scores:
 
 
 class _Settings:
-    """Overrides of a run, and the value of any key: its own, or the one it had without being named."""
+    """Overrides of a run, and the value of any key of its config."""
 
     def __init__(self, folder: Path) -> None:
-        words = _read_yaml(folder / ".hydra" / "overrides.yaml")
+        overrides = _read_yaml(folder / ".hydra" / "overrides.yaml")
         # +key=value adds, ++key=value adds or replaces, ~key removes
-        self.keys = [str(word).lstrip("+~").partition("=")[0] for word in words] if isinstance(words, list) else []
-        config, started = _read_yaml(folder / ".hydra" / "config.yaml"), _read_yaml(folder / ".hydra" / "hydra.yaml")
+        self.keys = [str(o).lstrip("+~").partition("=")[0] for o in overrides] if isinstance(overrides, list) else []
+        config, hydra = _read_yaml(folder / ".hydra" / "config.yaml"), _read_yaml(folder / ".hydra" / "hydra.yaml")
         self.config = config if isinstance(config, dict) else {}
         try:
-            choices = started["hydra"]["runtime"]["choices"]
+            choices = hydra["hydra"]["runtime"]["choices"]
         except (KeyError, TypeError):
             choices = None
         self.choices = choices if isinstance(choices, dict) else {}
 
     def value(self, key: str) -> str:
-        """The value of a key as text, - when the run does not have it."""
+        """The value of a key as text, - for a key that the run does not have."""
         if key in self.choices:
             return str(self.choices[key])
         found: Any = self.config
@@ -153,13 +153,13 @@ class _Settings:
 
 
 def _read_yaml(path: Path) -> Any:
-    """None for a run that was started without Hydra."""
+    """The content of a file; None if it is missing: the run was started without Hydra."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: expected what Hydra wrote of a run, got an unreadable file ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: expected a file written by Hydra, got an unreadable one ({' '.join(str(error).split())})") from error
 
 
 def _differing(runs: Sequence[_Settings]) -> list[dict[str, str]]:

@@ -1,8 +1,9 @@
-"""The table of a comparison: one row per dataset and run; for the terminal and as Markdown."""
+"""Table of a comparison with a row per dataset and run, for the terminal and as Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.markup import escape
 from rich.table import Table
 
 from npbgpp.compare.runs import RunSummary
@@ -12,7 +13,7 @@ _NONE = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, and whether the largest (1) or smallest (-1) number of a dataset is the best one (0: neither)."""
+    """A column. ``best`` is 1 where the largest number of a dataset is the best, -1 where the smallest is, 0 where none is."""
 
     title: str
     best: int = 0
@@ -20,7 +21,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry: what is shown, and its number when it has one."""
+    """One entry: its text, and its value if it is a number."""
 
     text: str
     number: float | None = None
@@ -54,7 +55,7 @@ _COSTS = (
 
 
 def columns(runs: Sequence[RunSummary]) -> tuple[Column, ...]:
-    """Dataset, run, the settings in which the runs differ, scores, costs when there are any, and why a run failed when one did."""
+    """Dataset, run, settings in which the runs differ, scores, costs if any run has them, errors if any run failed."""
     named = (Column("dataset"), Column("run"), *(Column(key) for key in runs[0].settings))
     costs = _COSTS if any(run.costs is not None for run in runs) else ()
     failed = (Column("ended with"),) if any(run.failure for run in runs) else ()
@@ -62,7 +63,7 @@ def columns(runs: Sequence[RunSummary]) -> tuple[Column, ...]:
 
 
 def rows(runs: Sequence[RunSummary]) -> list[Row]:
-    """Dataset by dataset; runs without scores come last. The best cells of a dataset are marked where two runs differ."""
+    """Rows by dataset; runs without scores come last. The best cells of a dataset are marked unless all runs are equal."""
     titles = columns(runs)
     found: list[Row] = []
     for dataset in dict.fromkeys(name for run in runs for name in run.scores):
@@ -108,7 +109,7 @@ def _number(value: float | None, form: str) -> Cell:
 
 
 def _short(value: float) -> str:
-    """Three digits and a power of a thousand."""
+    """Three digits with an SI prefix."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g} {letter}"
@@ -116,29 +117,24 @@ def _short(value: float) -> str:
 
 
 def terminal(runs: Sequence[RunSummary]) -> Table:
-    """For the terminal: what is the same in every row stands in the caption, so that the table stays narrow."""
+    """Table for the terminal. Columns that are equal in all rows go to the caption, which keeps it narrow."""
     titles, found = columns(runs), rows(runs)
     same = [len(found) > 1 and len({row.cells[k].text for row in found}) == 1 for k in range(len(titles))]
     same[1] = False
     shared = ", ".join(f"{column.title} {found[0].cells[k].text}" for k, column in enumerate(titles) if same[k])
-    table = Table(title="comparison", caption=f"in every row: {_plain(shared)}" if shared else None)
+    table = Table(title="comparison", caption=f"in every row: {escape(shared)}" if shared else None)
     for k, column in enumerate(titles):
         if not same[k]:
             numeric = any(row.cells[k].number is not None for row in found)
-            table.add_column(_plain(column.title), justify="right" if numeric else "left", overflow="fold")
+            table.add_column(escape(column.title), justify="right" if numeric else "left", overflow="fold")
     for row in found:
-        shown = [(f"[bold]{_plain(c.text)}[/bold]" if best else _plain(c.text)) for c, best in zip(row.cells, row.best, strict=True)]
+        shown = [(f"[bold]{escape(c.text)}[/bold]" if best else escape(c.text)) for c, best in zip(row.cells, row.best, strict=True)]
         table.add_row(*(text for text, hidden in zip(shown, same, strict=True) if not hidden))
     return table
 
 
-def _plain(text: str) -> str:
-    """Text in which rich sees no markup."""
-    return text.replace("[", r"\[")
-
-
 def markdown(runs: Sequence[RunSummary]) -> str:
-    """A table in Markdown; the best number of a dataset is bold."""
+    """Markdown table; the best number of a dataset is bold."""
     lines = [[column.title for column in columns(runs)], ["---"] * len(columns(runs))]
     for row in rows(runs):
         texts = [cell.text.replace("|", r"\|") for cell in row.cells]
