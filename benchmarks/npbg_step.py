@@ -17,7 +17,7 @@ from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.nets.unet import NPBGPlusPlusUNet
 from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
-from npbgpp.points.feature_pyramid import NearestScatterRasterizer
+from npbgpp.points.feature_pyramid import FeaturePyramid
 from npbgpp.points.sparse_optim import SparseParameter, SparseRMSprop
 
 CHANNELS = 8
@@ -55,7 +55,7 @@ def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
     torch.manual_seed(0)
     cloud, net = ChunkedCloud.build(surface_cloud(points)), refiner()
     scene = ResidentScene(cloud, SparseParameter(torch.zeros(points, CHANNELS)), torch.empty(points, dtype=torch.int32))
-    raster = NearestScatterRasterizer(descriptor_dim=CHANNELS, learnable=True)
+    raster = FeaturePyramid(descriptor_dim=CHANNELS, learnable=True)
     lazy = SparseRMSprop(lr=0.1)
     rmsprop, adam = torch.optim.RMSprop(raster.parameters(), lr=0.1), torch.optim.Adam(net.parameters(), lr=1e-4)
     levels = [Level(s) for s in plain.SCALES]

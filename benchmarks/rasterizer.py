@@ -17,7 +17,7 @@ from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
-from npbgpp.points.feature_pyramid import feature_table, splat
+from npbgpp.points.feature_pyramid import feature_image, feature_table
 from npbgpp.points.sparse_optim import SparseParameter
 
 
@@ -41,7 +41,7 @@ def main() -> None:
         maps = [f.index for f in rasterize(cloud, view, levels, 1.0, rule)]
         visible = gather_visible([m[None] for m in maps], ["scene"], {"scene": scene}, learn=False)
         table = feature_table(visible.values, background[None, :, None, None])
-        images = [splat(rows, table) for rows in visible.rows]
+        images = [feature_image(rows, table) for rows in visible.rows]
         return images, maps
 
     def reference() -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -1,19 +1,19 @@
 """Point rasterisation: fast kernels beside a plain reference."""
 
-from npbgpp.kernels.chunks import ChunkedCloud, ProjectionNumbers, visible_blocks
+from npbgpp.kernels.chunks import ChunkedCloud, ElementwiseProjection, visible_chunks
 from npbgpp.kernels.huge_pages import empty_table
 from npbgpp.kernels.rasterization import EMPTY_KEY, Fragments, Level, rasterize
-from npbgpp.kernels.threads import in_threads, thread_count
+from npbgpp.kernels.threads import map_in_threads, thread_count
 
 __all__ = [
     "ChunkedCloud",
     "EMPTY_KEY",
     "Fragments",
     "Level",
-    "ProjectionNumbers",
+    "ElementwiseProjection",
     "empty_table",
-    "in_threads",
+    "map_in_threads",
     "thread_count",
     "rasterize",
-    "visible_blocks",
+    "visible_chunks",
 ]

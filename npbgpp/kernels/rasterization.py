@@ -1,9 +1,11 @@
-"""One grid that refines the grids of all levels, so that a point is drawn once and every level is a block minimum of the same buffer.
+"""Point rasterization: the nearest point of every pixel at several scales.
 
-Along each axis the cell borders of all levels cut the image into intervals, the refined cells. To find the interval of a coordinate without a search, the
-axis is cut into many equal slots with a table from slot to interval. A slot that holds a border, or is nearer to one than rounding can move a point, is
-*ambiguous*: its points (a few percent) are drawn into each level on their own. Where levels nest, the refined grid is the finest level and no slot is
-ambiguous.
+Keys are 64 bits, depth bits above the point index, so that one scattered minimum finds both and the lowest index wins ties. All levels are rendered in one
+pass: points are drawn into the common refinement of the grids of all levels, and every level is a block minimum of that buffer.
+
+Along each axis the cell borders of all levels cut the image into intervals, the refined cells. A table over many equal slots maps a coordinate to its
+interval without a search. Points in *ambiguous* slots (a few percent), which contain a border or lie within rounding of one, are drawn into each level
+separately. Where levels nest, the refined grid is the finest level and no slot is ambiguous.
 
 Symbols: a coordinate x of ``npbgpp.geometry.pixels`` becomes ``slot = trunc(x * slope + shift)``.
 """
@@ -19,11 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
-from npbgpp.kernels.chunks import ChunkedCloud, ProjectionNumbers, visible_blocks
-from npbgpp.kernels.threads import MOST_LANES, in_threads, thread_count
+from npbgpp.kernels.chunks import ChunkedCloud, ElementwiseProjection, visible_chunks
+from npbgpp.kernels.threads import MAX_THREADS, map_in_threads, thread_count
 
-_SLOTS = 1 << 18  # per axis: tables stay in the cache, and a border makes few of them ambiguous
-AMBIGUOUS = 1 << 29  # flag in the tables of a grid; the rest of the entry is then a place in the spare row or column
+_SLOTS = 1 << 18  # per axis: small enough for the cache, large enough that few slots are ambiguous
+AMBIGUOUS = 1 << 29  # flag in the tables of a grid; the other bits then point to the spare row or column
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,11 @@ class RefinedAxis:
     Attributes:
         slope: see the module docstring.
         shift: see the module docstring.
-        table: refined cell of each slot, the spare one where the slot is ambiguous.
-        identity: the slot is the cell, so that no point has to ask the table. So it is where levels nest.
+        table: refined cell of each slot; the spare cell for ambiguous slots.
+        identity: slots equal cells (nested levels), so that the table is not needed.
         cells: number of refined cells; one spare cell follows them.
-        rest: refined cells of each cell of the common refinement of all levels but the finest.
-        members: per level, of each of its cells: the refined cells for the finest level, cells of the rest for the others.
-
-    Both are (longest block, cells): some are there twice where there are fewer, the spare one where there is none.
+        rest: refined cells of each cell of the common refinement of all levels but the finest, (longest, cells), padded by repetition or the spare cell.
+        members: per level, the same for each of its cells: refined cells for the finest level, cells of ``rest`` for the others.
     """
 
     slope: float
@@ -53,17 +53,17 @@ class RefinedAxis:
 
 @dataclass(frozen=True)
 class RefinedGrid:
-    """Columns and rows, and the buffer that they are drawn into.
+    """Both axes and the layout of the key buffer.
 
-    Columns lie one after the other in the buffer, because a level needs whole ones first and its own rows last. The finest level is read from the buffer;
-    the others from the buffer of the rest, which has a quarter of the cells.
+    The buffer is column-major, since levels are reduced over columns first. The finest level is reduced from the buffer, the others from its reduction to
+    ``rest``, which has a quarter of the cells.
 
     Attributes:
-        columns: the axis of x.
-        rows: the axis of y.
-        finest: which level it is.
-        shape: of the buffer: a spare column, and two spare places in every column: the second is never used, but makes PyTorch transpose in parallel.
-        tables: of x and y, where the refined cell of each slot begins in the buffer; AMBIGUOUS is added where the slot is.
+        columns: axis of x.
+        rows: axis of y.
+        finest: index of the finest level.
+        shape: of the buffer: a spare column, and two spare rows; the second is unused, but lets PyTorch transpose in parallel.
+        tables: for x and y, the offset in the buffer of the refined cell of each slot, plus AMBIGUOUS for ambiguous slots.
     """
 
     columns: RefinedAxis
@@ -101,8 +101,8 @@ def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], a
         borders = torch.cat([_borders_of_authors(size, n) for _, size, n in levels]) * -half + middle + 0.5
     borders = borders.sort().values * per_cell
     lower = torch.arange(count * per_cell + 2, dtype=torch.float64) - (0.0 if nested else 0.5)
-    # At least twice what float32 can move a slot number: half a unit in the last place each for the product, its factors, the shift and the sum, about
-    # 4e-7 of the number in all. Where levels nest the arithmetic is exact.
+    # At least twice the float32 rounding error of a slot number: half a unit in the last place each for the product, its factors, the shift and the sum,
+    # about 4e-7 of the number in all. For nested levels the arithmetic is exact.
     slack = 0.0 if nested else 0.02 + 8e-7 * len(lower)
     before = torch.searchsorted(borders, lower - slack, right=nested)
     clear = torch.searchsorted(borders, lower + 1 + slack) == before
@@ -121,13 +121,13 @@ def _refine(grid: PixelGrid, levels: list[tuple[float, tuple[int, int], int]], a
         for k, (cell, (_, _, size)) in enumerate(zip(cell_of_level, levels, strict=True))
     )
     rest = _members(rest_cell, int(begins.sum())).to(device)
-    # points in the image reach the slot beyond the far edge of the level at most
+    # points in the image lie at most one slot beyond the far edge of the level
     identity = torch.equal(table[:-1], torch.arange(len(table) - 1, dtype=torch.int32)) and shift == 0
     return RefinedAxis(slope, torch.tensor(shift, dtype=torch.float32, device=device), table.to(device), identity, cells, rest, members)
 
 
 def _borders_of_authors(size: tuple[int, int], count: int) -> Float[Tensor, " k"]:
-    """x at the borders between the cells of a level and at its far edge; none where the level is one cell wide."""
+    """x at the cell borders of a level and at its far edge; empty for a level one cell wide."""
     half = (min(size) - 1) / 2
     if half == 0:
         return torch.zeros(0, dtype=torch.float64)
@@ -135,48 +135,48 @@ def _borders_of_authors(size: tuple[int, int], count: int) -> Float[Tensor, " k"
 
 
 def _members(block: Int[Tensor, " n"], blocks: int) -> Int[Tensor, "longest blocks"]:
-    """Cells of each block, from the block of each cell, in ascending order; cells of other blocks are in none."""
+    """Cells of each block from the block of each cell, in ascending order; block numbers out of range are ignored."""
     spare = len(block)
     number = ((block >= 0) & (block < blocks)).nonzero()[:, 0]
     lengths = torch.bincount(block[number], minlength=blocks)
     starts = lengths.cumsum(0) - lengths
-    # the last one again where there are fewer: a minimum does not change, and no block reads the spare cell unless it must
+    # padded with the last cell, which does not change a minimum; only empty blocks read the spare cell
     places = starts + torch.arange(max(1, int(lengths.max())))[:, None].minimum((lengths - 1).clamp_min(0))
     return torch.where(lengths > 0, torch.cat([number, number.new_zeros(1)])[places], spare)
 
 
 # ----------------------------------------------------------------------
-# Nearest point per pixel at several scales, on one packed 64-bit buffer per level.
+# Rasterization
 
 
 EMPTY_KEY = 2**63 - 1
 _INFINITE_DEPTH_BITS = 0x7F800000
-_CPU_CHUNK = 1 << 17  # temporaries of more leave the cache; with fewer, calls cost as much as the arithmetic
-_CHUNKS_PER_LANE = 4  # at least, where there are enough blocks, so that no lane is left with all the work
-_ACCELERATOR_CHUNK = 1 << 21
+_CPU_BATCH = 1 << 17  # points: more leave the cache, with fewer the overhead of calls dominates
+_BATCHES_PER_THREAD = 4  # at least, where there are enough chunks, to balance the load
+_ACCELERATOR_BATCH = 1 << 21
 
 
 @dataclass(frozen=True)
 class Fragments:
-    """What each pixel of one level sees, read from its keys when it is asked for."""
+    """Nearest point of each pixel of one level, decoded from its keys on first access."""
 
     keys: Int[Tensor, "h w"]
 
     @functools.cached_property
     def index(self) -> Int[Tensor, "h w"]:
-        """Row of the nearest point in the cloud, -1 where the pixel is empty."""
-        return (self.keys << 32).bitwise_right_shift_(32)  # the lower half, whose bits are all set in an empty key
+        """Row of the nearest point in the cloud, -1 for empty pixels."""
+        return (self.keys << 32).bitwise_right_shift_(32)  # all lower bits of an empty key are set
 
     @functools.cached_property
     def depth(self) -> Float[Tensor, "h w"]:
-        """Its depth in scene units, inf where the pixel is empty."""
-        bits = (self.keys >> 32).clamp_max_(_INFINITE_DEPTH_BITS)  # empty cells hold larger bits than infinity
+        """Depth in scene units, inf for empty pixels."""
+        bits = (self.keys >> 32).clamp_max_(_INFINITE_DEPTH_BITS)  # the upper bits of an empty key exceed those of infinity
         return bits.to(torch.int32).view(torch.float32)
 
 
 @dataclass(frozen=True)
 class Level:
-    """One raster of a pyramid: ``scale`` of the image, each of its pixels cut into ``supersampling`` squared cells."""
+    """One raster of a pyramid: the image at ``scale``, with ``supersampling`` x ``supersampling`` cells per pixel."""
 
     scale: float
     supersampling: int = 1
@@ -190,17 +190,17 @@ def rasterize(cloud: ChunkedCloud, camera: Cameras, levels: Sequence[Level], nea
     """Nearest point of every pixel, for one camera and one cloud.
 
     Args:
-        cloud: the points, on the device that shall do the work.
+        cloud: the points, on the device to render on.
         camera: one camera.
-        levels: what to draw; the result has the same order.
-        near: points at depth <= near are dropped; scene units, not negative.
-        rule: where pixels lie.
+        levels: rasters to render.
+        near: points at depth <= near are culled; scene units, at least 0.
+        rule: pixel convention.
 
     Returns:
         One Fragments per level, of ``int(scale * size) * supersampling`` cells.
 
     Raises:
-        ValueError: not exactly one camera, a level without cells, or near < 0 (depth bits order only positive numbers).
+        ValueError: not exactly one camera, a level without cells, or near < 0 (the bits of negative depths do not sort).
     """
     if len(camera) != 1:
         raise ValueError(f"rasterize: expected one camera, got {len(camera)}")
@@ -216,7 +216,7 @@ def rasterize(cloud: ChunkedCloud, camera: Cameras, levels: Sequence[Level], nea
 
 
 class _Canvas:
-    """Key buffers of one image: the refined grid, once for every lane."""
+    """Key buffers of one image: the refined grid, once per worker thread."""
 
     def __init__(self, grid: PixelGrid, targets: tuple[tuple[float, tuple[int, int]], ...], device: torch.device) -> None:
         self.grid, self.targets, self.device = grid, targets, device
@@ -228,28 +228,28 @@ class _Canvas:
     def draw(self, cloud: ChunkedCloud, camera: Cameras, near: float) -> list[Int[Tensor, "_ _"]]:
         """Keys of every level."""
         device, length = self.device, cloud.index.shape[1]
-        numbers = ProjectionNumbers.of(self.grid.projection(camera.to(device)))
-        inner, border = visible_blocks(cloud, numbers, self.grid, near)
+        projection = ElementwiseProjection.of(self.grid.projection(camera.to(device)))
+        inside, border = visible_chunks(cloud, projection, self.grid, near)
         on_cpu = device.type == "cpu"
-        most = max(1, (_CPU_CHUNK if on_cpu else _ACCELERATOR_CHUNK) // length)
-        share = (len(inner) + len(border)) // (_CHUNKS_PER_LANE * thread_count(device))
-        at_once = max(1, min(most, share)) if on_cpu else most
-        strokes = [(part, whole) for blocks, whole in ((inner, True), (border, False)) if len(blocks) for part in blocks.split(at_once)]
-        lanes = max(1, min(thread_count(device), len(strokes)))
-        left = iter(strokes)  # shared, and no stroke is given out twice: a lane that was held up leaves more of them to the others
+        largest = max(1, (_CPU_BATCH if on_cpu else _ACCELERATOR_BATCH) // length)
+        balanced = (len(inside) + len(border)) // (_BATCHES_PER_THREAD * thread_count(device))
+        size = max(1, min(largest, balanced)) if on_cpu else largest
+        batches = [(batch, whole) for chunks, whole in ((inside, True), (border, False)) if len(chunks) for batch in chunks.split(size)]
+        workers = max(1, min(thread_count(device), len(batches)))
+        queue = iter(batches)  # shared by all workers
         thread = threading.get_ident()
-        buffers = _key_buffers((lanes, *self.refined.shape), device, thread).fill_(EMPTY_KEY).unbind()
+        buffers = _key_buffers((workers, *self.refined.shape), device, thread).fill_(EMPTY_KEY).unbind()
 
-        def draw_lane(lane: int) -> list[tuple[Tensor, Tensor]]:
-            scratch = _scratch(most * length, device, thread, lane)
-            waiting = []
-            for part, whole in left:
-                points = scratch.first(len(part) * length)
-                xy, keys = self._project(cloud, part, numbers, near, whole, points)
-                waiting += self._lower(buffers[lane], xy, keys, points if whole else scratch.first(len(keys)))
-            return waiting
+        def work(worker: int) -> list[tuple[Tensor, Tensor]]:
+            scratch = _scratch(largest * length, device, thread, worker)
+            ambiguous = []
+            for batch, whole in queue:
+                points = scratch.first(len(batch) * length)
+                xy, keys = self._project(cloud, batch, projection, near, whole, points)
+                ambiguous += self._scatter(buffers[worker], xy, keys, points if whole else scratch.first(len(keys)))
+            return ambiguous
 
-        ambiguous = [waiting for lane in in_threads(draw_lane, range(lanes), device) for waiting in lane]
+        ambiguous = [pair for pairs in map_in_threads(work, range(workers), device) for pair in pairs]
         drawn, *others = buffers
         for other in others:
             torch.minimum(drawn, other, out=drawn)
@@ -259,23 +259,23 @@ class _Canvas:
         if ambiguous:
             xy, keys = (torch.cat(parts, -1) for parts in zip(*ambiguous, strict=True))
             for level, (scale, size) in zip(levels, self.targets, strict=True):
-                self._lower_level(level, xy, keys, scale, size)
+                self._scatter_level(level, xy, keys, scale, size)
         return levels
 
     def _project(
-        self, cloud: ChunkedCloud, part: Int[Tensor, " k"], numbers: ProjectionNumbers, near: float, whole: bool, points: "_Points"
+        self, cloud: ChunkedCloud, batch: Int[Tensor, " k"], projection: ElementwiseProjection, near: float, whole: bool, points: "_Points"
     ) -> tuple[Float[Tensor, "2 m"], Int[Tensor, " m"]]:
-        """Normalised coordinates and keys of the points of some blocks that are in the image; ``whole``: all of them are."""
-        first, last = int(part[0]), int(part[-1]) + 1
-        if last - first == len(part):  # blocks are in ascending order: a run of them needs no copy
+        """Normalised coordinates and keys of the points of some chunks that lie in the image; ``whole``: all of them do."""
+        first, last = int(batch[0]), int(batch[-1]) + 1
+        if last - first == len(batch):  # consecutive chunks need no copy
             world, index = cloud.xyz_world[:, first:last], cloud.index[first:last]
         else:
-            world = torch.index_select(cloud.xyz_world, 1, part, out=points.world.view(3, len(part), -1))
-            index = torch.index_select(cloud.index, 0, part, out=points.index.view(len(part), -1))
-        numbers.apply(world.flatten(1).unbind(), points.planes)
+            world = torch.index_select(cloud.xyz_world, 1, batch, out=points.world.view(3, len(batch), -1))
+            index = torch.index_select(cloud.index, 0, batch, out=points.index.view(len(batch), -1))
+        projection.apply(world.flatten(1).unbind(), points.planes)
         depth = points.planes[2]
         points.keys.copy_(points.depth_bits).bitwise_left_shift_(points.half_a_key)
-        # widened in memory that is there already: "or" would take fresh one for it
+        # widened in an existing buffer: the bitwise or would allocate one
         points.keys.bitwise_or_(points.targets.copy_(index.view(-1)))
         outside = None if whole else depth <= near
         points.xy.div_(depth.add_(self.grid.epsilon) if self.grid.epsilon else depth)
@@ -284,10 +284,10 @@ class _Canvas:
         kept = (self.grid.inside(points.xy[0], points.xy[1]) & ~outside).nonzero()[:, 0]
         return points.xy.index_select(1, kept), points.keys.index_select(0, kept)
 
-    def _lower(
+    def _scatter(
         self, buffer: Int[Tensor, "_ _"], xy: Float[Tensor, "2 m"], keys: Int[Tensor, " m"], points: "_Points"
     ) -> list[tuple[Tensor, Tensor]]:
-        """Lowers a buffer by points in the image; gives back those in ambiguous slots, which wait."""
+        """Scatters points in the image into the refined grid; returns (xy, keys) of those in ambiguous slots."""
         for axis, x, slot in zip(self.axes, xy.unbind(), points.slots.unbind(), strict=True):
             torch.add(axis.shift, x, alpha=axis.slope, out=slot)
         (column, row), (cell, place) = points.numbers.copy_(points.slots).unbind(), points.cells.unbind()
@@ -298,14 +298,13 @@ class _Canvas:
         for table, number, out in zip(self.tables, (column, row), (cell, place), strict=True):
             torch.index_select(table, 0, number, out=out)
         cell.add_(place)
-        waiting = _where_at_least(cell, AMBIGUOUS)
-        if len(waiting):
-            cell.bitwise_and_(AMBIGUOUS - 1)
-            # both axes ambiguous: the flags have added up to the next bit, which the mask removes as well
+        ambiguous = _where_at_least(cell, AMBIGUOUS)
+        if len(ambiguous):
+            cell.bitwise_and_(AMBIGUOUS - 1)  # also removes the sum of both flags
         buffer.view(-1).scatter_reduce_(0, points.targets.copy_(cell), keys, "amin")
-        return [(xy.index_select(1, waiting), keys.index_select(0, waiting))] if len(waiting) else []
+        return [(xy.index_select(1, ambiguous), keys.index_select(0, ambiguous))] if len(ambiguous) else []
 
-    def _lower_level(
+    def _scatter_level(
         self, level: Int[Tensor, "h w"], xy: Float[Tensor, "2 m"], keys: Int[Tensor, " m"], scale: float, size: tuple[int, int]
     ) -> None:
         height, width = size
@@ -313,7 +312,7 @@ class _Canvas:
         if self.grid.overflows(scale, size):
             kept = ((row >= 0) & (row < height) & (column >= 0) & (column < width)).nonzero()[:, 0]
             row, column, keys = (t.index_select(0, kept) for t in (row, column, keys))
-        # every scattered point has a cell of its own: a common dummy cell for outsiders would serialise the reduction
+        # points outside are removed: scattering them to one dummy cell would serialise the reduction
         level.view(-1).scatter_reduce_(0, row.mul_(width).add_(column).to(torch.int64), keys, "amin")
 
     def _levels(self, drawn: Int[Tensor, "columns rows"]) -> list[Int[Tensor, "h w"]]:
@@ -324,7 +323,7 @@ class _Canvas:
             return [first]
         rest = _block_minima(drawn, columns.rest, rows.rest)
         height, width = rest.shape
-        refined = rest.new_full((width + 1, height + 2), EMPTY_KEY)  # laid out like the buffer that it comes from
+        refined = rest.new_full((width + 1, height + 2), EMPTY_KEY)  # same layout as the buffer
         refined[:width, :height] = rest.t()
         return [
             first if k == finest else _block_minima(refined, of_columns, of_rows)
@@ -334,11 +333,11 @@ class _Canvas:
 
 def _block_minima(keys: Int[Tensor, "columns rows"], columns: Int[Tensor, "_ w"], rows: Int[Tensor, "_ h"]) -> Int[Tensor, "h w"]:
     """Minima of blocks given by their columns and rows."""
-    return _lowest(_lowest(keys, columns)[:, :-1].t().contiguous(), rows)
+    return _row_minima(_row_minima(keys, columns)[:, :-1].t().contiguous(), rows)
 
 
-def _lowest(keys: Int[Tensor, "_ n"], members: Int[Tensor, "longest m"]) -> Int[Tensor, "m n"]:
-    """Minima of rows."""
+def _row_minima(keys: Int[Tensor, "_ n"], members: Int[Tensor, "longest m"]) -> Int[Tensor, "m n"]:
+    """Minima over groups of rows."""
     lowest = keys.index_select(0, members[0])
     others = torch.empty_like(lowest)
     for rows in members[1:]:
@@ -347,14 +346,14 @@ def _lowest(keys: Int[Tensor, "_ n"], members: Int[Tensor, "longest m"]) -> Int[
 
 
 def _where_at_least(values: Int[Tensor, " m"], least: int) -> Int[Tensor, " k"]:
-    """Positions of the values that are not below ``least``. NumPy finds them three times as fast."""
+    """Positions of values of at least ``least``; NumPy is three times as fast as torch on a CPU."""
     if values.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(values.numpy() >= least))
     return (values >= least).nonzero()[:, 0]
 
 
 class _Points:
-    """The first m points of the buffers of a chunk."""
+    """Views of the first m points of the scratch buffers."""
 
     def __init__(self, scratch: "_Scratch", m: int) -> None:
         self.m, self.half_a_key = m, scratch.half_a_key
@@ -365,7 +364,7 @@ class _Points:
 
 
 class _Scratch:
-    """Buffers for one chunk of points, used for every chunk of a lane."""
+    """Buffers for one batch of points, reused for every batch of a worker thread."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.world, self.xyd = (torch.empty(3 * count, device=device) for _ in range(2))
@@ -373,25 +372,25 @@ class _Scratch:
         self.slots = torch.empty(2 * count, device=device)
         self.index = torch.empty(count, dtype=torch.int32, device=device)
         self.numbers, self.cells = (torch.empty(2 * count, dtype=torch.int32, device=device) for _ in range(2))
-        self.half_a_key = torch.tensor(32, device=device)  # a plain number would become a tensor at every use
+        self.half_a_key = torch.tensor(32, device=device)  # PyTorch would convert an int at every use
         self._points = _Points(self, count)
 
     def first(self, m: int) -> _Points:
-        """Some points. Those of the last call are kept: almost all chunks are equally long, and a view costs as much as arithmetic on a thousand points."""
+        """Views of the first m points, cached for the last m: creating them costs as much as the arithmetic on a thousand points."""
         if m != self._points.m:
             self._points = _Points(self, m)
         return self._points
 
 
-# Fresh memory costs the operating system more than the arithmetic on it costs us, so the buffers of the last images are kept, per thread. They outlive the
-# mode they were made in: tensors made in inference mode could not be written to outside of it.
-@functools.lru_cache(maxsize=2 * MOST_LANES)
+# Allocating memory costs more than the arithmetic on it, so buffers are kept per thread. They are created outside of inference mode, since tensors created in
+# it could not be written to elsewhere.
+@functools.lru_cache(maxsize=2 * MAX_THREADS)
 @torch.inference_mode(False)
-def _scratch(count: int, device: torch.device, thread: int, lane: int) -> _Scratch:
+def _scratch(count: int, device: torch.device, thread: int, worker: int) -> _Scratch:
     return _Scratch(count, device)
 
 
 @functools.lru_cache(maxsize=2)
 @torch.inference_mode(False)
-def _key_buffers(shape: tuple[int, int, int], device: torch.device, thread: int) -> Int[Tensor, "lanes columns rows"]:
+def _key_buffers(shape: tuple[int, int, int], device: torch.device, thread: int) -> Int[Tensor, "workers columns rows"]:
     return torch.empty(shape, dtype=torch.int64, device=device)

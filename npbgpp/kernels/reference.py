@@ -1,6 +1,6 @@
-"""Plain rasterisers: the definition, one point and one pixel at a time, sharing no helper with the fast paths. For tests and as documentation.
+"""Reference rasterizers for tests: loops over points and pixels that share no code with the fast kernels.
 
-Slow on purpose. They take (x, y, depth) already normalised, because projection is tested on its own.
+They take projected points, since projection is tested separately.
 """
 
 import math
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def rasterize_reference(
-    xyd: Float[Tensor, "n 3"], image_size: tuple[int, int], scale: float, supersampling: int, near: float, authors_rule: bool
+    xyd: Float[Tensor, "n 3"], image_size: tuple[int, int], scale: float, supersampling: int, near: float, authors: bool
 ) -> tuple[Int[Tensor, "h w"], Float[Tensor, "h w"]]:
     """Index (-1 empty) and depth (inf empty) of the nearest point of every cell; the lowest index wins ties.
 
-    ``xyd`` holds normalised coordinates and depth: pixels of the full image (exact rule), or the authors' +x left, +y up coordinates.
+    ``xyd`` holds the normalised coordinates and depth of the pixel convention: ``authors``, or else exact.
     """
     full_height, full_width = image_size
     height, width = int(scale * full_height) * supersampling, int(scale * full_width) * supersampling
@@ -26,7 +26,7 @@ def rasterize_reference(
         x, y, z = xyd[i]
         if not z > near:
             continue
-        if authors_rule:
+        if authors:
             if abs(x) > full_width / short or abs(y) > full_height / short:
                 continue
             factor = (min(height, width) - 1) / 2
@@ -47,21 +47,20 @@ def rasterize_reference(
 def peel_reference(
     uvd: Float[Tensor, "n 3"], image_size: tuple[int, int], layers: int, near: float, far: float, max_splat: float, gap: float
 ) -> list[tuple[Int[Tensor, "h w"], Float[Tensor, "h w"], list[tuple[int, int]]]]:
-    """Index (-1 empty), depth (inf empty) and the pixels behind a gap of every layer, front to back; the lowest index wins ties.
+    """Index (-1 empty), depth (inf empty) and closed pixels (behind a gap) of every layer, front to back; the lowest index wins ties.
 
-    ``uvd`` holds pixels of the image from its top-left corner, and depth.
+    ``uvd`` holds pixel coordinates from the top-left corner, and depth.
     """
     height, width = image_size
-    left = [i for i in range(len(uvd)) if uvd[i, 2] > 0]
+    remaining = [i for i in range(len(uvd)) if uvd[i, 2] > 0]
     closed: set[tuple[int, int]] = set()
     found: list[tuple[Tensor, Tensor, list[tuple[int, int]]]] = []
     for _ in range(layers):
         index = torch.full((height, width), -1, dtype=torch.int64)
         depth = torch.full((height, width), math.inf)
-        for i in left:
+        for i in remaining:
             u, v, z = uvd[i].tolist()
-            share = 1 - (z - near) / (far - near)
-            radius = max_splat * min(max(share, 0.0), 1.0)
+            radius = max_splat * min(max(1 - (z - near) / (far - near), 0.0), 1.0)
             for row in range(math.floor(v - radius), math.floor(v + radius) + 1):
                 for column in range(math.floor(u - radius), math.floor(u + radius) + 1):
                     if 0 <= row < height and 0 <= column < width and z < depth[row, column]:
@@ -76,5 +75,5 @@ def peel_reference(
             for row, column in closed:
                 index[row, column], depth[row, column] = -1, math.inf
         found.append((index, depth, sorted(closed)))
-        left = [i for i in left if i not in winners]
+        remaining = [i for i in remaining if i not in winners]
     return found

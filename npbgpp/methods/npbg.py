@@ -17,7 +17,7 @@ from npbgpp.metrics import ImageMetrics
 from npbgpp.nets import Aggregator
 from npbgpp.points import (
     DescriptorStore,
-    NearestScatterRasterizer,
+    FeaturePyramid,
     ResidentScene,
     SceneTables,
     SparseRMSprop,
@@ -81,7 +81,7 @@ class NPBG(PerSceneParameters, PointSystem):
         search_paths: SearchPaths,
         metrics: ImageMetrics,
         refiner: nn.Module,
-        rasterizer: NearestScatterRasterizer,
+        rasterizer: FeaturePyramid,
         aggregator: Aggregator | None = None,
         read_saved: bool = False,
         continued_descriptors: Path | None = None,
@@ -167,7 +167,7 @@ class NPBG(PerSceneParameters, PointSystem):
         if self.settings.reset_descriptor_optimizer:
             self._descriptor_optimizer.steps = 0
             for scene in self.tables.residents.values():
-                scene.table.forget()
+                scene.table.reset_state()
 
     @property
     def table_steps(self) -> int:

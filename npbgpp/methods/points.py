@@ -23,7 +23,7 @@ from npbgpp.losses import VGGLoss, dice_loss, downscaled_l1, ssim_loss
 from npbgpp.methods.base import ManualOptimizationSystem, Render, System
 from npbgpp.metrics import ImageMetrics
 from npbgpp.nets import find_backbone
-from npbgpp.points import NearestScatterRasterizer, RGBConverter, SceneTables, TableState, Visible, cloud_coverage, feature_table, splat
+from npbgpp.points import FeaturePyramid, RGBConverter, SceneTables, TableState, Visible, cloud_coverage, feature_image, feature_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +309,7 @@ class PointSystem(ManualOptimizationSystem):
         search_paths: SearchPaths,
         metrics: ImageMetrics,
         refiner: nn.Module,
-        rasterizer: NearestScatterRasterizer,
+        rasterizer: FeaturePyramid,
     ) -> None:
         super().__init__(dict(scenes), metrics, settings.accumulate_grad_batches, settings.gradient_clip_val, settings.lr_schedule)
         self.settings = settings
@@ -430,7 +430,7 @@ class PointSystem(ManualOptimizationSystem):
                 if framing.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
                     visible = self.visible(Framing(framing.asked, framing.asked, None), scenes, [Level(1.0)])
                 colours = self.rgb_converter(visible.descriptors)
-                picture = splat(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
+                picture = feature_image(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
             return Render(rgb, render.mask, picture, depths)
 
     def _depths(self, cameras: Cameras, scene: str) -> Float[Tensor, "b 1 h w"]:
@@ -469,7 +469,8 @@ class PointSystem(ManualOptimizationSystem):
         colours = self.rgb_converter(visible.descriptors)
         table = feature_table(colours, colours.new_ones(1, 3, 1, 1))
         levels = [
-            splat(rows[:1], table, level.supersampling)[0, :3] for rows, level in zip(visible.rows, self.rasterizer.levels, strict=True)
+            feature_image(rows[:1], table, level.supersampling)[0, :3]
+            for rows, level in zip(visible.rows, self.rasterizer.levels, strict=True)
         ]
         return (*levels, render.rgb[0].detach(), batch.target.image[0])
 

@@ -13,8 +13,8 @@ from npbgpp.points.descriptor_tables import (
     gather_visible,
     point_directions,
 )
-from npbgpp.points.feature_pyramid import NearestScatterRasterizer, RGBConverter, feature_table, splat
-from npbgpp.points.peeling import MOST_LAYERS, Footprint, Layer, peel
+from npbgpp.points.feature_pyramid import FeaturePyramid, RGBConverter, feature_image, feature_table
+from npbgpp.points.peeling import MAX_LAYERS, Footprint, Layer, peel
 from npbgpp.points.sparse_optim import SparseAdam, SparseParameter, SparseRMSprop
 from npbgpp.points.visibility import cloud_coverage, visible_points
 
@@ -25,8 +25,8 @@ __all__ = [
     "Gathered",
     "Layer",
     "SparseRMSprop",
-    "MOST_LAYERS",
-    "NearestScatterRasterizer",
+    "MAX_LAYERS",
+    "FeaturePyramid",
     "RGBConverter",
     "ResidentScene",
     "SparseAdam",
@@ -41,6 +41,6 @@ __all__ = [
     "gather_visible",
     "point_directions",
     "peel",
-    "splat",
+    "feature_image",
     "visible_points",
 ]

@@ -1,12 +1,13 @@
-"""RMSprop and Adam on the rows of a table of which a step sees only a few.
+"""Sparse optimizers: RMSprop and Adam that update only the table rows with a gradient.
 
-Dense RMSprop (Tieleman & Hinton, 2012) touches every row at every step: ``v <- alpha v + (1 - alpha) g^2``, ``p <- p - lr g / (sqrt(v) + eps)``. A row
-whose gradient is zero keeps its value, and its ``v`` only decays. So the decay can wait: a row that is next seen after k steps without gradient first gets
-``v <- alpha^k v``. The trajectory is the same; the cost of a step grows with the rows it sees.
+Dense RMSprop (Tieleman & Hinton, 2012) updates every row at every step: ``v <- alpha v + (1 - alpha) g^2``, ``p <- p - lr g / (sqrt(v) + eps)``. A row with
+zero gradient keeps its value while its ``v`` decays, so the decay can be deferred: a row that is next updated after k steps first gets ``v <- alpha^k v``.
+The trajectory equals that of dense RMSprop at a cost per step in the number of updated rows.
 
-Adam has no such short cut, since its momentum moves rows without a gradient as well; here it leaves them alone.
+Adam has no such equivalent, since its momentum also moves rows without a gradient; SparseAdam leaves them unchanged, as torch.optim.SparseAdam does, but
+corrects the bias by the updates of each row.
 
-Symbols: n rows, c columns, m rows seen by a step.
+Symbols: n rows, c columns, m rows updated by a step.
 """
 
 from dataclasses import dataclass
@@ -18,14 +19,14 @@ from torch import Tensor
 
 @dataclass
 class SparseParameter:
-    """Parameters of one scene and what the optimiser remembers about them.
+    """Parameters of one scene and their optimizer state.
 
     Attributes:
         values: the parameters.
         square_average: running mean of squared gradients as of ``last_step``; None before the first update.
-        last_step: step at which each row was last updated, for Adam how often it was; None before the first update.
-        mean: running mean of gradients, of Adam; None before the first update.
-        changed: the parameters are others than when they were last saved.
+        last_step: RMSprop: step of the last update of each row; Adam: number of updates of each row. None before the first update.
+        changed: the parameters differ from the saved ones.
+        mean: Adam: running mean of gradients; None before the first update.
     """
 
     values: Float[Tensor, "n c"]
@@ -34,12 +35,12 @@ class SparseParameter:
     changed: bool = False
     mean: Float[Tensor, "n c"] | None = None
 
-    def forget(self) -> None:
-        """Erases the history, as a newly made optimiser has none."""
+    def reset_state(self) -> None:
+        """Discards the optimizer state."""
         self.square_average = self.last_step = self.mean = None
 
-    def history(self) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
-        """(square_average, last_step), made when first asked for: tables that are only read need none."""
+    def state(self) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
+        """(square_average, last_step), allocated on first access."""
         if self.square_average is None or self.last_step is None:
             self.square_average = torch.zeros_like(self.values)
             self.last_step = torch.zeros(len(self.values), dtype=torch.int32, device=self.values.device)
@@ -48,11 +49,11 @@ class SparseParameter:
 
 @dataclass
 class SparseRMSprop:
-    """RMSprop over any number of tables that share one step counter.
+    """RMSprop over any number of parameters that share one step counter.
 
     Attributes:
         lr: learning rate.
-        alpha: decay of the running mean, as torch.optim.RMSprop names it.
+        alpha: decay of the running mean.
         eps: added to the root.
         steps: steps begun so far.
     """
@@ -63,14 +64,14 @@ class SparseRMSprop:
     steps: int = 0
 
     def begin_step(self) -> None:
-        """Counts a step; every table updated until the next call belongs to it."""
+        """Starts a step; all updates until the next call belong to it."""
         self.steps += 1
 
     @torch.no_grad()
     def update(self, table: SparseParameter, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"]) -> None:
-        """Updates the rows that a step saw, in place. ``rows`` must not repeat."""
+        """Updates rows in place; ``rows`` must be unique."""
         table.changed = True
-        square_average, last_step = table.history()
+        square_average, last_step = table.state()
         missed = (self.steps - 1 - last_step.index_select(0, rows)).to(gradient.dtype)
         decay = torch.pow(self.alpha, missed)[:, None]
         average = square_average.index_select(0, rows).mul_(decay * self.alpha).addcmul_(gradient, gradient, value=1 - self.alpha)
@@ -81,11 +82,11 @@ class SparseRMSprop:
 
 @dataclass
 class SparseAdam:
-    """Adam (Kingma and Ba, 2015) over any number of tables; the start of the running means is corrected by how often each row was seen.
+    """Adam (Kingma and Ba, 2015) over any number of parameters, with bias correction by the number of updates of each row.
 
     Attributes:
         lr: learning rate.
-        weight_decay: share of a row that is added to its gradient.
+        weight_decay: L2 penalty on the updated rows.
         betas: decays of the running means of gradients and of their squares.
         eps: added to the root.
     """
@@ -97,19 +98,19 @@ class SparseAdam:
 
     @torch.no_grad()
     def update(self, table: SparseParameter, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"], scale: float = 1.0) -> None:
-        """Updates the rows that a step saw, in place, at ``scale`` times the rate. ``rows`` must not repeat."""
+        """Updates rows in place at ``scale`` times the learning rate; ``rows`` must be unique."""
         table.changed = True
-        squares, seen = table.history()
+        squares, updates = table.state()
         if table.mean is None:
             table.mean = torch.zeros_like(table.values)
-        of_mean, of_square = self.betas
+        beta1, beta2 = self.betas
         gradient = gradient.add(table.values.index_select(0, rows), alpha=self.weight_decay)
-        mean = torch.lerp(gradient, table.mean.index_select(0, rows), of_mean)
-        square = torch.lerp(gradient.square(), squares.index_select(0, rows), of_square)
-        count = seen.index_select(0, rows) + 1
+        mean = torch.lerp(gradient, table.mean.index_select(0, rows), beta1)
+        square = torch.lerp(gradient.square(), squares.index_select(0, rows), beta2)
+        count = updates.index_select(0, rows) + 1
         table.mean.index_copy_(0, rows, mean)
         squares.index_copy_(0, rows, square)
-        seen.index_copy_(0, rows, count)
+        updates.index_copy_(0, rows, count)
         corrections = (1 - torch.pow(beta, count.to(gradient.dtype))[:, None] for beta in self.betas)
         mean, square = (part / correction for part, correction in zip((mean, square), corrections, strict=True))
         table.values.index_add_(0, rows, mean / square.sqrt_().add_(self.eps), alpha=-self.lr * scale)

@@ -1,8 +1,4 @@
-"""Which points of a cloud photos show: those that are nearest in a cell of a depth buffer (NPBG++, section 3.2).
-
-For small clouds and any number of cameras at once. For one camera and a large cloud, the winners that ``npbgpp.kernels.rasterization`` finds are the same
-points, but for others at exactly the same depth in the same cell, which also count here.
-"""
+"""Visibility of points in photos by a depth buffer (NPBG++, section 3.2), and the share of a cloud that cameras cover."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,38 +14,40 @@ from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
 def visible_points(
     xyz_world: Float[Tensor, "n 3"], cameras: Cameras, scale: float | None, near: float, rule: PixelConvention
 ) -> Bool[Tensor, "k n"]:
-    """Whether each of k cameras sees each point.
+    """Whether each point is the nearest of its depth buffer cell, for each of k cameras.
+
+    Meant for small clouds and many cameras; the winners of ``npbgpp.kernels.rasterize`` are the same points up to exact ties in depth, which are all visible
+    here.
 
     Args:
-        xyz_world: the points; only they hide each other.
+        xyz_world: the points.
         cameras: k cameras.
-        scale: of the depth buffer, as a share of the image; None takes every point in the image as seen.
-        near: points at depth <= near are not seen; scene units.
-        rule: where pixels lie.
+        scale: size of the depth buffer relative to the image; None disables occlusion.
+        near: points at depth <= near are not visible; scene units.
+        rule: pixel convention.
+
+    Raises:
+        ValueError: a depth buffer without cells.
     """
     grid = PixelGrid(rule, cameras.image_size)
     xyd = grid.normalise(cameras, xyz_world)
-    shown = grid.inside(xyd[..., 0], xyd[..., 1]) & (xyd[..., 2] > near)
+    in_frustum = grid.inside(xyd[..., 0], xyd[..., 1]) & (xyd[..., 2] > near)
     if scale is None:
-        return shown
+        return in_frustum
     height, width = size = grid.level_size(scale)
     if min(size) < 1:
         raise ValueError(f"visible_points: image of {cameras.image_size} pixels has no cell at scale {scale}")
-    pair = shown.view(-1).nonzero()[:, 0]  # view * n + point
+    pair = in_frustum.view(-1).nonzero()[:, 0]  # camera * n + point
     x, y, depth = xyd.view(-1, 3).index_select(0, pair).unbind(-1)
     row, column = grid.cells(x, y, scale, size)
     if grid.overflows(scale, size):
-        held = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        pair, depth, row, column = (t[held] for t in (pair, depth, row, column))
+        kept = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        pair, depth, row, column = (t[kept] for t in (pair, depth, row, column))
     cell = (pair // max(len(xyz_world), 1) * height + row) * width + column
     nearest = depth.new_full((len(cameras) * height * width,), torch.inf).scatter_reduce_(0, cell, depth, "amin")
-    seen = torch.zeros_like(shown)
-    seen.view(-1)[pair[depth == nearest[cell]]] = True
-    return seen
-
-
-# ----------------------------------------------------------------------
-# Does a cloud lie where the cameras look? Asked once per scene, on a sample, before work starts on it.
+    visible = torch.zeros_like(in_frustum)
+    visible.view(-1)[pair[depth == nearest[cell]]] = True
+    return visible
 
 
 _SAMPLE = 20_000
@@ -57,11 +55,11 @@ _SAMPLE = 20_000
 
 @dataclass(frozen=True)
 class Coverage:
-    """Shares of a cloud, in 0..1.
+    """Fractions of a cloud, 0..1.
 
     Attributes:
-        seen: points inside at least one image and beyond the near plane.
-        largest_cut: over the cameras, the largest share of the points before a camera and inside its image that the near plane removes.
+        seen: points in at least one view frustum.
+        largest_cut: maximum over the cameras of the fraction of points in front of the camera and inside its image that the near plane removes.
     """
 
     seen: float
@@ -69,7 +67,10 @@ class Coverage:
 
 
 def cloud_coverage(xyz_world: Float[Tensor, "n 3"], cameras: Iterable[Cameras], near: float, rule: PixelConvention) -> Coverage:
-    """Coverage of a cloud by single cameras. Large clouds are sampled evenly; when a sample is seen by none, the whole cloud is asked."""
+    """Coverage of a cloud by cameras (one per item), without occlusion.
+
+    Large clouds are sampled evenly; the whole cloud is used if no point of the sample is seen. Without cameras both fractions are 0.
+    """
     step = max(1, len(xyz_world) // _SAMPLE)
     sample = xyz_world[::step]
     seen = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
@@ -78,17 +79,17 @@ def cloud_coverage(xyz_world: Float[Tensor, "n 3"], cameras: Iterable[Cameras], 
     for camera in listed:
         grid = PixelGrid(rule, camera.image_size)
         x, y, depth = grid.normalise(camera.to(sample.device), sample)[0].unbind(-1)
-        before = grid.inside(x, y) & (depth > 0)
-        beyond = before & (depth > near)
-        seen |= beyond
-        if before.any():
-            largest_cut = max(largest_cut, 1 - beyond.sum().item() / before.sum().item())
+        in_image = grid.inside(x, y) & (depth > 0)
+        in_frustum = in_image & (depth > near)
+        seen |= in_frustum
+        if in_image.any():
+            largest_cut = max(largest_cut, 1 - in_frustum.sum().item() / in_image.sum().item())
     if step > 1 and not seen.any():
-        return Coverage(_any_seen(xyz_world, listed, near, rule), largest_cut)
+        return Coverage(_first_coverage(xyz_world, listed, near, rule), largest_cut)
     return Coverage(seen.float().mean().item(), largest_cut)
 
 
-def _any_seen(xyz_world: Float[Tensor, "n 3"], cameras: list[Cameras], near: float, rule: PixelConvention) -> float:
+def _first_coverage(xyz_world: Float[Tensor, "n 3"], cameras: list[Cameras], near: float, rule: PixelConvention) -> float:
     for camera in cameras:
         grid = PixelGrid(rule, camera.image_size)
         x, y, depth = grid.normalise(camera.to(xyz_world.device), xyz_world)[0].unbind(-1)

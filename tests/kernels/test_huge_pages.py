@@ -1,4 +1,4 @@
-"""Tables in huge pages are tensors like others."""
+"""Tables in huge pages."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from npbgpp.kernels.huge_pages import empty_table
 
 
 @pytest.mark.parametrize("rows", [0, 10, 100_000])
-def test_a_table_is_a_tensor_like_others(rows):
+def test_table_is_an_ordinary_tensor(rows):
     table = empty_table(rows, 84, "cpu")
     assert table.shape == (rows, 84) and table.dtype == torch.float32 and table.is_contiguous()
     table.fill_(2.0)
@@ -17,7 +17,7 @@ def test_a_table_is_a_tensor_like_others(rows):
     assert part.sum() == 2.0 * 84 * (rows // 2)
 
 
-def test_memory_that_was_not_written_to_is_not_taken():
+def test_memory_is_committed_on_write():
     before = _resident()
     table = empty_table(1 << 20, 84, "cpu")
     assert _resident() - before < 20 * 2**20
@@ -25,7 +25,7 @@ def test_memory_that_was_not_written_to_is_not_taken():
     assert _resident() - before < 40 * 2**20
 
 
-def test_a_system_without_huge_pages_gives_usual_memory(monkeypatch):
+def test_systems_without_huge_pages(monkeypatch):
     class Memory:
         def __init__(self, *arguments, **settings):
             pass

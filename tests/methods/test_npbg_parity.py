@@ -14,7 +14,7 @@ from npbgpp.geometry.point_cloud import PointCloud, write_ply
 from npbgpp.methods.npbg import NPBG, NPBGSettings
 from npbgpp.metrics import ImageMetrics
 from npbgpp.nets.unet import NPBGPlusPlusUNet
-from npbgpp.points.feature_pyramid import NearestScatterRasterizer, RGBConverter
+from npbgpp.points.feature_pyramid import FeaturePyramid, RGBConverter
 from npbgpp.points.sparse_optim import SparseRMSprop
 
 from .recorded import close_to_largest, scene_cameras, train
@@ -53,7 +53,7 @@ def build(parity, shared, weights, tmp_path):
             SearchPaths(tmp_path, tmp_path / "run", tmp_path),
             ImageMetrics(),
             NPBGPlusPlusUNet(in_channels=[9] * 5, out_channels=3, filters=[16, 32, 48, 64, 80], padding_mode="reflect"),
-            NearestScatterRasterizer(descriptor_dim=8, learnable=True),
+            FeaturePyramid(descriptor_dim=8, learnable=True),
         )
         assert system.state_dict().keys() == weights.keys()
         system.load_state_dict(weights)

@@ -256,7 +256,7 @@ def test_history_is_erased_between_epochs_only_when_asked(run_here, monkeypatch)
     original = SparseRMSprop.update
 
     def update(self, table, rows, gradient):
-        remembered.append((self.steps, table.history()[0].any().item()))
+        remembered.append((self.steps, table.state()[0].any().item()))
         original(self, table, rows, gradient)
 
     monkeypatch.setattr(SparseRMSprop, "update", update)

@@ -1,4 +1,4 @@
-"""Depth peeling against its plain reference, values and gradients; what it must not get wrong at borders; and its contract."""
+"""Depth peeling against its reference in values and gradients, image borders, and invalid arguments."""
 
 import math
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention
-from npbgpp.kernels.chunks import ChunkedCloud, ProjectionNumbers
+from npbgpp.kernels.chunks import ChunkedCloud, ElementwiseProjection
 from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.kernels.reference import peel_reference
 from npbgpp.points import peeling as module
-from npbgpp.points.feature_pyramid import feature_table, splat
+from npbgpp.points.feature_pyramid import feature_image, feature_table
 from npbgpp.points.peeling import Footprint, peel
 
 FOCAL = 16.0
@@ -26,7 +26,7 @@ def dyadic_camera(image_size: tuple[int, int]) -> Cameras:
 
 
 def dyadic_points(count: int, seed: int, image_size: tuple[int, int]) -> torch.Tensor:
-    """Points around the image, some behind the camera, with exact ties of depth and duplicates."""
+    """Points around the image, some behind the camera, with exact depth ties and duplicates."""
     g = torch.Generator().manual_seed(seed)
     height, width = image_size
     z = 2.0 ** torch.randint(-1, 3, (count,), generator=g)
@@ -69,18 +69,18 @@ FOOTPRINTS = [
     st.sampled_from([math.inf, 1.0, 0.25]),
 )
 def test_equals_reference(seed, count, height, width, layers, footprint, gap):
-    """Indices and depths, and values and gradients of feature images made of them, the default feature's too."""
+    """Indices, depths, and values and gradients of the feature images, background included."""
     size = (height, width)
     points, camera = dyadic_points(count, seed, size), dyadic_camera(size)
-    found = peel(ChunkedCloud.build(points, block=8), camera, layers, footprint, gap)
+    found = peel(ChunkedCloud.build(points, chunk_size=8), camera, layers, footprint, gap)
     expected = peel_reference(projected(points, camera), size, layers, footprint.near, footprint.far, footprint.max_splat, gap)
     features = torch.randn(count, 3, dtype=torch.float64, requires_grad=True)
     default = torch.randn(1, 3, 1, 1, dtype=torch.float64, requires_grad=True)
     plain_features, plain_default = (t.detach().clone().requires_grad_() for t in (features, default))
     for layer, (index, depth, beyond) in zip(found, expected, strict=True):
         assert torch.equal(layer.index, index) and torch.equal(layer.depth, depth)
-        assert [tuple(place) for place in layer.beyond.nonzero().tolist()] == beyond
-    images = torch.cat([splat(layer.index[None], feature_table(features, default)) for layer in found])[:, :3]
+        assert [tuple(place) for place in layer.closed.nonzero().tolist()] == beyond
+    images = torch.cat([feature_image(layer.index[None], feature_table(features, default)) for layer in found])[:, :3]
     plain = torch.stack(
         [
             torch.stack([plain_features[i] if i >= 0 else plain_default[0, :, 0, 0] for i in index.flatten().tolist()]).T.view(3, *size)
@@ -97,8 +97,8 @@ def test_equals_reference(seed, count, height, width, layers, footprint, gap):
 
 
 @pytest.mark.parametrize("image_size", [(200, 320), (97, 61)])
-def test_one_layer_of_single_pixels_is_the_finest_level_of_the_rasteriser(image_size):
-    """Points at any place, so that both must round alike."""
+def test_one_layer_of_single_pixels_equals_the_rasterizer(image_size):
+    """Random points, so that both must round equally."""
     rotation = torch.linalg.qr(torch.randn(3, 3))[0]
     rotation = rotation * torch.linalg.det(rotation).sign()
     principal = torch.tensor([[image_size[1] / 2 + 0.3, image_size[0] / 2 - 0.7]])
@@ -107,10 +107,10 @@ def test_one_layer_of_single_pixels_is_the_finest_level_of_the_rasteriser(image_
     (level,) = rasterize(cloud, camera, [Level(1.0)], 0.0, PixelConvention.EXACT)
     (layer,) = peel(cloud, camera, 1, Footprint(1.0, 2.0, 0.0))
     assert torch.equal(layer.index, level.index) and torch.equal(layer.depth, level.depth)
-    assert (layer.index >= 0).any() and not layer.beyond.any()
+    assert (layer.index >= 0).any() and not layer.closed.any()
 
 
-def test_layers_of_single_pixels_are_the_points_of_each_pixel_in_order():
+def test_layers_of_single_pixels_are_sorted_by_depth():
     size = (24, 32)
     points, camera = dyadic_points(4000, 3, size), dyadic_camera(size)
     layers = peel(ChunkedCloud.build(points), camera, 6, Footprint(1.0, 2.0, 0.0))
@@ -123,10 +123,10 @@ def test_layers_of_single_pixels_are_the_points_of_each_pixel_in_order():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(FOOTPRINTS), st.integers(2, 8))
-def test_no_point_is_in_two_layers_and_depth_grows(seed, footprint, count):
+def test_layers_are_disjoint_and_depth_increases(seed, footprint, count):
     size = (20, 28)
     points = dyadic_points(300, seed, size)
-    layers = peel(ChunkedCloud.build(points, block=16), dyadic_camera(size), count, footprint)
+    layers = peel(ChunkedCloud.build(points, chunk_size=16), dyadic_camera(size), count, footprint)
     seen: set[int] = set()
     for k, layer in enumerate(layers):
         winners = set(layer.index.flatten().tolist()) - {-1}
@@ -139,8 +139,8 @@ def test_no_point_is_in_two_layers_and_depth_grows(seed, footprint, count):
 
 # ---------------------------------------------------- footprints at the borders
 @pytest.mark.parametrize("image_size", [(8, 12), (12, 8)])
-def test_footprints_reach_every_border(image_size):
-    """A point in each corner pixel covers what of its square is in the image: three by three pixels, cut to two by two."""
+def test_footprints_are_clipped_at_corners(image_size):
+    """The 3x3 square of a point in a corner pixel is clipped to 2x2."""
     height, width = image_size
     corners = [(0.5, 0.5), (width - 0.5, 0.5), (0.5, height - 0.5), (width - 0.5, height - 0.5)]
     points = at_pixels(*((u, v, 1.0) for u, v in corners), image_size=image_size)
@@ -151,12 +151,12 @@ def test_footprints_reach_every_border(image_size):
 
 
 @pytest.mark.parametrize("image_size", [(8, 12), (12, 8)])
-def test_points_beside_the_image_reach_into_it(image_size):
-    """Centres one pixel left of, above, right of and below the image: their squares start or end outside of it."""
+def test_footprints_of_points_outside_reach_into_the_image(image_size):
+    """Centres one pixel left of, above, right of and below the image."""
     height, width = image_size
     middles = [(-0.5, height / 2 + 0.5), (width / 2 + 0.5, -0.5), (width + 0.5, height / 2 + 0.5), (width / 2 + 0.5, height + 0.5)]
     points = at_pixels(*((u, v, 1.0) for u, v in middles), image_size=image_size)
-    (layer,) = peel(ChunkedCloud.build(points, block=1), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 1.0))
+    (layer,) = peel(ChunkedCloud.build(points, chunk_size=1), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 1.0))
     row, column = height // 2, width // 2
     for k, place in enumerate(
         (
@@ -171,29 +171,29 @@ def test_points_beside_the_image_reach_into_it(image_size):
 
 
 @pytest.mark.parametrize("image_size", [(6, 16), (16, 6)])
-def test_every_column_and_row_gives_gradients(image_size):
-    """One point per pixel: each gets the gradient of its own pixel, in wide and in high images."""
+def test_every_pixel_gives_its_gradient(image_size):
+    """One point per pixel gets the gradient of that pixel, in wide and in tall images."""
     height, width = image_size
     points = at_pixels(*((j + 0.5, i + 0.5, 1.0) for i in range(height) for j in range(width)), image_size=image_size)
     (layer,) = peel(ChunkedCloud.build(points), dyadic_camera(image_size), 1, Footprint(1.0, 2.0, 0.0))
     features = torch.zeros(height * width, 1, requires_grad=True)
-    image = splat(layer.index[None], feature_table(features, torch.zeros(1, 1, 1, 1)))[0, 0]
+    image = feature_image(layer.index[None], feature_table(features, torch.zeros(1, 1, 1, 1)))[0, 0]
     weights = torch.arange(1.0, height * width + 1)
     (image.flatten() * weights).sum().backward()
     assert torch.equal(features.grad[:, 0], weights)
 
 
-def test_a_point_gets_the_gradients_of_all_pixels_of_its_footprint():
+def test_gradient_sums_over_the_footprint():
     size = (8, 8)
     (layer,) = peel(ChunkedCloud.build(at_pixels((4.5, 4.5, 1.0), image_size=size)), dyadic_camera(size), 1, Footprint(1.0, 2.0, 1.0))
     feature = torch.zeros(1, 1, requires_grad=True)
-    splat(layer.index[None], feature_table(feature, torch.zeros(1, 1, 1, 1)))[0, 0].sum().backward()
+    feature_image(layer.index[None], feature_table(feature, torch.zeros(1, 1, 1, 1)))[0, 0].sum().backward()
     assert feature.grad.item() == 9
 
 
 # ----------------------------------------------------------------- removal, gaps
-def test_a_point_that_won_anywhere_is_gone_everywhere():
-    """Point 1 wins the pixel left of the others and is hidden elsewhere: the next layer does not show it again, but the one behind it."""
+def test_winning_points_are_removed_from_all_pixels():
+    """Point 1 wins one pixel and is occluded in the others: there the next layer shows the point behind it."""
     size = (8, 8)
     points = at_pixels((4.5, 4.5, 1.0), (3.5, 4.5, 1.5), (4.5, 4.5, 1.75), image_size=size)
     first, second = peel(ChunkedCloud.build(points), dyadic_camera(size), 2, Footprint(1.0, 16.0, 1.0))
@@ -201,13 +201,13 @@ def test_a_point_that_won_anywhere_is_gone_everywhere():
     assert second.index[4, 4] == 2 and not (second.index == 1).any()
 
 
-def test_a_gap_ends_a_pixel():
+def test_a_gap_closes_a_pixel():
     size = (4, 4)
     points = at_pixels((1.5, 1.5, 1.0), (1.5, 1.5, 1.5), (1.5, 1.5, 3.0), (1.5, 1.5, 3.25), image_size=size)
     layers = peel(ChunkedCloud.build(points), dyadic_camera(size), 4, Footprint(1.0, 2.0, 0.0), gap=1.0)
     assert [int(layer.index[1, 1]) for layer in layers] == [0, 1, -1, -1]
-    assert [bool(layer.beyond[1, 1]) for layer in layers] == [False, False, True, True]
-    assert sum(int(layer.beyond.sum()) for layer in layers) == 2
+    assert [bool(layer.closed[1, 1]) for layer in layers] == [False, False, True, True]
+    assert sum(int(layer.closed.sum()) for layer in layers) == 2
     assert [int(layer.index[1, 1]) for layer in peel(ChunkedCloud.build(points), dyadic_camera(size), 4, Footprint(1.0, 2.0, 0.0))] == [
         0,
         1,
@@ -217,28 +217,28 @@ def test_a_gap_ends_a_pixel():
 
 
 # -------------------------------------------------------------------------- work
-def test_later_layers_project_nothing_and_draw_what_is_left(monkeypatch):
+def test_later_layers_reuse_projections_of_the_remaining_points(monkeypatch):
     applied, drawn = [], []
-    apply, nearest = ProjectionNumbers.apply, module._nearest
-    monkeypatch.setattr(ProjectionNumbers, "apply", lambda self, xyz, out: (applied.append(len(xyz[0])), apply(self, xyz, out))[1])
+    apply, nearest = ElementwiseProjection.apply, module._nearest
+    monkeypatch.setattr(ElementwiseProjection, "apply", lambda self, xyz, out: (applied.append(len(xyz[0])), apply(self, xyz, out))[1])
     monkeypatch.setattr(
         module, "_nearest", lambda pieces, *rest: (drawn.append(sum(len(p.keys) for p in pieces)), nearest(pieces, *rest))[1]
     )
     size = (32, 32)
     xy = torch.rand(40_000, 2) * 40 - 20
-    cloud = ChunkedCloud.build(torch.cat([xy, torch.rand(40_000, 1) + 4], 1), block=64)
+    cloud = ChunkedCloud.build(torch.cat([xy, torch.rand(40_000, 1) + 4], 1), chunk_size=64)
     layers = peel(cloud, dyadic_camera(size), 4, Footprint(4.0, 8.0, 1.0))
     assert 0 < sum(applied[1:]) < 0.15 * len(cloud)  # the camera sees a twenty-fifth of the cloud; the first are the corners of all blocks
     for before, after, layer in zip(drawn, drawn[1:], layers, strict=False):
         assert after == before - len(set(layer.index.flatten().tolist()) - {-1})
 
 
-def test_empty_clouds_points_behind_and_wrong_arguments():
+def test_empty_clouds_points_behind_and_invalid_arguments():
     size = (8, 8)
     camera, footprint = dyadic_camera(size), Footprint(1.0, 2.0, 1.0)
     for points in (torch.zeros(0, 3), torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]])):
         layers = peel(ChunkedCloud.build(points), camera, 3, footprint)
-        assert all((layer.index == -1).all() and layer.depth.isinf().all() and not layer.beyond.any() for layer in layers)
+        assert all((layer.index == -1).all() and layer.depth.isinf().all() and not layer.closed.any() for layer in layers)
     some = ChunkedCloud.build(torch.ones(1, 3))
     with pytest.raises(ValueError, match="at least one layer"):
         peel(some, camera, 0, footprint)
@@ -248,7 +248,7 @@ def test_empty_clouds_points_behind_and_wrong_arguments():
         peel(some, camera, 1, Footprint(2.0, 2.0, 1.0))
 
 
-def test_chosen_rows_keep_their_numbers():
+def test_subsets_keep_row_indices():
     size = (8, 8)
     points = at_pixels((4.5, 4.5, 1.0), (4.5, 4.5, 1.5), (4.5, 4.5, 1.75), image_size=size)
     cloud = ChunkedCloud.build(points, rows=torch.tensor([1, 2]))

@@ -1,4 +1,4 @@
-"""The lazy RMSprop against torch's dense one."""
+"""Sparse optimizers against the dense ones of torch."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ STEPS = 200
 
 
 def random_step(step: int, generator: torch.Generator, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Rows and gradients of each table in one step; row 0 is seen at the first and the last step only, the last row never."""
+    """Rows and gradients of each table in one step; row 0 only in the first and the last step, the last row never."""
     parts = []
     for size in SIZES:
         share = torch.rand((), generator=generator).item() ** 3  # few rows in most steps, so that many steps are missed
@@ -32,7 +32,7 @@ def start(dtype: torch.dtype) -> tuple[list[SparseParameter], list[Tensor]]:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_same_trajectory_as_dense_rmsprop_with_zero_gradients(dtype, tolerance):
-    """Tables share one step counter; after ``forget`` the lazy one continues like a dense one made anew."""
+    """Parameters share one step counter; ``reset_state`` corresponds to a new dense optimizer."""
     generator = torch.Generator().manual_seed(1)
     tables, parameters = start(dtype)
     begins = [table.values.clone() for table in tables]
@@ -41,7 +41,7 @@ def test_same_trajectory_as_dense_rmsprop_with_zero_gradients(dtype, tolerance):
         dense = torch.optim.RMSprop(parameters, lr=0.01)
         lazy.steps = 0
         for table in tables:
-            table.forget()
+            table.reset_state()
         for step in range(STEPS):
             lazy.begin_step()
             for (rows, gradient), table, parameter in zip(random_step(step, generator, dtype), tables, parameters, strict=True):
@@ -57,8 +57,8 @@ def test_same_trajectory_as_dense_rmsprop_with_zero_gradients(dtype, tolerance):
     )
 
 
-def test_a_table_that_joins_late_has_no_history():
-    """A scene that is opened at step 100 starts like a parameter whose gradient was zero until then."""
+def test_parameters_added_later_start_without_state():
+    """A scene added at step 100 behaves like a parameter whose gradient was zero until then."""
     values, gradient = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
     parameter = values.clone().requires_grad_()
     dense, lazy, table = torch.optim.RMSprop([parameter], lr=0.1), SparseRMSprop(0.1, steps=99), SparseParameter(values.clone())
@@ -69,12 +69,12 @@ def test_a_table_that_joins_late_has_no_history():
     torch.testing.assert_close(table.values, parameter.detach(), rtol=1e-12, atol=1e-12)
 
 
-def test_forgetting_a_long_history():
-    """The step counter starts anew, and steps counted before must not be taken for a time to come."""
+def test_reset_after_many_steps():
+    """The step counter restarts; earlier values of ``last_step`` must not exceed it."""
     table, lazy = SparseParameter(torch.zeros(3, 2)), SparseRMSprop(0.1, steps=100_000)
     lazy.begin_step()
     lazy.update(table, torch.arange(3), torch.ones(3, 2))
-    table.forget()
+    table.reset_state()
     table.values.zero_()
     lazy.steps = 0
     lazy.begin_step()
@@ -82,7 +82,7 @@ def test_forgetting_a_long_history():
     torch.testing.assert_close(table.values, torch.full((3, 2), -1.0), rtol=1e-5, atol=0)
 
 
-def test_rows_outside_the_step_are_not_touched():
+def test_other_rows_are_unchanged():
     table, lazy = SparseParameter(torch.randn(50, 4)), SparseRMSprop(0.1)
     for _ in range(3):
         lazy.begin_step()
@@ -99,7 +99,7 @@ def test_rows_outside_the_step_are_not_touched():
         assert (now[rows] != then[rows]).all()
 
 
-def test_calls_within_a_step_add_up_to_one():
+def test_updates_of_disjoint_rows_equal_one_update():
     whole, split = (SparseParameter(torch.ones(6, 2)) for _ in range(2))
     gradient = torch.randn(6, 2)
     optimizers = [SparseRMSprop(0.1), SparseRMSprop(0.1)]
@@ -113,7 +113,7 @@ def test_calls_within_a_step_add_up_to_one():
         assert torch.equal(getattr(whole, name), getattr(split, name))
 
 
-def test_no_rows_change_nothing():
+def test_update_of_no_rows():
     table, lazy = SparseParameter(torch.randn(5, 2)), SparseRMSprop(0.1)
     values = table.values.clone()
     lazy.begin_step()
@@ -123,7 +123,7 @@ def test_no_rows_change_nothing():
 
 # ---------------------------------------------------------------------- Adam
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_row_adam_is_adam_where_every_row_is_seen(weight_decay):
+def test_sparse_adam_equals_adam_if_all_rows_are_updated(weight_decay):
     start = torch.randn(7, 3)
     table, dense = SparseParameter(start.clone()), torch.nn.Parameter(start.clone())
     rows_adam, adam = SparseAdam(0.01, weight_decay), torch.optim.Adam([dense], lr=0.01, weight_decay=weight_decay)
@@ -136,7 +136,7 @@ def test_row_adam_is_adam_where_every_row_is_seen(weight_decay):
     torch.testing.assert_close(table.values, dense.detach())
 
 
-def test_row_adam_leaves_rows_alone_that_a_step_does_not_see():
+def test_sparse_adam_leaves_other_rows_unchanged():
     table, adam = SparseParameter(torch.randn(5, 2)), SparseAdam(0.1, 0.5)
     adam.update(table, torch.tensor([3, 0]), torch.randn(2, 2))
     before = table.values.clone()

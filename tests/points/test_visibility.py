@@ -1,8 +1,7 @@
-"""Which points photos show: what must hold for any cloud, a loop over cells, and the recordings of the authors' code.
+"""Visibility and coverage: properties, a reference loop over cells, and recordings of the authors' code.
 
-Of the recordings, ``variant`` 1 (a point is visible or not) is what NPBG++ uses and what is compared; ``variant`` 0, a soft score that falls with the
-distance to the nearest point of the cell, has no counterpart here.
-"""
+The recordings with ``variant`` 1 (binary visibility, used by NPBG++) are compared; ``variant`` 0, a soft score that decreases with the
+distance to the nearest point of the cell, is not implemented."""
 
 import math
 
@@ -14,14 +13,15 @@ from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
-from npbgpp.points.visibility import visible_points
+from npbgpp.points import visibility as module
+from npbgpp.points.visibility import cloud_coverage, visible_points
 
 SIZE = (24, 40)
 NEAR = 1.0
 
 
 def two_cameras() -> Cameras:
-    """Looking along z, the second from the side and nearer."""
+    """One camera along z and a nearer one from the side."""
     turn = torch.tensor([[0.9, 0.1], [-0.1, 0.9]]).div(math.hypot(0.9, 0.1))
     R = torch.eye(3).repeat(2, 1, 1)
     R[1, 0, ::2], R[1, 2, ::2] = turn[0], turn[1]
@@ -34,7 +34,7 @@ def cloud(points: int = 3000) -> Tensor:
 
 
 def by_loop(xyz: Tensor, cameras: Cameras, scale: float, rule: PixelConvention) -> Tensor:
-    """Point by point: visible if no point of its cell is nearer."""
+    """Reference loop: a point is visible if no point of its cell is nearer."""
     grid = PixelGrid(rule, cameras.image_size)
     height, width = grid.level_size(scale)
     seen = torch.zeros(len(cameras), len(xyz), dtype=torch.bool)
@@ -53,7 +53,7 @@ def by_loop(xyz: Tensor, cameras: Cameras, scale: float, rule: PixelConvention) 
 
 @pytest.mark.parametrize("rule", PixelConvention)
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.3])
-def test_the_nearest_of_a_cell_is_seen(rule, scale):
+def test_nearest_point_of_a_cell_is_visible(rule, scale):
     xyz = cloud(600)
     found = visible_points(xyz, two_cameras(), scale, NEAR, rule)
     assert found.any(1).all() and not found.all()
@@ -61,7 +61,7 @@ def test_the_nearest_of_a_cell_is_seen(rule, scale):
 
 
 @pytest.mark.parametrize("rule", PixelConvention)
-def test_a_point_behind_another_is_hidden_until_cells_no_longer_count(rule):
+def test_point_behind_another_is_occluded_unless_scale_is_none(rule):
     camera = two_cameras()[0]
     xyz = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, -5.0], [9.0, 0.0, 0.0], [0.0, 0.0, -2.0]])
     assert visible_points(xyz, camera, 1.0, NEAR, rule).tolist() == [[True, False, False, False, False, False]]
@@ -71,7 +71,7 @@ def test_a_point_behind_another_is_hidden_until_cells_no_longer_count(rule):
 
 
 @pytest.mark.parametrize("rule", PixelConvention)
-def test_cameras_and_the_order_of_points_do_not_matter_to_each_other(rule):
+def test_visibility_is_independent_of_other_cameras_and_point_order(rule):
     xyz, cameras, order = cloud(), two_cameras(), torch.randperm(3000)
     both = visible_points(xyz, cameras, 0.5, NEAR, rule)
     assert torch.equal(both, torch.cat([visible_points(xyz, cameras[k], 0.5, NEAR, rule) for k in range(2)]))
@@ -82,14 +82,14 @@ def test_cameras_and_the_order_of_points_do_not_matter_to_each_other(rule):
 
 @pytest.mark.parametrize("rule", PixelConvention)
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_it_agrees_with_the_rasteriser(rule, scale):
+def test_visibility_agrees_with_the_rasterizer(rule, scale):
     xyz, cameras = cloud(), two_cameras()
     for k in range(2):
         index = rasterize(ChunkedCloud.build(xyz), cameras[k], [Level(scale)], NEAR, rule)[0].index
         assert torch.equal(visible_points(xyz, cameras[k], scale, NEAR, rule)[0].nonzero()[:, 0], index[index >= 0].sort().values)
 
 
-def test_no_points_and_no_cells():
+def test_empty_cloud_and_empty_depth_buffer():
     assert visible_points(torch.zeros(0, 3), two_cameras(), 1.0, NEAR, PixelConvention.EXACT).shape == (2, 0)
     with pytest.raises(ValueError, match="no cell at scale 0.01"):
         visible_points(cloud(), two_cameras(), 0.01, NEAR, PixelConvention.EXACT)
@@ -97,7 +97,7 @@ def test_no_points_and_no_cells():
 
 @pytest.mark.parametrize(("scale", "masked"), [(1.0, True), (0.5, True), (0.25, True), (0.125, True), (1.0, False), (0.25, False)])
 def test_recorded_visibility(parity, scale, masked):
-    """Points were recorded as the authors' coordinates: a camera with focal length 1 sees them there. Those that are not valid do not exist."""
+    """Points are recorded in normalised coordinates, which a camera with focal length 1 reproduces; invalid points are left out."""
     recorded = parity("b_pixels_visibility.pt")
     (case,) = [c for c in recorded["visibility"] if (c["scale"], c["variant"], c["use_mask"]) == (scale, 1, masked)]
     ndc = recorded["vis_ndc_points" if masked else "ndc_points_in"]
@@ -111,3 +111,45 @@ def test_recorded_visibility(parity, scale, masked):
         found = torch.zeros_like(case["score"][k])
         found[kept] = visible_points(points, camera, scale, 0.0, PixelConvention.AUTHORS)[0].float()
         assert torch.equal(found, case["score"][k])
+
+
+# ------------------------------------------------------------------ coverage
+
+
+CAMERA = Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[32.0, 32.0]]), torch.tensor([[32.0, 32.0]]), (64, 64))
+BACK = Cameras(torch.diag(torch.tensor([-1.0, 1.0, -1.0]))[None], torch.zeros(1, 3), CAMERA.focal_length, CAMERA.principal_point, (64, 64))
+
+
+@pytest.mark.parametrize("rule", PixelConvention)
+def test_coverage_of_an_example(rule):
+    before_near = [[0.0, 0.0, 0.5]] * 3
+    seen = [[0.1, 0.0, 2.0]] * 5
+    beside = [[9.0, 0.0, 2.0]] * 4
+    behind = [[0.0, 0.0, -2.0]] * 8
+    points = torch.tensor(before_near + seen + beside + behind)
+    found = cloud_coverage(points, [CAMERA], 1.0, rule)
+    assert found.seen == pytest.approx(5 / 20) and found.largest_cut == pytest.approx(3 / 8)
+    both = cloud_coverage(points, [CAMERA, BACK], 1.0, rule)
+    assert both.seen == pytest.approx(13 / 20) and both.largest_cut == pytest.approx(3 / 8)
+
+
+def test_coverage_without_visible_points_or_cameras():
+    points = torch.tensor([[0.0, 0.0, -2.0], [0.0, 0.0, -3.0]])
+    found = cloud_coverage(points, [CAMERA], 1.0, PixelConvention.EXACT)
+    assert found.seen == 0 and found.largest_cut == 0
+    assert cloud_coverage(points, [], 1.0, PixelConvention.EXACT).seen == 0
+
+
+def test_coverage_behind_the_near_plane():
+    found = cloud_coverage(torch.tensor([[0.0, 0.0, 0.4]]), [CAMERA], 1.0, PixelConvention.EXACT)
+    assert found.seen == 0 and found.largest_cut == 1
+    assert cloud_coverage(torch.tensor([[0.0, 0.0, 0.4]]), [CAMERA], 0.1, PixelConvention.EXACT).seen == 1
+
+
+def test_coverage_of_sampled_clouds_finds_single_visible_points(monkeypatch):
+    monkeypatch.setattr(module, "_SAMPLE", 10)
+    points = torch.full((100, 3), -2.0)
+    points[37] = torch.tensor([0.0, 0.0, 2.0])  # not in the sample
+    assert cloud_coverage(points, [CAMERA], 1.0, PixelConvention.EXACT).seen == pytest.approx(1 / 100)
+    half = torch.where(torch.arange(100)[:, None] < 50, torch.tensor([0.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, -2.0]))
+    assert cloud_coverage(half, [CAMERA], 1.0, PixelConvention.EXACT).seen == pytest.approx(0.5)

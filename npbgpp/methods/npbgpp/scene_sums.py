@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from npbgpp.kernels import empty_table, in_threads, thread_count
+from npbgpp.kernels import empty_table, map_in_threads, thread_count
 from npbgpp.nets import Aggregator
 
 _CPU_POINTS = 1 << 14  # of an update or a solve: what is computed of them is much larger than they are, and stays in the cache
@@ -48,7 +48,7 @@ class SceneSums:
     def add_view(self, points: Int[Tensor, " v"], observe: Callable[[Int[Tensor, " w"]], Float[Tensor, "w s"]]) -> None:
         """Adds what one view shows of some points, which must not repeat. ``observe`` says what it shows of a part of them."""
         parts = points.split(_at_once(points.device))
-        for part, observed in zip(parts, in_threads(observe, parts, points.device), strict=True):
+        for part, observed in zip(parts, map_in_threads(observe, parts, points.device), strict=True):
             self.add(part, observed)
 
     @torch.no_grad()
@@ -86,6 +86,6 @@ class SceneSums:
 
         # a share for each lane, so that none waits for another before the end
         starts, lanes = range(0, self._seen, at_once), thread_count(self._table.device)
-        for _ in in_threads(solve, [starts[lane::lanes] for lane in range(lanes)], self._table.device):
+        for _ in map_in_threads(solve, [starts[lane::lanes] for lane in range(lanes)], self._table.device):
             pass
         return seen

@@ -24,7 +24,7 @@ from npbgpp.metrics import ImageMetrics
 from npbgpp.nets import Aggregator, IdentityExtractor, UNet
 from npbgpp.points import (
     CLOUD_KEY,
-    NearestScatterRasterizer,
+    FeaturePyramid,
     ResidentScene,
     SparseParameter,
     Visible,
@@ -101,7 +101,7 @@ class NPBGPlusPlus(PointSystem):
         search_paths: SearchPaths,
         metrics: ImageMetrics,
         refiner: nn.Module,
-        rasterizer: NearestScatterRasterizer,
+        rasterizer: FeaturePyramid,
         feature_extractor: UNet | IdentityExtractor,
         aggregator: Aggregator,
     ) -> None:
@@ -331,7 +331,7 @@ class NPBGPlusPlus(PointSystem):
             target, compare, mask = self.compared(batch)
             with torch.no_grad():
                 features = self.feature_extractor(batch.target.image).float()
-            pyramid = self.rasterizer.of_image(features, None if mask is None else mask >= 0.5, corrupt=True)
+            pyramid = self.rasterizer.from_image(features, None if mask is None else mask >= 0.5, corrupt=True)
             image = self.refiner(pyramid)[:, :3]
             terms["rgb_reg_loss"] = (torch.where(compare, image, target) - target).abs().mean()
         return terms

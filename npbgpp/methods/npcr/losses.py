@@ -11,7 +11,7 @@ from npbgpp.data import Scene
 from npbgpp.errors import InputError
 from npbgpp.losses import RGBAPerceptualLoss, ssim_loss
 from npbgpp.nets import find_backbone
-from npbgpp.points import MOST_LAYERS
+from npbgpp.points import MAX_LAYERS
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class NPCRSettings:
                 f"system.layers: expected a number, or numbers by the epoch they begin with, the first of them 0 (such as {{0: 1, 20: 4}}), got {self.layers}"
             )
         for count in schedule.values():
-            if not 1 <= count <= MOST_LAYERS:
-                raise InputError(f"system.layers: expected 1 to {MOST_LAYERS} layers, got {count}")
+            if not 1 <= count <= MAX_LAYERS:
+                raise InputError(f"system.layers: expected 1 to {MAX_LAYERS} layers, got {count}")
 
     def layers_at(self, epoch: int) -> int:
         """Layers that are drawn in an epoch of the training."""

@@ -32,10 +32,10 @@ from npbgpp.points import (
     SparseAdam,
     clipped,
     cloud_coverage,
+    feature_image,
     feature_table,
     gather_visible,
     peel,
-    splat,
 )
 from npbgpp.volume import over
 
@@ -211,7 +211,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
             maps = [torch.stack([layer.index for layer in layer_of_views]) for layer_of_views in zip(*peeled, strict=True)]
             gathered = gather_visible(maps, scenes, self.tables.residents, learn)
             images = self._features(gathered, cameras)
-        beyond = torch.stack([torch.stack([layer.beyond for layer in layers]) for layers in peeled])
+        beyond = torch.stack([torch.stack([layer.closed for layer in layers]) for layers in peeled])
         drawn = self.network(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
         layers = torch.cat([drawn[:, :, :3], drawn[:, :, 3:].masked_fill(beyond[:, :, None], 0.0)], 2)
         return Drawn(over(layers), layers, torch.stack([layers_of_view[0].depth for layers_of_view in peeled]), gathered)
@@ -231,7 +231,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         directions = directions.permute(0, 3, 1, 2)
         layers = []
         for rows in gathered.rows:
-            image = splat(rows, table)
+            image = feature_image(rows, table)
             layers.append(torch.cat([image[:, :-1], directions * image[:, -1:]], 1))
         return torch.stack(layers, 1)
 

@@ -1,4 +1,4 @@
-"""The packed rasteriser against the plain reference, and its contract."""
+"""The rasterizer against its reference, and invalid arguments."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ PYRAMID = [Level(1.0), Level(0.5), Level(0.25), Level(0.125), Level(0.0625)]
 
 
 def dyadic_camera(image_size: tuple[int, int], rule: PixelConvention) -> Cameras:
-    """Identity pose and power-of-two intrinsics: projections of dyadic points are exact in float32, so both rasterisers see the same numbers."""
+    """Identity pose and power-of-two intrinsics: projections of dyadic points are exact in float32, so both rasterizers get the same values."""
     if rule is PixelConvention.EXACT:
         height, width = image_size
         return Cameras(
@@ -39,9 +39,9 @@ def cloud(n: int, seed: int, spread: float = 1.4) -> torch.Tensor:
 @pytest.mark.parametrize("image_size", [(64, 64), (48, 80), (97, 61), (33, 40)])
 @pytest.mark.parametrize("levels", [[*PYRAMID, Level(0.5, 2), Level(0.3)], PYRAMID[:3], [Level(0.5)]], ids=["any", "nested", "half"])
 def test_equals_reference(rule, image_size, levels, monkeypatch):
-    monkeypatch.setattr(module, "_CPU_CHUNK", 512)  # several chunks and bound updates on a small cloud
+    monkeypatch.setattr(module, "_CPU_BATCH", 512)  # several chunks and bound updates on a small cloud
     points, camera = cloud(6000, seed=1), dyadic_camera(image_size, rule)
-    fragments = rasterize(ChunkedCloud.build(points, block=32), camera, levels, 1.0, rule)
+    fragments = rasterize(ChunkedCloud.build(points, chunk_size=32), camera, levels, 1.0, rule)
     xyd = PixelGrid(rule, image_size).normalise(camera, points)[0]
     for level, found in zip(levels, fragments, strict=True):
         index, depth = rasterize_reference(xyd, image_size, level.scale, level.supersampling, 1.0, rule is PixelConvention.AUTHORS)
@@ -51,7 +51,7 @@ def test_equals_reference(rule, image_size, levels, monkeypatch):
 
 
 @pytest.mark.parametrize("image_size", [(64, 64), (97, 61)])
-def test_no_point_asks_for_its_cell_where_levels_nest(image_size, monkeypatch):
+def test_nested_levels_need_no_slot_table(image_size, monkeypatch):
     camera, looked_up, look_up = dyadic_camera(image_size, PixelConvention.EXACT), [], torch.index_select
     monkeypatch.setattr(torch, "index_select", lambda source, *rest, **out: (looked_up.append(source), look_up(source, *rest, **out))[1])
     grids = {}
@@ -63,15 +63,15 @@ def test_no_point_asks_for_its_cell_where_levels_nest(image_size, monkeypatch):
 
 
 def test_few_points_are_ambiguous(monkeypatch):
-    """Almost all points take the short cut (that both ways give the right result is shown above)."""
+    """Most points are drawn once for all levels."""
     waiting, drawn = [], []
-    original = module._Canvas._lower
+    original = module._Canvas._scatter
     monkeypatch.setattr(
-        module._Canvas, "_lower", lambda self, buffer, xy, *rest: (drawn.append(xy.shape[1]), original(self, buffer, xy, *rest))[1]
+        module._Canvas, "_scatter", lambda self, buffer, xy, *rest: (drawn.append(xy.shape[1]), original(self, buffer, xy, *rest))[1]
     )
-    level = module._Canvas._lower_level
+    level = module._Canvas._scatter_level
     monkeypatch.setattr(
-        module._Canvas, "_lower_level", lambda self, k, xy, *rest: (waiting.append(xy.shape[1]), level(self, k, xy, *rest))[1]
+        module._Canvas, "_scatter_level", lambda self, k, xy, *rest: (waiting.append(xy.shape[1]), level(self, k, xy, *rest))[1]
     )
     points = torch.cat([torch.rand(60_000, 2) * 2 - 1, torch.rand(60_000, 1) * 4 + 4], 1)
     rasterize(ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.AUTHORS), PYRAMID, 1.0, PixelConvention.AUTHORS)
@@ -81,24 +81,24 @@ def test_few_points_are_ambiguous(monkeypatch):
     assert not waiting
 
 
-def test_work_grows_with_what_is_visible(monkeypatch):
+def test_invisible_chunks_are_culled(monkeypatch):
     """A camera that sees a small part of a cloud projects a small part of it."""
     seen, original = [], module._Canvas._project
     monkeypatch.setattr(
         module._Canvas, "_project", lambda self, cloud, part, *rest: (seen.append(len(part)), original(self, cloud, part, *rest))[1]
     )
     points = torch.cat([torch.rand(50_000, 2) * 40 - 20, torch.full((50_000, 1), 4.0)], 1)
-    cloud = ChunkedCloud.build(points, block=64)
+    cloud = ChunkedCloud.build(points, chunk_size=64)
     rasterize(cloud, dyadic_camera((32, 32), PixelConvention.AUTHORS), PYRAMID, 1.0, PixelConvention.AUTHORS)
     assert 0 < sum(seen) < 0.1 * cloud.index.shape[0]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(17, 70), st.integers(17, 70), st.sampled_from(list(PixelConvention)))
-def test_order_of_points_and_chunking_do_not_matter(seed, height, width, rule):
+def test_result_is_independent_of_point_order_and_chunks(seed, height, width, rule):
     points, camera = cloud(800, seed), dyadic_camera((height, width), rule)
     levels = [Level(s) for s in (1.0, 0.5, 0.25)]
-    whole = rasterize(ChunkedCloud.build(points, block=16), camera, levels, 1.0, rule)
+    whole = rasterize(ChunkedCloud.build(points, chunk_size=16), camera, levels, 1.0, rule)
     permutation = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
     shuffled = rasterize(ChunkedCloud.build(points[permutation]), camera, levels, 1.0, rule)
     for a, b in zip(whole, shuffled, strict=True):
@@ -109,8 +109,8 @@ def test_order_of_points_and_chunking_do_not_matter(seed, height, width, rule):
 
 @pytest.mark.parametrize("rule", PixelConvention)
 @pytest.mark.parametrize("image_size", [(512, 512), (363, 480), (200, 725)])
-def test_points_at_any_place_equal_one_pass_per_level(rule, image_size):
-    """Coordinates that are not exact in float32, many of them near borders: the refined grid against every level on its own."""
+def test_random_points_equal_one_pass_per_level(rule, image_size):
+    """Coordinates that are not exact in float32, many near cell borders: the refined grid against separate levels."""
     height, width = image_size
     rotation = torch.linalg.qr(torch.randn(3, 3))[0]
     rotation = rotation * torch.linalg.det(rotation).sign()
@@ -139,7 +139,7 @@ def test_points_at_any_place_equal_one_pass_per_level(rule, image_size):
         assert torch.equal(found.index, expected)
 
 
-def test_ties_near_plane_and_index_beyond_float32():
+def test_ties_near_plane_and_large_indices():
     camera = dyadic_camera((16, 16), PixelConvention.AUTHORS)
     two = torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, 2.0], [0.0, 0.0, 2.0], [0.3, 0.0, 1.0], [-0.3, 0.0, 1.0001]])
     found = rasterize(ChunkedCloud.build(two), camera, [Level(1.0)], 1.0, PixelConvention.AUTHORS)[0]
@@ -151,7 +151,7 @@ def test_ties_near_plane_and_index_beyond_float32():
     assert found.index.max() == 2**24 + 1
 
 
-def test_exact_levels_are_minima_of_two_by_two_blocks():
+def test_exact_levels_are_minima_of_2x2_cells():
     points, camera = cloud(3000, 5), dyadic_camera((64, 64), PixelConvention.EXACT)
     fine, coarse = rasterize(ChunkedCloud.build(points), camera, PYRAMID[:2], 1.0, PixelConvention.EXACT)
     blocks = fine.depth.unfold(0, 2, 2).unfold(1, 2, 2).amin((-1, -2))
@@ -171,7 +171,7 @@ def test_empty_clouds_and_errors():
 
 @pytest.mark.parametrize("case", range(2))
 def test_recorded_index_pyramids(parity, case):
-    """Point index per pixel at five scales, recorded from the authors' code; must match exactly."""
+    """Point index per pixel at five scales, equal to the authors' code."""
     scene, recorded = parity("h0_scene.pt"), parity("h4_npbg.pt")[("plain", "aligned")[case]]
     height, width = recorded["raster_size"]
     for k in range(2):
