@@ -22,7 +22,7 @@ from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.huge_pages import empty_table
 from npbgpp.methods.npbgpp.input_views import sample_features
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
-from npbgpp.nets.aggregation import PointDirections, Sphere
+from npbgpp.nets.aggregation import PointDirections, SphereAggregator
 
 BASIS, CHANNELS, SIZE, SHARE = 6, 8, 512, 0.14
 VIEWS = 8  # added before the update of another view is timed
@@ -43,7 +43,7 @@ class Inputs:
     def __init__(self, count: int) -> None:
         torch.manual_seed(0)
         self.xyz, self.features = surface_cloud(count), torch.rand(CHANNELS, SIZE, SIZE)
-        self.aggregator = Sphere(descriptor_dim=CHANNELS, m=BASIS).requires_grad_(False)
+        self.aggregator = SphereAggregator(descriptor_dim=CHANNELS, m=BASIS).requires_grad_(False)
         self.views = [self.view(0.26 * k, torch.rand(count) < SHARE) for k in range(VIEWS)]
 
     @staticmethod
@@ -71,7 +71,7 @@ class Ours:
         self.sums.add_view(view.points, observe)
 
     def solve(self) -> Tensor:
-        """Mean and beta of every point."""
+        """MeanAggregator and beta of every point."""
         coefficients = empty_table(self.count, self.inputs.aggregator.coefficients, "cpu")
         self.sums.solve_into(coefficients)
         return coefficients
@@ -116,7 +116,7 @@ class Dense:
         self.crossed = self.crossed + (a[:, :, None] * y[:, None]).flatten(1)
 
     def solve(self, cholesky: bool = False) -> Tensor:
-        """Mean and beta of every point, by the inverse or by the library's Cholesky solve."""
+        """MeanAggregator and beta of every point, by the inverse or by the library's Cholesky solve."""
         seen = self.seen.clamp_min(1.0)
         self.mean = self.y / seen
         left = (self.gram.view(-1, BASIS, BASIS) + self.alpha.diag()) / seen[:, :, None]

@@ -1,6 +1,6 @@
-"""Scores of rendered images against photographs: PSNR, SSIM, LPIPS.
+"""Image metrics: PSNR, SSIM and LPIPS of RGB images, of moving pixels, and of images with a matte.
 
-Symbols: images are RGB, (b, 3, h, w), in [0, 1]. Scores are per image; averaging is left to whoever collects them.
+Symbols: images are RGB, (b, 3, h, w), in [0, 1]. All scores are per image.
 """
 
 import math
@@ -13,24 +13,22 @@ import lpips
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from npbgpp.errors import InputError
 from npbgpp.losses import SSIM_MIN_SIDE, ssim, ssim_map
 from npbgpp.nets import find_backbone, read_backbone
 
 PSNR_CAP_DB = 100.0
-"""PSNR of equal images, and the largest one reported: infinity is no number in JSON. It means a root mean square error of 1e-5."""
+"""Upper limit of PSNR, reported for equal images (JSON has no infinity): a root mean square error of 1e-5."""
 
 LPIPS_MIN_SIDE = 16
-"""Shortest image side in pixels for LPIPS: four poolings halve it."""
-
-_ORIGINAL_BORDER = 5
+"""Shortest image side for LPIPS, pixels: four poolings halve it."""
 
 
 @dataclass(frozen=True)
 class ImageScores:
-    """Scores of one image: `psnr` in dB (at most `PSNR_CAP_DB`), `ssim` in [-1, 1], `lpips` from 0 (equal), None without its backbone."""
+    """Scores of one image: `psnr` in dB (at most `PSNR_CAP_DB`), `ssim` in [-1, 1], `lpips` from 0 (equal images); None without the backbone."""
 
     psnr: float
     ssim: float
@@ -39,7 +37,7 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class MetricProtocol:
-    """How the scores of a run were computed, in words, to be stored beside them; `margin` in pixels."""
+    """Description of the metrics, stored with the scores; `margin` in pixels."""
 
     psnr: str
     ssim: str
@@ -49,27 +47,27 @@ class MetricProtocol:
 
 
 class ImageMetrics:
-    """PSNR, SSIM and LPIPS of image pairs under one fixed protocol, computed where the renderings are.
+    """PSNR, SSIM and LPIPS of image pairs, computed on the device of the renderings.
 
-    Both images lose `image_margin` pixels on every side, the rendering is clamped to [0, 1]. Then per image:
+    `image_margin` pixels are cropped from every side of both images, and the rendering is clamped to [0, 1]. Then per image:
 
     * PSNR: -10 log10(MSE), at most `PSNR_CAP_DB`.
-    * SSIM: `npbgpp.losses.ssim`, the range is 1 and the whole map counts. The released NPBG++ took the range from the batch, so that the
-      score of an image depended on the others, and left out a border; `ssim_original` does that.
-    * LPIPS: Zhang et al. 2018, version 0.1 on the VGG-16 trunk. None without the weights of the trunk; `lpips_status` then says why.
+    * SSIM: `npbgpp.losses.ssim` with data range 1. The released NPBG++ took the data range from the batch and excluded a border of 5 pixels, so its numbers
+      differ slightly.
+    * LPIPS: Zhang et al. 2018, version 0.1 on VGG-16; None without the weights of VGG-16, `lpips_status` has the reason.
 
-    The class is no `nn.Module`, so that the weights of LPIPS stay out of checkpoints.
+    Not an `nn.Module`, so that the weights of LPIPS stay out of checkpoints.
     """
 
     def __init__(self, lpips_backbone: str | Path | None = None, image_margin: int = 0) -> None:
-        """Load the LPIPS backbone if it is on this machine.
+        """Load the LPIPS backbone if its weights are found.
 
         Args:
-            lpips_backbone: weight file of VGG-16; None looks into the torch hub cache, and without a file there LPIPS is not available.
-            image_margin: pixels cut from each side before scoring.
+            lpips_backbone: weight file of VGG-16; None searches the torch hub cache, and LPIPS is not available if there is none.
+            image_margin: pixels cropped from each side.
 
         Raises:
-            InputError: a negative margin; a given backbone file that does not exist; a backbone file that holds something else.
+            InputError: a negative margin, a given backbone file that does not exist, or a file with other weights.
         """
         if image_margin < 0:
             raise InputError(f"image_margin: expected a number of pixels of at least 0, got {image_margin}")
@@ -86,7 +84,7 @@ class ImageMetrics:
             self.lpips_status = f"VGG-16 trunk from {path.name}, heads v0.1 of the lpips package"
 
     def protocol(self) -> MetricProtocol:
-        """What these scores mean, for the file that stores them."""
+        """Description of these metrics."""
         return MetricProtocol(
             psnr=f"-10 log10(mse), capped at {PSNR_CAP_DB:g} dB",
             ssim="11x11 gaussian, sigma 1.5, range 1",
@@ -100,17 +98,17 @@ class ImageMetrics:
         """Scores of each pair, in the order of the batch.
 
         Raises:
-            InputError: too few pixels are left inside the margin, or an image holds values that are not finite.
+            InputError: too few pixels inside the margin, or values that are not finite.
         """
-        ours, wanted = self._prepare(rendering, "rendering").clamp(0, 1), self._prepare(target.to(rendering.device), "target")
-        psnr = peak_signal_noise_ratio(ours, wanted, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=PSNR_CAP_DB)
-        distances: Sequence[float | None] = [None] * len(ours)
+        rendering, target = self._prepare(rendering, "rendering").clamp(0, 1), self._prepare(target.to(rendering.device), "target")
+        psnr = peak_signal_noise_ratio(rendering, target, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=PSNR_CAP_DB)
+        distances: Sequence[float | None] = [None] * len(rendering)
         if self._lpips is not None:
             try:
-                distances = _distances(self._lpips, ours.float(), wanted.float())
+                distances = _lpips_distances(self._lpips, rendering.float(), target.float())
             except torch.OutOfMemoryError:  # some kilobytes per pixel
-                distances = _distances(self._lpips, ours.float().cpu(), wanted.float().cpu())
-        return tuple(map(ImageScores, psnr.tolist(), ssim(ours, wanted).tolist(), distances))
+                distances = _lpips_distances(self._lpips, rendering.float().cpu(), target.float().cpu())
+        return tuple(map(ImageScores, psnr.tolist(), ssim(rendering, target).tolist(), distances))
 
     def _prepare(self, images: Float[Tensor, "b 3 h w"], name: str) -> Float[Tensor, "b 3 h2 w2"]:
         height, width = images.shape[-2:]
@@ -125,46 +123,29 @@ class ImageMetrics:
             raise InputError(
                 f"{name}: expected finite pixel values, got {bad} of {inner.numel()} that are not; check the weights and the input"
             )
-        # CUDA may round float32 convolutions to TF32, which spoils the variances in SSIM; on a CPU float64 takes 25 times as long.
+        # CUDA may round float32 convolutions to TF32, too coarse for the variances in SSIM; on a CPU float64 takes 25 times as long
         return inner.to(torch.float64 if inner.device.type == "cuda" else torch.float32)
 
 
-def ssim_original(rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """SSIM of each image as the released NPBG++ computed it (torchmetrics 0.5.1), to compare with published numbers.
-
-    Differs from `npbgpp.losses.ssim` twice: the data range is the larger of (max - min of all renderings) and (max - min of all targets) of
-    the BATCH, and the map loses a border of 5 px. Where every image of the batch is constant the range is 0 and the result not a number.
-
-    Raises:
-        InputError: images of 10 px or less on a side, of which nothing is left.
-    """
-    height, width = rendering.shape[-2:]
-    if min(height, width) <= 2 * _ORIGINAL_BORDER:
-        raise InputError(f"ssim_original: expected images larger than 10x10 pixels, got {height}x{width}; use larger images")
-    _, similarity = structural_similarity_index_measure(rendering, target, data_range=None, reduction="none", return_full_image=True)
-    inner = slice(_ORIGINAL_BORDER, -_ORIGINAL_BORDER)
-    return similarity[..., inner, inner].mean(dim=(1, 2, 3))
-
-
-def _distances(network: lpips.LPIPS, ours: Float[Tensor, "b 3 h w"], wanted: Float[Tensor, "b 3 h w"]) -> list[float]:
-    """LPIPS of each pair, in full precision, whatever the device prefers."""
-    with torch.inference_mode(False):  # weights that are moved while it lasts could not be moved again afterwards
-        network.to(ours.device)
-    with torch.autocast(ours.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return network(ours, wanted, normalize=True).flatten().tolist()
+def _lpips_distances(network: lpips.LPIPS, rendering: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> list[float]:
+    """LPIPS of each pair in float32, without autocast and TF32."""
+    with torch.inference_mode(False):  # parameters moved in inference mode could not be moved again outside of it
+        network.to(rendering.device)
+    with torch.autocast(rendering.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return network(rendering, target, normalize=True).flatten().tolist()
 
 
 def _load_lpips(backbone: Path) -> lpips.LPIPS:
-    # Built on the meta device: a random trunk is never in memory and no random number is drawn.
+    # on the meta device: allocates no random weights and draws no random numbers
     with torch.device("meta"), warnings.catch_warnings():
-        # lpips calls torchvision with arguments of older versions
+        # lpips calls torchvision with deprecated arguments
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
         network = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
     heads = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth", map_location="cpu", weights_only=True)
     features = read_backbone(backbone, "vgg16")
-    # keys of the trunk are sliceS.N.weight, N counts the layers across the slices
+    # keys of the trunk are sliceS.N.weight with N counted across the slices
     trunk = {f"net.{key}": features[key.partition(".")[2]] for key in network.net.state_dict()}
-    # not strict: the heads are registered twice in the network and named once in their file
+    # not strict: the heads are registered twice in the network but stored once
     network.load_state_dict({**trunk, **heads}, strict=False, assign=True)
     assert not any(tensor.is_meta for tensor in network.state_dict().values())
     return network.requires_grad_(False).eval()
@@ -172,8 +153,8 @@ def _load_lpips(backbone: Path) -> lpips.LPIPS:
 
 @dataclass(frozen=True)
 class MovingScores:
-    """Scores of one image of a video: `psnr_dynamic` (dB) and `ssim_dynamic` of the pixels that move, None where none does; `ssim_legacy` is
-    (1 + SSIM) / 2 of the whole image, which nsff_pl calls SSIM."""
+    """Scores of one image of a video: `psnr_dynamic` (dB) and `ssim_dynamic` of the moving pixels, None without any; `ssim_legacy` is (1 + SSIM) / 2 of the
+    whole image, the SSIM of nsff_pl."""
 
     psnr_dynamic: float | None
     ssim_dynamic: float | None
@@ -182,22 +163,18 @@ class MovingScores:
 
 @torch.no_grad()
 def moving_scores(rendering: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"], moving: Bool[Tensor, "h w"]) -> MovingScores:
-    """Scores of the pixels that move; the windows of their SSIM also show what is around them.
+    """Scores of the moving pixels; the SSIM windows extend beyond them.
 
     Raises:
-        InputError: an image side that is shorter than `SSIM_MIN_SIDE`.
+        InputError: an image side shorter than `SSIM_MIN_SIDE`.
     """
     similarity = ssim_map(rendering.clamp(0, 1)[None], target[None])[0]
-    whole = similarity.mean().item()
+    whole_image = similarity.mean().item()
     if not moving.any():
-        return MovingScores(None, None, (1 + whole) / 2)
+        return MovingScores(None, None, (1 + whole_image) / 2)
     error = ((rendering.clamp(0, 1) - target) ** 2)[:, moving].double().mean()
     psnr = min(PSNR_CAP_DB, -10 * math.log10(max(error.item(), 1e-300)))
-    return MovingScores(psnr, similarity[:, moving].mean().item(), (1 + whole) / 2)
-
-
-# ----------------------------------------------------------------------
-# Scores of renderings with a matte: of the four channels, of the matte alone, and of the colours over several backgrounds.
+    return MovingScores(psnr, similarity[:, moving].mean().item(), (1 + whole_image) / 2)
 
 
 BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5), "white": (1.0, 1.0, 1.0)}
@@ -205,13 +182,13 @@ BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5), "white": (1.0,
 
 @dataclass(frozen=True)
 class MatteScores:
-    """Scores of one rendering.
+    """Scores of one RGBA rendering.
 
     Attributes:
-        psnr_rgba: of the four channels together, dB, at most ``PSNR_CAP_DB``.
-        matte_mse: mean squared difference of the opacities.
-        matte_sad: sum of their absolute differences, in thousands of pixels, as matting benchmarks count it.
-        over: scores of the colours over each of ``BACKGROUNDS``.
+        psnr_rgba: PSNR of the four channels, dB, at most ``PSNR_CAP_DB``.
+        matte_mse: mean squared error of the matte.
+        matte_sad: sum of absolute differences of the matte, in thousands of pixels, as in matting benchmarks.
+        over: scores of the colours composited over each of ``BACKGROUNDS``.
     """
 
     psnr_rgba: float
@@ -221,22 +198,22 @@ class MatteScores:
 
 
 def composite_over(rgba: Float[Tensor, "*b 4 h w"], background: tuple[float, float, float]) -> Float[Tensor, "*b 3 h w"]:
-    """Colours with a background behind them."""
-    behind = rgba.new_tensor(background)[:, None, None]
-    return rgba[..., :3, :, :] + (1 - rgba[..., 3:, :, :]) * behind
+    """Composites premultiplied RGBA images over a background colour."""
+    colour = rgba.new_tensor(background)[:, None, None]
+    return rgba[..., :3, :, :] + (1 - rgba[..., 3:, :, :]) * colour
 
 
 @torch.no_grad()
 def matte_scores(metrics: ImageMetrics, rendering: Float[Tensor, "4 h w"], target: Float[Tensor, "4 h w"]) -> MatteScores:
-    """Scores of one rendering, cut to [0, 1], under the protocol of ``metrics``; pixels in its margin do not count."""
+    """Scores of one premultiplied rendering, clamped to [0, 1], inside the margin of ``metrics``."""
     margin = metrics.protocol().margin
-    ours, wanted = (image.double().clamp(0, 1) for image in (rendering, target))
-    inner = (..., slice(margin, ours.shape[1] - margin), slice(margin, ours.shape[2] - margin))
-    difference = ours[inner] - wanted[inner]
+    rendering, target = (image.double().clamp(0, 1) for image in (rendering, target))
+    inner = (..., slice(margin, rendering.shape[1] - margin), slice(margin, rendering.shape[2] - margin))
+    difference = rendering[inner] - target[inner]
     mse = difference.square().mean().clamp_min(10 ** (-PSNR_CAP_DB / 10))
     over = {}
     for name, colour in BACKGROUNDS.items():
-        (over[name],) = metrics(composite_over(ours, colour)[None].float(), composite_over(wanted, colour)[None].float())
+        (over[name],) = metrics(composite_over(rendering, colour)[None].float(), composite_over(target, colour)[None].float())
     return MatteScores(
         psnr_rgba=float(-10 * torch.log10(mse)),
         matte_mse=float(difference[3].square().mean()),

@@ -1,4 +1,4 @@
-"""Losses: limits and hand numbers first, then the VGG losses against a plain re-computation with random weights."""
+"""Losses: limits, examples, and the VGG losses against a reference with random weights."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from npbgpp.errors import InputError
 from npbgpp.losses import VGGLoss, dice_loss, dice_score, downscaled_l1, ssim, ssim_loss
@@ -23,7 +24,7 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def vgg19_state() -> dict[str, Tensor]:
-    """Random VGG-19 convolutions, half precision, scaled so that activations keep their size from layer to layer."""
+    """Random VGG-19 convolutions in half precision, scaled to keep the magnitude of activations."""
     generator = torch.Generator().manual_seed(3)
     state, channels, index = {}, 3, 0
     for entry in VGG19_PLAN:
@@ -45,7 +46,7 @@ def vgg_loss(vgg19_state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFa
 
 
 def plain_activations(state: dict[str, Tensor], image: Tensor) -> dict[int, Tensor]:
-    """Every activation of the network for one image, layer by layer, float64."""
+    """All activations of the network for one image, in float64."""
     mean = torch.tensor([103.939, 116.779, 123.680], dtype=torch.float64)
     x = 255 * image.double() - mean[:, None, None]
     outputs: dict[int, Tensor] = {}
@@ -75,26 +76,26 @@ def plain_gram(features: Tensor, mask: Tensor | None = None) -> Tensor:
 # --- L1 -----------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_l1_factor_1_is_the_mean_absolute_difference() -> None:
+def test_l1_of_factor_1_is_plain_l1() -> None:
     a, b = images(2, 3, 7, 9), images(2, 3, 7, 9, seed=1)
     torch.testing.assert_close(downscaled_l1(a, b, 1), (a - b).abs().mean())
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_l1_even_factor_averages_the_two_middle_pixels_of_every_cell(factor: int) -> None:
+def test_l1_of_even_factors_samples_cell_centres(factor: int) -> None:
     a, b = images(2, 3, 8, 16), images(2, 3, 8, 16, seed=1)
     middle = slice(factor // 2 - 1, factor // 2 + 1)
     cells = (a - b).reshape(2, 3, 8 // factor, factor, 16 // factor, factor)[:, :, :, middle, :, middle]
     torch.testing.assert_close(downscaled_l1(a, b, factor), cells.mean(dim=(3, 5)).abs().mean())
 
 
-def test_l1_odd_sizes_are_sampled_at_the_centres_of_stretched_cells() -> None:
+def test_l1_of_sizes_that_the_factor_does_not_divide() -> None:
     ramp = torch.arange(7.0).expand(1, 3, 7, 7)
     # 7 columns in 3 cells of 7/3: the centres are at 7/6, 21/6, 35/6 in edge coordinates, 0.5 less as pixel indices
     assert downscaled_l1(ramp, torch.zeros_like(ramp), 2).item() == pytest.approx((7 / 6 + 21 / 6 + 35 / 6) / 3 - 0.5)
 
 
-def test_l1_is_a_distance_with_finite_gradients() -> None:
+def test_l1_is_symmetric_with_finite_gradients() -> None:
     a, b = images(1, 3, 12, 12).requires_grad_(), images(1, 3, 12, 12, seed=1)
     assert downscaled_l1(a, a, 4) == 0
     assert downscaled_l1(a, b, 4) == downscaled_l1(b, a, 4)
@@ -105,7 +106,7 @@ def test_l1_is_a_distance_with_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize("factor", [0, -1, 9])
-def test_l1_refuses_factors_without_meaning(factor: int) -> None:
+def test_l1_refuses_invalid_factors(factor: int) -> None:
     with pytest.raises(InputError, match=rf"from 1 to 8 for 8x10 images, got {factor}"):
         downscaled_l1(images(1, 3, 8, 10), images(1, 3, 8, 10), factor)
 
@@ -123,12 +124,12 @@ def test_ssim_of_equal_images_is_1_and_symmetric_and_batched() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 48), (11, 7), (6, 6)])
-def test_ssim_loss_equals_the_library(size) -> None:
-    """The fast window of the loss against the library's, values and gradients."""
+def test_ssim_equals_torchmetrics(size) -> None:
+    """Values per image and gradients."""
     a, b = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True), torch.rand(2, 3, *size, dtype=torch.float64)
-    fast, plain = ssim_loss(a, b), 1 - ssim(a, b).mean()
-    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(torch.autograd.grad(fast, a)[0], torch.autograd.grad(plain, a)[0], rtol=1e-6, atol=1e-9)
+    found, expected = ssim(a, b), structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), a)[0], torch.autograd.grad(expected.sum(), a)[0], rtol=1e-6, atol=1e-9)
 
 
 def test_ssim_of_constant_images_is_the_luminance_term() -> None:
@@ -168,14 +169,14 @@ def test_ssim_gradients_are_finite(kind: str) -> None:
         assert ssim_loss(closer, target) < ssim_loss(rendering, target)
 
 
-def test_ssim_images_smaller_than_the_window() -> None:
+def test_ssim_of_small_images() -> None:
     small = images(1, 3, 6, 6)
     torch.testing.assert_close(ssim(small, small), torch.ones(1))
     with pytest.raises(InputError, match="at least 6x6 pixels, got 5x30"):
         ssim_loss(images(1, 3, 5, 30), images(1, 3, 5, 30))
 
 
-def test_ssim_is_not_weakened_by_mixed_precision() -> None:
+def test_ssim_ignores_autocast() -> None:
     a = images(1, 3, 16, 16)
     b = (a + 0.05 * images(1, 3, 16, 16, seed=1)).clamp(0, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -195,7 +196,7 @@ def test_dice_limits() -> None:
         assert dice_loss(mask, target).item() == pytest.approx(-math.log(1e-10), rel=1e-5)
 
 
-def test_dice_by_hand_and_mean_over_images() -> None:
+def test_dice_of_an_example() -> None:
     mask = torch.tensor([[0.5, 1.0], [0.0, 0.0]]).view(1, 1, 2, 2)
     target = torch.tensor([[1.0, 1.0], [1.0, 0.0]]).view(1, 1, 2, 2)
     assert dice_score(mask, target).item() == pytest.approx(2 * 1.5 / (1.25 + 3))
@@ -215,7 +216,7 @@ def test_dice_gradient_raises_the_overlap() -> None:
 # --- VGG ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_vgg_content_equals_the_plain_sum_over_layers(vgg_loss: VGGLoss, vgg19_state: dict[str, Tensor]) -> None:
+def test_vgg_content_equals_reference(vgg_loss: VGGLoss, vgg19_state: dict[str, Tensor]) -> None:
     a, b = images(2, 3, 19, 16), images(2, 3, 19, 16, seed=1)
     expected = 0.0
     for image_a, image_b in zip(a, b, strict=True):
@@ -224,7 +225,7 @@ def test_vgg_content_equals_the_plain_sum_over_layers(vgg_loss: VGGLoss, vgg19_s
     assert vgg_loss(a, b).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_vgg_plan_is_that_of_torchvision() -> None:
+def test_vgg_layers_are_those_of_torchvision() -> None:
     with torch.device("meta"):
         layers = torchvision.models.vgg19(weights=None).features
     pools = [index for index, layer in enumerate(layers) if isinstance(layer, torch.nn.MaxPool2d)]
@@ -250,7 +251,7 @@ def test_vgg_channel_order_matters(vgg_loss: VGGLoss) -> None:
     assert vgg_loss(a, b) != vgg_loss(a.flip(1), b.flip(1))
 
 
-def test_vgg_stops_at_the_deepest_layer_and_computes_nothing_twice(vgg_loss: VGGLoss) -> None:
+def test_vgg_stops_at_the_deepest_layer_used(vgg_loss: VGGLoss) -> None:
     calls: list[int] = []
     hooks = [layer.register_forward_hook(lambda *_, index=index: calls.append(index)) for index, layer in enumerate(vgg_loss.layers)]
     a, b = images(1, 3, 16, 16), images(1, 3, 16, 16, seed=1)
@@ -265,7 +266,7 @@ def test_vgg_stops_at_the_deepest_layer_and_computes_nothing_twice(vgg_loss: VGG
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_vgg_style_terms_equal_the_plain_definition(vgg_loss: VGGLoss, vgg19_state: dict[str, Tensor], masked: bool) -> None:
+def test_vgg_style_terms_equal_reference(vgg_loss: VGGLoss, vgg19_state: dict[str, Tensor], masked: bool) -> None:
     rendering, target, style = images(2, 3, 32, 32), images(2, 3, 32, 32, seed=1), images(1, 3, 20, 24, seed=2)
     mask = torch.zeros(2, 1, 32, 32)
     mask[0, :, 4:30, :20] = 1  # the second image has no pixel left at any layer
@@ -299,7 +300,7 @@ def test_vgg_style_properties(vgg_loss: VGGLoss) -> None:
     assert gradient.abs().sum() > 0
 
 
-def test_vgg_is_frozen_reads_dicts_and_leaves_random_state(vgg_loss: VGGLoss, vgg19_state: dict[str, Tensor]) -> None:
+def test_vgg_is_frozen_reads_state_dicts_and_keeps_the_random_state(vgg_loss: VGGLoss, vgg19_state: dict[str, Tensor]) -> None:
     before = torch.get_rng_state()
     from_dict = VGGLoss(vgg19_state)
     assert torch.equal(torch.get_rng_state(), before)

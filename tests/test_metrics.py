@@ -1,4 +1,4 @@
-"""Image scores: analytic values and invariances, LPIPS with random weights, then the recordings of the released code."""
+"""Image metrics: analytic values and invariances, LPIPS with random weights, mattes, and recordings of the released code."""
 
 import dataclasses
 import json
@@ -7,15 +7,17 @@ import warnings
 from pathlib import Path
 
 import lpips
+import numpy as np
 import pytest
 import torch
 import torchvision
+from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from npbgpp import metrics as metrics_module
 from npbgpp.errors import InputError
-from npbgpp.losses import ssim
-from npbgpp.metrics import PSNR_CAP_DB, ImageMetrics, moving_scores, ssim_original
+from npbgpp.losses import ssim, ssim_map
+from npbgpp.metrics import BACKGROUNDS, PSNR_CAP_DB, ImageMetrics, composite_over, matte_scores, moving_scores
 
 from .pretend_gpu import pretended_gpu
 
@@ -32,7 +34,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def trunk_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random convolutions of VGG-16, half precision, scaled so that activations keep their size from layer to layer."""
+    """Random VGG-16 convolutions in half precision, scaled to keep the magnitude of activations."""
     with torch.device("meta"):
         shapes = torchvision.models.vgg16(weights=None).features.state_dict()
     generator = torch.Generator().manual_seed(5)
@@ -61,7 +63,7 @@ def test_psnr_of_a_constant_error(error: float) -> None:
     assert scores.psnr == pytest.approx(-20 * math.log10(error), abs=3e-3)
 
 
-def test_equal_images_have_the_capped_psnr_and_scores_are_json() -> None:
+def test_psnr_of_equal_images_is_capped() -> None:
     image = images(1, 3, 12, 12)
     (scores,) = ImageMetrics()(image, image)
     assert scores.psnr == PSNR_CAP_DB == 100
@@ -69,7 +71,7 @@ def test_equal_images_have_the_capped_psnr_and_scores_are_json() -> None:
     assert json.loads(json.dumps(dataclasses.asdict(scores), allow_nan=False))["lpips"] is None
 
 
-def test_batched_equals_looped_and_other_images_do_not_matter() -> None:
+def test_scores_are_independent_of_the_batch() -> None:
     a, b = images(3, 3, 14, 17), images(3, 3, 14, 17, seed=1)
     b[2] *= 0.1
     together = ImageMetrics()(a, b)
@@ -80,7 +82,7 @@ def test_batched_equals_looped_and_other_images_do_not_matter() -> None:
         assert scores.ssim == pytest.approx(alone.ssim, rel=1e-5)
 
 
-def test_scores_are_symmetric_and_fall_with_noise() -> None:
+def test_scores_are_symmetric_and_decrease_with_noise() -> None:
     target, noise = 0.25 + 0.5 * images(1, 3, 16, 16), images(1, 3, 16, 16, seed=1) - 0.5
     (little,), (much,), (swapped,) = (
         ImageMetrics()(*p) for p in ((target + 0.1 * noise, target), (target + 0.3 * noise, target), (target, target + 0.1 * noise))
@@ -97,7 +99,7 @@ def test_rendering_is_clamped() -> None:
     assert scores.psnr == PSNR_CAP_DB
 
 
-def test_margin_is_cut_from_every_side() -> None:
+def test_margin_is_cropped_from_every_side() -> None:
     a, b = images(2, 3, 20, 24), images(2, 3, 20, 24, seed=1)
     assert ImageMetrics(image_margin=4)(a, b) == ImageMetrics()(a[..., 4:-4, 4:-4], b[..., 4:-4, 4:-4])
     spoiled = a.clone()
@@ -106,12 +108,12 @@ def test_margin_is_cut_from_every_side() -> None:
 
 
 @pytest.mark.parametrize("margin", [8, 10, 11, 100])
-def test_margin_that_leaves_too_little_is_refused(margin: int) -> None:
+def test_too_large_margin_is_refused(margin: int) -> None:
     with pytest.raises(InputError, match=rf"at least 6x6 pixels inside image_margin={margin}, got an image of 20x30"):
         ImageMetrics(image_margin=margin)(images(1, 3, 20, 30), images(1, 3, 20, 30))
 
 
-def test_negative_margin_and_values_that_are_not_finite_are_refused() -> None:
+def test_negative_margin_and_non_finite_values_are_refused() -> None:
     with pytest.raises(InputError, match=r"image_margin: .* got -1"):
         ImageMetrics(image_margin=-1)
     good, bad = images(1, 3, 8, 8), images(1, 3, 8, 8)
@@ -122,7 +124,7 @@ def test_negative_margin_and_values_that_are_not_finite_are_refused() -> None:
         ImageMetrics()(good, bad)
 
 
-def test_protocol_is_told_in_words() -> None:
+def test_protocol() -> None:
     protocol = dataclasses.asdict(ImageMetrics(image_margin=3).protocol())
     assert protocol.keys() == {"psnr", "ssim", "lpips", "margin", "range"}
     assert protocol["margin"] == 3
@@ -131,7 +133,7 @@ def test_protocol_is_told_in_words() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the pretended device would take the place of the GPU for the rest of the process")
-def test_scores_are_computed_where_the_renderings_are(metrics: ImageMetrics) -> None:
+def test_scores_are_computed_on_the_device_of_the_renderings(metrics: ImageMetrics) -> None:
     rendering, target = images(2, 3, 32, 40), images(2, 3, 32, 40, seed=1)
     expected = metrics(rendering, target)
     with pretended_gpu() as device:
@@ -144,21 +146,21 @@ def test_scores_are_computed_where_the_renderings_are(metrics: ImageMetrics) -> 
 # --- LPIPS --------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_lpips_is_found_on_the_cpu_where_a_device_is_too_small(metrics: ImageMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_falls_back_to_the_cpu_if_memory_runs_out(metrics: ImageMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1)
-    expected, distances, devices = metrics(*pair), metrics_module._distances, []
+    expected, distances, devices = metrics(*pair), metrics_module._lpips_distances, []
 
-    def short_of_memory(network, ours, wanted):
-        devices.append(ours.device.type)
+    def out_of_memory(network, rendering, target):
+        devices.append(rendering.device.type)
         if len(devices) == 1:
             raise torch.OutOfMemoryError
-        return distances(network, ours, wanted)
+        return distances(network, rendering, target)
 
-    monkeypatch.setattr(metrics_module, "_distances", short_of_memory)
+    monkeypatch.setattr(metrics_module, "_lpips_distances", out_of_memory)
     assert metrics(*pair) == expected and devices == ["cpu", "cpu"]
 
 
-def test_lpips_without_its_backbone_is_none_and_says_why(empty_cache: Path) -> None:
+def test_lpips_without_backbone_is_none_with_a_reason(empty_cache: Path) -> None:
     metrics = ImageMetrics()
     (scores,) = metrics(images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1))
     assert scores.lpips is None
@@ -166,7 +168,7 @@ def test_lpips_without_its_backbone_is_none_and_says_why(empty_cache: Path) -> N
     assert "system.lpips_weights=PATH" in metrics.lpips_status
 
 
-def test_lpips_backbone_in_the_cache_is_found(empty_cache: Path, trunk_file: Path, metrics: ImageMetrics) -> None:
+def test_lpips_finds_its_backbone_in_the_cache(empty_cache: Path, trunk_file: Path, metrics: ImageMetrics) -> None:
     empty_cache.mkdir(parents=True)
     (empty_cache / "vgg16-397923af.pth").symlink_to(trunk_file)
     cached = ImageMetrics()
@@ -175,7 +177,7 @@ def test_lpips_backbone_in_the_cache_is_found(empty_cache: Path, trunk_file: Pat
     assert cached(*pair) == metrics(*pair)
 
 
-def test_given_lpips_backbone_that_is_absent_or_foreign_is_refused(tmp_path: Path) -> None:
+def test_missing_and_other_lpips_backbones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"system\.lpips_weights"):
         ImageMetrics(lpips_backbone=tmp_path / "absent.pth")
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "foreign.pth")
@@ -200,7 +202,7 @@ def test_lpips_is_zero_for_equal_images_and_grows_with_noise(metrics: ImageMetri
     assert 0 < little < much
 
 
-def test_lpips_equals_the_package_with_the_same_weights_copied_in(trunk_file: Path, metrics: ImageMetrics) -> None:
+def test_lpips_equals_the_package(trunk_file: Path, metrics: ImageMetrics) -> None:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
@@ -217,53 +219,31 @@ def test_lpips_equals_the_package_with_the_same_weights_copied_in(trunk_file: Pa
     assert [scores.lpips for scores in metrics(a, b)] == pytest.approx(expected, rel=1e-5)
 
 
-def test_lpips_refuses_images_smaller_than_its_network(metrics: ImageMetrics) -> None:
+def test_lpips_refuses_small_images(metrics: ImageMetrics) -> None:
     with pytest.raises(InputError, match="at least 16x16 pixels"):
         metrics(images(1, 3, 15, 20), images(1, 3, 15, 20))
 
 
-def test_mixed_precision_does_not_change_scores(metrics: ImageMetrics) -> None:
+def test_scores_ignore_autocast(metrics: ImageMetrics) -> None:
     pair = images(1, 3, 16, 16), images(1, 3, 16, 16, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = metrics(*pair)
     assert mixed == metrics(*pair)
 
 
-# --- the SSIM of the released code --------------------------------------------------------------------------------------------------------
-
-
-def test_original_ssim_differs_by_range_and_border_only() -> None:
-    a, b = images(1, 3, 21, 21), images(1, 3, 21, 21, seed=1)
-    a[0, 0, 10, 10], b[0, 0, 10, 10] = 0, 1
-    a[0, 0, 10, 11], b[0, 0, 10, 11] = 1, 0
-    # range 1 now; windows of the inner 11x11 pixels lie inside the image, so mirroring it by hand changes nothing in them
-    wide = torch.nn.functional.pad(torch.cat([a, b]), (5, 5, 5, 5), mode="reflect")
-    assert ssim_original(wide[:1], wide[1:]).item() == pytest.approx(ssim(a, b).item(), abs=1e-5)
-
-
-def test_original_ssim_depends_on_the_batch_and_ours_does_not() -> None:
-    dark = 0.2 * images(1, 3, 16, 16), 0.2 * images(1, 3, 16, 16, seed=1)
-    bright = images(1, 3, 16, 16, seed=2), images(1, 3, 16, 16, seed=3)
-    both = tuple(torch.cat(pair) for pair in zip(dark, bright, strict=True))
-    assert ssim_original(*both)[0].item() > ssim_original(*dark).item() + 0.01
-    assert ssim(*both)[0].item() == pytest.approx(ssim(*dark).item(), abs=1e-6)
-
-
-def test_original_ssim_refuses_images_without_an_inside() -> None:
-    with pytest.raises(InputError, match="larger than 10x10 pixels, got 10x30"):
-        ssim_original(images(1, 3, 10, 30), images(1, 3, 10, 30))
-
-
 def test_recorded_psnr_and_ssim(shared: Path) -> None:
     recorded = torch.load(shared / "parity" / "j_third_party_semantics.pt", weights_only=True)["metrics"]
     scores = ImageMetrics()(recorded["pred"], recorded["target"])
     torch.testing.assert_close(torch.tensor([s.psnr for s in scores]), recorded["psnr_per_image"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(ssim_original(recorded["pred"], recorded["target"]), recorded["ssim_per_image"], rtol=1e-5, atol=1e-6)
-    assert recorded["ssim_map_shape"] == [2, 3, 27 - 10, 41 - 10]
+    # the released code takes the data range from the batch and leaves out a border of 5 pixels; scaling the images scales the range
+    data_range = max((images.max() - images.min()).item() for images in (recorded["pred"], recorded["target"]))
+    inner = ssim_map(recorded["pred"] / data_range, recorded["target"] / data_range)[..., 5:-5, 5:-5]
+    assert list(inner.shape) == recorded["ssim_map_shape"]
+    torch.testing.assert_close(inner.mean((1, 2, 3)), recorded["ssim_per_image"], rtol=1e-5, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------- moving scenes
-def test_scores_of_what_moves():
+# ------------------------------------------------------------------ moving pixels
+def test_moving_scores():
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(3, 20, 24, generator=generator)
     moving = torch.zeros(20, 24, dtype=torch.bool)
@@ -279,8 +259,56 @@ def test_scores_of_what_moves():
     assert everything.psnr_dynamic == pytest.approx(ImageMetrics()(rendered[None], target[None])[0].psnr, abs=1e-3)
 
 
-def test_scores_where_nothing_moves_and_where_all_is_right():
+def test_moving_scores_without_motion_and_of_equal_images():
     image = torch.rand(3, 12, 12)
     still = moving_scores(image, image, torch.zeros(12, 12, dtype=torch.bool))
     assert still.psnr_dynamic is None and still.ssim_dynamic is None and still.ssim_legacy == pytest.approx(1)
     assert moving_scores(image, image, torch.ones(12, 12, dtype=torch.bool)).psnr_dynamic == 100
+
+
+# ------------------------------------------------------------------ mattes
+
+
+def premultiplied(seed: int) -> torch.Tensor:
+    image = torch.rand(4, 20, 24, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([image[:3] * image[3:], image[3:]])
+
+
+def test_matte_scores_equal_skimage():
+    ours, wanted = premultiplied(0), premultiplied(1)
+    scores = matte_scores(ImageMetrics(), ours, wanted)
+    a, b = (image.double().numpy() for image in (ours, wanted))
+    assert scores.psnr_rgba == pytest.approx(peak_signal_noise_ratio(b, a, data_range=1.0), abs=1e-4)
+    assert scores.matte_mse == pytest.approx(np.square(a[3] - b[3]).mean(), abs=1e-7)
+    assert scores.matte_sad == pytest.approx(np.abs(a[3] - b[3]).sum() / 1000, abs=1e-6)
+    assert set(scores.over) == set(BACKGROUNDS)
+    for name, colour in BACKGROUNDS.items():
+        pictures = [image[:3] + (1 - image[3]) * np.array(colour)[:, None, None] for image in (a, b)]
+        assert scores.over[name].psnr == pytest.approx(peak_signal_noise_ratio(pictures[1], pictures[0], data_range=1.0), abs=1e-3)
+
+
+def test_matte_scores_of_equal_images_and_values_out_of_range():
+    image = premultiplied(0)
+    scores = matte_scores(ImageMetrics(), image, image)
+    assert scores.psnr_rgba == PSNR_CAP_DB and scores.matte_mse == scores.matte_sad == 0
+    opaque = torch.ones(4, 20, 24)
+    assert matte_scores(ImageMetrics(), opaque + 3.0, opaque) == matte_scores(ImageMetrics(), opaque, opaque)
+
+
+def test_matte_scores_ignore_the_margin():
+    image = premultiplied(0)
+    other = image.clone()
+    other[:, :2] = other[:, -2:] = 1.0
+    other[..., :2] = other[..., -2:] = 0.0
+    assert matte_scores(ImageMetrics(image_margin=2), other, image).matte_sad == 0
+    assert matte_scores(ImageMetrics(), other, image).matte_sad > 0
+
+
+def test_composite_over_an_example():
+    image = torch.zeros(4, 2, 2)
+    image[:, 0] = 1.0
+    image[3, 1, 0] = 0.25
+    over = composite_over(image, (0.2, 0.4, 0.8))
+    assert (over[:, 0] == 1).all() and over[:, 1, 1].tolist() == pytest.approx([0.2, 0.4, 0.8])
+    assert over[:, 1, 0].tolist() == pytest.approx([0.15, 0.3, 0.6])
+    assert math.isclose(float(composite_over(image[None], (1.0, 1.0, 1.0))[0, 0, 1, 0]), 0.75)

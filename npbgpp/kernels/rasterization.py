@@ -233,8 +233,10 @@ class _Canvas:
         on_cpu = device.type == "cpu"
         largest = max(1, (_CPU_BATCH if on_cpu else _ACCELERATOR_BATCH) // length)
         balanced = (len(inside) + len(border)) // (_BATCHES_PER_THREAD * thread_count(device))
-        size = max(1, min(largest, balanced)) if on_cpu else largest
-        batches = [(batch, whole) for chunks, whole in ((inside, True), (border, False)) if len(chunks) for batch in chunks.split(size)]
+        batch_size = max(1, min(largest, balanced)) if on_cpu else largest
+        batches = [
+            (batch, whole) for chunks, whole in ((inside, True), (border, False)) if len(chunks) for batch in chunks.split(batch_size)
+        ]
         workers = max(1, min(thread_count(device), len(batches)))
         queue = iter(batches)  # shared by all workers
         thread = threading.get_ident()

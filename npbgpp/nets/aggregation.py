@@ -1,19 +1,22 @@
-"""Functions of the direction in which a point is seen: learned from harmonics (NPBG++, section 3.3), or the first spherical harmonics.
+"""Aggregation of view features into view-dependent point descriptors (NPBG++, section 3.3).
 
-Symbols: v points, m basis functions, h harmonics.
+Features observed in any number of views are accumulated in order-independent sums, solved for coefficients, and evaluated for a viewing direction on basis
+functions: learned ones of a harmonic embedding, or the first spherical harmonics.
+
+Symbols: v observations or points, c channels of a descriptor, m basis functions, h harmonics.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from npbgpp.errors import InputError
 
-# type -> whether the learned basis reads the distance, and the optical axis
+# type -> inputs of the learned basis beside the viewing direction: (distance, optical axis)
 BASES = {
     "learnable_v": (False, False),
     "learnable_vd": (True, False),
@@ -29,11 +32,11 @@ _Y0, _Y1 = 0.282095, 0.488603  # real spherical harmonics of degree 0 and 1
 
 @dataclass(frozen=True)
 class PointDirections:
-    """From where v points are seen.
+    """Viewing directions of v points in one camera.
 
     Attributes:
         offset: point minus camera centre, scene units.
-        axis: optical axis of the camera, in world coordinates.
+        axis: optical axis of the camera, world coordinates.
     """
 
     offset: Float[Tensor, "v 3"]
@@ -47,15 +50,15 @@ class PointDirections:
         return self.offset.norm(dim=1, keepdim=True)
 
     def direction(self) -> Float[Tensor, "v 3"]:
-        """Unit vector from the camera to the point; zero for a point in the camera centre."""
+        """Unit vector from the camera to the point; zero for a point at the camera centre."""
         return self.offset / (self.distance() + _SMALLEST_DISTANCE)
 
 
 class HarmonicEmbedding(nn.Module):
-    """Sines, then cosines, of every coordinate times 1, 2, 4 times a base frequency.
+    """Sines, then cosines, of every coordinate at 1, 2 and 4 times a base frequency.
 
     Args:
-        learnable: the base frequency is the softplus of a weight, and starts at 0.1 as the authors' does; otherwise it is pi / 2.
+        learnable: the base frequency is the softplus of a weight, initially 0.1 as in the authors' code; otherwise it is pi / 2.
     """
 
     frequencies: Tensor
@@ -69,14 +72,14 @@ class HarmonicEmbedding(nn.Module):
             self.register_buffer("frequencies", torch.pi / 2 * 2.0 ** torch.arange(_OCTAVES))
 
     def forward(self, x: Float[Tensor, "v 3"]) -> Float[Tensor, "v h"]:
-        """(v, 18) numbers."""
+        """Returns (v, 18) harmonics."""
         frequencies = softplus(self.omega0) * 2.0 ** torch.arange(_OCTAVES, device=x.device) if self.learnable else self.frequencies
         phase = (x[:, :, None] * frequencies).flatten(1)
         return torch.cat([phase.sin(), phase.cos()], 1)
 
 
 def basis_network(type: str, m: int, depth: int, width: int) -> nn.Sequential:
-    """The network from harmonics (and distance) to m functions. Arguments as in ``npbgpp.nets.aggregation.Sphere``."""
+    """MLP from ``network_inputs`` to m basis functions. Arguments as in ``SphereAggregator``."""
     reads_distance, reads_axis = BASES[type]
     layers: list[nn.Module] = [nn.Linear(6 * _OCTAVES * (1 + reads_axis) + reads_distance, width), nn.LeakyReLU()]
     for _ in range(depth):
@@ -84,13 +87,13 @@ def basis_network(type: str, m: int, depth: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, m))
 
 
-def network_inputs(type: str, embedding: HarmonicEmbedding, looked: PointDirections) -> Float[Tensor, "v i"]:
-    """What ``basis_network`` of this type reads."""
+def network_inputs(type: str, embedding: HarmonicEmbedding, directions: PointDirections) -> Float[Tensor, "v i"]:
+    """Inputs of ``basis_network``: distance, embedded direction and embedded optical axis, as the type has them."""
     reads_distance, reads_axis = BASES[type]
-    inputs = [looked.distance()] if reads_distance else []
-    inputs.append(embedding(looked.direction()))
+    inputs = [directions.distance()] if reads_distance else []
+    inputs.append(embedding(directions.direction()))
     if reads_axis:
-        inputs.append(embedding(looked.axis).expand(len(looked), -1))
+        inputs.append(embedding(directions.axis).expand(len(directions), -1))
     return torch.cat(inputs, 1)
 
 
@@ -99,22 +102,18 @@ def spherical_harmonics(direction: Float[Tensor, "v 3"]) -> Float[Tensor, "v 4"]
     return torch.cat([torch.full_like(direction[:, :1], _Y0), _Y1 * direction], 1)
 
 
-# ----------------------------------------------------------------------
-# From what several photos show of a point to one descriptor: order-free sums over views, a solve, an evaluation for the direction looked from.
-
-
 _SMALLEST_WEIGHT = 1e-8
 
 
 class Aggregator(nn.Module, ABC):
-    """Sums, solve and evaluation of one kind of aggregation.
+    """Base class of aggregations: sums over observations, coefficients, descriptors.
 
     Args:
         descriptor_dim: c.
 
     Attributes:
-        sums: s. The first number is the total weight of the views that saw the point.
-        coefficients: q. The first c are the mean feature.
+        sums: s, numbers per point to accumulate; the first is the total weight of the observations.
+        coefficients: q, numbers per point after ``solve``; the first c are the mean feature.
     """
 
     def __init__(self, descriptor_dim: int, sums: int, coefficients: int) -> None:
@@ -122,71 +121,71 @@ class Aggregator(nn.Module, ABC):
         self.descriptor_dim, self.sums, self.coefficients = descriptor_dim, sums, coefficients
 
     @abstractmethod
-    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: PointDirections) -> Float[Tensor, "v s"]:
-        """What v observations of points add to their sums.
+    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], directions: PointDirections) -> Float[Tensor, "v s"]:
+        """Summands of v observations of points.
 
         Args:
-            features: what the photo shows of each point.
-            weights: 1 for a point that is plainly visible.
-            looked: from where each point was seen.
+            features: feature of each point in the view.
+            weights: 1 for a fully visible point.
+            directions: viewing direction of each point.
         """
 
     @abstractmethod
     def solve(self, sums: Float[Tensor, "r s"]) -> Float[Tensor, "r q"]:
-        """Coefficients of points from their sums; zeros for a point that nothing was observed of."""
+        """Coefficients of points from their sums; zeros for points without observations."""
 
     @abstractmethod
-    def describe(self, coefficients: Float[Tensor, "r q"], looked: PointDirections) -> Float[Tensor, "r c"]:
-        """Descriptors of points as seen from somewhere. No gradient reaches the direction."""
+    def evaluate(self, coefficients: Float[Tensor, "r q"], directions: PointDirections) -> Float[Tensor, "r c"]:
+        """Descriptors of points for viewing directions, which get no gradients."""
 
     @staticmethod
-    def seen(sums: Float[Tensor, "r s"]) -> Tensor:
-        """Which points anything was observed of (r, bool)."""
+    def observed(sums: Float[Tensor, "r s"]) -> Bool[Tensor, " r"]:
+        """Whether points have any observation."""
         return sums[:, 0] > _SMALLEST_WEIGHT
 
 
-class Mean(Aggregator):
-    """Weighted mean of the features; the direction does not matter.
+class MeanAggregator(Aggregator):
+    """Weighted mean of the features, independent of direction.
 
     Args:
         descriptor_dim: c.
-        weighted: weigh an observation; otherwise each counts 1.
+        weighted: use the weights of the observations; otherwise all are 1.
     """
 
     def __init__(self, *, descriptor_dim: int, weighted: bool = True) -> None:
         super().__init__(descriptor_dim, 1 + descriptor_dim, descriptor_dim)
         self.weighted = weighted
 
-    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: PointDirections) -> Float[Tensor, "v s"]:
-        """See Aggregator."""
+    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], directions: PointDirections) -> Float[Tensor, "v s"]:
         weight = (weights if self.weighted else torch.ones_like(weights))[:, None]
         return torch.cat([weight, weight * features], 1)
 
     def solve(self, sums: Float[Tensor, "r s"]) -> Float[Tensor, "r q"]:
-        """See Aggregator."""
         weight = sums[:, :1]
         return torch.where(weight > _SMALLEST_WEIGHT, sums[:, 1:] / weight.clamp_min(_SMALLEST_WEIGHT), 0.0)
 
-    def describe(self, coefficients: Float[Tensor, "r q"], looked: PointDirections) -> Float[Tensor, "r c"]:
-        """See Aggregator."""
+    def evaluate(self, coefficients: Float[Tensor, "r q"], directions: PointDirections) -> Float[Tensor, "r c"]:
         return coefficients
 
 
-class Sphere(Aggregator):
+class SphereAggregator(Aggregator):
     """Ridge regression of the feature on basis functions a(d) of the viewing direction, around the mean feature.
 
     With N views of a point, A the sum of a, Y of the features, G of a aT and B of a yT: mean = Y / N, beta = (G + diag(alpha))^-1 (B - A meanT), and the
-    descriptor for direction d is ``betaT a(d) + mean``. G is symmetric and kept once. Basis and alpha learn through the sums only.
+    descriptor for direction d is ``betaT a(d) + mean``. Only one triangle of the symmetric G is stored. Basis and alpha get gradients through the sums only.
 
     Args:
         descriptor_dim: c.
-        type: basis, see ``npbgpp.nets.aggregation.BASES``.
+        type: basis, a key of ``BASES``.
         m: basis functions; 4 for ``spherical``.
         depth: hidden layers of the basis beyond the first.
         width: of the hidden layers.
         tanh: bound the basis functions.
-        learnable_freq: learn the base frequency of the direction's harmonics.
+        learnable_freq: learn the base frequency of the harmonic embedding.
         learnable_alpha: learn the ridge, one positive number per basis function; otherwise 1.
+
+    Raises:
+        InputError: an unknown type, or a size below its minimum.
     """
 
     def __init__(
@@ -219,45 +218,43 @@ class Sphere(Aggregator):
         else:
             self.register_buffer("alpha", torch.ones(m, 1))
 
-    def basis(self, looked: PointDirections) -> Float[Tensor, "v m"]:
+    def basis(self, directions: PointDirections) -> Float[Tensor, "v m"]:
         """Values of the basis functions."""
         if self.basis_type == "spherical":
-            return spherical_harmonics(looked.direction())
-        basis = self.mlp(network_inputs(self.basis_type, self.harmonic_embedding, looked))
+            return spherical_harmonics(directions.direction())
+        basis = self.mlp(network_inputs(self.basis_type, self.harmonic_embedding, directions))
         return basis.tanh() if self.tanh else basis
 
-    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], looked: PointDirections) -> Float[Tensor, "v s"]:
-        """See Aggregator. Weights are not used: a point is seen or not.
+    def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], directions: PointDirections) -> Float[Tensor, "v s"]:
+        """Summands of v observations; weights are ignored.
 
-        The order of the sums is that in which ``solve`` eliminates: the count, A, Y, then for every basis function its row of G, from the diagonal on, and
-        its row of B.
+        In the order of elimination in ``solve``: the count, A, Y, then for every basis function its row of G, from the diagonal on, and its row of B.
         """
-        basis = self.basis(looked)
+        basis = self.basis(directions)
         rows = []
         for k in range(self.m):
             rows += [basis[:, k, None] * basis[:, k:], basis[:, k, None] * features]
         return torch.cat([torch.ones_like(basis[:, :1]), basis, features, *rows], 1)
 
     def solve(self, sums: Float[Tensor, "r s"]) -> Float[Tensor, "r q"]:
-        """See Aggregator.
+        """Coefficients by G = L D LT, column by column for all points at once.
 
-        G = L D LT, written out over columns: m is small and r is large, so that every step is one operation on r numbers. A batched library call
-        factorises matrix after matrix and is several times slower. Row j of B follows row j of G in memory, so that the elimination of G solves for it too;
-        steps are done in place, because fresh memory costs more than the arithmetic.
+        m is small and r large, so this is several times faster than a batched factorisation. Row j of B follows row j of G in memory, so that one elimination
+        serves both; steps are in place, since allocating memory costs more than the arithmetic.
         """
         m, c = self.m, self.descriptor_dim
         sizes = [1, m, c, *(m - j + c for j in range(m))]
         count, basis, total, *columns = sums.t().clone(memory_format=torch.contiguous_format).split(sizes)
-        ridge = (softplus(self.alpha) if self.learnable_alpha else self.alpha).to(sums.device)  # sums may be kept elsewhere
+        ridge = (softplus(self.alpha) if self.learnable_alpha else self.alpha).to(sums.device)
         differentiated = torch.is_grad_enabled() and (sums.requires_grad or ridge.requires_grad)
-        if differentiated:  # what is changed in place must not share memory with what a gradient needs
+        if differentiated:  # in-place changes must not overwrite tensors saved for backward
             columns = [column.clone() for column in columns]
         mean = total / count.clamp_min(1.0)
         factors: list[Tensor] = []  # j holds column j of L below the diagonal
         pivots: list[Tensor] = []  # 1 / D
         for j, column in enumerate(columns):
             column[0].add_(ridge[j])
-            # not fused: of a point that one view saw, the right side is a difference of equal products, which must stay exactly zero
+            # not fused: for a point with one observation this is a difference of equal products and must be exactly zero
             column[m - j :].sub_(basis[j] * mean)
             for k in range(j):
                 column.addcmul_(columns[k][j - k :], factors[k][j - k - 1], value=-1)
@@ -270,9 +267,8 @@ class Sphere(Aggregator):
                 solved[j].addcmul_(factors[j][k - j - 1], solved[k], value=-1)
         return torch.cat([mean, *solved]).t().contiguous()
 
-    def describe(self, coefficients: Float[Tensor, "r q"], looked: PointDirections) -> Float[Tensor, "r c"]:
-        """See Aggregator."""
+    def evaluate(self, coefficients: Float[Tensor, "r q"], directions: PointDirections) -> Float[Tensor, "r c"]:
         with torch.no_grad():
-            basis = self.basis(looked)
+            basis = self.basis(directions)
         mean, beta = coefficients[:, : self.descriptor_dim], coefficients[:, self.descriptor_dim :]
         return mean + torch.einsum("rm,rmc->rc", basis, beta.view(-1, self.m, self.descriptor_dim))

@@ -1,8 +1,8 @@
-"""From photos to feature maps, which the points of a cloud look up: (b, 3, h, w) -> (b, c, h, w), height and width unchanged.
+"""Feature extractors of input views: (b, 3, h, w) -> (b, c, h, w), height and width unchanged.
 
-Symbols: b images with RGB in [0, 1], h x w pixels, hp x wp the same after padding to multiples of `STRIDE`, e_k channels of encoder map k (size
-hp / 2^k x wp / 2^k, k = 1 ... 5), d_i channels of decoder block i (0 is the deepest). Source: NPBG++ (Rakhimov et al., CVPR 2022) and its
-released checkpoints, whose parameter names are kept: `mean`, `std`, `encoder.*`, `decoder.blocks.{i}.block.{j}.weight`, `final.weight`.
+Symbols: b images with RGB in [0, 1], h x w pixels, hp x wp after padding to multiples of `STRIDE`, e_k channels of encoder map k (size
+hp / 2^k x wp / 2^k, k = 1 ... 5), d_i channels of decoder block i (0 is the deepest). Source: NPBG++ (Rakhimov et al., CVPR 2022) and its released
+checkpoints, whose parameter names are kept: `mean`, `std`, `encoder.*`, `decoder.blocks.{i}.block.{j}.weight`, `final.weight`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from npbgpp.errors import InputError
 from npbgpp.nets.blocks import NORMALIZATIONS, choose
 from npbgpp.nets.pretrained import PublishedEncoder, find_encoder, read_encoder
-from npbgpp.nets.unet import LAST_ACTIVATIONS, LEVELS, in_fast_layout
+from npbgpp.nets.unet import LAST_ACTIVATIONS, LEVELS, to_fast_layout
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
 STRIDE = 1 << LEVELS
@@ -25,7 +25,7 @@ ENCODER_EXAMPLES = ("spnasnet_100", "resnet18", "efficientnet_b0", "mobilenetv3_
 
 
 class IdentityExtractor(nn.Module):
-    """The colours themselves are the features: the system 'npbgpp_rgb'. No parameters."""
+    """Uses the colours as features (system 'npbgpp_rgb'). No parameters."""
 
     out_channels = 3
 
@@ -35,7 +35,7 @@ class IdentityExtractor(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Twice the size, the skip beside it if there is one, then `layers` times conv 3x3 without bias, norm, activation."""
+    """Upsampling by 2, concatenation with the skip if there is one, then `layers` times conv 3x3 without bias, norm, activation."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class DecoderBlock(nn.Module):
             self.block.extend([conv, norm(out_channels), activation(inplace=True)])
 
     def forward(self, x: Float[Tensor, "b c _ _"], skip: Float[Tensor, "b s h w"] | None) -> Float[Tensor, "b out _ _"]:
-        """Returns features of the skip's size. Bilinear, the centres of the corner pixels stay where they are."""
+        """Returns features of the skip's size; upsampling is bilinear with aligned corners."""
         x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
         return self.block(x if skip is None else torch.cat([x, skip], dim=1))
 
 
 class Decoder(nn.Module):
-    """The blocks, deepest first. Each takes the next finer encoder map beside its input, the last one the image if it has channels for it."""
+    """Decoder blocks, deepest first; each has the next finer encoder map as its skip, the last one the image if `rgb_channels` is 3."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, maps: Sequence[Float[Tensor, "b _ _ _"]], image: Float[Tensor, "b 3 hp wp"] | None) -> Float[Tensor, "b out hp wp"]:
-        """Returns features at the size of the padded image; maps are the encoder's, finest first."""
+        """Returns features at the size of the padded image from the encoder maps, finest first."""
         x = maps[-1]
         for block, skip in zip(self.blocks, [*maps[-2::-1], image], strict=True):
             x = block(x, skip)
@@ -89,12 +89,12 @@ class Decoder(nn.Module):
 
 
 def encoder_channels(name: str) -> list[int]:
-    """Returns e_1 ... e_5 of a timm encoder, found out on the meta device: no weights are made, no random numbers drawn.
+    """Returns e_1 ... e_5 of a timm encoder, from a run on the meta device that allocates no weights and draws no random numbers.
 
     Raises:
-        InputError: timm has no network of that name, or it gives no feature maps at strides 2 ... 32 of images of any size.
+        InputError: timm has no network of that name, or the network does not return feature maps at strides 2 ... 32 for any image size.
     """
-    import timm  # takes a second or more to import, and only this network needs it
+    import timm  # slow to import
 
     advice = f"choose another one, for instance {', '.join(ENCODER_EXAMPLES)}"
     if not timm.is_model(name):
@@ -105,7 +105,7 @@ def encoder_channels(name: str) -> list[int]:
         with torch.device("meta"), torch.no_grad():
             network = timm.create_model(name, features_only=True, pretrained=False).eval()
             shapes = [tuple(features.shape[1:]) for features in network(torch.empty(1, 3, h, w))]
-    except Exception as error:  # every network of timm refuses in its own way
+    except Exception as error:  # networks of timm raise various types
         raise InputError(f"{expected}, but {name!r} gives none ({type(error).__name__}: {error}); {advice}.") from error
     info: Any = network.feature_info
     channels = list(info.channels())
@@ -114,33 +114,32 @@ def encoder_channels(name: str) -> list[int]:
     return channels
 
 
-class UNet(nn.Module):
-    """A timm encoder and a decoder of plain convolutions (shipped size: 1 415 088 parameters in the decoder, 128 in `final`).
+class FeatureExtractor(nn.Module):
+    """U-Net with a timm encoder (shipped size: 1 415 088 parameters in the decoder, 128 in `final`).
 
-    The image is padded by repeating its border, as much at the top as at the bottom and left as right, an odd rest at the bottom and right; the
-    encoder sees `(image - mean) / std`. Decoder block i doubles the size and takes encoder map 4 - i beside its input; the last one takes the
-    image itself, padded and not normalised, if skip_rgb. A 1x1 convolution without bias gives the features; the padding is cut off.
+    The image is padded symmetrically by replication (odd remainders at the bottom and right) and normalised as `(image - mean) / std` for the encoder.
+    Decoder block i has encoder map 4 - i as its skip; the last one has the padded, not normalised image if skip_rgb. A 1x1 convolution without bias yields
+    the features, which are cropped to the image.
 
-    On a CPU it runs in channels_last: three images of 256 x 256 with backward take 381 ms on 2 threads (in NCHW 491), forward alone 92 (145).
+    On a CPU it runs in channels_last: three images of 256 x 256 with backward take 381 ms on 2 threads (NCHW 491), forward alone 92 (145).
 
     Args:
-        out_channels: c, with the three of append_rgb.
-        encoder: a classifier of timm that gives feature maps at strides 2, 4, 8, 16 and 32 of images of any size.
-        pretrained_encoder: normalise as the published weights of the encoder need it (`mean` and `std` are 0 and 1 otherwise) and let
-            `load_pretrained_encoder` read them. The constructor itself reads nothing: the weights may come with a checkpoint.
-        encoder_weights: file with those weights; None looks into the caches that timm fills.
+        out_channels: c, including the three channels of append_rgb.
+        encoder: a classifier of timm with feature maps at strides 2, 4, 8, 16 and 32 for any image size.
+        pretrained_encoder: normalise for the published weights of the encoder (otherwise `mean` and `std` are 0 and 1), which
+            `load_pretrained_encoder` reads. The constructor reads no weights, since a checkpoint may provide them.
+        encoder_weights: file with these weights; None searches the caches of timm.
         decoder_channels: d_i of the five blocks, deepest first.
         decoder_layers: convolutions of each block.
         activation: of the decoder, 'leaky_relu' or 'relu'.
         norm: of the decoder, 'identity', 'batch' or 'instance'.
-        skip_rgb: hand the image to the last block.
-        append_rgb: the last three channels are the image.
-        last_act: of the other channels, '' (none), 'sigmoid' or 'tanh'.
-        eval_mode: stay in evaluation mode whatever `train` is told, so that the statistics of batch norms are frozen; all parameters,
-            theirs too, are still trained.
+        skip_rgb: concatenate the image in the last block.
+        append_rgb: append the image as the last three channels.
+        last_act: activation of the other channels, '' (none), 'sigmoid' or 'tanh'.
+        eval_mode: stay in evaluation mode, so that batch norm statistics are frozen; all parameters are still trained.
 
     Raises:
-        InputError: a value that is not allowed; the message names the key.
+        InputError: an invalid value; the message names the key.
     """
 
     mean: Tensor
@@ -170,9 +169,7 @@ class UNet(nn.Module):
         if head_channels < 1:
             raise InputError(f"out_channels: expected at least {1 + 3 * append_rgb} with append_rgb={append_rgb}, got {out_channels}.")
         if encoder_weights is not None and not pretrained_encoder:
-            raise InputError(
-                f"encoder_weights: expected null where pretrained_encoder is false, got {encoder_weights}; change one of them."
-            )
+            raise InputError(f"encoder_weights: expected null with pretrained_encoder=false, got {encoder_weights}; change one of them.")
         self.out_channels, self.append_rgb, self.eval_mode = out_channels, append_rgb, eval_mode
         self.skip_rgb, self.encoder_name = skip_rgb, encoder
         self.pretrained_encoder, self.encoder_weights = pretrained_encoder, encoder_weights
@@ -198,15 +195,15 @@ class UNet(nn.Module):
         self.last_activation = nn.Identity() if last is None else last()
         self.train()
 
-    def train(self, mode: bool = True) -> "UNet":
-        """Sets training mode; with eval_mode it is evaluation mode in any case."""
+    def train(self, mode: bool = True) -> "FeatureExtractor":
+        """Sets training mode, or evaluation mode with eval_mode."""
         return super().train(mode and not self.eval_mode)
 
     def load_pretrained_encoder(self) -> None:
-        """Reads the published weights of the encoder; nothing to do where pretrained_encoder is false.
+        """Reads the published weights of the encoder, unless pretrained_encoder is false.
 
         Raises:
-            InputError: there is no file with them on this machine, or it holds something else.
+            InputError: their file is missing or holds other weights.
         """
         if not self.pretrained_encoder:
             return
@@ -216,11 +213,11 @@ class UNet(nn.Module):
         self.encoder.load_state_dict(read_encoder(path, self.encoder_name, self.encoder.state_dict()))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Returns the features of every pixel. Without last_act they are not bounded."""
+        """Returns the features of every pixel, unbounded without last_act."""
         h, w = images.shape[2:]
         rows, columns = -h % STRIDE, -w % STRIDE
         top, left = rows // 2, columns // 2
-        x = in_fast_layout(F.pad(images, (left, columns - left, top, rows - top), mode="replicate"))
+        x = to_fast_layout(F.pad(images, (left, columns - left, top, rows - top), mode="replicate"))
         maps = self.encoder((x - self.mean) / self.std)
         features = self.last_activation(self.final(self.decoder(maps, x if self.skip_rgb else None)))
         if self.append_rgb:

@@ -1,7 +1,7 @@
-"""What the refiners share: checks of an image pyramid, one level down, resizing to the level above, the path through a U-Net.
+"""U-Nets that decode a pyramid of feature images to an image: the networks of NPBG and NPBG++ (config group ``system/refiner``).
 
-Symbols: level k has size (h >> k, w >> k); level 0 is the finest. The sizes are those of the multi-scale rasterisation (scales 1, 1/2,
-1/4, ...) and, rounding down at every step, those of repeated 2x2 pooling.
+Symbols: level k has size (h >> k, w >> k); level 0 is the finest. These are the sizes of the feature pyramid (scales 1, 1/2, 1/4, ...) and of repeated 2x2
+pooling with sizes rounded down.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ LAST_ACTIVATIONS: dict[str, type[nn.Module] | None] = {"": None, "sigmoid": nn.S
 
 
 def check_channels(in_channels: Sequence[int], filters: Sequence[int], key: str = "filters") -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns copies of both lists, in_channels continued with zeros to `LEVELS` entries (a level with 0 channels is absent).
+    """Validates both lists and pads in_channels with zeros to `LEVELS` entries (levels without input).
 
     Args:
         in_channels: channels per input level.
         filters: channels per level of the network.
-        key: the configuration key that the filters come from.
+        key: the configuration key of the filters.
 
     Raises:
-        InputError: not 1 to 5 positive in_channels, not 5 positive filters, or a filter that leaves no channel beside its level's input.
+        InputError: not 1 to 5 positive in_channels, not 5 positive filters, or a filter not above the input channels of its level.
     """
     channels, widths = tuple(in_channels), tuple(filters)
     if not 1 <= len(channels) <= LEVELS or min(channels) < 1:
@@ -49,15 +49,15 @@ def check_channels(in_channels: Sequence[int], filters: Sequence[int], key: str 
 
 
 def check_pyramid(levels: Sequence[Float[Tensor, "b _ _ _"]], in_channels: Sequence[int], smallest_side: int) -> None:
-    """Checks number, channels and sizes of the levels that a refiner gets.
+    """Checks number, channels and sizes of the levels of a pyramid.
 
     Args:
         levels: finest first.
-        in_channels: channels per level, 0 for an absent one (at the end).
-        smallest_side: pixels that height and width of the coarsest of the `LEVELS` levels need.
+        in_channels: channels per level; 0, at the end, for levels without input.
+        smallest_side: minimum height and width of the coarsest of the `LEVELS` levels, pixels.
 
     Raises:
-        InputError: what differs and what was expected.
+        InputError: a pyramid that does not match.
     """
     expected, got = [c for c in in_channels if c], [level.shape[1] for level in levels]
     if got != expected:
@@ -79,23 +79,20 @@ def check_pyramid(levels: Sequence[Float[Tensor, "b _ _ _"]], in_channels: Seque
             )
 
 
-def in_fast_layout(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """x in the memory layout in which the convolutions run fastest on its device; same values. All later layers keep it.
-
-    On a CPU that is channels_last (figures: `NPBGPlusPlusUNet`); elsewhere the caller's choice stays.
-    """
+def to_fast_layout(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """x in channels_last memory on a CPU, where convolutions run fastest in it (see `NPBGPlusPlusUNet`); unchanged on other devices."""
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 def resize(x: Float[Tensor, "b c _ _"], size: tuple[int, int], mode: str = "bilinear") -> Float[Tensor, "b c h w"]:
-    """Resizes to `size` = (h, w), 'nearest' or 'bilinear' with pixel edges aligned; x itself if it has that size."""
+    """Resizes to `size` = (h, w), 'nearest' or 'bilinear' with align_corners=False; x itself if it has that size."""
     if tuple(x.shape[2:]) == size:
         return x
     return F.interpolate(x, size=size, mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
 class Down(nn.Module):
-    """One level down: 2x2 average, then `conv`. An odd side is first resized bilinearly to the even one below, so no pixel is left out."""
+    """One level down: 2x2 average pooling, then `conv`. Odd sides are first resized bilinearly to even ones, so that all pixels contribute."""
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
@@ -110,7 +107,7 @@ class Down(nn.Module):
 def output_layer(in_channels: int, out_channels: int, last_act: type[nn.Module] | None) -> nn.Sequential:
     """A 1x1 convolution and, if given, an activation.
 
-    Without one the bias starts at 0.5, mid grey; that of a fourth channel, a mask logit, at 0.
+    Without an activation the bias is initialised to 0.5 (mid grey), and to 0 for a fourth channel, a mask logit.
     """
     conv = nn.Conv2d(in_channels, out_channels, 1)
     if last_act is not None:
@@ -122,11 +119,11 @@ def output_layer(in_channels: int, out_channels: int, last_act: type[nn.Module] 
 
 
 class PyramidUNet(nn.Module):
-    """The path of a pyramid through a U-Net; a subclass sets `start`, `down1` ... `down4`, `center`, `up4` ... `up1` and `final`.
+    """Base class of U-Nets on pyramids; a subclass sets `start`, `down1` ... `down4`, `center`, `up4` ... `up1` and `final`.
 
     Args:
-        in_channels: channels per input level, continued with zeros to `LEVELS` entries.
-        smallest_side: pixels that height and width of the coarsest level need.
+        in_channels: channels per input level, padded with zeros to `LEVELS` entries.
+        smallest_side: minimum height and width of the coarsest level, pixels.
     """
 
     start: nn.Module
@@ -138,20 +135,20 @@ class PyramidUNet(nn.Module):
         self.in_channels, self.smallest_side = in_channels, smallest_side
 
     def forward(self, levels: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b out h w"]:
-        """Refines a pyramid.
+        """Decodes a pyramid.
 
         Args:
             levels: one tensor (b, c_k, h >> k, w >> k) per entry of in_channels, finest first.
 
         Returns:
-            The image at the size of level 0. Without last_act its values are not bounded.
+            The image at the size of level 0, unbounded without last_act.
 
         Raises:
             InputError: wrong number, channels or sizes of levels; a side below 32 pixels with 'reflect' padding or instance
                 normalisation, below 16 otherwise.
         """
         check_pyramid(levels, self.in_channels, self.smallest_side)
-        levels = [in_fast_layout(level) for level in levels]
+        levels = [to_fast_layout(level) for level in levels]
         x = self.start(levels[0])
         skips = []
         for k in range(1, LEVELS):
@@ -166,13 +163,13 @@ class PyramidUNet(nn.Module):
 
 
 # ----------------------------------------------------------------------
-# From a pyramid of rasterised descriptors to an image.
+# NPBG++
 
 
 class Up(nn.Module):
-    """One level up: resize to the skip's size, concatenate the skip if used, block `conv`.
+    """One level up of `NPBGPlusPlusUNet`: resize to the size of the skip, concatenate the skip if used, block `conv`.
 
-    'deconv' is a transposed convolution to the skip's channels with zero borders, resized if the skip has an odd side.
+    'deconv' is a transposed convolution to the channels of the skip, resized if the skip has an odd side.
     """
 
     def __init__(
@@ -202,17 +199,16 @@ class Up(nn.Module):
 class NPBGPlusPlusUNet(PyramidUNet):
     """The light gated U-Net of NPBG++ (457 969 parameters as shipped).
 
-    `start` turns level 0 into f_0 channels. Going down, level k has f_k channels: f_k - c_k from the block behind a 2x2 average, then the
-    c_k of the input. `center` works on level 4; going up, `up4` ... `up1` give 16, 8, 4 and 2 times out_channels without normalisation,
-    and a 1x1 convolution gives the image.
+    `start` maps level 0 to f_0 channels. In the encoder, level k has f_k channels: f_k - c_k from the block after 2x2 average pooling, then the c_k of the
+    input. `center` works on level 4. In the decoder, `up4` ... `up1` output 16, 8, 4 and 2 times out_channels without normalisation, and a 1x1 convolution
+    outputs the image.
 
-    On a CPU it runs in channels_last; features and gate of a block share one border. One image, shipped size, 2 threads of an AVX-512
-    machine: 91 ms forward and 282 ms with backward at 512 x 512 (the plain network in NCHW: 142 and 488), 24 and 69 ms at 256 x 256
-    (35 and 124).
+    On a CPU it runs in channels_last, and features and gate of a block share one padded input. One image, shipped size, 2 threads of an AVX-512 machine:
+    91 ms forward and 282 ms with backward at 512 x 512 (without both: 142 and 488), 24 and 69 ms at 256 x 256 (35 and 124).
 
     Args:
-        in_channels: c_k of the 1 to 5 input levels, finest first; coarser levels that are not listed get no input.
-        out_channels: 3, or 4 where the last one is a foreground logit.
+        in_channels: c_k of the 1 to 5 input levels, finest first; other levels get no input.
+        out_channels: 3, or 4 with a foreground logit as the last channel.
         filters: f_k of the 5 levels.
         upsample_mode: 'bilinear', 'nearest' or 'deconv'.
         last_act: '' (none), 'sigmoid' or 'tanh'.
@@ -220,12 +216,12 @@ class NPBGPlusPlusUNet(PyramidUNet):
         encoder_conv_block_name: block of `down1` ... `down4` and `center`.
         decoder_conv_block_name: block of `up4` ... `up1`.
         padding_mode: 'zeros', 'reflect', 'replicate' or 'circular'.
-        median_filter: median of the result of `start`, every down block and `center` (5x5 for 'basic', 3x3 for gated blocks).
+        median_filter: median filter after `start`, every down block and `center` (5x5 for 'basic', 3x3 for gated blocks).
         encoder_normalization: 'identity', 'batch' or 'instance', in the same blocks.
-        use_skip: concatenate the features of the way down on the way up.
+        use_skip: concatenate encoder features in the decoder.
 
     Raises:
-        InputError: a value that is not allowed; the message names the key.
+        InputError: an invalid value; the message names the key.
     """
 
     def __init__(
@@ -256,7 +252,7 @@ class NPBGPlusPlusUNet(PyramidUNet):
         decoder = partial(choose("decoder_conv_block_name", decoder_conv_block_name, BLOCKS), padding_mode=padding_mode)
         choose("upsample_mode", upsample_mode, UPSAMPLE_MODES)
         activation = choose("last_act", last_act, LAST_ACTIVATIONS)
-        # Reflection needs a neighbour inside the image, instance statistics more than one pixel.
+        # reflection padding needs a neighbour, instance statistics more than one pixel
         super().__init__(channels, smallest_side=2 if padding_mode == "reflect" or encoder_normalization == "instance" else 1)
 
         self.start = stem(channels[0], f[0])
@@ -273,11 +269,13 @@ class NPBGPlusPlusUNet(PyramidUNet):
             )
             below = width
         final = output_layer(below, out_channels, activation)
-        self.final = final if last_act else final[0]  # the checkpoints say `final.weight`, but `final.0.weight` with an activation
+        self.final = (
+            final if last_act else final[0]
+        )  # parameter names of the checkpoints: `final.weight`, or `final.0.weight` with an activation
 
 
 class IdentityRefiner(nn.Module):
-    """No refinement: the descriptors are colours. No parameters."""
+    """Returns the descriptors as colours. No parameters."""
 
     def forward(self, levels: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b 3 h w"]:
         """Returns the first three channels of the finest level; fewer than three raise InputError."""
@@ -290,13 +288,13 @@ class IdentityRefiner(nn.Module):
 
 
 # ----------------------------------------------------------------------
-# The U-Net of the first NPBG, on pyramids of any size.
+# NPBG
 
 
-class NpbgUp(nn.Module):
-    """One level up: halve the channels while resizing to the skip's size, concatenate the skip, block `conv` without normalisation.
+class NPBGUp(nn.Module):
+    """One level up of `NPBGUNet`: halve the channels and resize to the size of the skip, concatenate the skip, block `conv` without normalisation.
 
-    'bilinear' and 'nearest' resize and then convolve 3x3 (zero borders); 'deconv' is one transposed convolution.
+    'bilinear' and 'nearest' resize and then convolve 3x3 with zero padding; 'deconv' is one transposed convolution.
     """
 
     def __init__(self, out_channels: int, conv_block: Callable[[int, int], nn.Module], upsample_mode: str) -> None:
@@ -306,7 +304,7 @@ class NpbgUp(nn.Module):
         if self.deconv:
             self.up: nn.Module = nn.ConvTranspose2d(2 * out_channels, out_channels, 4, stride=2, padding=1)
         else:
-            # The nesting gives the parameter names `up.1.0.*`; in NPBG the first entry is the resizing layer.
+            # nested for the parameter names `up.1.0.*`; in NPBG the first entry is the resizing layer
             self.up = nn.Sequential(nn.Identity(), nn.Sequential(nn.Conv2d(2 * out_channels, out_channels, 3, padding=1)))
         self.conv = conv_block(2 * out_channels, out_channels)
 
@@ -318,20 +316,19 @@ class NpbgUp(nn.Module):
 
 
 class NPBGUNet(PyramidUNet):
-    """NPBG's network (1 928 771 parameters with the defaults).
+    """The U-Net of NPBG (Aliev et al., ECCV 2020; 1 928 771 parameters with the defaults), for images of any size.
 
     Args:
-        in_channels: c_k of the 1 to 5 input levels, finest first; coarser levels that are not listed get no input.
+        in_channels: c_k of the 1 to 5 input levels, finest first; other levels get no input.
         out_channels: channels of the image.
-        net_size: divisor of the filters; 4 gives 16, 32, 64, 128, 256.
+        net_size: divisor of the filters 64, 128, 256, 512, 1024; 4 gives 16, 32, 64, 128, 256.
         upsample_mode: 'bilinear', 'nearest' or 'deconv'.
         last_act: '' (none), 'sigmoid' or 'tanh'.
         conv_block: block of every level, a key of `BLOCKS`; NPBG has 'gated' and 'basic'.
-        padding_mode: borders of the blocks: 'reflect' as in the version that trained the released networks, 'zeros' as in later
-            versions, 'replicate' or 'circular'.
+        padding_mode: of the blocks: 'reflect' as in the released networks, 'zeros' as in later versions of NPBG, 'replicate' or 'circular'.
 
     Raises:
-        InputError: a value that is not allowed; the message names the key.
+        InputError: an invalid value; the message names the key.
     """
 
     def __init__(
@@ -361,5 +358,5 @@ class NPBGUNet(PyramidUNet):
             self.add_module(f"down{k}", Down(block(f[k - 1], f[k] - channels[k], normalization="batch")))
         self.center = nn.Identity()
         for k in range(LEVELS - 1, 0, -1):
-            self.add_module(f"up{k}", NpbgUp(f[k - 1], block, upsample_mode))
+            self.add_module(f"up{k}", NPBGUp(f[k - 1], block, upsample_mode))
         self.final = output_layer(f[0], out_channels, activation)

@@ -440,7 +440,7 @@ def describe(gathered: Gathered, residents: Mapping[str, ResidentScene], aggrega
         xyz_world = residents[part.scene].xyz_world
         assert xyz_world is not None
         looked = point_directions(xyz_world.index_select(0, part.points), cameras[part.view])
-        descriptors.append(aggregator.describe(gathered.values[part.where], looked))
+        descriptors.append(aggregator.evaluate(gathered.values[part.where], looked))
     return Visible(torch.cat(descriptors), gathered.rows, gathered)
 
 

@@ -66,7 +66,7 @@ def test_recorded_images(parity, scene, build, kind):
     assert torch.equal(drawn_points(system), recorded["valid_mask"])
     resident = system.resident("recorded", False)
     looked = PointDirections(resident.xyz_world - cameras[0].centers(), cameras[0].R[:, :, 2])
-    close_to_largest(system.aggregator.describe(resident.table.values, looked), recorded["target_descriptors_first"], 2e-4)
+    close_to_largest(system.aggregator.evaluate(resident.table.values, looked), recorded["target_descriptors_first"], 2e-4)
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def descriptors_for(system: NPBGPlusPlus, camera: Cameras) -> Tensor:
     """(c, points) of the aggregated scene as a camera sees them."""
     resident = system._aggregated["recorded"]
     looked = PointDirections(resident.xyz_world - camera.centers(), camera.R[:, :, 2])
-    return system.aggregator.describe(resident.table.values, looked).t()
+    return system.aggregator.evaluate(resident.table.values, looked).t()
 
 
 def check_views(witness: Witness, recorded: dict) -> None:

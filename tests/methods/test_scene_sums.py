@@ -13,7 +13,7 @@ from torch import Tensor
 
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.methods.npbgpp.system import NPBGPlusPlus
-from npbgpp.nets.aggregation import Aggregator, Mean, PointDirections, Sphere
+from npbgpp.nets.aggregation import Aggregator, MeanAggregator, PointDirections, SphereAggregator
 
 POINTS, VIEWS, CHANNELS = 60, 9, 4
 
@@ -44,10 +44,10 @@ def observations() -> list[Observation]:
 
 def aggregators() -> list[Aggregator]:
     return [
-        Mean(descriptor_dim=CHANNELS),
-        Sphere(descriptor_dim=CHANNELS),
-        Sphere(descriptor_dim=CHANNELS, type="learnable_vdo", m=3, learnable_alpha=True),
-        Sphere(descriptor_dim=CHANNELS, type="spherical", m=4),
+        MeanAggregator(descriptor_dim=CHANNELS),
+        SphereAggregator(descriptor_dim=CHANNELS),
+        SphereAggregator(descriptor_dim=CHANNELS, type="learnable_vdo", m=3, learnable_alpha=True),
+        SphereAggregator(descriptor_dim=CHANNELS, type="spherical", m=4),
     ]
 
 
@@ -80,7 +80,7 @@ def dense(aggregator: Aggregator, observations: list[Observation]) -> Tensor:
             continue
         mean = features.mean(0)
         parts = [mean]
-        if isinstance(aggregator, Sphere):
+        if isinstance(aggregator, SphereAggregator):
             basis = torch.cat([aggregator.basis(PointDirections(o.looked.offset[at], o.looked.axis)) for o, at in seen if len(at)]).double()
             alpha = aggregator.alpha.double()[:, 0]
             ridge = torch.diag(torch.nn.functional.softplus(alpha) if aggregator.learnable_alpha else alpha)
@@ -98,7 +98,7 @@ def test_sums_give_the_dense_regression(observations, k):
 
 
 def test_a_point_that_one_view_saw_has_its_feature_and_no_slope(observations):
-    _, coefficients = summed(Sphere(descriptor_dim=CHANNELS), observations)
+    _, coefficients = summed(SphereAggregator(descriptor_dim=CHANNELS), observations)
     feature = observations[3].features[observations[3].points == 1][0]
     torch.testing.assert_close(coefficients[1, :CHANNELS], feature)
     assert coefficients[1, CHANNELS:].abs().max() < 1e-6
@@ -119,7 +119,7 @@ def shuffled(observations: list[Observation]) -> Iterator[tuple[Observation, Ten
 
 
 def test_views_that_see_nothing_change_nothing(observations):
-    aggregator = Sphere(descriptor_dim=CHANNELS)
+    aggregator = SphereAggregator(descriptor_dim=CHANNELS)
     nothing = Observation(torch.zeros(0, dtype=torch.int64), torch.zeros(0, CHANNELS), PointDirections(torch.zeros(0, 3), torch.ones(1, 3)))
     with_it, without = (summed(aggregator, o) for o in ([nothing, *observations[:2], nothing, *observations[2:]], observations))
     assert len(with_it[0]) == len(without[0]) and torch.equal(with_it[1], without[1])
@@ -128,7 +128,7 @@ def test_views_that_see_nothing_change_nothing(observations):
 
 
 def test_memory_grows_with_the_points_that_were_seen():
-    aggregator = Sphere(descriptor_dim=CHANNELS)
+    aggregator = SphereAggregator(descriptor_dim=CHANNELS)
     sums = SceneSums(1000, aggregator, "cpu")
     used = [sums.bytes_used()]
     for points in (torch.arange(0, 10), torch.arange(5, 10), torch.arange(5, 25)):

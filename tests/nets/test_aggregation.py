@@ -1,10 +1,10 @@
-"""Aggregators: the recordings of the authors' code, a dense reference with library solves, independence of order, and gradients."""
+"""Aggregators: recordings of the authors' code, a dense ridge regression, independence of order, gradients."""
 
 import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.nets.aggregation import Mean, PointDirections, Sphere
+from npbgpp.nets.aggregation import MeanAggregator, PointDirections, SphereAggregator
 
 
 def looked(points, R_row, T) -> PointDirections:
@@ -16,7 +16,7 @@ def close(found, expected, relative=1e-5):
 
 
 def observe_all(aggregator, recording, weights=None):
-    """Sums of both recorded scenes after the three recorded updates, each view added by itself."""
+    """Sums of both recorded scenes after the three recorded updates, added view by view."""
     scenes = []
     for scene in range(2):
         points = recording["points"][scene]
@@ -37,10 +37,10 @@ def target(recording, scene):
 
 
 @pytest.mark.parametrize("case", range(7))
-def test_sphere_is_that_of_the_recordings(parity, case):
+def test_recorded_sphere(parity, case):
     recording = parity("d_aggregators.pt")
     expected = recording["sphere"][case]
-    aggregator = Sphere(descriptor_dim=8, **expected["kwargs"])
+    aggregator = SphereAggregator(descriptor_dim=8, **expected["kwargs"])
     aggregator.load_state_dict(expected["state_dict"])
     m = aggregator.m
     for update in recording["updates"]:
@@ -57,8 +57,8 @@ def test_sphere_is_that_of_the_recordings(parity, case):
     coefficients = torch.stack([aggregator.solve(s) for s in sums])
     close(coefficients[:, :, :8].transpose(1, 2), expected["ym"])
     close(coefficients[:, :, 8:].reshape(2, -1, m, 8), expected["beta"], 1e-4)
-    assert torch.equal(aggregator.seen(sums.flatten(0, 1)).view(2, -1), expected["visible_mask"])
-    out = torch.stack([aggregator.describe(coefficients[k], target(recording, k)) for k in range(2)]).transpose(1, 2)
+    assert torch.equal(aggregator.observed(sums.flatten(0, 1)).view(2, -1), expected["visible_mask"])
+    out = torch.stack([aggregator.evaluate(coefficients[k], target(recording, k)) for k in range(2)]).transpose(1, 2)
     close(out, expected["out"])
     if "cotangent" in expected:
         (out * expected["cotangent"]).sum().backward()
@@ -69,27 +69,27 @@ def test_sphere_is_that_of_the_recordings(parity, case):
     elif "out_index1" in expected:  # two cameras for the second scene
         for k in range(2):
             camera = looked(recording["points"][1], recording["target"]["R_row"][k], recording["target"]["T"][k])
-            close(aggregator.describe(coefficients[1], camera).t(), expected["out_index1"][k])
+            close(aggregator.evaluate(coefficients[1], camera).t(), expected["out_index1"][k])
 
 
 @pytest.mark.parametrize("case", range(2))
-def test_mean_is_that_of_the_recordings(parity, case):
+def test_recorded_mean(parity, case):
     recording = parity("d_aggregators.pt")
     expected = recording["mean"][case]
-    aggregator = Mean(descriptor_dim=8, weighted=expected["weighted"])
+    aggregator = MeanAggregator(descriptor_dim=8, weighted=expected["weighted"])
     sums = observe_all(aggregator, recording)
     close(sums[..., 0], expected["features_total"])
-    scenes = [aggregator.describe(aggregator.solve(s), target(recording, k)) for k, s in enumerate(sums)]
+    scenes = [aggregator.evaluate(aggregator.solve(s), target(recording, k)) for k, s in enumerate(sums)]
     close(torch.stack(scenes).transpose(1, 2), expected["out"])
-    assert torch.equal(torch.stack([aggregator.seen(s) for s in sums]), expected["visible_mask"])
+    assert torch.equal(torch.stack([aggregator.observed(s) for s in sums]), expected["visible_mask"])
     sums = observe_all(aggregator, recording, expected["real_scores"])
     close(sums[..., 0], expected["real_scores_total"])
     close(torch.stack([aggregator.solve(s) for s in sums]).transpose(1, 2), expected["real_scores_out"])
-    assert torch.equal(torch.stack([aggregator.seen(s) for s in sums]), expected["real_scores_visible"])
+    assert torch.equal(torch.stack([aggregator.observed(s) for s in sums]), expected["real_scores_visible"])
 
 
 def dense_ridge(aggregator, directions, features):
-    """Descriptor coefficients of one point by a library solve of the full system, in double precision."""
+    """Coefficients of one point by torch.linalg on the full system, in double precision."""
     a = aggregator.basis(directions).double()
     y = features.double()
     n = len(a)
@@ -99,8 +99,8 @@ def dense_ridge(aggregator, directions, features):
     return torch.cat([mean[None], beta]).flatten()
 
 
-def test_sums_do_not_depend_on_the_order_and_solve_the_regression():
-    aggregator = Sphere(descriptor_dim=5, m=6)
+def test_sums_are_order_independent_and_solve_equals_dense_ridge():
+    aggregator = SphereAggregator(descriptor_dim=5, m=6)
     offsets, features = torch.randn(9, 3) * 3, torch.randn(9, 5)
     axis = torch.tensor([[0.0, 0.0, 1.0]])
     rows = aggregator.observe(features, torch.ones(9), PointDirections(offsets, axis))
@@ -110,8 +110,8 @@ def test_sums_do_not_depend_on_the_order_and_solve_the_regression():
     close(aggregator.solve(shuffled)[0].double(), expected, 1e-4)
 
 
-def test_gradients_of_the_solve_equal_those_of_a_library_solve():
-    aggregator = Sphere(descriptor_dim=3, m=4, learnable_alpha=False).double()
+def test_gradients_of_solve_equal_torch_linalg():
+    aggregator = SphereAggregator(descriptor_dim=3, m=4, learnable_alpha=False).double()
     axis = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
     offsets, features = torch.randn(7, 3).double(), torch.randn(7, 3, requires_grad=True, dtype=torch.float64)
     weights = torch.randn(15).double()
@@ -122,9 +122,9 @@ def test_gradients_of_the_solve_equal_those_of_a_library_solve():
     assert torch.allclose(gradient, expected, atol=1e-10)
 
 
-def test_solving_leaves_the_sums_as_they_are():
-    """It works in place on a copy, also where the sums of one point could be taken for their own transpose."""
-    aggregator = Sphere(descriptor_dim=3)
+def test_solve_does_not_modify_the_sums():
+    """Also for a single point, whose transposed sums share memory with the sums."""
+    aggregator = SphereAggregator(descriptor_dim=3)
     for rows in (1, 2, 7):
         sums = torch.rand(rows, aggregator.sums) + 1
         before = sums.clone()
@@ -134,32 +134,32 @@ def test_solving_leaves_the_sums_as_they_are():
         torch.testing.assert_close(aggregator.solve(sums.requires_grad_(True)), alone, rtol=1e-6, atol=1e-7)
 
 
-def test_the_ridge_learns_where_nothing_else_does():
-    """Fixed features and a fixed basis: the sums need no gradient, the ridge does."""
-    aggregator = Sphere(descriptor_dim=3, type="spherical", m=4, learnable_alpha=True)
+def test_ridge_gets_gradients_alone():
+    """With fixed features and a fixed basis only the ridge requires gradients."""
+    aggregator = SphereAggregator(descriptor_dim=3, type="spherical", m=4, learnable_alpha=True)
     sums = aggregator.observe(torch.randn(5, 3), torch.ones(5), PointDirections(torch.randn(5, 3), torch.ones(1, 3))).sum(0, keepdim=True)
     assert not sums.requires_grad
     aggregator.solve(sums).square().sum().backward()
     assert aggregator.alpha.grad.abs().min() > 0
 
 
-def test_a_point_nobody_saw_has_no_coefficients():
-    for aggregator in (Sphere(descriptor_dim=3), Mean(descriptor_dim=3)):
+def test_points_without_observations_have_zero_coefficients():
+    for aggregator in (SphereAggregator(descriptor_dim=3), MeanAggregator(descriptor_dim=3)):
         sums = torch.zeros(2, aggregator.sums)
-        assert not aggregator.solve(sums).any() and not aggregator.seen(sums).any()
+        assert not aggregator.solve(sums).any() and not aggregator.observed(sums).any()
         assert aggregator.solve(torch.zeros(0, aggregator.sums)).shape == (0, aggregator.coefficients)
 
 
-def test_one_view_gives_its_feature_back():
-    aggregator = Sphere(descriptor_dim=3)
+def test_one_observation_is_reproduced():
+    aggregator = SphereAggregator(descriptor_dim=3)
     features = torch.randn(4, 3)
     axis = torch.tensor([[0.0, 0.0, 1.0]])
     coefficients = aggregator.solve(aggregator.observe(features, torch.ones(4), PointDirections(torch.randn(4, 3), axis)))
-    close(aggregator.describe(coefficients, PointDirections(torch.randn(4, 3), axis)), features)
+    close(aggregator.evaluate(coefficients, PointDirections(torch.randn(4, 3), axis)), features)
 
 
-def test_wrong_settings_are_named():
+def test_invalid_settings_are_refused():
     with pytest.raises(InputError, match="system.aggregator.type: expected one of learnable_v"):
-        Sphere(descriptor_dim=8, type="cubic")
+        SphereAggregator(descriptor_dim=8, type="cubic")
     with pytest.raises(InputError, match="system.aggregator.m=4"):
-        Sphere(descriptor_dim=8, type="spherical", m=6)
+        SphereAggregator(descriptor_dim=8, type="spherical", m=6)

@@ -1,4 +1,4 @@
-"""Blocks against plain versions built from library layers (each convolution with its own border, library ELU, NCHW)."""
+"""Blocks against reference implementations from torch layers (padding per convolution, ELU of torch, NCHW)."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def conv(c_in: int, c_out: int, mode: str, size: int = 3, groups: int = 1) -> nn
 
 
 class PlainGated(nn.Module):
-    """Features and gate as written in the papers, from library layers only."""
+    """Features and gate from torch layers only."""
 
     def __init__(self, name: str, c_in: int, c_out: int, mode: str) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class PlainGated(nn.Module):
 @pytest.mark.parametrize("out", [6, 20])  # one fused convolution, two convolutions
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("name", GATED)
-def test_gated_block_is_the_plain_one_in_values_and_gradients(name: str, mode: str, out: int) -> None:
+def test_gated_blocks_equal_reference_in_values_and_gradients(name: str, mode: str, out: int) -> None:
     block, plain = BLOCKS[name](5, out, padding_mode=mode), PlainGated(name, 5, out, mode)
     block.load_state_dict(plain.state_dict(), strict=True)
     x = 3 * torch.randn(2, 5, 7, 9)
@@ -56,14 +56,14 @@ def test_gated_block_is_the_plain_one_in_values_and_gradients(name: str, mode: s
         assert relative(a.grad, b.grad) < 1e-5, key
 
 
-def test_thin_gated_blocks_fuse_and_wide_ones_do_not() -> None:
+def test_only_thin_gated_blocks_fuse() -> None:
     assert GatedBlock(4, 8).fused
     assert not GatedBlock(4, 9).fused
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_the_border_is_laid_on_as_asked(name: str) -> None:
-    """On a constant image borders that repeat the image give a constant result; zeros do not."""
+def test_padding_modes(name: str) -> None:
+    """On a constant image all padding modes but zeros give a constant result."""
     x = torch.ones(1, 3, 6, 6)
     for mode in PADDING_MODES:
         y = BLOCKS[name](3, 16, padding_mode=mode)(x)
@@ -73,7 +73,7 @@ def test_the_border_is_laid_on_as_asked(name: str) -> None:
 
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_normalization_is_the_last_step(name: str, normalization: str) -> None:
+def test_normalization_is_applied_last(name: str, normalization: str) -> None:
     block = BLOCKS[name](3, 12, normalization=normalization, padding_mode="replicate")
     parameters = dict(block.named_parameters())
     norm = "conv2.1" if name == "basic" else "block.norm"
@@ -86,7 +86,7 @@ def test_normalization_is_the_last_step(name: str, normalization: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("basic", 5), ("gated", 3), ("gated-sd", 3)])
-def test_median_is_of_the_result(name: str, size: int) -> None:
+def test_median_is_applied_to_the_result(name: str, size: int) -> None:
     torch.manual_seed(1)
     plain = BLOCKS[name](3, 4)
     filtered = BLOCKS[name](3, 4, median_filter=True)
@@ -95,13 +95,13 @@ def test_median_is_of_the_result(name: str, size: int) -> None:
     assert torch.equal(filtered(x), median_filter(plain(x), size))
 
 
-def test_median_of_recorded_image(parity) -> None:
+def test_recorded_median(parity) -> None:
     recorded = parity("j_third_party_semantics.pt")["median_blur"]
     assert torch.equal(median_filter(recorded["image"], 3), recorded["k3"])
     assert torch.equal(median_filter(recorded["image"], 5), recorded["k5"])
 
 
-def test_median_removes_one_bright_pixel_and_has_zeros_outside() -> None:
+def test_median_removes_outliers_and_pads_with_zeros() -> None:
     x = torch.ones(1, 1, 7, 7)
     x[..., 3, 3] = 100.0
     y = median_filter(x, 3)
@@ -110,7 +110,7 @@ def test_median_removes_one_bright_pixel_and_has_zeros_outside() -> None:
     assert y[0, 0, 0, 3] == 1.0  # 3 of 9
 
 
-def test_elu_equals_the_library_for_values_and_gradients() -> None:
+def test_elu_equals_torch_in_values_and_gradients() -> None:
     extremes = torch.tensor([0.0, -0.0, 1e-38, -1e-38, 1e-8, -1e-8, 87.0, -87.0, 1e18, -1e18, float("inf"), -float("inf")])
     x = torch.cat([extremes, 5 * torch.randn(1000)])
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -125,14 +125,14 @@ def test_elu_equals_the_library_for_values_and_gradients() -> None:
     assert elu(torch.tensor([float("nan")])).isnan().all()
 
 
-def test_elu_leaves_other_types_to_the_library() -> None:
+def test_elu_of_other_types() -> None:
     for dtype in (torch.float64, torch.bfloat16):
         x = torch.linspace(-3, 3, 31).to(dtype)
         assert torch.equal(elu(x), F.elu(x))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_errors_name_key_value_and_choices(name: str) -> None:
+def test_invalid_choices_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="padding_mode.*'reflect'.*'mirror'"):
         BLOCKS[name](3, 4, padding_mode="mirror")
     with pytest.raises(InputError, match="normalization.*'batch'.*'layer'"):

@@ -1,4 +1,4 @@
-"""UNet and IdentityExtractor: names, sizes, borders, skips, gradients, frozen statistics, encoder weights, the recordings, errors."""
+"""FeatureExtractor and IdentityExtractor: parameters, image sizes, skips, gradients, frozen statistics, encoder weights, recordings, invalid arguments."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npbgpp.errors import InputError
-from npbgpp.nets.feature_extractor import IdentityExtractor, UNet
+from npbgpp.nets.feature_extractor import FeatureExtractor, IdentityExtractor
 
 SMALL: dict[str, Any] = {
     "encoder": "mobilenetv3_small_050",
@@ -30,9 +30,9 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def released(parity) -> UNet:
-    """The shipped network with the weights of the recorded checkpoint, every key of which must fit."""
-    net = UNet()
+def released(parity) -> FeatureExtractor:
+    """The shipped network with the weights of the recorded checkpoint, loaded strictly."""
+    net = FeatureExtractor()
     prefix = "feature_extractor."
     state = parity("h_ckpt_npbgpp_sphere.pt")["state_dict"]
     net.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
@@ -43,8 +43,8 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float(((a - b).abs().max() / b.abs().max()).detach())
 
 
-def plain_forward(net: UNet, images: Tensor) -> Tensor:
-    """The shipped decoder written down once more: NCHW, borders by indexing, sizes from the encoder maps."""
+def plain_forward(net: FeatureExtractor, images: Tensor) -> Tensor:
+    """Reference implementation of the shipped network: NCHW, padding by indexing, sizes from the encoder maps."""
     h, w = images.shape[2:]
     rows, columns = -h % 32, -w % 32
     row = (torch.arange(h + rows) - rows // 2).clamp(0, h - 1)
@@ -60,24 +60,24 @@ def plain_forward(net: UNet, images: Tensor) -> Tensor:
 
 
 def test_parameter_counts_and_shipped_defaults() -> None:
-    net = UNet()
+    net = FeatureExtractor()
     count = {name: sum(p.numel() for p in child.parameters()) for name, child in net.named_children()}
     assert count["decoder"] == 1_415_088 and count["final"] == 128
     torch.testing.assert_close(net.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
     torch.testing.assert_close(net.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
-    plain = UNet(pretrained_encoder=False)
+    plain = FeatureExtractor(pretrained_encoder=False)
     assert torch.equal(plain.mean, torch.zeros(1, 3, 1, 1)) and torch.equal(plain.std, torch.ones(1, 3, 1, 1))
 
 
-def test_encoder_that_was_trained_with_other_statistics_gets_those() -> None:
-    net = UNet(**SMALL | {"encoder": "tf_efficientnet_lite0", "pretrained_encoder": True})
+def test_normalisation_follows_the_encoder() -> None:
+    net = FeatureExtractor(**SMALL | {"encoder": "tf_efficientnet_lite0", "pretrained_encoder": True})
     assert torch.equal(net.mean, torch.full((1, 3, 1, 1), 0.5)) and torch.equal(net.std, torch.full((1, 3, 1, 1), 0.5))
 
 
 @pytest.mark.parametrize("size", [(64, 32), (33, 70), (1, 5)])
 @pytest.mark.parametrize("encoder", ["mobilenetv3_small_050", "resnet18", "repghostnet_050"])
-def test_is_the_plain_network_for_any_size_and_encoder(encoder: str, size: tuple[int, int]) -> None:
-    net = UNet(**SMALL | {"encoder": encoder, "pretrained_encoder": True})
+def test_equals_reference_for_any_size_and_encoder(encoder: str, size: tuple[int, int]) -> None:
+    net = FeatureExtractor(**SMALL | {"encoder": encoder, "pretrained_encoder": True})
     assert net.out_channels == 4
     images = torch.rand(2, 3, *size)
     with torch.no_grad():
@@ -87,15 +87,15 @@ def test_is_the_plain_network_for_any_size_and_encoder(encoder: str, size: tuple
 
 
 def test_decoder_layers_norms_and_activations() -> None:
-    net = UNet(**SMALL, decoder_layers=[2, 1, 3, 1, 1], norm="batch", activation="relu")
+    net = FeatureExtractor(**SMALL, decoder_layers=[2, 1, 3, 1, 1], norm="batch", activation="relu")
     layers = [[type(layer) for layer in block.block] for block in net.decoder.blocks]
     assert layers == [[nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * k for k in (2, 1, 3, 1, 1)]
     assert net.get_parameter("decoder.blocks.0.block.3.weight").shape == (12, 12, 3, 3)
     assert net(torch.rand(1, 3, 32, 32)).shape == (1, 4, 32, 32)
 
 
-def test_last_block_takes_the_image_as_it_is() -> None:
-    net = UNet(**SMALL | {"pretrained_encoder": True})
+def test_last_block_gets_the_image_without_normalisation() -> None:
+    net = FeatureExtractor(**SMALL | {"pretrained_encoder": True})
     weight = net.get_parameter("decoder.blocks.4.block.0.weight")
     images = torch.rand(1, 3, 40, 50)
     with torch.no_grad():
@@ -106,28 +106,28 @@ def test_last_block_takes_the_image_as_it_is() -> None:
         features = net(images)
     assert torch.equal(features[:, 2], images[:, 1])
     assert not features[:, :2].any()
-    assert UNet(**SMALL, skip_rgb=False).get_parameter("decoder.blocks.4.block.0.weight").shape == (5, 6, 3, 3)
-    assert UNet(**SMALL, skip_rgb=False)(images).shape == (1, 4, 40, 50)
+    assert FeatureExtractor(**SMALL, skip_rgb=False).get_parameter("decoder.blocks.4.block.0.weight").shape == (5, 6, 3, 3)
+    assert FeatureExtractor(**SMALL, skip_rgb=False)(images).shape == (1, 4, 40, 50)
 
 
 def test_append_rgb_and_last_act() -> None:
     images = torch.rand(2, 3, 35, 33)
-    net = UNet(**SMALL | {"out_channels": 5}, append_rgb=True, last_act="sigmoid")
+    net = FeatureExtractor(**SMALL | {"out_channels": 5}, append_rgb=True, last_act="sigmoid")
     assert net.get_parameter("final.weight").shape == (2, 5, 1, 1)
     with torch.no_grad():
         net.final.weight.mul_(1e4)
         features = net(images)
     assert torch.equal(features[:, 2:], images)
     assert features.min() >= 0 and features.max() <= 1 and features[:, :2].std() > 0.1
-    tanh = UNet(**SMALL, last_act="tanh")
+    tanh = FeatureExtractor(**SMALL, last_act="tanh")
     with torch.no_grad():
         tanh.final.weight.mul_(1e4)
         assert -1 <= tanh(images).min() < -0.5
 
 
 @pytest.mark.parametrize("eval_mode", [True, False])
-def test_statistics_are_frozen_in_eval_mode_and_everything_is_trained(eval_mode: bool) -> None:
-    net = UNet(**SMALL, eval_mode=eval_mode).train()
+def test_eval_mode_freezes_statistics_but_no_parameters(eval_mode: bool) -> None:
+    net = FeatureExtractor(**SMALL, eval_mode=eval_mode).train()
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     images = torch.rand(2, 3, 64, 64, requires_grad=True)
     net(images).square().mean().backward()
@@ -141,8 +141,8 @@ def test_statistics_are_frozen_in_eval_mode_and_everything_is_trained(eval_mode:
     assert not net.eval().training
 
 
-def test_same_result_in_training_and_evaluation_and_image_by_image() -> None:
-    net = UNet(**SMALL)
+def test_output_is_independent_of_mode_and_batch() -> None:
+    net = FeatureExtractor(**SMALL)
     images = torch.rand(3, 3, 40, 64)
     with torch.no_grad():
         together = net.train()(images)
@@ -152,14 +152,14 @@ def test_same_result_in_training_and_evaluation_and_image_by_image() -> None:
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 @pytest.mark.parametrize("encoder", ["mobilenetv3_small_050", "resnet18", "repghostnet_050"])
-def test_encoder_weights_are_those_that_timm_itself_reads(tmp_path: Path, encoder: str, ending: str) -> None:
+def test_encoder_weights_equal_timm(tmp_path: Path, encoder: str, ending: str) -> None:
     source = timm.create_model(encoder, pretrained=False).state_dict()
     path = tmp_path / f"weights.{ending}"
     if ending == "pth":
         torch.save(source, path)
     else:
         safetensors.torch.save_file(source, path)
-    net = UNet(**SMALL | {"encoder": encoder, "pretrained_encoder": True, "encoder_weights": str(path)})
+    net = FeatureExtractor(**SMALL | {"encoder": encoder, "pretrained_encoder": True, "encoder_weights": str(path)})
     net.load_pretrained_encoder()
     library = timm.create_model(encoder, features_only=True, pretrained=True, pretrained_cfg_overlay={"file": str(path)}).state_dict()
     loaded = net.encoder.state_dict()
@@ -167,20 +167,20 @@ def test_encoder_weights_are_those_that_timm_itself_reads(tmp_path: Path, encode
     assert all(torch.equal(loaded[key], library[key]) for key in library)
 
 
-def test_encoder_weights_come_from_the_cache_under_the_published_name(empty_caches: Path) -> None:
+def test_encoder_weights_are_found_in_the_cache(empty_caches: Path) -> None:
     source = timm.create_model("spnasnet_100", pretrained=False).state_dict()
     empty_caches.mkdir(parents=True)
     # files of that age have no counters of batches
     torch.save({k: v for k, v in source.items() if "num_batches" not in k}, empty_caches / "spnasnet_100-048bc3f4.pth")
-    net = UNet()
+    net = FeatureExtractor()
     assert not torch.equal(net.encoder.conv_stem.weight, source["conv_stem.weight"])
     net.load_pretrained_encoder()
     for key, value in net.encoder.state_dict().items():
         assert torch.equal(value, source[key]), key
 
 
-def test_constructor_needs_no_weights_but_loading_does(empty_caches: Path) -> None:
-    net = UNet()
+def test_weights_are_needed_for_loading_only(empty_caches: Path) -> None:
+    net = FeatureExtractor()
     with pytest.raises(InputError) as caught:
         net.load_pretrained_encoder()
     for part in (
@@ -192,8 +192,8 @@ def test_constructor_needs_no_weights_but_loading_does(empty_caches: Path) -> No
         assert part in str(caught.value)
 
 
-def test_nothing_is_loaded_where_the_encoder_is_not_pretrained() -> None:
-    net = UNet(**SMALL)
+def test_nothing_is_loaded_without_pretrained_encoder() -> None:
+    net = FeatureExtractor(**SMALL)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     net.load_pretrained_encoder()
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
@@ -201,7 +201,7 @@ def test_nothing_is_loaded_where_the_encoder_is_not_pretrained() -> None:
 
 def test_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("mobilenetv3_small_075", pretrained=False).state_dict(), tmp_path / "wider.pth")
-    net = UNet(**SMALL | {"pretrained_encoder": True, "encoder_weights": tmp_path / "wider.pth"})
+    net = FeatureExtractor(**SMALL | {"pretrained_encoder": True, "encoder_weights": tmp_path / "wider.pth"})
     with pytest.raises(InputError, match=r"wider\.pth: expected a tensor of shape .* found .* is this timm's mobilenetv3_small_050"):
         net.load_pretrained_encoder()
 
@@ -225,19 +225,19 @@ def test_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
         ({"encoder_weights": "a.pth"}, r"encoder_weights: expected null where pretrained_encoder is false, got a\.pth"),
     ],
 )
-def test_bad_values_are_refused_by_name(changed: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        UNet(**SMALL | changed)
+        FeatureExtractor(**SMALL | changed)
 
 
-def test_identity_extractor_gives_colours_back() -> None:
+def test_identity_extractor_returns_the_image() -> None:
     extractor = IdentityExtractor()
     images = torch.rand(2, 3, 7, 9)
     assert torch.equal(extractor(images), images)
     assert extractor.out_channels == 3 and not extractor.state_dict()
 
 
-def test_recorded_outputs(released: UNet, parity) -> None:
+def test_recorded_outputs(released: FeatureExtractor, parity) -> None:
     recording = parity("f1_feature_extractor.pt")
     inputs, outputs = recording["inputs"], recording["outputs"]
     with torch.no_grad():
@@ -251,15 +251,18 @@ def test_recorded_outputs(released: UNet, parity) -> None:
         assert relative(released(inputs[1]), outputs["no_norm"][0]) < 2e-4
 
 
-def test_recorded_view_of_the_whole_system(released: UNet, parity) -> None:
+def test_recorded_view(released: FeatureExtractor, parity) -> None:
     recording = parity("h1_npbgpp_sphere.pt")
     with torch.no_grad():
         features = released.train()(recording["feature_extractor_in_view0"])
     assert relative(features[:, :4], recording["feature_extractor_out_view0_ch0to3"]) < 2e-4
 
 
-def test_keys_and_shapes_are_the_recorded_ones(shared: Path) -> None:
+def test_recorded_state_dict(shared: Path) -> None:
     lines = (line.split("\t") for line in (shared / "parity" / "state_dict_keys.txt").read_text().splitlines() if "\t" in line)
     recorded = {name: shape for system, name, shape in lines if system == "npbgpp_sphere" and name.startswith("feature_extractor.")}
-    ours = {f"feature_extractor.{name}": str(list(tensor.shape)) for name, tensor in UNet(pretrained_encoder=False).state_dict().items()}
+    ours = {
+        f"feature_extractor.{name}": str(list(tensor.shape))
+        for name, tensor in FeatureExtractor(pretrained_encoder=False).state_dict().items()
+    }
     assert ours == recorded

@@ -1,5 +1,7 @@
-"""NPBG's U-Net: counts, names, equality with a plain version, sizes, errors."""
+"""NPBGUNet: parameters, a reference implementation, image sizes, invalid arguments, training as refiner."""
 
+import json
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ import torch.nn.functional as F
 from npbgpp.errors import InputError
 from npbgpp.nets.unet import NPBGUNet
 
+from ..conftest import TINY_OVERRIDES
+
 SMALL: dict[str, Any] = {"in_channels": [2] * 5, "net_size": 16}
 
 
@@ -17,7 +21,7 @@ def pyramid(h: int, w: int, c: int = 2, b: int = 1) -> list[torch.Tensor]:
 
 
 def plain_forward(weights: dict[str, torch.Tensor], levels: list[torch.Tensor], mode: str) -> torch.Tensor:
-    """The network for sizes that are multiples of 16, frozen batch statistics, written from the description of NPBG."""
+    """Reference implementation for sizes divisible by 16, with frozen batch statistics."""
 
     def block(name: str, x: torch.Tensor) -> torch.Tensor:
         x = F.pad(x, (1, 1, 1, 1), mode="constant" if mode == "zeros" else mode)
@@ -57,7 +61,7 @@ def test_parameter_names() -> None:
 
 
 @pytest.mark.parametrize("mode", ["reflect", "zeros"])
-def test_equals_the_plain_network_where_sizes_are_multiples_of_16(mode: str) -> None:
+def test_equals_reference(mode: str) -> None:
     net = NPBGUNet(**SMALL, padding_mode=mode)
     for _ in range(3):  # move the running statistics away from 0 and 1
         net(pyramid(32, 32, b=2))
@@ -70,7 +74,7 @@ def test_equals_the_plain_network_where_sizes_are_multiples_of_16(mode: str) -> 
 @pytest.mark.parametrize(
     "options", [{}, {"upsample_mode": "nearest"}, {"upsample_mode": "deconv", "last_act": "sigmoid"}, {"conv_block": "basic"}]
 )
-def test_any_size_and_every_parameter_learns(options: dict[str, Any]) -> None:
+def test_any_size_and_gradients_of_all_parameters(options: dict[str, Any]) -> None:
     net = NPBGUNet(**SMALL, **options).eval()
     out = net(pyramid(37, 50))
     assert out.shape == (1, 3, 37, 50)
@@ -78,7 +82,7 @@ def test_any_size_and_every_parameter_learns(options: dict[str, Any]) -> None:
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_wrong_arguments_and_sizes_are_named() -> None:
+def test_invalid_arguments_and_sizes_are_refused() -> None:
     for key, value in {
         "conv_block": "partial",
         "padding_mode": "mirror",
@@ -93,3 +97,17 @@ def test_wrong_arguments_and_sizes_are_named() -> None:
         NPBGUNet(in_channels=[8] * 5, net_size=16)
     with pytest.raises(InputError, match="at least 32 pixels"):
         NPBGUNet(**SMALL)(pyramid(30, 40))
+
+
+def test_trains_as_refiner(run_in, tmp_path) -> None:
+    """``system/refiner=npbg_unet`` composes, trains and evaluates NPBG on the tiny scene."""
+    tiny = tuple(override for override in TINY_OVERRIDES if "system.refiner." not in override)
+    narrow = ("system/refiner=npbg_unet", "system.refiner.net_size=12")
+    run = run_in(tmp_path, *narrow, "trainer.limit_train_batches=1", "test_after_fit=true", tiny=tiny)
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    start = NPBGUNet(in_channels=[9] * 5, net_size=12).state_dict()
+    assert {name.removeprefix("refiner."): value.shape for name, value in weights.items() if name.startswith("refiner.")} == {
+        name: value.shape for name, value in start.items()
+    }
+    assert weights["refiner.start.block.norm.num_batches_tracked"] > 0
+    assert math.isfinite(json.loads((run / "metrics.json").read_text())["psnr"])

@@ -1,4 +1,4 @@
-"""Backbone and encoder weights: where they are looked for, what is accepted, and what every refusal says."""
+"""Search for and loading of backbone and encoder weights."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def vgg16_state() -> dict[str, Tensor]:
-    """Random VGG-16 convolutions in half precision, under the keys of the whole network."""
+    """Random VGG-16 convolutions in half precision, with the keys of the full network."""
     with torch.device("meta"):
         shapes = torchvision.models.vgg16(weights=None).features.state_dict()
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def test_torch_hub_cache_is_searched(empty_caches: Path, name: str, file: str) -
     assert find_backbone(name) == expected
 
 
-def test_older_folder_is_searched_for_caffe_weights_only_and_last(tmp_path: Path, empty_caches: Path) -> None:
+def test_other_folder_is_searched_last_for_caffe_weights_only(tmp_path: Path, empty_caches: Path) -> None:
     older = tmp_path / "home" / ".cache" / "torch" / "models"
     expected = touch(older / "vgg19-d01eb7cb.pth")
     touch(older / "vgg16-397923af.pth")
@@ -63,7 +63,7 @@ def test_older_folder_is_searched_for_caffe_weights_only_and_last(tmp_path: Path
     assert find_backbone("vgg19_caffe") == newer
 
 
-def test_given_path_wins_over_the_cache(tmp_path: Path, empty_caches: Path) -> None:
+def test_given_path_precedes_the_cache(tmp_path: Path, empty_caches: Path) -> None:
     touch(empty_caches / "vgg16-397923af.pth")
     given = touch(tmp_path / "mine.pth")
     assert find_backbone("vgg16", given) == given
@@ -82,7 +82,7 @@ def test_given_path_must_exist_even_if_the_cache_has_the_file(tmp_path: Path, em
         find_backbone("vgg16", tmp_path)
 
 
-def test_missing_file_message_names_file_places_and_key(tmp_path: Path, empty_caches: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path, empty_caches: Path) -> None:
     with pytest.raises(InputError) as caught:
         find_backbone("vgg19_caffe")
     older = tmp_path / "home" / ".cache" / "torch" / "models"
@@ -92,7 +92,7 @@ def test_missing_file_message_names_file_places_and_key(tmp_path: Path, empty_ca
 
 @pytest.mark.parametrize("legacy_format", [False, True])
 @pytest.mark.parametrize("prefix", ["features.", ""])
-def test_reads_whole_networks_and_bare_features(tmp_path: Path, vgg16_state: dict[str, Tensor], prefix: str, legacy_format: bool) -> None:
+def test_reads_networks_and_features(tmp_path: Path, vgg16_state: dict[str, Tensor], prefix: str, legacy_format: bool) -> None:
     state = {prefix + key.removeprefix("features."): value for key, value in vgg16_state.items()}
     state |= {"classifier.0.weight": torch.zeros(4, 5), "classifier.0.bias": torch.zeros(4)}
     torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=not legacy_format)
@@ -125,7 +125,7 @@ def _mark_opened(_: str) -> None:
 
 
 @pytest.mark.parametrize("content", [torch.nn.Linear(1, 1), _Intruder()], ids=["module", "code"])
-def test_pickled_object_is_refused_and_runs_nothing(tmp_path: Path, content: object) -> None:
+def test_pickled_objects_are_refused_without_execution(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(InputError, match="pickled Python object"):
         read_backbone(tmp_path / "weights.pth", "vgg16")
@@ -157,7 +157,7 @@ def test_other_networks_are_refused(tmp_path: Path, vgg16_state: dict[str, Tenso
         select_features({**vgg16_state, "features.0.bias": [0.0] * 64}, "vgg16", source="here")
 
 
-def test_loaded_features_compute_are_frozen_and_draw_no_random_numbers(vgg16_state: dict[str, Tensor]) -> None:
+def test_loaded_features_are_frozen_and_draw_no_random_numbers(vgg16_state: dict[str, Tensor]) -> None:
     before = torch.get_rng_state()
     features = load_features("vgg16", vgg16_state)
     assert torch.equal(torch.get_rng_state(), before)
@@ -169,14 +169,14 @@ def test_loaded_features_compute_are_frozen_and_draw_no_random_numbers(vgg16_sta
 
 
 def in_hugging_face_cache(tmp_path: Path, file_name: str) -> Path:
-    """An empty file where a download of ENCODER would have left it."""
+    """An empty file at the path of a downloaded ENCODER."""
     repository = tmp_path / "hf" / "models--timm--tinynet.in1k"
     (repository / "refs").mkdir(parents=True, exist_ok=True)
     (repository / "refs" / "main").write_text("abc")
     return touch(repository / "snapshots" / "abc" / file_name)
 
 
-def test_encoder_places_in_order(tmp_path: Path, empty_caches: Path) -> None:
+def test_encoder_search_order(tmp_path: Path, empty_caches: Path) -> None:
     older = in_hugging_face_cache(tmp_path, "pytorch_model.bin")
     assert find_encoder(ENCODER) == older
     newer = in_hugging_face_cache(tmp_path, "model.safetensors")
@@ -188,7 +188,7 @@ def test_encoder_places_in_order(tmp_path: Path, empty_caches: Path) -> None:
     assert find_encoder(PublishedEncoder("tinynet", None, "timm/tinynet.in1k")) == newer
 
 
-def test_missing_encoder_message_names_file_places_and_keys(tmp_path: Path, empty_caches: Path) -> None:
+def test_missing_encoder_is_refused(tmp_path: Path, empty_caches: Path) -> None:
     with pytest.raises(InputError) as caught:
         find_encoder(ENCODER)
     for part in (
@@ -207,7 +207,7 @@ def test_missing_encoder_message_names_file_places_and_keys(tmp_path: Path, empt
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
-def test_encoder_keys_are_found_under_the_spellings_of_timm(tmp_path: Path, ending: str) -> None:
+def test_encoder_keys_of_timm_wrappers(tmp_path: Path, ending: str) -> None:
     state = {
         "stages.0.conv.weight": torch.randn(4, 3, 2, 2),
         "stages.0.bn.running_mean": torch.randn(4).half(),
@@ -233,7 +233,7 @@ def test_encoder_keys_are_found_under_the_spellings_of_timm(tmp_path: Path, endi
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
-def test_wrong_encoder_files_are_refused(tmp_path: Path, ending: str) -> None:
+def test_invalid_encoder_files_are_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"weights.{ending}"
     path.write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     with pytest.raises(InputError, match=rf"weights\.{ending}: expected a state dict of timm's tinynet.* cannot be read"):
@@ -249,7 +249,7 @@ def test_wrong_encoder_files_are_refused(tmp_path: Path, ending: str) -> None:
         read_encoder(path, "tinynet", {"a.weight": torch.zeros(3), "b.weight": torch.zeros(2)})
 
 
-def test_encoder_file_that_would_run_code_is_not_opened(tmp_path: Path) -> None:
+def test_encoder_files_with_code_are_refused(tmp_path: Path) -> None:
     torch.save({"a.weight": _Intruder()}, tmp_path / "weights.pth")
     with pytest.raises(InputError, match="pickled Python object"):
         read_encoder(tmp_path / "weights.pth", "tinynet", {"a.weight": torch.zeros(2)})

@@ -1,4 +1,4 @@
-"""NPBGPlusPlusUNet and IdentityRefiner: counts, names, sizes, gradients, the recordings, errors."""
+"""NPBGPlusPlusUNet and IdentityRefiner: parameters, image sizes, gradients, recordings, invalid arguments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +41,7 @@ def pyramid(h: int, w: int, channels: Sequence[int] = (9,) * 5, b: int = 1) -> l
 
 
 def plain_forward(weights: dict[str, torch.Tensor], levels: list[torch.Tensor]) -> torch.Tensor:
-    """The released network written down once more: NCHW, every convolution pads for itself, library ELU."""
+    """Reference implementation of the released network: NCHW, padding per convolution, ELU of torch."""
 
     def block(name: str, x: torch.Tensor) -> torch.Tensor:
         f, m = (
@@ -72,7 +72,7 @@ def test_parameter_counts() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (47, 61)])
-def test_fast_network_is_the_plain_one_in_values_and_gradients(size: tuple[int, int]) -> None:
+def test_equals_reference_in_values_and_gradients(size: tuple[int, int]) -> None:
     net = NPBGPlusPlusUNet(**RELEASED)
     fast, plain = (
         [level.requires_grad_() for level in levels] for levels in zip(*[(x, x.clone()) for x in pyramid(*size, b=2)], strict=True)
@@ -89,7 +89,7 @@ def test_fast_network_is_the_plain_one_in_values_and_gradients(size: tuple[int, 
         assert relative(p.grad, weights[name].grad) < 1e-4, name
 
 
-def test_layout_of_the_input_does_not_matter_and_the_result_is_contiguous() -> None:
+def test_input_layout_is_irrelevant_and_output_is_contiguous() -> None:
     net, levels = NPBGPlusPlusUNet(**RELEASED), pyramid(32, 48)
     other = [level.contiguous(memory_format=torch.channels_last) for level in levels]
     got = net(levels)
@@ -116,7 +116,7 @@ def test_batched_is_looped(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("size", [(32, 32), (33, 63), (45, 38)])
-def test_any_size_is_kept(options: dict[str, Any], size: tuple[int, int]) -> None:
+def test_output_has_the_size_of_the_input(options: dict[str, Any], size: tuple[int, int]) -> None:
     arguments = TINY | options
     out = NPBGPlusPlusUNet(**arguments)(pyramid(*size, arguments["in_channels"]))
     assert out.shape == (1, arguments["out_channels"], *size)
@@ -125,7 +125,7 @@ def test_any_size_is_kept(options: dict[str, Any], size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_gradient_reaches_every_parameter_and_level(options: dict[str, Any]) -> None:
+def test_all_parameters_and_levels_get_gradients(options: dict[str, Any]) -> None:
     net = NPBGPlusPlusUNet(**TINY | options).eval()  # in training mode batch statistics cancel the bias before them
     # The coarsest level is 4x4: of 2x2 pixels the median with zeros outside is always 0.
     levels = [level.requires_grad_() for level in pyramid(67, 64, (TINY | options)["in_channels"])]
@@ -134,12 +134,12 @@ def test_gradient_reaches_every_parameter_and_level(options: dict[str, Any]) -> 
     assert all(bool(level.grad.any()) for level in levels)
 
 
-def test_start_of_the_final_bias() -> None:
+def test_initial_bias_of_the_output_layer() -> None:
     assert NPBGPlusPlusUNet(**RELEASED).final.bias.tolist() == [0.5, 0.5, 0.5]
     assert NPBGPlusPlusUNet(**RELEASED | {"out_channels": 4}).final.bias.tolist() == [0.5, 0.5, 0.5, 0.0]
 
 
-def test_lists_of_the_caller_stay_as_they_are() -> None:
+def test_arguments_are_not_modified() -> None:
     channels, filters = [4, 4], [10, 11, 12, 13, 14]
     NPBGPlusPlusUNet(in_channels=channels, filters=filters)
     assert (channels, filters) == ([4, 4], [10, 11, 12, 13, 14])
@@ -182,13 +182,13 @@ def test_recorded_variants(parity, variant: int) -> None:
         ("out_channels", 0),
     ],
 )
-def test_wrong_arguments_are_named(key: str, value: object) -> None:
+def test_invalid_arguments_are_refused(key: str, value: object) -> None:
     with pytest.raises(InputError, match=key) as error:
         NPBGPlusPlusUNet(**RELEASED | {key: value})
     assert (repr(value) in str(error.value)) or key == "filters"
 
 
-def test_wrong_pyramids_are_refused() -> None:
+def test_invalid_pyramids_are_refused() -> None:
     net = NPBGPlusPlusUNet(**RELEASED)
     with pytest.raises(InputError, match="5 levels"):
         net(pyramid(32, 32)[:4])
@@ -201,7 +201,7 @@ def test_wrong_pyramids_are_refused() -> None:
     assert NPBGPlusPlusUNet(**RELEASED | {"padding_mode": "replicate"})(pyramid(16, 31)).shape == (1, 3, 16, 31)
 
 
-def test_identity_refiner_is_the_first_three_channels() -> None:
+def test_identity_refiner_returns_the_first_three_channels() -> None:
     levels = pyramid(5, 7, (4, 4))
     assert torch.equal(IdentityRefiner()(levels), levels[0][:, :3])
     assert list(IdentityRefiner().parameters()) == []

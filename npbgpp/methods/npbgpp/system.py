@@ -21,7 +21,7 @@ from npbgpp.methods.npbgpp.input_views import ColorJitter, InputViews, in_image,
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.methods.points import Framing, PointSettings, PointSystem
 from npbgpp.metrics import ImageMetrics
-from npbgpp.nets import Aggregator, IdentityExtractor, UNet
+from npbgpp.nets import Aggregator, FeatureExtractor, IdentityExtractor
 from npbgpp.points import (
     CLOUD_KEY,
     FeaturePyramid,
@@ -102,7 +102,7 @@ class NPBGPlusPlus(PointSystem):
         metrics: ImageMetrics,
         refiner: nn.Module,
         rasterizer: FeaturePyramid,
-        feature_extractor: UNet | IdentityExtractor,
+        feature_extractor: FeatureExtractor | IdentityExtractor,
         aggregator: Aggregator,
     ) -> None:
         super().__init__(settings, scenes, search_paths, metrics, refiner, rasterizer)
@@ -136,7 +136,7 @@ class NPBGPlusPlus(PointSystem):
     def start_without_weights(self, evaluate_only: bool) -> None:
         """See PointSystem. Starts from the published weights of the encoder when the config asks for them."""
         super().start_without_weights(evaluate_only)
-        if isinstance(self.feature_extractor, UNet):
+        if isinstance(self.feature_extractor, FeatureExtractor):
             self.feature_extractor.load_pretrained_encoder()
 
     # ------------------------------------------------------------- aggregation
@@ -322,7 +322,7 @@ class NPBGPlusPlus(PointSystem):
             points.append(mine)
             observed.append(self._what_a_view_adds(features[view], photos, view, xyz_world[mine]))
         sums = features.new_zeros(len(xyz_world), self.aggregator.sums).index_add(0, torch.cat(points), torch.cat(observed))
-        return self.aggregator.describe(self.aggregator.solve(sums), point_directions(xyz_world, target))
+        return self.aggregator.evaluate(self.aggregator.solve(sums), point_directions(xyz_world, target))
 
     def terms(self, render: Render, batch: Batch, visible: Visible) -> dict[str, Tensor]:
         """Adds ``rgb_reg_loss``: the refiner must make the photo out of its own features, with pixels missing. It learns from that, the extractor not."""
