@@ -1,7 +1,7 @@
 """Volume rendering: ray sampling, compositing, occupancy grids and MLP fields."""
 
-from npbgpp.volume.compositing import Composited, composite, composite_packed, over
-from npbgpp.volume.field import RadianceField, add_trunk, check_sizes, embed, through_trunk
+from npbgpp.volume.compositing import Composited, composite, composite_layers, composite_packed
+from npbgpp.volume.field import RadianceField, add_trunk, check_sizes, positional_encoding, run_trunk
 from npbgpp.volume.occupancy import OccupancyGrid
 from npbgpp.volume.sampling import Rays, sample_pdf, stratified, to_ndc
 
@@ -14,10 +14,10 @@ __all__ = [
     "check_sizes",
     "composite",
     "composite_packed",
-    "embed",
-    "over",
+    "positional_encoding",
+    "composite_layers",
     "sample_pdf",
     "stratified",
-    "through_trunk",
+    "run_trunk",
     "to_ndc",
 ]

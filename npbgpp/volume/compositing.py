@@ -1,6 +1,6 @@
-"""Densities and colours along rays become pixels: numerical quadrature of the volume (NeRF; Mildenhall et al., ECCV 2020, section 4, equation 3).
+"""Compositing: volume rendering of samples along rays (NeRF; Mildenhall et al., ECCV 2020, equation 3), and of RGBA layers (Porter and Duff, 1984).
 
-Symbols: n rays, s samples of each, p samples of all rays together. Density minus infinity is space known to be empty: noise does not fill it.
+Symbols: n rays, s samples per ray, p samples of all rays together. A density of minus infinity marks empty space, also with noise.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from npbgpp.volume.sampling import PackedSamples, intervals
 
-_LEAST_TRANSMITTANCE = 1e-10  # a sample never hides everything behind it, so that gradients get there
+_MIN_TRANSMITTANCE = 1e-10  # of a sample, so that samples behind it get gradients
 
 
 @dataclass(frozen=True)
 class Composited:
-    """n rays seen.
+    """n composited rays.
 
     Attributes:
-        rgb: colours; None where only densities were known.
-        depth: sum of the depths by weight, so that empty space counts as depth 0.
+        rgb: colours; None if samples had none.
+        depth: weighted sum of the depths, not divided by the opacity.
         opacity: sum of the weights, 0..1.
-        weights: how much each sample adds, shaped as the samples came.
+        weights: weight of each sample, in the shape of the samples.
     """
 
     rgb: Float[Tensor, "n 3"] | None
@@ -31,7 +31,7 @@ class Composited:
     weights: Float[Tensor, "*samples"]
 
     def normalised_depth(self) -> Float[Tensor, " n"]:
-        """Mean depth of what is seen, whatever the opacity; infinite where nothing is."""
+        """Depth divided by the opacity; infinite where that is 0."""
         return torch.where(self.opacity > 0, self.depth / torch.where(self.opacity > 0, self.opacity, 1.0), torch.inf)
 
 
@@ -44,16 +44,16 @@ def composite(
     noise_std: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Composited:
-    """Rays with equally many samples.
+    """Composites rays with equally many samples.
 
     Args:
-        sigma: raw densities; what is negative counts as 0.
+        sigma: raw densities; negative ones count as 0.
         rgb: colours of the samples, or None.
-        z: sorted depths. The last sample reaches to infinity.
-        direction_norms: lengths of the directions that the depths count.
-        background: one colour or one per ray, seen as far as the ray is not opaque; None is black.
-        noise_std: deviation of the normal noise added to the densities.
-        generator: source of the noise.
+        z: sorted depths; the interval of the last sample is infinite.
+        direction_norms: lengths of the ray directions.
+        background: one colour or one per ray; None for black.
+        noise_std: standard deviation of normal noise added to the densities.
+        generator: random number generator.
     """
     if noise_std > 0:
         sigma = sigma + noise_std * torch.randn(sigma.shape, generator=generator, device=sigma.device, dtype=sigma.dtype)
@@ -67,29 +67,29 @@ def composite_packed(
     direction_norms: Float[Tensor, " n"],
     background: Float[Tensor, "*each 3"] | None = None,
 ) -> Composited:
-    """Rays with any number of samples each, as ``composite`` with samples of no density in between.
+    """Composites rays with different numbers of samples.
 
     Args:
-        sigma: raw densities; what is negative counts as 0.
+        sigma: raw densities; negative ones count as 0.
         rgb: colours of the samples.
-        samples: where they are, ordered by ray, then by depth.
-        direction_norms: lengths of the directions that the depths count.
+        samples: rays, depths and intervals of the samples.
+        direction_norms: lengths of the ray directions.
         background: see ``composite``.
 
     Returns:
-        With (p,) weights. Rays without a sample show the background at depth 0 and opacity 0.
+        With (p,) weights. Rays without samples have the background colour, depth 0 and opacity 0.
     """
     rank = samples.ranks()
     longest = int(rank.max()) + 1 if len(samples) else 0
-    place = (samples.ray, rank)
+    index = (samples.ray, rank)
 
-    def padded(values: Tensor, filling: float) -> Tensor:
+    def padded(values: Tensor, fill: float) -> Tensor:
         shape = (len(direction_norms), longest, *values.shape[1:])
-        return values.new_full(shape, filling).index_put(place, values)
+        return values.new_full(shape, fill).index_put(index, values)
 
     delta = samples.delta * direction_norms[samples.ray]
-    seen = _composite(padded(sigma, -torch.inf), padded(rgb, 0.0), padded(samples.z, 0.0), padded(delta, 0.0), background)
-    return Composited(seen.rgb, seen.depth, seen.opacity, seen.weights[place])
+    result = _composite(padded(sigma, -torch.inf), padded(rgb, 0.0), padded(samples.z, 0.0), padded(delta, 0.0), background)
+    return Composited(result.rgb, result.depth, result.opacity, result.weights[index])
 
 
 def _composite(
@@ -99,9 +99,9 @@ def _composite(
     length: Float[Tensor, "n s"],
     background: Float[Tensor, "*each 3"] | None,
 ) -> Composited:
-    passed = torch.exp(-length * torch.relu(sigma))
-    before = torch.cat([torch.ones_like(passed[:, :1]), passed + _LEAST_TRANSMITTANCE], -1).cumprod(-1)[:, :-1]
-    weights = (1 - passed) * before
+    transmittance = torch.exp(-length * torch.relu(sigma))
+    in_front = torch.cat([torch.ones_like(transmittance[:, :1]), transmittance + _MIN_TRANSMITTANCE], -1).cumprod(-1)[:, :-1]
+    weights = (1 - transmittance) * in_front
     opacity = weights.sum(-1)
     colour = None
     if rgb is not None:
@@ -111,12 +111,8 @@ def _composite(
     return Composited(colour, (weights * z).sum(-1), opacity, weights)
 
 
-# ----------------------------------------------------------------------
-# Layers of colour and opacity become one picture, front to back (Porter and Duff, "Compositing digital images", 1984).
-
-
-class _Cut(torch.autograd.Function):
-    """Cuts to [0, 1]. Values outside keep the gradient that leads back inside: a plain cut has none there, and a layer that begins clear stays clear."""
+class _Clamp(torch.autograd.Function):
+    """Clamps to [0, 1]; values outside keep gradients that lead back inside, so that layers initialised transparent or opaque can be trained."""
 
     @staticmethod
     def forward(ctx, values: Tensor) -> Tensor:
@@ -130,21 +126,21 @@ class _Cut(torch.autograd.Function):
         return gradient.masked_fill(leads_away, 0.0)
 
 
-def over(layers: Float[Tensor, "b l 4 h w"]) -> Float[Tensor, "b 4 h w"]:
-    """Lays each layer over those behind it.
+def composite_layers(layers: Float[Tensor, "b l 4 h w"]) -> Float[Tensor, "b 4 h w"]:
+    """Composites RGBA layers with the over operator (Porter and Duff, "Compositing digital images", 1984).
 
     Args:
-        layers: straight colours and opacities, front to back; opacities are cut to [0, 1], and those outside learn only to come back.
+        layers: straight colours and opacities, front to back; opacities are clamped to [0, 1].
 
     Returns:
-        Colours weighted by what is seen of them, not divided by the opacity, and the opacity. A single layer is returned as it is.
+        Premultiplied colours and opacity. A single layer is returned unchanged.
     """
     if layers.shape[1] == 1:
         return layers[:, 0]
-    through = torch.ones_like(layers[:, 0, 3:])  # share of the light that comes from behind the layers so far
+    transmittance = torch.ones_like(layers[:, 0, 3:])
     colour = torch.zeros_like(layers[:, 0, :3])
     for layer in layers.unbind(1):
-        opacity = _Cut.apply(layer[:, 3:])
-        colour = colour + through * opacity * layer[:, :3]
-        through = through * (1 - opacity)
-    return torch.cat([colour, 1 - through], 1)
+        opacity = _Clamp.apply(layer[:, 3:])
+        colour = colour + transmittance * opacity * layer[:, :3]
+        transmittance = transmittance * (1 - opacity)
+    return torch.cat([colour, 1 - transmittance], 1)

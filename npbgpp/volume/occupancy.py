@@ -1,7 +1,7 @@
-"""Which parts of a box are empty, so that no network is asked about them (Mueller et al., Instant NGP, SIGGRAPH 2022, appendix E.2).
+"""Occupancy grids: skip samples in empty space (Mueller et al., Instant NGP, SIGGRAPH 2022, appendix E.2).
 
-A grid of cells remembers the density seen in each. A cell counts as occupied when it or a neighbour, corners included, holds density, so that a surface near
-the border of a cell is not cut where no draw hit it. Symbols: n points or rays, s depths of a ray, p samples kept, r cells along a side, q cells drawn.
+A grid stores the largest recent density sample of each cell. A cell is occupied if it or one of its 26 neighbours has density, so that surfaces near cell
+borders are not clipped. Symbols: n points or rays, s depths per ray, p samples kept, r cells along a side, q cells sampled.
 """
 
 import math
@@ -15,23 +15,23 @@ from torch.nn.functional import max_pool3d
 from npbgpp.errors import InputError
 from npbgpp.volume.sampling import PackedSamples, Rays, intervals
 
-_DECAY = 0.95  # of a remembered density, each time that its cell is looked at again
-_LATER_SHARE = 4  # after warm-up one cell of this many is drawn anywhere, and as many among the occupied
-_POINTS_AT_ONCE = 2**17
+_DECAY = 0.95  # of the stored density at every update of a cell
+_UPDATE_FRACTION = 4  # after warm-up, 1 / 4 of the cells are sampled uniformly, and as many among the occupied
+_BATCH_SIZE = 2**17
 
 
 class OccupancyGrid(nn.Module):
-    """Cells of an axis-aligned box; all are occupied until the first update. Everything outside of the box is empty.
+    """Occupancy of the cells of an axis-aligned box; all occupied until the first update. Space outside of the box is empty.
 
     Args:
-        low: least corner of the box, in the coordinates of the rays.
-        high: greatest corner.
+        low: minimum corner of the box, in the coordinates of the rays.
+        high: maximum corner.
         resolution: r.
-        least_opacity: cells along whose diagonal less than this is absorbed are empty, unless that is more than half of what cells hold on average.
-        warmup_steps: updates before this step look into every cell.
+        least_opacity: cells are empty if the opacity along their diagonal is less than this, and their density less than half of the mean.
+        warmup_steps: updates before this step sample every cell.
 
     Raises:
-        InputError: no box, no cells, or an opacity outside of 0..1.
+        InputError: an empty box, no cells, or an opacity outside of (0, 1).
     """
 
     low: Tensor
@@ -65,53 +65,53 @@ class OccupancyGrid(nn.Module):
     def update(
         self, density_fn: Callable[[Float[Tensor, "q 3"]], Float[Tensor, " q"]], step: int, generator: torch.Generator | None = None
     ) -> None:
-        """Looks into cells, each at a random point: before ``warmup_steps`` into all, then into some drawn anywhere and some among the occupied.
+        """Samples the density at a random point of cells: of all before ``warmup_steps``, then of uniformly sampled and of occupied ones.
 
         Args:
             density_fn: raw densities of points; negative ones count as 0.
             step: training step.
-            generator: source of the draws.
+            generator: random number generator.
         """
-        chosen = self._chosen(step, generator)
+        chosen = self._sample_cells(step, generator)
         corner = torch.stack(torch.unravel_index(chosen, self.cells.shape), -1)
-        inside = torch.rand(corner.shape, generator=generator, device=self.low.device)
-        xyz = self.low + (corner + inside) / self.resolution * (self.high - self.low)
-        found = torch.cat([density_fn(points) for points in xyz.split(_POINTS_AT_ONCE)]).to(self.densities.dtype)
-        found = found.nan_to_num(nan=torch.inf).clamp(min=0)  # what is not known is not empty
+        offset = torch.rand(corner.shape, generator=generator, device=self.low.device)
+        xyz = self.low + (corner + offset) / self.resolution * (self.high - self.low)
+        density = torch.cat([density_fn(points) for points in xyz.split(_BATCH_SIZE)]).to(self.densities.dtype)
+        density = density.nan_to_num(nan=torch.inf).clamp(min=0)  # nan counts as occupied
         flat = self.densities.flatten()
         flat[chosen] = _DECAY * flat[chosen]
-        flat.scatter_reduce_(0, chosen, found, "amax")
+        flat.scatter_reduce_(0, chosen, density, "amax")
         self.densities.copy_(flat.view_as(self.densities))
         diagonal = ((self.high - self.low) / self.resolution).norm().item()
-        # a young field is thin everywhere: measured by its own mean (half of it, as means round), it is not taken for empty before it could learn
-        least = (self.densities.mean() / 2).clamp(max=-math.log1p(-self.least_opacity) / diagonal)
-        self.cells.copy_(max_pool3d(self.densities[None, None], 3, stride=1, padding=1)[0, 0] >= least)
+        # an untrained field is thin everywhere; the threshold relative to its mean keeps it from being classified as empty
+        threshold = (self.densities.mean() / 2).clamp(max=-math.log1p(-self.least_opacity) / diagonal)
+        self.cells.copy_(max_pool3d(self.densities[None, None], 3, stride=1, padding=1)[0, 0] >= threshold)
 
-    def _chosen(self, step: int, generator: torch.Generator | None) -> Int[Tensor, " q"]:
+    def _sample_cells(self, step: int, generator: torch.Generator | None) -> Int[Tensor, " q"]:
         total, device = self.cells.numel(), self.cells.device
         if step < self.warmup_steps:
             return torch.arange(total, device=device)
-        count = max(1, total // _LATER_SHARE)
-        anywhere = torch.randint(total, (count,), generator=generator, device=device)
+        count = max(1, total // _UPDATE_FRACTION)
+        uniform = torch.randint(total, (count,), generator=generator, device=device)
         occupied = self.cells.flatten().nonzero()[:, 0]
-        return torch.cat([anywhere, occupied[torch.randint(len(occupied), (count,), generator=generator, device=device)]])
+        return torch.cat([uniform, occupied[torch.randint(len(occupied), (count,), generator=generator, device=device)]])
 
     def occupied(self, xyz: Float[Tensor, "*batch 3"]) -> Bool[Tensor, "*batch"]:
-        """Whether points lie in occupied cells. Points on the border of the box belong to it."""
-        place = (xyz - self.low) / (self.high - self.low)
-        inside = ((place >= 0) & (place <= 1)).all(-1)
-        i, j, k = (place * self.resolution).nan_to_num().clamp(0, self.resolution - 1).long().unbind(-1)
+        """Whether points lie in occupied cells; the box includes its boundary."""
+        relative = (xyz - self.low) / (self.high - self.low)
+        inside = ((relative >= 0) & (relative <= 1)).all(-1)
+        i, j, k = (relative * self.resolution).nan_to_num().clamp(0, self.resolution - 1).long().unbind(-1)
         return self.cells[i, j, k] & inside
 
     def march(self, rays: Rays, z: Float[Tensor, "n s"]) -> PackedSamples:
-        """The samples that lie in occupied cells.
+        """Samples in occupied cells.
 
         Args:
             rays: n rays.
-            z: sorted depths to choose from; closer together than a cell is wide, lest rays step over it.
+            z: sorted candidate depths, with steps smaller than a cell.
 
         Returns:
-            Samples that reach as far as among all of ``z``, so that composited they are what all of them would be, had the empty cells no density.
+            The samples with their intervals in ``z``, so that compositing them equals compositing all of ``z`` with zero density in empty cells.
         """
         ray, k = self.occupied(rays.points(z)).nonzero(as_tuple=True)
         return PackedSamples(ray, z[ray, k], intervals(z)[ray, k])

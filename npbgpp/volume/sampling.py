@@ -1,7 +1,7 @@
-"""Where along rays a radiance field is asked (NeRF; Mildenhall et al., ECCV 2020, sections 4, 5.2 and appendix C).
+"""Rays, depth sampling along them and normalised device coordinates (NeRF; Mildenhall et al., ECCV 2020, sections 4, 5.2 and appendix C).
 
-Symbols: n rays, s samples of each, m new samples of each, p samples of all rays together. A depth z is a number of ray directions, not a length: the point
-is origin + z direction.
+Symbols: n rays, s samples per ray, m new samples per ray, p samples of all rays together. Depths z are in units of the ray direction: a point is
+origin + z direction.
 """
 
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from npbgpp.errors import InputError
 
-_LAST_INTERVAL = 1e10  # what lies behind the last sample looks like it, up to infinity
-_LEAST_WEIGHT = 1e-5  # every interval of a distribution keeps a chance
-_LEAST_STEP = 1e-5  # smaller steps of a distribution are not divided by
+_LAST_INTERVAL = 1e10  # depth that the last sample of a ray covers
+_MIN_WEIGHT = 1e-5  # added to all weights of a distribution
+_MIN_STEP = 1e-5  # smallest step of a cumulative distribution to divide by
 
 
 @dataclass(frozen=True)
 class Rays:
-    """n rays with the part of each that is looked at.
+    """n rays with depth bounds.
 
     Attributes:
-        origins: points that the rays start from.
+        origins: points.
         directions: of any length.
-        near: first depth.
-        far: last depth.
+        near: smallest depth.
+        far: largest depth.
 
     Raises:
         InputError: bounds that are not finite or do not enclose anything.
@@ -37,13 +37,13 @@ class Rays:
     far: Float[Tensor, " n"]
 
     def __post_init__(self) -> None:
-        sound = (self.near < self.far) & torch.isfinite(self.near) & torch.isfinite(self.far)
-        if not sound.all():
-            wrong = (~sound).nonzero()[:, 0]
-            near, far = self.near[wrong[0]].item(), self.far[wrong[0]].item()
+        valid = (self.near < self.far) & torch.isfinite(self.near) & torch.isfinite(self.far)
+        if not valid.all():
+            bad = (~valid).nonzero()[:, 0]
+            near, far = self.near[bad[0]].item(), self.far[bad[0]].item()
             raise InputError(
-                f"bounds of rays: expected finite near < far, got near {near:g} and far {far:g} for ray {wrong[0].item()} "
-                f"({len(wrong)} of {len(self)} rays); correct the bounds of the scene"
+                f"bounds of rays: expected finite near < far, got near {near:g} and far {far:g} for ray {bad[0].item()} "
+                f"({len(bad)} of {len(self)} rays); correct the bounds of the scene"
             )
 
     def __len__(self) -> int:
@@ -59,12 +59,12 @@ class Rays:
 
 @dataclass(frozen=True)
 class PackedSamples:
-    """p samples of n rays, any number of each ray, ordered by ray, then by depth.
+    """p samples of n rays, any number per ray, sorted by ray, then by depth.
 
     Attributes:
-        ray: index of the ray that a sample lies on.
-        z: its depth.
-        delta: how far the sample reaches, in depth.
+        ray: index of the ray of each sample.
+        z: depth.
+        delta: length of the interval that the sample represents, in depth.
     """
 
     ray: Int[Tensor, " p"]
@@ -79,13 +79,13 @@ class PackedSamples:
         return rays.origins[self.ray] + self.z[:, None] * rays.directions[self.ray]
 
     def ranks(self) -> Int[Tensor, " p"]:
-        """How many samples of the same ray come before each."""
+        """Number of preceding samples on the same ray."""
         counts = torch.bincount(self.ray)
         return torch.arange(len(self), device=self.ray.device) - (counts.cumsum(0) - counts)[self.ray]
 
 
 def intervals(z: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
-    """How far each sample of sorted depths reaches, in depth: to the next one; the last without end (1e10)."""
+    """Distance of each of the sorted depths to the next one; 1e10 for the last."""
     return torch.cat([z.diff(dim=-1), torch.full_like(z[:, :1], _LAST_INTERVAL)], -1)
 
 
@@ -97,30 +97,30 @@ def stratified(
     disparity: bool = False,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "n s"]:
-    """Depths spread evenly over the rays, sorted.
+    """Sorted depths by stratified sampling (section 4).
 
     Args:
-        near: first depth of each ray.
-        far: last depth of each ray.
+        near: smallest depth of each ray.
+        far: largest depth of each ray.
         count: s.
-        perturb: 0 takes the even depths, the first near and the last far; 1 draws each anywhere between the midpoints to its neighbours (section 4); numbers
-            between draw from that share of the stratum, counted from its near end.
-        disparity: even in 1 / depth.
-        generator: source of the draws.
+        perturb: 0 returns evenly spaced depths from near to far; 1 samples each depth between the midpoints to its neighbours; values between restrict the
+            samples to that fraction of the interval, from its near end.
+        disparity: space depths evenly in 1 / depth.
+        generator: random number generator.
 
     Raises:
         InputError: ``disparity`` with a near bound that is not positive.
     """
-    share = torch.linspace(0, 1, count, device=near.device, dtype=near.dtype)
+    fraction = torch.linspace(0, 1, count, device=near.device, dtype=near.dtype)
     if disparity:
         if (near <= 0).any():
             raise InputError(
                 f"disparity: expected rays that start at positive depths, got near {near.min().item():g}; "
                 "switch it off (normalised device coordinates are even in 1 / depth already)"
             )
-        z = 1 / ((1 - share) / near[:, None] + share / far[:, None])
+        z = 1 / ((1 - fraction) / near[:, None] + fraction / far[:, None])
     else:
-        z = near[:, None] * (1 - share) + far[:, None] * share
+        z = near[:, None] * (1 - fraction) + far[:, None] * fraction
     if perturb == 0:
         return z
     middle = 0.5 * (z[:, 1:] + z[:, :-1])
@@ -131,19 +131,19 @@ def stratified(
 def sample_pdf(
     bins: Float[Tensor, "n s1"], weights: Float[Tensor, "n s"], count: int, perturb: float = 0.0, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n m"]:
-    """Depths where the weights are: draws from the distribution that is constant between neighbouring bins (section 5.2).
+    """Depths by importance sampling: inverse transform sampling of the piecewise constant density given by ``weights`` (section 5.2).
 
     Args:
-        bins: s + 1 sorted borders.
-        weights: weight of each of the s intervals, not negative, of any sum; zeros everywhere are an even distribution. No gradient is taken.
+        bins: s + 1 sorted interval borders.
+        weights: weights of the s intervals, not negative, of any sum; all zeros give the uniform distribution. They get no gradients.
         count: m.
-        perturb: 0 takes evenly spaced quantiles, from the first border to the last; otherwise they are drawn.
-        generator: source of the draws.
+        perturb: 0 takes evenly spaced quantiles from 0 to 1, otherwise they are random.
+        generator: random number generator.
 
     Returns:
-        Depths; with drawn quantiles not sorted.
+        Depths; not sorted for random quantiles.
     """
-    weights = weights.detach() + _LEAST_WEIGHT
+    weights = weights.detach() + _MIN_WEIGHT
     cdf = (weights / weights.sum(-1, keepdim=True)).cumsum(-1)
     cdf = torch.cat([torch.zeros_like(cdf[:, :1]), cdf], -1)
     if perturb == 0:
@@ -154,7 +154,7 @@ def sample_pdf(
     below, above = (found - 1).clamp(min=0), found.clamp(max=weights.shape[1])
     cdf_below, bin_below = cdf.gather(1, below), bins.gather(1, below)
     step = cdf.gather(1, above) - cdf_below
-    step = torch.where(step < _LEAST_STEP, 1.0, step)
+    step = torch.where(step < _MIN_STEP, 1.0, step)
     return bin_below + (quantile - cdf_below) / step * (bins.gather(1, above) - bin_below)
 
 
@@ -165,21 +165,21 @@ def to_ndc(
 
     Args:
         origins: in axes right, up, backward.
-        directions: the same; all must look forward, along -z.
-        focal: in pixels.
+        directions: in the same axes, all with negative z.
+        focal: focal length in pixels.
         image_size: (height, width) in pixels.
 
     Returns:
-        (origins, directions): depth 0 is the near plane, depth 1 is infinity. The directions are not of unit length.
+        (origins, directions): depth 0 is the near plane, depth 1 is infinity. Directions are not of unit length.
 
     Raises:
-        InputError: a ray that does not look forward.
+        InputError: a direction with z >= 0.
     """
     backward = directions[:, 2] >= 0
     if backward.any():
         raise InputError(
             f"normalised device coordinates: expected rays that look along -z, got {int(backward.sum())} of {len(directions)} that do not; "
-            "the scene is not forward-facing: choose another frame of its rays"
+            "the scene is not forward-facing: choose another value of system.ray_frame"
         )
     height, width = image_size
     to_plane = -(1 + origins[:, 2:]) / directions[:, 2:]

@@ -1,4 +1,4 @@
-"""Compositing: the plain sum per ray and sample, properties, and rays with few samples against rays with all."""
+"""Compositing of samples along rays and of layers: reference loops and properties."""
 
 import math
 
@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npbgpp.volume.compositing import composite, composite_packed
+from npbgpp.volume.compositing import composite, composite_layers, composite_packed
 from npbgpp.volume.sampling import PackedSamples
 
 
 def example(seed: int = 0, n: int = 4, s: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Raw densities, colours, sorted depths, lengths of directions."""
+    """Raw densities, colours, sorted depths, norms of directions."""
     generator = torch.Generator().manual_seed(seed)
     draw = {"generator": generator, "dtype": torch.float64}
     sigma = torch.randn(n, s, **draw).requires_grad_()
@@ -21,7 +21,7 @@ def example(seed: int = 0, n: int = 4, s: int = 7) -> tuple[torch.Tensor, torch.
 
 
 def loop(sigma, rgb, z, norms, background):
-    """Each ray and sample by itself, as the paper's sums have it."""
+    """Equation 3 of the paper as loops over rays and samples."""
     colours, depths, opacities = [], [], []
     for r in range(len(z)):
         colour, depth, opacity, passed = torch.zeros(3, dtype=torch.float64), 0.0, 0.0, 1.0
@@ -38,7 +38,7 @@ def loop(sigma, rgb, z, norms, background):
 
 
 def total(rgb, depth, opacity):
-    """One number that all outputs bear on."""
+    """A scalar that depends on all outputs."""
     return (rgb * torch.tensor([1.0, 2.0, 3.0])).sum() + 0.7 * depth.sum() + 1.3 * opacity.sum()
 
 
@@ -47,7 +47,7 @@ def close(found, expected):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_the_sum_of_the_paper_in_values_and_gradients(seed):
+def test_composite_equals_reference_in_values_and_gradients(seed):
     sigma, rgb, z, norms = example(seed)
     background = torch.rand(4, 3, dtype=torch.float64)
     seen = composite(sigma, rgb, z, norms, background)
@@ -68,13 +68,13 @@ def test_empty_space_on_white():
     assert not black.rgb.any()
 
 
-def test_one_background_is_that_background_for_every_ray():
+def test_shared_background_colour():
     sigma, rgb, z, norms = example()
     colour = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
     assert torch.equal(composite(sigma, rgb, z, norms, colour).rgb, composite(sigma, rgb, z, norms, colour.expand(4, 3)).rgb)
 
 
-def test_a_wall_hides_what_is_behind_and_a_thin_sheet_has_its_opacity():
+def test_opaque_and_thin_surfaces():
     rgb = torch.eye(3)[None]
     z = torch.tensor([[1.0, 2.0, 4.0]])
     wall = composite(torch.tensor([[-5.0, 1e6, 1e6]]), rgb, z, torch.ones(1), torch.ones(3))
@@ -90,7 +90,7 @@ def test_a_wall_hides_what_is_behind_and_a_thin_sheet_has_its_opacity():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 999), st.sampled_from([1e-3, 1.0, 1e3]), st.floats(-3, 3))
-def test_weights_sum_to_an_opacity_of_at_most_one_and_do_not_know_where_the_ray_starts(seed, density, shift):
+def test_opacity_is_at_most_one_and_invariant_to_depth_shifts(seed, density, shift):
     sigma, rgb, z, norms = example(seed)
     seen, moved = composite(sigma * density, rgb, z, norms), composite(sigma * density, rgb, z + shift, norms)
     close(seen.weights.sum(-1), seen.opacity)
@@ -101,7 +101,7 @@ def test_weights_sum_to_an_opacity_of_at_most_one_and_do_not_know_where_the_ray_
     close(composite(sigma * density, rgb, z / 2, norms * 2).weights, seen.weights)
 
 
-def test_noise_is_added_before_negative_densities_are_cut_and_spares_empty_space():
+def test_noise_is_added_before_clamping_and_not_to_empty_space():
     sigma, rgb, z, norms = example()
     sigma = sigma.detach().clone()
     sigma[:, 2] = -torch.inf
@@ -111,7 +111,7 @@ def test_noise_is_added_before_negative_densities_are_cut_and_spares_empty_space
     assert not noisy.weights[:, 2].any() and not torch.equal(noisy.rgb, composite(sigma, rgb, z, norms).rgb)
 
 
-def test_densities_alone():
+def test_composite_without_colours():
     sigma, rgb, z, norms = example()
     seen, with_colours = composite(sigma, None, z, norms, torch.ones(3)), composite(sigma, rgb, z, norms)
     assert seen.rgb is None and torch.equal(seen.weights, with_colours.weights) and torch.equal(seen.depth, with_colours.depth)
@@ -120,7 +120,7 @@ def test_densities_alone():
 # ---------------------------------------------------------------------- any number of samples
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("background", [None, "one", "each"])
-def test_packed_equals_all_samples_in_values_and_gradients(share, background):
+def test_packed_equals_composite_in_values_and_gradients(share, background):
     sigma, rgb, z, norms = example(5, n=6, s=9)
     kept = torch.rand(6, 9, generator=torch.Generator().manual_seed(1)) < share
     kept[2], kept[3] = False, share > 0  # a ray without samples, one with all
@@ -140,3 +140,54 @@ def test_packed_equals_all_samples_in_values_and_gradients(share, background):
         assert torch.isfinite(a).all()
         close(a, b)
     assert bool(found[0].any()) == (share > 0)
+
+
+# ------------------------------------------------------------------ layers
+
+
+def composite_reference(layers: torch.Tensor) -> torch.Tensor:
+    """The over operator applied back to front."""
+    colour, opacity = torch.zeros_like(layers[0, :3]), torch.zeros_like(layers[0, 3:])
+    for layer in reversed(layers):
+        a = layer[3:].clamp(0, 1)
+        colour, opacity = a * layer[:3] + (1 - a) * colour, a + (1 - a) * opacity
+    return torch.cat([colour, opacity])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 8))
+def test_layers_equal_the_recursive_definition(seed, count):
+    g = torch.Generator().manual_seed(seed)
+    layers = (torch.rand(2, count, 4, 3, 5, generator=g) * 1.6 - 0.3).double()  # opacities below 0 and above 1 as networks predict them
+    torch.testing.assert_close(composite_layers(layers), torch.stack([composite_reference(item) for item in layers]))
+    layers[:, :, 3] = torch.rand(2, count, 3, 5, generator=g).double()  # gradients outside are another matter, see below
+    ours, theirs = layers.clone().requires_grad_(), layers.clone().requires_grad_()
+    found, expected = composite_layers(ours), torch.stack([composite_reference(item) for item in theirs])
+    torch.testing.assert_close(found, expected)
+    weights = torch.rand(found.shape, generator=g).double()
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(("opacity", "wanted", "gradient"), [(-0.5, 1.0, -2.0), (-0.5, -1.0, 0.0), (1.5, 0.0, 2.0), (1.5, 2.0, 0.0)])
+def test_opacities_outside_get_gradients_towards_the_range_only(opacity, wanted, gradient):
+    """Fully transparent and opaque layers get gradients."""
+    layers = torch.zeros(1, 2, 4, 1, 1)
+    layers[0, 0, 3] = opacity
+    layers.requires_grad_()
+    (composite_layers(layers)[0, 3, 0, 0] - wanted).square().backward()
+    assert layers.grad is not None and float(layers.grad[0, 0, 3]) == pytest.approx(gradient)
+
+
+def test_opaque_and_transparent_layers():
+    layers = torch.rand(1, 3, 4, 2, 2)
+    layers[0, 0, 3], layers[0, 1, 3] = 0.0, 1.0
+    assert torch.equal(composite_layers(layers)[0, :3], layers[0, 1, :3]) and (composite_layers(layers)[0, 3] == 1).all()
+
+
+@pytest.mark.parametrize("opacity", [-0.5, 0.3, 2.0])
+def test_single_layer_is_unchanged(opacity):
+    layer = torch.rand(1, 1, 4, 2, 2)
+    layer[0, 0, 3] = opacity
+    assert torch.equal(composite_layers(layer), layer[:, 0])

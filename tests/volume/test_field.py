@@ -1,4 +1,4 @@
-"""The radiance field: its embedding and layers written out, the names and sizes of nerf_pl."""
+"""Radiance field: positional encoding and layers against references, names and sizes of nerf_pl."""
 
 import math
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.volume.field import RadianceField, embed
+from npbgpp.volume.field import RadianceField, positional_encoding
 
 
 def embedded(x: list[float], frequencies: int) -> list[float]:
-    """One vector, number after number."""
+    """One vector, component by component."""
     out = list(x)
     for k in range(frequencies):
         out += [math.sin(2**k * v) for v in x]
@@ -38,9 +38,9 @@ def layer_by_layer(state, xyz, direction, depth, skips, frequencies):
 
 
 @pytest.mark.parametrize(("frequencies", "channels"), [(0, 3), (1, 9), (4, 27), (10, 63)])
-def test_embedding(frequencies, channels):
+def test_positional_encoding(frequencies, channels):
     x = torch.randn(2, 5, 3, dtype=torch.float64)
-    found = embed(x, frequencies)
+    found = positional_encoding(x, frequencies)
     assert found.shape == (2, 5, channels)
     for b in range(2):
         for n in range(5):
@@ -48,7 +48,7 @@ def test_embedding(frequencies, channels):
 
 
 @pytest.mark.parametrize(("depth", "skips", "frequencies"), [(8, (4,), (10, 4)), (3, (1, 2), (2, 0)), (1, (), (0, 1))])
-def test_density_and_colour_are_those_of_the_layers_one_by_one(depth, skips, frequencies):
+def test_field_equals_reference(depth, skips, frequencies):
     field = RadianceField(depth=depth, width=12, skips=skips, xyz_frequencies=frequencies[0], dir_frequencies=frequencies[1])
     xyz, directions = torch.randn(6, 3), torch.randn(6, 3)
     sigma, rgb = field(xyz, directions)
@@ -69,7 +69,7 @@ def test_names_and_sizes_are_those_of_nerf_pl():
     assert sum(p.numel() for p in field.parameters()) == 595_844
 
 
-def test_density_is_raw_colours_are_not_and_everything_learns():
+def test_output_ranges_and_gradients_of_all_parameters():
     field = RadianceField(width=32)
     xyz = torch.randn(300, 3) * 3
     directions = torch.randn(300, 3)
@@ -82,7 +82,7 @@ def test_density_is_raw_colours_are_not_and_everything_learns():
     assert all(p.grad is not None and bool(p.grad.any()) for p in field.parameters())
 
 
-def test_only_the_colour_knows_the_direction():
+def test_only_colour_depends_on_direction():
     field = RadianceField(width=32)
     xyz = torch.randn(4, 3)
     (sigma, rgb), (other_sigma, other_rgb) = field(xyz, torch.randn(4, 3)), field(xyz, torch.randn(4, 3))
@@ -105,6 +105,6 @@ def test_no_points():
         ({"skips": (0,)}, "skips of the radiance field"),
     ],
 )
-def test_sizes_that_make_no_network_are_refused(keywords, message):
+def test_invalid_sizes_are_refused(keywords, message):
     with pytest.raises(InputError, match=message):
         RadianceField(**keywords)

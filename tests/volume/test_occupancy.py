@@ -1,4 +1,4 @@
-"""The grid of empty cells: it never hides what is there, it does hide what is not, and its samples composite as all samples do."""
+"""Occupancy grids: nothing dense is skipped, most of the empty space is, and compositing equals that of all samples."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ RADIUS = 0.5
 
 
 def ball(xyz: torch.Tensor) -> torch.Tensor:
-    """Raw density: 20 inside of a ball around (0.2, -0.1, 0), negative outside."""
+    """Raw density: 20 inside a ball around (0.2, -0.1, 0), negative outside."""
     return torch.where((xyz - torch.tensor([0.2, -0.1, 0.0])).norm(dim=-1) < RADIUS, 20.0, -3.0)
 
 
@@ -35,7 +35,7 @@ def rays(n: int = 40, seed: int = 0) -> Rays:
     return Rays(origins, torch.nn.functional.normalize(aims - origins, dim=-1), torch.full((n,), 1.0), torch.full((n,), 5.0))
 
 
-def test_before_the_first_update_the_box_is_full_and_all_else_is_empty():
+def test_before_the_first_update_exactly_the_box_is_occupied():
     grid = OccupancyGrid((0.0, -1.0, 2.0), (1.0, 1.0, 4.0), resolution=4)
     inside = torch.tensor([[0.0, -1.0, 2.0], [1.0, 1.0, 4.0], [0.5, 0.0, 3.0]])
     outside = torch.tensor([[-0.01, 0.0, 3.0], [0.5, 1.01, 3.0], [0.5, 0.0, 1.99], [torch.nan, 0.0, 3.0], [0.5, torch.inf, 3.0]])
@@ -43,8 +43,8 @@ def test_before_the_first_update_the_box_is_full_and_all_else_is_empty():
     assert grid.occupied(inside.view(3, 1, 3)).shape == (3, 1)
 
 
-def test_each_axis_has_its_own_cells():
-    """Density in a single cell of a long box: occupied are it and its neighbours, no other."""
+def test_axes_are_not_mixed_up():
+    """With density in a single cell of a long box, exactly this cell and its neighbours are occupied."""
     low, high = torch.tensor([0.0, -2.0, 1.0]), torch.tensor([8.0, 2.0, 3.0])
     centre = low + (high - low) * (torch.tensor([1, 4, 6]) + 0.5) / 8
 
@@ -62,21 +62,21 @@ def test_each_axis_has_its_own_cells():
 
 
 @pytest.mark.parametrize("resolution", [1, 8, 32])
-def test_nothing_dense_is_hidden(resolution):
+def test_dense_points_are_occupied(resolution):
     grid = grid_of(resolution=resolution)
     xyz = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(9)) * 2 - 1
     dense = ball(xyz) > 0
     assert dense.sum() > 500 and grid.occupied(xyz[dense]).all()
 
 
-def test_most_of_the_empty_space_is_hidden():
+def test_most_of_the_empty_space_is_empty():
     grid = grid_of(resolution=32)
     xyz = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(9)) * 2 - 1
     far_off = (xyz - torch.tensor([0.2, -0.1, 0.0])).norm(dim=-1) > RADIUS + 3.5 * 2 / 32
     assert far_off.sum() > 5_000 and not grid.occupied(xyz[far_off]).any()
 
 
-def test_samples_are_the_dense_ones_in_occupied_cells_in_order():
+def test_march_returns_sorted_samples_in_occupied_cells():
     grid, seen = grid_of(), rays()
     z = stratified(seen.near, seen.far, 33, 1.0, generator=torch.Generator().manual_seed(2))
     samples = grid.march(seen, z)
@@ -91,7 +91,7 @@ def test_samples_are_the_dense_ones_in_occupied_cells_in_order():
 
 
 @pytest.mark.parametrize("count", [48, 160])
-def test_what_is_marched_looks_as_what_is_dense(count):
+def test_composited_march_equals_all_samples(count):
     grid, seen = grid_of(), rays()
     z = stratified(seen.near, seen.far, count)
     samples, norms, white = grid.march(seen, z), seen.directions.norm(dim=-1), torch.ones(3)
@@ -113,7 +113,7 @@ def test_rays_that_miss_everything():
     assert torch.equal(shown.rgb, torch.ones(3, 3)) and not shown.opacity.any()
 
 
-def test_after_warm_up_only_part_of_the_cells_is_looked_at_and_new_matter_is_found():
+def test_updates_after_warm_up_sample_part_of_the_cells_and_find_new_density():
     grid, asked = grid_of(warmup_steps=3), []
 
     def moved(xyz):
@@ -132,7 +132,7 @@ def test_after_warm_up_only_part_of_the_cells_is_looked_at_and_new_matter_is_fou
     assert not grid.occupied(old) and grid.occupied(place)
 
 
-def test_cells_not_looked_at_keep_their_density_and_others_keep_the_most_seen():
+def test_only_sampled_cells_decay():
     grid = grid_of(steps=1, warmup_steps=1)
     before = grid.densities.clone()
     grid.update(lambda xyz: torch.zeros(len(xyz)), 1, torch.Generator().manual_seed(0))
@@ -142,12 +142,12 @@ def test_cells_not_looked_at_keep_their_density_and_others_keep_the_most_seen():
 
 
 @pytest.mark.parametrize("density", [0.0, 1e-6, -1.0])
-def test_a_field_that_is_thin_everywhere_is_not_taken_for_empty(density):
+def test_uniformly_thin_field_is_occupied(density):
     grid = grid_of(lambda xyz: torch.full((len(xyz),), density))
     assert grid.cells.all()
 
 
-def test_thin_haze_around_matter_is_empty_below_the_least_opacity():
+def test_thin_haze_is_empty_below_the_opacity_threshold():
     diagonal = 3**0.5 * 2 / 16
 
     def hazy(xyz):
@@ -158,14 +158,14 @@ def test_thin_haze_around_matter_is_empty_below_the_least_opacity():
     assert grid_of(hazy, least_opacity=0.02).occupied(corner)
 
 
-def test_density_that_is_no_number_hides_nothing():
+def test_nan_density_counts_as_occupied():
     grid = grid_of(lambda xyz: torch.where(xyz[:, 0] > 0.5, torch.nan, 0.0))
     assert grid.occupied(torch.tensor([0.9, 0.0, 0.0])) and not grid.occupied(torch.zeros(3))
     grid.update(ball, 10_000)
     assert grid.occupied(torch.tensor([0.9, 0.0, 0.0]))
 
 
-def test_state_travels():
+def test_state_dict_round_trip():
     grid = grid_of()
     other = OccupancyGrid((0.0, 0.0, 0.0), (9.0, 9.0, 9.0), resolution=16)
     other.load_state_dict(grid.state_dict())
@@ -184,6 +184,6 @@ def test_state_travels():
         ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), {"least_opacity": 1.0}, "least_opacity of the occupancy grid"),
     ],
 )
-def test_what_is_no_grid_is_refused(low, high, keywords, message):
+def test_invalid_grids_are_refused(low, high, keywords, message):
     with pytest.raises(InputError, match=message):
         OccupancyGrid(low, high, **keywords)

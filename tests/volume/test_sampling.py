@@ -1,4 +1,4 @@
-"""Depths along rays: properties, the inverse distribution written out with numpy, worked examples."""
+"""Sampling along rays: properties, a numpy reference of inverse transform sampling, examples."""
 
 import numpy as np
 import pytest
@@ -22,12 +22,12 @@ def rays(near: list[float], far: list[float]) -> Rays:
 
 # ---------------------------------------------------------------------- rays
 @pytest.mark.parametrize(("near", "far"), [(2.0, 2.0), (3.0, 2.0), (float("nan"), 2.0), (0.0, float("inf")), (-float("inf"), 1.0)])
-def test_degenerate_bounds_are_named(near, far):
+def test_invalid_bounds_are_refused(near, far):
     with pytest.raises(InputError, match=rf"near < far, got near {near:g} and far {far:g} for ray 1 \(1 of 3 rays\)"):
         rays([0.0, near, 0.0], [1.0, far, 1.0])
 
 
-def test_parts_and_points_of_rays():
+def test_slices_and_points_of_rays():
     whole = rays([0.0, 1.0, 2.0], [1.0, 3.0, 4.0])
     part = whole[1:3]
     assert len(whole) == 3 and len(part) == 2 and part.far.tolist() == [3.0, 4.0]
@@ -40,12 +40,12 @@ def test_parts_and_points_of_rays():
     torch.testing.assert_close(packed.points(part), torch.stack([part.points(z)[0, 1], *part.points(z)[1]]))
 
 
-def test_rays_of_no_image():
+def test_empty_rays():
     assert len(rays([], [])) == 0
 
 
 # ---------------------------------------------------------------------- even depths
-def test_even_depths_run_from_near_to_far():
+def test_even_depths_from_near_to_far():
     z = stratified(torch.tensor([2.0, 0.0]), torch.tensor([6.0, 1.0]), 5)
     torch.testing.assert_close(z, torch.tensor([[2.0, 3.0, 4.0, 5.0, 6.0], [0.0, 0.25, 0.5, 0.75, 1.0]]))
     assert torch.equal(intervals(z)[0], torch.tensor([1.0, 1.0, 1.0, 1.0, 1e10]))
@@ -64,8 +64,8 @@ def test_disparity_needs_positive_depths(near):
 
 @settings(deadline=None, max_examples=30)
 @given(st.floats(0.01, 50), st.floats(0.01, 50), st.integers(1, 12), st.sampled_from([0.25, 1.0]), st.booleans(), st.integers(0, 99))
-def test_drawn_depths_stay_in_their_stratum(near, length, count, perturb, disparity, seed):
-    """Loop over strata: from the midpoint before a depth to the midpoint after it."""
+def test_random_depths_stay_in_their_stratum(near, length, count, perturb, disparity, seed):
+    """Every sample lies between the midpoints to its neighbours."""
     near, far = torch.tensor([near], dtype=torch.float64), torch.tensor([near + length], dtype=torch.float64)
     even = stratified(near, far, count, 0.0, disparity)[0].tolist()
     drawn = stratified(near, far, count, perturb, disparity, seeded(seed))[0].tolist()
@@ -79,7 +79,7 @@ def test_drawn_depths_stay_in_their_stratum(near, length, count, perturb, dispar
 
 # ---------------------------------------------------------------------- depths by weight
 def inverse_distribution(bins: np.ndarray, weights: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """One ray, one quantile after the other."""
+    """One ray, quantile by quantile."""
     chances = (weights + 1e-5) / (weights + 1e-5).sum()
     depths = []
     for quantile in quantiles:
@@ -92,13 +92,13 @@ def inverse_distribution(bins: np.ndarray, weights: np.ndarray, quantiles: np.nd
     return np.array(depths)
 
 
-def test_worked_example_of_quantiles():
+def test_quantiles_of_an_example():
     found = sample_pdf(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([[0.0, 1.0, 0.0]]), 3)
     torch.testing.assert_close(found, torch.tensor([[0.0, 1.5, 3.0]]), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("perturb", [0.0, 1.0])
-def test_quantiles_are_those_of_the_inverse_distribution(perturb):
+def test_sample_pdf_equals_numpy_reference(perturb):
     bins = torch.randn(6, 9, generator=seeded(), dtype=torch.float64).sort(-1).values
     weights = torch.rand(6, 8, generator=seeded(1), dtype=torch.float64)
     found = sample_pdf(bins, weights, 21, perturb, seeded(2))
@@ -108,22 +108,22 @@ def test_quantiles_are_those_of_the_inverse_distribution(perturb):
         np.testing.assert_allclose(found[r], inverse_distribution(bins[r].numpy(), weights[r].numpy(), quantiles), atol=1e-9)
 
 
-def test_weights_without_sum_are_even_and_get_no_gradient():
+def test_zero_weights_are_uniform_and_get_no_gradients():
     bins = torch.linspace(0, 4, 5)[None]
     torch.testing.assert_close(sample_pdf(bins, torch.zeros(1, 4), 5), bins)
     weights = torch.rand(1, 4, requires_grad=True)
     assert not sample_pdf(bins, weights, 5).requires_grad
 
 
-def test_draws_follow_the_weights():
+def test_samples_follow_the_weights():
     bins, weights = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 0.0, 2.0, 1.0]])
     drawn = sample_pdf(bins, weights, 20_000, 1.0, seeded())
     share = torch.histc(drawn, 4, 0, 4) / drawn.numel()
     torch.testing.assert_close(share, weights[0] / 4, rtol=0, atol=0.015)
 
 
-def test_sampling_in_single_precision_keeps_to_the_bins():
-    """A weight 1e7 times another, in many intervals: cumulative sums round."""
+def test_samples_stay_in_the_bins_in_single_precision():
+    """Weights that differ by a factor of 1e7, so that the cumulative sum rounds."""
     weights = torch.rand(64, 190, generator=seeded()) ** 20 * 1e4
     bins = torch.linspace(2, 6, 191).expand(64, -1)
     for perturb in (0.0, 1.0):
@@ -132,13 +132,13 @@ def test_sampling_in_single_precision_keeps_to_the_bins():
 
 
 # ---------------------------------------------------------------------- normalised device coordinates
-def test_worked_example_of_ndc():
+def test_ndc_of_an_example():
     origins, directions = to_ndc(torch.tensor([[0.1, -0.2, 0.05]]), torch.tensor([[0.1, 0.2, -0.97]]), 400.0, (378, 504))
     torch.testing.assert_close(origins, torch.tensor([[0.330551, 0.034910, -1.0]]), rtol=0, atol=2e-6)
     torch.testing.assert_close(directions, torch.tensor([[-0.166912, 0.401462, 2.0]]), rtol=0, atol=2e-6)
 
 
-def test_ndc_rays_hold_the_projected_points_of_the_rays():
+def test_ndc_rays_contain_projected_points():
     """A point of a ray, projected with the perspective matrix (near plane 1, far plane at infinity), lies on the ray in NDC, between depths 0 and 1."""
     origins = torch.randn(5, 3, generator=seeded(), dtype=torch.float64) * 0.3
     directions = torch.cat([torch.randn(5, 2, generator=seeded(1), dtype=torch.float64), -torch.ones(5, 1, dtype=torch.float64)], -1)
@@ -152,7 +152,7 @@ def test_ndc_rays_hold_the_projected_points_of_the_rays():
             torch.testing.assert_close(found_origins[r] + depth * found_directions[r], projected, rtol=0, atol=1e-9)
 
 
-def test_ndc_refuses_rays_that_look_back():
+def test_ndc_refuses_backward_rays():
     directions = torch.tensor([[0.0, 0.0, -1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     with pytest.raises(InputError, match="look along -z, got 2 of 3 that do not"):
         to_ndc(torch.zeros(3, 3), directions, 100.0, (10, 10))

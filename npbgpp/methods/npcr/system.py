@@ -37,7 +37,7 @@ from npbgpp.points import (
     gather_visible,
     peel,
 )
-from npbgpp.volume import over
+from npbgpp.volume import composite_layers
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         beyond = torch.stack([torch.stack([layer.closed for layer in layers]) for layers in peeled])
         drawn = self.network(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
         layers = torch.cat([drawn[:, :, :3], drawn[:, :, 3:].masked_fill(beyond[:, :, None], 0.0)], 2)
-        return Drawn(over(layers), layers, torch.stack([layers_of_view[0].depth for layers_of_view in peeled]), gathered)
+        return Drawn(composite_layers(layers), layers, torch.stack([layers_of_view[0].depth for layers_of_view in peeled]), gathered)
 
     def _peel(self, name: str, resident: ResidentScene, camera: Cameras, count: int) -> list[Layer]:
         return peel(resident.cloud, camera, count, self._footprints[name], self.settings.depth_threshold)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from npbgpp.errors import InputError
-from npbgpp.volume import add_trunk, check_sizes, embed, through_trunk
+from npbgpp.volume import add_trunk, check_sizes, positional_encoding, run_trunk
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class SpaceTimeField(nn.Module):
 
     def embedded(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n e"]:
         """Points as both networks read them."""
-        return embed(xyz, self.xyz_frequencies)
+        return positional_encoding(xyz, self.xyz_frequencies)
 
     def static(
         self,
@@ -125,14 +125,14 @@ class SpaceTimeField(nn.Module):
             appearance: code of the photo, for networks that have one, and for no others.
             colours: ask for them.
         """
-        hidden = through_trunk(self, "static_xyz_encoding", points, self.depth, self.skips)
+        hidden = run_trunk(self, "static_xyz_encoding", points, self.depth, self.skips)
         sigma = self.static_sigma(hidden)[:, 0]
         if not colours:
             return Matter(sigma, None)
         feature = self.static_xyz_encoding_final(hidden)
         if self.static_dir_encoding is not None:
             assert (appearance is not None) == (self.appearance_channels > 0)
-            told = [feature, embed(directions, self.dir_frequencies)] + ([] if appearance is None else [appearance])
+            told = [feature, positional_encoding(directions, self.dir_frequencies)] + ([] if appearance is None else [appearance])
             feature = self.static_dir_encoding(torch.cat(told, -1))
         return Matter(sigma, self.static_rgb(feature))
 
@@ -149,7 +149,7 @@ class SpaceTimeField(nn.Module):
             backward: ask for the motion to the moment before.
         """
         timed = torch.cat([points, time], -1)
-        feature = self.transient_xyz_encoding_final(through_trunk(self, "transient_xyz_encoding", timed, self.depth, self.skips))
+        feature = self.transient_xyz_encoding_final(run_trunk(self, "transient_xyz_encoding", timed, self.depth, self.skips))
         matter = Matter(self.transient_sigma(feature)[:, 0], self.transient_rgb(feature) if colours else None)
         assert self.flow_scale is not None or not (forward or backward), "this field knows of no motion"
         scale = self.flow_scale or 0.0
