@@ -342,8 +342,10 @@ class NPBGUNet(PyramidUNet):
         conv_block: str = "gated",
         padding_mode: str = "reflect",
     ) -> None:
-        if net_size < 1:
-            raise InputError(f"net_size: expected at least 1, the divisor of 64, 128, 256, 512 and 1024 filters; got {net_size}.")
+        if net_size < 1 or 64 % net_size:
+            raise InputError(
+                f"net_size: expected a divisor of 64 (the filters are 64, 128, 256, 512 and 1024 divided by it), got {net_size}."
+            )
         if out_channels < 1:
             raise InputError(f"out_channels: expected at least 1, got {out_channels}.")
         channels, f = check_channels(in_channels, [(64 << k) // net_size for k in range(LEVELS)], key="net_size")

@@ -222,7 +222,7 @@ def test_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
         ({"activation": "gelu"}, r"activation: expected one of 'leaky_relu', 'relu', got 'gelu'"),
         ({"norm": "group"}, r"norm: expected one of .*'batch'.* got 'group'"),
         ({"last_act": "relu"}, r"last_act: expected one of .*'tanh'.* got 'relu'"),
-        ({"encoder_weights": "a.pth"}, r"encoder_weights: expected null where pretrained_encoder is false, got a\.pth"),
+        ({"encoder_weights": "a.pth"}, r"encoder_weights: expected null with pretrained_encoder=false, got a\.pth"),
     ],
 )
 def test_invalid_values_are_refused(changed: dict[str, Any], message: str) -> None:

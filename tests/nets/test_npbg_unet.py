@@ -83,14 +83,15 @@ def test_any_size_and_gradients_of_all_parameters(options: dict[str, Any]) -> No
 
 
 def test_invalid_arguments_and_sizes_are_refused() -> None:
-    for key, value in {
-        "conv_block": "partial",
-        "padding_mode": "mirror",
-        "upsample_mode": "x2",
-        "last_act": "relu",
-        "net_size": 0,
-        "out_channels": 0,
-    }.items():
+    for key, value in (
+        ("conv_block", "partial"),
+        ("padding_mode", "mirror"),
+        ("upsample_mode", "x2"),
+        ("last_act", "relu"),
+        ("net_size", 0),
+        ("net_size", 12),
+        ("out_channels", 0),
+    ):
         with pytest.raises(InputError, match=key):
             NPBGUNet(**SMALL | {key: value})
     with pytest.raises(InputError, match="net_size: level 1 has 8 channels"):
@@ -102,10 +103,10 @@ def test_invalid_arguments_and_sizes_are_refused() -> None:
 def test_trains_as_refiner(run_in, tmp_path) -> None:
     """``system/refiner=npbg_unet`` composes, trains and evaluates NPBG on the tiny scene."""
     tiny = tuple(override for override in TINY_OVERRIDES if "system.refiner." not in override)
-    narrow = ("system/refiner=npbg_unet", "system.refiner.net_size=12")
+    narrow = ("system/refiner=npbg_unet", "system.refiner.net_size=8")
     run = run_in(tmp_path, *narrow, "trainer.limit_train_batches=1", "test_after_fit=true", tiny=tiny)
     weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    start = NPBGUNet(in_channels=[9] * 5, net_size=12).state_dict()
+    start = NPBGUNet(in_channels=[9] * 5, net_size=8).state_dict()
     assert {name.removeprefix("refiner."): value.shape for name, value in weights.items() if name.startswith("refiner.")} == {
         name: value.shape for name, value in start.items()
     }
