@@ -1,8 +1,8 @@
-"""Online aggregation of NPBG++ against a plain dense form: one view's update, the solve, and the state; results compared before anything is timed.
+"""Aggregation of NPBG++ against a dense baseline: update by one view, solve, and state; results are compared before timing.
 
-The dense form keeps sums of every point, as the authors' code does: every view samples, evaluates the basis and adds up at all points, masked by visibility,
-and the solve inverts a matrix per point. It shares no helper with the package. Times and peaks of both are taken in processes of their own, in turn;
-peaks are above the inputs (points, one feature map, what each view sees). Run: ``python benchmarks/aggregation.py [--points 100000 1000000 4000000]``.
+The baseline keeps sums of every point, as the authors' code does: every view samples, evaluates the basis and accumulates at all points, masked by visibility,
+and the solve inverts a matrix per point. It shares no code with the package. Both run alternately in separate processes;
+peak memory excludes the inputs (points, one feature map, visibility). Run: ``python benchmarks/aggregation.py [--points 100000 1000000 4000000]``.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from measure import best_and_median_ms, camera, in_child, machine, surface_cloud
+from measure import best_and_median_ms, camera, in_process, machine, surface_cloud
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.huge_pages import empty_table
@@ -30,7 +30,7 @@ VIEWS = 8  # added before the update of another view is timed
 
 @dataclass(frozen=True)
 class View:
-    """A camera and the points that it sees."""
+    """A camera and its visible points."""
 
     camera: Cameras
     visible: Tensor
@@ -38,7 +38,7 @@ class View:
 
 
 class Inputs:
-    """The same points, features, views and basis network in every process."""
+    """Points, features, views and basis network, equal in every process."""
 
     def __init__(self, count: int) -> None:
         torch.manual_seed(0)
@@ -48,19 +48,19 @@ class Inputs:
 
     @staticmethod
     def view(azimuth: float, visible: Tensor) -> View:
-        """A view of the points of a mask."""
+        """A view with the given visibility mask."""
         return View(camera(SIZE, azimuth), visible, visible.nonzero()[:, 0])
 
 
 class Ours:
-    """The form of this project: sums for the points that some view saw."""
+    """This project: sums of the visible points."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.count = inputs, len(inputs.xyz)
         self.sums = SceneSums(self.count, inputs.aggregator, "cpu")
 
     def update(self, view: View) -> None:
-        """Adds a view."""
+        """Accumulates a view."""
 
         def observe(points: Tensor) -> Tensor:
             xyz = self.inputs.xyz[points]
@@ -71,22 +71,22 @@ class Ours:
         self.sums.add_view(view.points, observe)
 
     def solve(self) -> Tensor:
-        """MeanAggregator and beta of every point."""
+        """Mean and beta of every point."""
         coefficients = empty_table(self.count, self.inputs.aggregator.coefficients, "cpu")
         self.sums.solve_into(coefficients)
         return coefficients
 
     def bytes_used(self) -> int:
-        """Of the state."""
+        """Bytes of the sums."""
         return self.sums.bytes_used()
 
     def bytes_kept(self) -> int:
-        """For rendering."""
+        """Bytes needed to render."""
         return self.solve().nbytes
 
 
 class Dense:
-    """Every step over all points, every sum made anew."""
+    """Dense baseline: every operation on all points, without in-place updates."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, count = inputs, len(inputs.xyz)
@@ -96,7 +96,7 @@ class Dense:
         self.gram, self.crossed = torch.zeros(count, BASIS * BASIS), torch.zeros(count, BASIS * CHANNELS)
 
     def update(self, view: View) -> None:
-        """Adds a view."""
+        """Accumulates a view."""
         xyz, R, T = self.inputs.xyz, view.camera.R[0], view.camera.T[0]
         focal, half = view.camera.focal_length[0] / ((SIZE - 1) / 2), SIZE / 2
         shift = (half - view.camera.principal_point[0]) / ((SIZE - 1) / 2)
@@ -116,7 +116,7 @@ class Dense:
         self.crossed = self.crossed + (a[:, :, None] * y[:, None]).flatten(1)
 
     def solve(self, cholesky: bool = False) -> Tensor:
-        """MeanAggregator and beta of every point, by the inverse or by the library's Cholesky solve."""
+        """Mean and beta of every point, by the inverse or by Cholesky decomposition."""
         seen = self.seen.clamp_min(1.0)
         self.mean = self.y / seen
         left = (self.gram.view(-1, BASIS, BASIS) + self.alpha.diag()) / seen[:, :, None]
@@ -125,16 +125,16 @@ class Dense:
         return torch.cat([self.mean, self.beta.flatten(1)], 1)
 
     def bytes_used(self) -> int:
-        """Of the state."""
+        """Bytes of the sums."""
         return sum(t.nbytes for t in (self.seen, self.a, self.y, self.gram, self.crossed))
 
     def bytes_kept(self) -> int:
-        """For rendering: nothing is let go."""
+        """Bytes needed to render: the sums are kept as well."""
         return self.bytes_used() + self.mean.nbytes + self.beta.nbytes
 
 
 def compare(count: int) -> dict[str, float]:
-    """Largest difference of the coefficients of seen points, relative to the largest coefficient."""
+    """Largest difference of the coefficients of visible points, relative to the largest coefficient."""
     inputs = Inputs(count)
     ours, dense = Ours(inputs), Dense(inputs)
     for view in inputs.views[:3]:
@@ -143,7 +143,7 @@ def compare(count: int) -> dict[str, float]:
     seen = dense.seen[:, 0] > 0
     found, expected = ours.solve(), dense.solve()[seen]
     if len(ours.sums) != seen.sum() or found[~seen].any():
-        sys.exit("the two do not see the same points")
+        sys.exit("the visible points differ")
     return {"seen": int(seen.sum()), "worst": ((found[seen] - expected).abs().max() / expected.abs().max()).item()}
 
 
@@ -153,12 +153,12 @@ def _memory_mib(name: str) -> float:
 
 
 def timed(make: type[Ours] | type[Dense], count: int, repeats: int) -> dict[str, float]:
-    """Times and peaks of the phases, and sizes of the state."""
+    """Times, peak memory and state sizes of each phase."""
     inputs, result = Inputs(count), {}
     base = _memory_mib("VmRSS")
 
     def phase(name: str, work: Callable[[], object]) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         result[f"{name} best"], result[f"{name} median"] = best_and_median_ms(work, repeats)
         result[f"{name} peak"] = _memory_mib("VmHWM") - base
 
@@ -184,22 +184,22 @@ def together(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a table per size, with the ratios of this run."""
+    """Prints a table per number of points."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
-    parser.add_argument("--repeats", type=int, default=3, help="of each piece of work in one process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each form, in turn")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats per process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per implementation")
     options = parser.parse_args()
     print(f"{machine()}\n{BASIS} basis functions, {CHANNELS} channels, {SHARE:.0%} of the points seen by a view, feature map {SIZE}x{SIZE}")
     for count in options.points:
-        same = in_child(lambda count=count: compare(count))
+        same = in_process(lambda count=count: compare(count))
         print(f"\n{count} points; compared at the {same['seen']} that three views see: relative difference {same['worst']:.1e}")
         if same["worst"] > 1e-4:
             sys.exit("the coefficients differ")
         rounds: dict[type, list[dict[str, float]]] = {Ours: [], Dense: []}
-        for _ in range(options.rounds):  # in turn, because a machine that others use, too, is not as fast at every moment
+        for _ in range(options.rounds):  # alternately, since the load of the machine varies
             for form, measured in rounds.items():
-                measured.append(in_child(lambda form=form, count=count: timed(form, count, options.repeats)))
+                measured.append(in_process(lambda form=form, count=count: timed(form, count, options.repeats)))
         ours, dense = (together(measured) for measured in rounds.values())
         print(f"{'ms best / median, peak MiB':26s} {'dense':>26s} {'this project':>26s}   dense / this: best, median, peak")
         for name in ("first view", "another view", "solve", "library Cholesky"):

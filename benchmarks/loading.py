@@ -1,6 +1,6 @@
-"""Photos per second from disk and from memory, with and without worker processes, and what worker processes add to memory.
+"""Image loading: photos per second from disk and from memory, with and without worker processes, and their memory.
 
-Writes a scene of JPEG photos, reads random crops of it for two epochs. Run: ``python benchmarks/loading.py [--views 60] [--size 1024] [--crop 256]
+Reads random crops of JPEG photos for two epochs. Run: ``python benchmarks/loading.py [--views 60] [--size 1024] [--crop 256]
 [--workers 2]``.
 """
 
@@ -23,7 +23,7 @@ from npbgpp.data.scene import Batch, Scene, View
 
 
 def write_photos(folder: Path, count: int, size: int) -> list[Path]:
-    """Smooth noise with grain, which compresses about as photos do."""
+    """Writes smooth noise with grain, which compresses about as well as photos."""
     random = np.random.default_rng(0)
     paths = []
     for k in range(count):
@@ -37,7 +37,7 @@ def write_photos(folder: Path, count: int, size: int) -> list[Path]:
 
 
 def own_mib() -> float:
-    """Memory of this process and its children that no other process shares."""
+    """Proportional set size of this process and its children."""
     children = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
     total = 0
     for pid in (os.getpid(), *children):
@@ -48,7 +48,7 @@ def own_mib() -> float:
 
 
 def epochs(dataset: SceneDataset, workers: int) -> tuple[list[float], float]:
-    """Photos per second of two epochs, and the memory of all processes at the end."""
+    """Photos per second of two epochs, and the memory of all processes after them."""
     loader = DataLoader(dataset, 1, shuffle=True, collate_fn=Batch.collate, num_workers=workers, persistent_workers=workers > 0)
     rates = []
     for _ in range(2):
@@ -61,7 +61,7 @@ def epochs(dataset: SceneDataset, workers: int) -> tuple[list[float], float]:
 
 
 def main() -> None:
-    """Prints one line per way of loading."""
+    """Prints one line per configuration."""
     parser = argparse.ArgumentParser()
     for name, value in (("views", 60), ("size", 1024), ("crop", 256), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)

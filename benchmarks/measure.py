@@ -1,4 +1,4 @@
-"""Clock, peak memory and a surface cloud, shared by the benchmarks."""
+"""Timing, peak memory and test data shared by the benchmarks."""
 
 import ast
 import math
@@ -18,15 +18,15 @@ from npbgpp.geometry.cameras import Cameras
 
 
 def best_and_median_ms(work: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Milliseconds of a piece of work after one warm-up."""
+    """Best and median milliseconds after one warm-up."""
     work()
     return _best_and_median([_milliseconds(work) for _ in range(repeats)])
 
 
-def in_turn_ms(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Best and median milliseconds of each piece of work; one after the other, because a machine that others use is not always as fast.
+def interleaved_ms(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Best and median milliseconds of several functions, called alternately, since the load of the machine varies.
 
-    At each of its turns a piece of work is done twice and timed once: the first time pays for the memory that the one before it left behind.
+    Each is called twice and timed once, so that no function pays for freeing the memory of another.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
@@ -46,8 +46,8 @@ def _best_and_median(taken: list[float]) -> tuple[float, float]:
     return min(taken), statistics.median(taken)
 
 
-def in_child(work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Runs work in a process of its own and adds ``peak_mib``, what its resident memory grew by at most."""
+def in_process(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Runs ``work`` in a forked process and adds ``peak_mib``, the peak growth of its resident memory."""
     reader, writer = os.pipe()
     if os.fork() == 0:
         before = _resident_mib()
@@ -70,14 +70,14 @@ def _resident_mib() -> float:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Description of the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def surface_cloud(count: int, seed: int = 0) -> Tensor:
-    """Half the points on a unit sphere, half on a ground square below it, in random order (n, 3)."""
+    """Points (n, 3) on a unit sphere and on a square below it, half each, in random order."""
     generator = torch.Generator().manual_seed(seed)
     sphere = torch.nn.functional.normalize(torch.randn(count // 2, 3, generator=generator), dim=1)
     ground = torch.rand(count - count // 2, 3, generator=generator) * 6 - 3
@@ -86,7 +86,7 @@ def surface_cloud(count: int, seed: int = 0) -> Tensor:
 
 
 def camera(size: int, azimuth: float = 0.0, distance: float = 4.3) -> Cameras:
-    """Looks down at the origin; 90 % of the ground is in the image."""
+    """A camera that looks down at the origin, with 90 % of the square in the image."""
     direction = torch.tensor([math.sin(azimuth), 0.35, -math.cos(azimuth)])
     eye = distance * direction / direction.norm()
     forward = -eye / eye.norm()

@@ -1,4 +1,4 @@
-"""Rays per second of a trained NeRF: with its occupancy grid against the same depths asked densely, on the same test views.
+"""Rays per second of a trained NeRF on test views: occupancy grid against dense evaluation of the same depths.
 
 Run: ``python benchmarks/nerf_rendering.py <run folder> [--views 3] [overrides of the run's config]``.
 """
@@ -18,7 +18,7 @@ from npbgpp.methods.nerf.system import NeRF
 
 
 def dense(system: NeRF, origins: Tensor, directions: Tensor, chunk: int = 32768) -> Tensor:
-    """(n, 3) colours on white: every ray at the depths that the grid chooses among, every depth asked."""
+    """(n, 3) colours on white, with the field evaluated at all candidate depths of every ray."""
     count, grid = system.field.sampling.marched, system.grid
     assert grid is not None
     share = torch.linspace(0, 1, count)
@@ -29,7 +29,7 @@ def dense(system: NeRF, origins: Tensor, directions: Tensor, chunk: int = 32768)
     for o, d in zip(origins.split(rays), directions.split(rays), strict=True):
         xyz = o[:, None] + d[:, None] * z[:, None]
         sigma, rgb = system.field.final(xyz.reshape(-1, 3), d[:, None].expand_as(xyz).reshape(-1, 3))
-        # what the grid calls empty was never trained: it counts as empty here too, but only after the field was asked
+        # cells that the grid skips were not trained, so their density is set to 0 after the evaluation
         sigma, rgb = torch.where(grid.occupied(xyz), sigma.view(len(o), count), 0.0), rgb.view(len(o), count, 3)
         alpha = 1 - torch.exp(-step * sigma.relu())
         left = torch.cumprod(torch.cat([torch.ones(len(o), 1), 1 - alpha + 1e-10], 1), 1)[:, :-1]
@@ -40,7 +40,7 @@ def dense(system: NeRF, origins: Tensor, directions: Tensor, chunk: int = 32768)
 
 @torch.no_grad()
 def main() -> None:
-    """Prints one line per way of rendering."""
+    """Prints one line per implementation."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--views", type=int, default=3)

@@ -1,6 +1,6 @@
-"""One NPBG training step on a large cloud against the dense form: time and peak memory, each in a process of its own.
+"""Training step of NPBG on a large cloud against a dense baseline: time and peak memory, in separate processes.
 
-Both train on 256 px crops, batch 1, with the same refiner and the same L1 loss. The dense form has one parameter over all points, dense gradients and dense
+Both train on 256 px crops, batch 1, with the same network and L1 loss. The baseline has one parameter for all points, dense gradients and dense
 RMSprop. Run: ``python benchmarks/npbg_step.py [--points 4000000] [--crop 256] [--steps 6]``.
 """
 
@@ -11,7 +11,7 @@ import time
 import torch
 
 import plain
-from measure import camera, in_child, machine, surface_cloud
+from measure import camera, in_process, machine, surface_cloud
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
@@ -29,7 +29,7 @@ def refiner() -> NPBGPlusPlusUNet:
 
 
 def dense_steps(points: int, crop: int, steps: int) -> dict[str, float]:
-    """The form that touches every point."""
+    """Times of the dense baseline."""
     torch.manual_seed(0)
     xyz, net = surface_cloud(points), refiner()
     descriptors, background = torch.nn.Parameter(torch.zeros(points, CHANNELS)), torch.nn.Parameter(torch.rand(CHANNELS))
@@ -50,13 +50,13 @@ def dense_steps(points: int, crop: int, steps: int) -> dict[str, float]:
     return {"ms": 1e3 * statistics.median(times[1:])}
 
 
-def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
-    """The form of this project."""
+def sparse_steps(points: int, crop: int, steps: int) -> dict[str, float]:
+    """Times of this project."""
     torch.manual_seed(0)
     cloud, net = ChunkedCloud.build(surface_cloud(points)), refiner()
     scene = ResidentScene(cloud, SparseParameter(torch.zeros(points, CHANNELS)), torch.empty(points, dtype=torch.int32))
     raster = FeaturePyramid(descriptor_dim=CHANNELS, learnable=True)
-    lazy = SparseRMSprop(lr=0.1)
+    sparse = SparseRMSprop(lr=0.1)
     rmsprop, adam = torch.optim.RMSprop(raster.parameters(), lr=0.1), torch.optim.Adam(net.parameters(), lr=1e-4)
     levels = [Level(s) for s in plain.SCALES]
     times = []
@@ -66,9 +66,9 @@ def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
         maps = [f.index[None] for f in rasterize(cloud, view, levels, 1.0, PixelConvention.AUTHORS)]
         visible = gather_visible(maps, ["scene"], {"scene": scene}, learn=True)
         (net(raster(visible.rows, visible.values)) - 0.5).abs().mean().backward()
-        lazy.begin_step()
+        sparse.begin_step()
         (part,) = visible.parts
-        lazy.update(scene.table, part.points, visible.values.grad[part.where])
+        sparse.update(scene.table, part.points, visible.values.grad[part.where])
         rmsprop.step()
         adam.step()
         rmsprop.zero_grad()
@@ -78,18 +78,18 @@ def lazy_steps(points: int, crop: int, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints both forms and their ratio."""
+    """Prints both and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=4_000_000)
     parser.add_argument("--crop", type=int, default=256)
     parser.add_argument("--steps", type=int, default=6)
     o = parser.parse_args()
     print(f"{machine()}\n{o.points} points, {o.crop} px crops, batch 1, one training step")
-    dense = in_child(lambda: dense_steps(o.points, o.crop, o.steps))
-    lazy = in_child(lambda: lazy_steps(o.points, o.crop, o.steps))
-    for name, result in (("dense", dense), ("this project", lazy)):
+    dense = in_process(lambda: dense_steps(o.points, o.crop, o.steps))
+    sparse = in_process(lambda: sparse_steps(o.points, o.crop, o.steps))
+    for name, result in (("dense", dense), ("this project", sparse)):
         print(f"{name:14s} {result['ms']:8.1f} ms   peak {result['peak_mib']:8.0f} MiB")
-    print(f"dense / this: time {dense['ms'] / lazy['ms']:.1f}, memory {dense['peak_mib'] / lazy['peak_mib']:.1f}")
+    print(f"dense / this: time {dense['ms'] / sparse['ms']:.1f}, memory {dense['peak_mib'] / sparse['peak_mib']:.1f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A trained NSFF against what is known of a moving scene: held-out views, what moves, how it moves; beside baselines that know nothing.
+"""Evaluation of a trained NSFF on a moving scene: held-out views, motion masks and optical flow, with trivial baselines.
 
 Make the scene (``python example/make_moving_scene.py --out data/monocular/hop``), train (``python train_net.py experiment=nsff_quick datasets.scene_name=hop
 datasets.data_root=data/monocular``), then run: ``python benchmarks/nsff_moving.py experiments/nsff_hop [overrides of the run's config]``.
 
-Test views must be photos of other cameras than that of the video, with masks. The optical flow is that of the frames, which training has seen: its error says
-how well motion in space explains it, not how well unseen motion is foretold.
+Test views must be photos of other cameras, with masks. The optical flow of the frames was used in training, so its error measures
+how well the scene flow explains it, not generalisation.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from npbgpp.methods.nsff.system import NSFF
 
 @dataclass
 class Overlap:
-    """Counts for intersection over union of what moves."""
+    """Intersection over union of motion masks."""
 
     both: int = 0
     either: int = 0
 
     def add(self, found: Tensor, expected: Tensor) -> None:
-        """Takes two masks."""
+        """Adds two masks."""
         self.both += int((found & expected).sum())
         self.either += int((found | expected).sum())
 
@@ -41,18 +41,18 @@ class Overlap:
 
 @dataclass
 class Errors:
-    """Values of one kind, in parts: everywhere, and where something moves."""
+    """Errors of all pixels and of moving pixels."""
 
     everywhere: list[Tensor] = field(default_factory=list)
     moving: list[Tensor] = field(default_factory=list)
 
     def add(self, error: Tensor, moving: Tensor) -> None:
-        """Takes (h, w) errors."""
+        """Adds (h, w) errors."""
         self.everywhere.append(error.flatten())
         self.moving.append(error[moving])
 
     def means(self) -> tuple[float, float]:
-        """(everywhere, where something moves)."""
+        """Means of (all pixels, moving pixels)."""
         return torch.cat(self.everywhere).mean().item(), torch.cat(self.moving).mean().item()
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--checkpoint", default="last", help="name of a file in the checkpoints of the run")
-    parser.add_argument("--every", type=int, default=1, help="look at every n-th view only")
+    parser.add_argument("--every", type=int, default=1, help="use every n-th view")
     options, overrides = parser.parse_known_args()
     config, search_paths = run_config(options.run.resolve())
     scene_name = evaluation_of(config, options.run.resolve(), options.checkpoint, None, overrides)
@@ -105,15 +105,15 @@ def main() -> None:
             errors.add((seeing.optical_flow(seen, k, True) - known).norm(dim=-1), moving)
         still.add(known.norm(dim=-1), moving)
 
-    print(f"{len(tested)} held-out views, {len(watched)} frames; everywhere / where something moves")
+    print(f"{len(tested)} held-out views, {len(watched)} frames; all pixels / moving pixels")
     for name, errors in (("NSFF", square), ("frame of that moment", copied)):
         everywhere, there = errors.means()
         print(f"PSNR of held-out views, {name:22s} {decibels(everywhere):6.2f} / {decibels(there):6.2f} dB")
     for name, errors in (("NSFF", flow), ("only the camera moves", rigid), ("no flow", still)):
         everywhere, there = errors.means()
         print(f"end-point error of flow, {name:21s} {everywhere:6.2f} / {there:6.2f} px")
-    print(f"what moves, intersection over union: held-out views {overlap.share():.3f}, frames {own.share():.3f}")
-    print(f"if all of the frames were said to move {share.share():.3f}, if nothing were 0")
+    print(f"motion masks, intersection over union: held-out views {overlap.share():.3f}, frames {own.share():.3f}")
+    print(f"everything moving {share.share():.3f}, nothing moving 0")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Depth peeling of a surface cloud against the plain form, results compared before anything is timed.
+"""Depth peeling of a surface cloud against a plain baseline; results are compared before timing.
 
 Run: ``python benchmarks/peeling.py [--points 1000000] [--size 512] [--layers 4] [--repeats 7]``.
 """
@@ -17,7 +17,7 @@ NEAR, FAR, MAX_SPLAT = 3.0, 7.0, 1.0
 
 
 def main() -> None:
-    """Prints milliseconds and the ratio of this run."""
+    """Prints milliseconds and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--size", type=int, default=512)
@@ -37,7 +37,7 @@ def main() -> None:
 
     print(f"{machine()}\n{o.points} points, {o.size}x{o.size}, {o.layers} layers, squares of up to three pixels a side")
     found, expected = ours(), reference()
-    # the two project with differently rounded matrices: a point at the border of a pixel may fall on either side, and is then gone elsewhere, too
+    # projections are rounded differently: points at pixel borders may fall on either side, which also changes later layers
     for k, (index, other) in enumerate(zip(found, expected, strict=True)):
         differing = (index != other).float().mean().item()
         print(

@@ -1,7 +1,7 @@
-"""Plain counterparts that the benchmarks compare with: NPBG as its description reads, every step over all points.
+"""Plain baselines of the benchmarks: NPBG implemented literally, with every operation on all points.
 
-Shares no helper with the package: five levels, two scatter passes each (depth, then index as float32), features of all points scattered, one dense parameter
-with dense RMSprop.
+They share no code with the package: five levels with two scatter passes each (depth, then index as float32), features of all points scattered, one dense
+parameter with dense RMSprop.
 """
 
 import torch
@@ -11,7 +11,7 @@ SCALES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
 
 def project(xyz: Tensor, R: Tensor, T: Tensor, fcl: Tensor, prp: Tensor, near: float, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(x, y, depth) in the authors' coordinates and which points are in the image."""
+    """(x, y, depth) in the authors' normalised coordinates, and a mask of the points in the image."""
     cam = xyz @ R + T
     depth = cam[:, 2]
     xy = (fcl * cam[:, :2] + prp * depth[:, None]) / (depth[:, None] + 1e-7)
@@ -59,7 +59,7 @@ def peel(
     far: float,
     max_splat: float,
 ) -> list[Tensor]:
-    """Point index of every pixel (-1 empty), layer by layer: each projects all points again and draws those that are left, two scatter passes each."""
+    """Point index of every pixel (-1 empty) per layer; every layer projects all points and scatters the remaining ones in two passes."""
     height, width = size
     count, reach = len(xyz), 2 * int(max_splat) + 1
     left = torch.ones(count, dtype=torch.bool)

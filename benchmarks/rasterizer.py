@@ -1,4 +1,4 @@
-"""Five-scale rasterisation of a surface cloud against the plain form, results compared before anything is timed.
+"""Rasterization of a surface cloud at five scales against a plain baseline; results are compared before timing.
 
 Run: ``python benchmarks/rasterizer.py [--points 4000000] [--size 512] [--repeats 9]``.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 import plain
-from measure import camera, in_turn_ms, machine, surface_cloud
+from measure import camera, interleaved_ms, machine, surface_cloud
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
@@ -22,7 +22,7 @@ from npbgpp.points.sparse_optim import SparseParameter
 
 
 def main() -> None:
-    """Prints milliseconds and the ratio of this run."""
+    """Prints milliseconds and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=4_000_000)
     parser.add_argument("--size", type=int, default=512)
@@ -58,18 +58,18 @@ def main() -> None:
         cells, differing = cells + same.numel(), differing + int((~same).sum())
         if not torch.equal(image[0][:, same], their_image[0][:, same]):
             sys.exit("feature images differ where the points agree")
-    # the two project with differently rounded matrices: a point within float noise of a pixel border may fall on either side
+    # projections are rounded differently: points at pixel borders may fall on either side
     print(f"compared: {differing} of {cells} cells show another point (rounding of the projection), all others are equal")
     if differing > 1e-4 * cells:
         sys.exit("the rasters differ by more than rounding")
     works: dict[str, Callable[[], object]] = {"plain two-pass": reference}
-    works |= {f"this project, rule {rule.value}": functools.partial(ours, rule) for rule in PixelConvention}
-    times = in_turn_ms(works, options.repeats)
+    works |= {f"this project, {rule.value}": functools.partial(ours, rule) for rule in PixelConvention}
+    times = interleaved_ms(works, options.repeats)
     (plain_best, plain_median), *_ = times.values()
     for name, (best, median) in times.items():
         ratios = f"{plain_best / best:5.1f} {plain_median / median:5.1f}"
         print(f"{name:32s} best {best:8.1f} ms   median {median:8.1f} ms   plain / this: best, median {ratios}")
-    print(f"blocks are built once per scene: {build:.0f} ms")
+    print(f"chunks, built once per scene: {build:.0f} ms")
 
 
 if __name__ == "__main__":

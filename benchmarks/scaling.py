@@ -1,8 +1,8 @@
-"""What a run costs against the number of points, photos, scenes and processes: real runs on scenes written for it, read from their logs.
+"""Cost of a run against the number of points, photos, scenes and processes, read from the logs of runs on synthetic scenes.
 
-Run: ``python benchmarks/scaling.py [points=100000,1000000,10000000] [photos=8,16,32,64] [scenes=1,2,4,8] [processes=1,2] [size=128] [steps=8]``. What is
-not named is not measured; without any argument all is. The tables are Markdown; lines below them are straight lines through their rows. CPU time is that of
-the training process with its threads, and says more than the clock where others work on the machine.
+Run: ``python benchmarks/scaling.py [points=100000,1000000,10000000] [photos=8,16,32,64] [scenes=1,2,4,8] [processes=1,2] [size=128] [steps=8]``. Without
+arguments everything is measured, else what is named. Prints Markdown tables, each with linear fits of its rows. CPU time is that of
+the training process with its threads, and depends less on the load of the machine than wall time.
 """
 
 import csv
@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from measure import in_child, machine, surface_cloud
+from measure import in_process, machine, surface_cloud
 from npbgpp.core.costs import Costs
 from npbgpp.core.paths import SearchPaths
 from npbgpp.engine.run import run as train
@@ -56,36 +56,36 @@ class CpuClock(Callback):
         self._spent = self._began = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins anew."""
+        """Resets the sum."""
         self._spent = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """A step begins."""
+        """Starts a step."""
         self._began = time.process_time()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """A step has ended."""
+        """Ends a step."""
         self._spent += time.process_time() - self._began
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the steps."""
+        """Logs the CPU time of the steps."""
         pl_module.log("cpu/step_s", self._spent)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The evaluation begins."""
+        """Starts the evaluation."""
         self._began = time.process_time()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the evaluation."""
+        """Logs the CPU time of the evaluation."""
         pl_module.log("cpu/test_s", time.process_time() - self._began)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A run: its costs, and seconds by the clock and of CPU time.
+    """Costs of a run, with wall and CPU seconds.
 
     Attributes:
-        costs: see there.
+        costs: as logged.
         steps: of the steps of each epoch.
         test: of the evaluation.
         folder: of the run.
@@ -98,7 +98,7 @@ class Measured:
 
 
 def write_scene(folder: Path, points: int, views: int, size: int) -> None:
-    """A sphere on a square ground in NeRF-Synthetic layout, with smooth noise for photos: what they show does not change what a step costs."""
+    """Writes a sphere on a square in NeRF-Synthetic layout, with smooth noise as photos."""
     write_ply(folder / "mvs_pc.ply", PointCloud(surface_cloud(points)))
     random = np.random.default_rng(0)
     for stage, count in (("train", views), ("val", 1), ("test", TEST_VIEWS)):
@@ -123,13 +123,13 @@ def _pose(azimuth: float) -> np.ndarray:
 
 
 def run(root: Path, folder: Path, *overrides: str) -> Measured:
-    """Trains and evaluates in a process of its own."""
-    in_child(lambda: _train([*COMMON, f"datasets.data_root={root}", *overrides], folder))
+    """Trains and evaluates in a forked process."""
+    in_process(lambda: _train([*COMMON, f"datasets.data_root={root}", *overrides], folder))
     return _read(folder)
 
 
 def run_several(root: Path, folder: Path, *overrides: str) -> Measured:
-    """The same through the command line, which processes that train together are started with."""
+    """The same through the command line, for distributed training."""
     command = [sys.executable, str(ROOT / "train_net.py"), *COMMON, f"datasets.data_root={root}", f"hydra.run.dir={folder}", *overrides]
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
@@ -139,7 +139,7 @@ def run_several(root: Path, folder: Path, *overrides: str) -> Measured:
 
 
 def _train(overrides: list[str], folder: Path) -> dict[str, float]:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # tables of scores would stand between those of this benchmark
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # hides the tables of scores
     folder.mkdir()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=overrides, return_hydra_config=True)
@@ -162,7 +162,7 @@ def _read(folder: Path) -> Measured:
 
 
 def npbg(steps: int) -> tuple[str, ...]:
-    """Two epochs of NPBG: the first one opens the scene, the second one shows what a step costs."""
+    """Two epochs of NPBG; the first one includes opening the scene."""
     return ("system=npbg", "system/loss_factors=l1_ssim", f"datasets.train_num_samples={steps}", "trainer.max_epochs=2")
 
 
@@ -175,7 +175,7 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], *be
 
 
 def line(what: str, counts: Sequence[int], values: Sequence[float], each: int, unit: str) -> str:
-    """A straight line through measurements, in words; errors count in proportion, so that small counts have their say."""
+    """Linear fit of measurements, weighted by relative error."""
     weights = [1 / max(value, 1e-9) for value in values]
     slope, start = np.polyfit(counts, values, 1, w=weights) if len(counts) > 1 else (math.nan, values[0])
     return f"{what}: {start:.3g} {unit} and {slope * each:.3g} {unit} per {each:,}"
@@ -194,7 +194,7 @@ def _mib(*paths: Path) -> str:
 
 
 def against_points(base: Path, counts: list[int], size: int, steps: int) -> None:
-    """NPBG: one scene of ever more points."""
+    """NPBG: one scene of increasing size."""
     rows, found = [], []
     for count in counts:
         write_scene(base / f"points{count}" / "s0", count, 8, size)
@@ -216,7 +216,7 @@ def against_points(base: Path, counts: list[int], size: int, steps: int) -> None
 
 
 def against_photos(base: Path, counts: list[int], size: int) -> None:
-    """NPBG++: one scene of ever more photos."""
+    """NPBG++: one scene with increasing numbers of photos."""
     rows, found = [], []
     small = ("system.feature_extractor.pretrained_encoder=false", "system.feature_extractor.encoder=test_efficientnet")
     few = ("datasets.train_num_samples=4", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
@@ -227,7 +227,7 @@ def against_photos(base: Path, counts: list[int], size: int) -> None:
         found.append(one)
         rows.append((str(count), _both(one.test), f"{one.costs.peak_host_mib:.0f}"))
     table(
-        f"NPBG++ against photos ({FEW:,} points: describing them, and rendering {TEST_VIEWS} views; clock / CPU time)",
+        f"NPBG++ against photos ({FEW:,} points: aggregation, and rendering {TEST_VIEWS} views; clock / CPU time)",
         ("photos", "evaluation [s]", "peak memory [MiB]"),
         rows,
         line("Evaluation, CPU time", counts, [one.test[1] for one in found], 1, "s"),
@@ -236,7 +236,7 @@ def against_photos(base: Path, counts: list[int], size: int) -> None:
 
 
 def against_scenes(base: Path, counts: list[int], size: int, steps: int) -> None:
-    """NPBG: ever more scenes, each opened twice."""
+    """NPBG: increasing numbers of scenes, each opened twice."""
     rows, found = [], []
     for count in counts:
         root = base / f"scenes{count}"
@@ -259,7 +259,7 @@ def against_scenes(base: Path, counts: list[int], size: int, steps: int) -> None
 
 
 def against_processes(base: Path, counts: list[int], size: int, steps: int) -> None:
-    """NPBG: the same epoch dealt out to processes; figures of the first one."""
+    """NPBG: one epoch distributed over processes; figures of the first process."""
     rows = []
     write_scene(base / "processes" / "s0", MANY, 8, size)
     for count in counts:

@@ -1,4 +1,4 @@
-"""Choosing input views for random crops: this project against the plain procedure, which draws the whole cloud for every item.
+"""Input view selection for random crops against a plain baseline, which rasterizes the whole cloud for every item.
 
 Both get the same crops of the same scene; only "first item of the scene" reads the cloud. Run: ``python benchmarks/view_selection.py [--points 1000000]
 [--views 100] [--size 512] [--crop 256] [--items 24] [--repeats 3]``.
@@ -30,7 +30,7 @@ RULE = PixelConvention.AUTHORS
 
 
 def visible(xyd: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which points are the nearest of their cell at 1/8 of an image."""
+    """Mask of the nearest points of each cell at 1/8 of the image size."""
     height, width = int(SCALE * size[0]), int(SCALE * size[1])
     half = (min(height, width) - 1) / 2
     column = ((width - 1) / 2 - half * xyd[:, 0] - 1e-6 + 0.5).to(torch.int64)
@@ -42,7 +42,7 @@ def visible(xyd: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def plain_points(xyz: Tensor, view: Cameras) -> tuple[Tensor, Tensor]:
-    """World and normalised coordinates of the points that a camera sees."""
+    """World and normalised coordinates of the visible points of a camera."""
     focal, principal = view.to_authors_ndc()
     xyd, valid = plain.project(xyz, view.R[0], view.T[0], focal[0], principal[0], 1.0, view.image_size)
     wins = visible(xyd, valid, view.image_size)
@@ -50,7 +50,7 @@ def plain_points(xyz: Tensor, view: Cameras) -> tuple[Tensor, Tensor]:
 
 
 def plain_farthest(xyz: Tensor, count: int) -> Tensor:
-    """Farthest point sampling as it is usually written."""
+    """Textbook farthest point sampling."""
     distance = torch.full((len(xyz),), 1e10)
     farthest = torch.randint(len(xyz), ())
     chosen = torch.zeros(count, dtype=torch.int64)
@@ -76,7 +76,7 @@ def plain_scores(xyz: Tensor, target: Cameras, inputs: list[Cameras]) -> Tensor:
 
 
 def plain_select(xyz: Tensor, target: Cameras, index: int, views: list[Cameras]) -> list[int]:
-    """Input views of one item, everything from the start."""
+    """Input views of one item, without caching."""
     seen, ndc = plain_points(xyz, target)
     if len(seen) > VOTERS:
         seen = seen[plain_farthest(ndc, VOTERS)]
@@ -95,7 +95,7 @@ def plain_select(xyz: Tensor, target: Cameras, index: int, views: list[Cameras])
 
 
 def compare(xyz: Tensor, target: Cameras, inputs: list[Cameras]) -> str:
-    """Says how the two differ on the points of one item; ends the run when it is more than rounding."""
+    """Describes the differences on one item; exits if they exceed rounding."""
     seen, ndc = plain_points(xyz, target)
     voters = plain_farthest(ndc, min(VOTERS, len(seen)))
     if not torch.equal(farthest_points(ndc, len(voters), int(voters[0])), voters):
@@ -105,10 +105,8 @@ def compare(xyz: Tensor, target: Cameras, inputs: list[Cameras]) -> str:
     both = (ours > 0) & (theirs > 0)
     flips, largest = int(((ours > 0) != (theirs > 0)).sum()), float((ours - theirs)[both].abs().max())
     if flips > 1e-3 * both.sum() or largest > 1e-3:
-        sys.exit(f"scores differ: {flips} in who sees what, {largest:.1e} in value")
-    return (
-        f"compared on one item: same points, scores differ by {largest:.0e} at most, {flips} of {int(both.sum())} differ in who sees what"
-    )
+        sys.exit(f"scores differ: {flips} in visibility, {largest:.1e} in value")
+    return f"compared on one item: same points, scores differ by {largest:.0e} at most, {flips} of {int(both.sum())} differ in visibility"
 
 
 def timed(items: list[tuple[int, Cameras]], select: Callable[[int, Cameras], Sequence[int]]) -> list[float]:
@@ -124,7 +122,7 @@ def timed(items: list[tuple[int, Cameras]], select: Callable[[int, Cameras], Seq
 
 
 def main() -> None:
-    """Prints milliseconds per item and the ratio of this run."""
+    """Prints milliseconds per item and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, value in (("points", 1_000_000), ("views", 100), ("size", 512), ("crop", 256), ("items", 24), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -157,7 +155,7 @@ def main() -> None:
             theirs = timed(items, lambda index, target: plain_select(xyz, target, index, cameras))
             for times, new in zip(runs.values(), ([opening], first, later, theirs), strict=True):
                 times.append(new)
-    # every item is as fast as its fastest repeat: other work on the machine only adds
+    # the fastest repeat of each item, since load of the machine only adds time
     best = {name: statistics.mean(min(repeats) for repeats in zip(*times, strict=True)) for name, times in runs.items()}
     for name, value in best.items():
         print(f"{name:24s} {value:8.1f} ms   plain / this {best['plain, every item'] / value:5.1f}")
