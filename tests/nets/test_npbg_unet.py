@@ -111,4 +111,5 @@ def test_trains_as_refiner(run_in, tmp_path) -> None:
         name: value.shape for name, value in start.items()
     }
     assert weights["refiner.start.block.norm.num_batches_tracked"] > 0
-    assert math.isfinite(json.loads((run / "metrics.json").read_text())["psnr"])
+    (scores,) = json.loads((run / "metrics.json").read_text())["datasets"].values()
+    assert all(math.isfinite(view["psnr"]) for view in scores["per_view"].values()) and scores["per_view"]
