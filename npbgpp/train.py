@@ -11,7 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from npbgpp.cli.train_arguments import hydra_arguments, read_train_arguments
 from npbgpp.core.paths import SearchPaths, conf_folder, project_folder
+from npbgpp.errors import InputError, original_message
 
 log = logging.getLogger("npbgpp")
 
@@ -25,12 +27,11 @@ _NOISE = (
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-def main(config: DictConfig) -> None:
-    """Runs a composed config. User errors print one line and exit with code 1."""
+def run_composed(config: DictConfig) -> None:
+    """Runs a config that Hydra has composed. User errors print one line and exit with code 1."""
     # torch is imported once the command line is accepted
     from npbgpp.engine.hydra_hooks import note_failure
     from npbgpp.engine.run import run
-    from npbgpp.errors import InputError, original_message
 
     runtime = HydraConfig.get().runtime
     search_paths = SearchPaths(launch=Path(runtime.cwd), run=Path(runtime.output_dir), project=project_folder())
@@ -49,6 +50,19 @@ def main(config: DictConfig) -> None:
     except Exception as error:
         if not note_failure(error, ""):
             raise
+
+
+def main() -> None:
+    """The command: checks the words of the command line, then lets Hydra run them."""
+    try:
+        text = read_train_arguments(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    if text is not None:
+        print(text)
+    else:
+        sys.argv[1:] = hydra_arguments(sys.argv[1:])
+        run_composed()
 
 
 if __name__ == "__main__":
