@@ -54,6 +54,29 @@ DEV_REQUIRES = [
 DATA_PACKAGES = {"npbgpp.conf": "conf", "npbgpp.example": "example"}
 DATA_FILES = ["**/*.yaml", "**/*.json", "**/*.png", "**/*.jpg", "**/*.ply", "**/*.inf", "**/*.xzy", "**/*.py", "*.md"]
 
+# The same door that other packages use: docs/add_a_method.md and docs/add_a_dataset.md.
+ENTRY_POINTS = {
+    "console_scripts": ["npbgpp=npbgpp.__main__:main"],
+    "npbgpp.methods": [
+        "NPBG = npbgpp.methods.npbg:NPBG",
+        "NPBGPlusPlus = npbgpp.methods.npbgpp.system:NPBGPlusPlus",
+        "NPCR = npbgpp.methods.npcr.system:NPCR",
+        "NSFF = npbgpp.methods.nsff.system:NSFF",
+        "NeRF = npbgpp.methods.nerf.system:NeRF",
+    ],
+    "npbgpp.layouts": [
+        "colmap = npbgpp.parsers.colmap:LAYOUT",
+        "dtu = npbgpp.parsers.idr:DTU_LAYOUT",
+        "h3ds = npbgpp.parsers.idr:H3DS_LAYOUT",
+        "llff = npbgpp.parsers.llff:LAYOUT",
+        "monocular = npbgpp.parsers.monocular:LAYOUT",
+        "nerf_synthetic = npbgpp.parsers.nerf_synthetic:LAYOUT",
+        "npbg = npbgpp.parsers.npbg:LAYOUT",
+        "npcr = npbgpp.parsers.npcr:LAYOUT",
+        "scannet = npbgpp.parsers.scannet:LAYOUT",
+    ],
+}
+
 setup(
     name="npbgpp",
     version="0.1.0",
@@ -65,8 +88,8 @@ setup(
     packages=[*find_packages(include=["npbgpp", "npbgpp.*"]), *DATA_PACKAGES],
     package_dir=DATA_PACKAGES,
     package_data={package: DATA_FILES for package in DATA_PACKAGES} | {"npbgpp.compare": ["*.jinja"]},
-    entry_points={"console_scripts": ["npbgpp=npbgpp.__main__:main"]},
     install_requires=INSTALL_REQUIRES,
+    entry_points=ENTRY_POINTS,
     extras_require={
         "test": TEST_REQUIRES,
         "dev": TEST_REQUIRES + DEV_REQUIRES,

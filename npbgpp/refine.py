@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,8 +22,6 @@ from npbgpp.data import write_poses
 from npbgpp.engine.run import Run, build_run
 from npbgpp.engine.trained_run import configure_logging, evaluation_of, parse_args, run_config, trainer_of
 from npbgpp.errors import InputError, original_message
-from npbgpp.methods.npcr.system import NPCR
-from npbgpp.methods.npcr.temporal import refine, shoot
 
 log = logging.getLogger("npbgpp.refine")
 
@@ -79,32 +76,26 @@ def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
         raise InputError(f"out={out}: there is a refined run already; choose another folder, or overwrite=true")
     parts = build_run(config, search_paths, needs_test_views=False)
     system = parts.system
-    if not isinstance(system, NPCR):
-        raise InputError(f"run={run}: expected a run of NPCR (system=npcr), got one of {type(system).__name__}")
     cameras = [frame.camera for frame in trajectory_frames(settings, parts.data.scenes[scene])]
     trainer = trainer_of(parts)
     trainer.precision_plugin.convert_module(system)
     system.to(trainer.strategy.root_device).eval()
-    with trainer.precision_plugin.test_step_context(), torch.no_grad():
-        before = shoot(system, scene, cameras)
-    losses = refine(system, scene, cameras, settings.passes, settings.lr, trainer.precision_plugin.train_step_context)
-    with trainer.precision_plugin.test_step_context(), torch.no_grad():
-        after = shoot(system, scene, cameras)
-    _write(out, run, as_trained, parts, system, scene)
+    stability = system.stabilise(scene, cameras, settings.passes, settings.lr, trainer.precision_plugin)
+    _write(out, run, as_trained, parts, scene)
     write_poses(out / "cameras.json", cameras)
     figures = {
-        "what": "mean absolute differences of colours, 0 to 255: flicker between frames and those before them carried over, change from before to after",
-        "flicker_before": before.flicker(),
-        "flicker_after": after.flicker(),
-        "change": before.change_to(after),
+        "what": "mean absolute differences of colours, 0 to 255: flicker between consecutive frames after reprojection, change from before to after",
+        "flicker_before": stability.flicker_before,
+        "flicker_after": stability.flicker_after,
+        "change": stability.change,
         "frames": len(cameras),
-        "losses": losses,
+        "losses": stability.losses,
     }
     write_atomically(out / "refine.json", lambda file: file.write(json.dumps(figures, indent=2).encode()))
     log.info(
         "%d frames, %d passes: flicker %.3f before, %.3f after, pictures changed by %.3f, all of 255; the refined run: %s",
         len(cameras),
-        len(losses),
+        len(stability.losses),
         figures["flicker_before"],
         figures["flicker_after"],
         figures["change"],
@@ -113,20 +104,23 @@ def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
     return out
 
 
-def _write(out: Path, run: Path, config: DictConfig, parts: Run, system: NPCR, scene: str) -> None:
+def _write(out: Path, run: Path, config: DictConfig, parts: Run, scene: str) -> None:
     """A folder like that of a run: config, checkpoint, descriptors."""
+    system = parts.system
     checkpoint: dict[str, object] = {"state_dict": {name: value.cpu() for name, value in system.state_dict().items()}}
     system.on_save_checkpoint(checkpoint)
-    save_tensors(out / "descriptors" / f"{scene}.pth", system.tables.residents[scene].table.values.detach().cpu().contiguous())
+    system.save_scene_files(scene, out)
     save_tensors(out / "checkpoints" / "last.ckpt", checkpoint)
     # descriptors are those beside the config now; paths relative to the folder of the run are not
-    config.system.descriptors_save_dir = config.system.descriptors_pretrained_dir = None
+    for key in ("descriptors_save_dir", "descriptors_pretrained_dir"):
+        if key in config.system:
+            config.system[key] = None
     config.datasets.scenes = {"train": [scene], "val": [scene], "test": [scene]}
     if config.datasets.get("names") is not None:
         config.datasets.names = [scene]
-    config.datasets.data_root, config.datasets.scene_subroot = str(parts.data.root), None
+    config.datasets.data_root, config.datasets.scene_subroot = str(parts.scenes.root), None
     if config.datasets.get("images_subroot") is not None:
-        config.datasets.images_subroot = str(parts.data.images_root)
+        config.datasets.images_subroot = str(parts.scenes.images_root)
     write_atomically(out / ".hydra" / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(config).encode()))
     if (run / ".hydra" / "hydra.yaml").is_file():
         shutil.copyfile(run / ".hydra" / "hydra.yaml", out / ".hydra" / "hydra.yaml")

@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from tqdm import tqdm
 
-from npbgpp.cli.trajectory import Frame, PathSettings, moving_frames, trajectory_frames
+from npbgpp.cli.trajectory import Frame, PathSettings, has_times_between, is_video_path, moving_frames, trajectory_frames
 from npbgpp.core.config import typed
 from npbgpp.data import write_poses
 from npbgpp.engine.run import Run, build_run
@@ -43,11 +43,7 @@ from npbgpp.io import (
     write_depth,
     write_png,
 )
-from npbgpp.methods.base import Render, System
-from npbgpp.methods.npcr.system import NPCR
-from npbgpp.methods.npcr.temporal import TemporalFilter
-from npbgpp.methods.nsff.rendering import PARTS, has_times_between, is_video_path
-from npbgpp.methods.nsff.system import NSFF, NsffRender
+from npbgpp.methods.base import System, VideoOptions
 
 log = logging.getLogger("npbgpp.render")
 
@@ -70,8 +66,8 @@ class FilmSettings(PathSettings):
         images: write every frame as PNG.
         depth: any of picture (in colours, one range for the whole film, with a video of its own where ``video`` is not none), npy, pfm, bytes: depth along
             the viewing axis, scene units, 0 where nothing is.
-        history: mix each frame with those before it, so that the film does not flicker; of NPCR.
-        part: of a moving scene: full, static, or dynamic, what moves.
+        history: filter over time, so that the video does not flicker (methods that support it, such as NPCR).
+        part: part of a moving scene: full, static, dynamic (methods that support it, such as NSFF).
         motion: of a moving scene: pictures of the motion until the next moment, colours by direction, with a video of their own.
         checkpoint: name of a file in the checkpoints of the run.
     """
@@ -91,8 +87,6 @@ class FilmSettings(PathSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.part not in PARTS:
-            raise InputError(f"part: expected one of {', '.join(PARTS)}, got {self.part}")
         if self.motion and has_times_between(self.path):
             raise InputError(f"motion: expected a path of moments, since none is known between them, got path={self.path}; choose interp0")
         if self.video not in (*VIDEO_FORMATS, "none"):
@@ -120,16 +114,9 @@ def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
     if (out / "cameras.json").exists() and not settings.overwrite:
         raise InputError(f"out={out}: there is a film already; choose another folder, or overwrite=true")
     parts = build_run(config, search_paths, needs_test_views=False)
-    if settings.history and not isinstance(parts.system, NPCR):
-        raise InputError(f"history: expected a run of NPCR, got one of {type(parts.system).__name__}; leave it out")
-    if isinstance(parts.system, NSFF):
-        frames = moving_frames(settings, parts.data.scenes[scene])
-    elif is_video_path(settings.path) or settings.part != "full" or settings.motion:
-        raise InputError(
-            f"path={settings.path} part={settings.part}: only runs of system=nsff know of time, motion and parts; leave these away"
-        )
-    else:
-        frames = trajectory_frames(settings, parts.data.scenes[scene])
+    _check_method(settings, parts.system)
+    make_frames = moving_frames if parts.system.renders_time else trajectory_frames
+    frames = make_frames(settings, parts.data.scenes[scene])
     sizes = {frame.camera.image_size for frame in frames}
     if len(sizes) > 1 and settings.video != "none":
         raise InputError(f"size: the views have {len(sizes)} sizes, a video has one; choose it with size=[height,width], or video=none")
@@ -148,6 +135,20 @@ def render_film(settings: FilmSettings, overrides: Sequence[str]) -> Path:
     write_png(out / "contact_sheet.png", contact_sheet(title, ("",) * min(columns, len(shown)), tiles))
     log.info("%d frames, %.3f s per frame (median); the film: %s", len(frames), float(np.median(seconds)), out)
     return out
+
+
+def _check_method(settings: FilmSettings, system: System) -> None:
+    """Raises InputError for options that the method of a run does not have."""
+    method = type(system).__name__
+    if settings.history and not system.supports_history:
+        raise InputError(f"history: expected a run of a method that filters over time (system=npcr), got one of {method}; leave it out")
+    if not system.renders_time and (is_video_path(settings.path) or settings.motion):
+        raise InputError(
+            f"path={settings.path} motion={settings.motion}: expected a run of a method for moving scenes (system=nsff), got one of {method}; choose "
+            "another path, or leave motion out"
+        )
+    if settings.part not in system.scene_parts:
+        raise InputError(f"part: expected one of {', '.join(system.scene_parts)}, which {method} renders, got {settings.part}")
 
 
 def _remove_film(out: Path) -> None:
@@ -182,7 +183,8 @@ def _render(
             else None
         )
         system.prepare(scene)
-        renders = _renders(system, scene, frames, settings)
+        options = VideoOptions(bool(settings.depth), settings.history, settings.part, settings.motion)
+        renders = system.render_video(scene, [frame.timed for frame in frames], options)
         for k in tqdm(range(len(frames)), desc=f"{settings.path} of {scene}", disable=None, leave=False):
             start = time.perf_counter()
             render = next(renders)
@@ -194,7 +196,7 @@ def _render(
             if depths is not None:
                 assert render.depth is not None
                 depths.add(torch.rot90(render.depth[0, 0], 1) if turned else render.depth[0, 0])
-            if isinstance(render, NsffRender) and render.motion is not None:
+            if render.motion is not None:
                 moves = torch.rot90(render.motion[0], 1, (1, 2)) if turned else render.motion[0]
                 write_png(out / f"motion_{k:05}.png", moves)
                 if motion is not None:
@@ -206,18 +208,6 @@ def _render(
         if depths is not None:
             depths.finish()
     return shown, seconds
-
-
-def _renders(system: System, scene: str, frames: Sequence[Frame], settings: FilmSettings) -> Iterator[Render]:
-    """Every frame in turn."""
-    depth = bool(settings.depth)
-    if isinstance(system, NSFF):
-        timed = [frame.timed for frame in frames if frame.timed is not None]
-        yield from system.film(timed, settings.part, depth=depth, motion=settings.motion)
-        return
-    steady = TemporalFilter(system, scene) if settings.history and isinstance(system, NPCR) else None
-    for frame in frames:
-        yield steady.render(frame.camera) if steady is not None else system.render(frame.camera, scene, depth=depth)
 
 
 class _Depths:

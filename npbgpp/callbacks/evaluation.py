@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,12 @@ from npbgpp.core.distributed import gather, process_rank
 from npbgpp.core.files import write_atomically
 from npbgpp.io import EvaluationRow, evaluation_sheet, open_video, write_png
 from npbgpp.methods.base import ViewResult
-from npbgpp.metrics import ImageMetrics, ImageScores, MatteScores, MovingScores
+from npbgpp.metrics import ImageMetrics, ImageScores
 
 log = logging.getLogger(__name__)
 
 _FILM_FPS = 10.0
 _SHEET_ROWS = 6  # views per dataset on the contact sheet
-
-
-@dataclass(frozen=True)
-class ViewScores:
-    """All scores of a view, and the seconds that rendering it took."""
-
-    scores: ImageScores
-    moving: MovingScores | None
-    seconds: float
 
 
 class EvaluationWriter(Callback):
@@ -107,7 +99,7 @@ class EvaluationWriter(Callback):
 
     def _collect(self, trainer: Trainer, results: list[ViewResult] | None, stage: str) -> None:
         for result in results or []:
-            self._scores.setdefault(result.dataset, {})[result.view] = _Scored(result.scores, result.seconds, result.matte, result.moving)
+            self._scores.setdefault(result.dataset, {})[result.view] = _Scored(result.scores, result.seconds, result.extra_scores)
             rows = self._rows.setdefault(result.dataset, [])
             rendered, target = self._turned(result.rendered), self._turned(result.target)
             raster = None if result.raster is None else self._turned(result.raster)
@@ -157,9 +149,9 @@ class EvaluationWriter(Callback):
             return
         summary = {name: _summarise(views) for name, views in self._scores.items()}
         for name, row in summary.items():
-            for key in ("psnr", "ssim", "lpips", *(field.name for field in fields(MovingScores))):
-                if isinstance(row.get(key), float):
-                    pl_module.log(f"{key.upper()}/{name}", row[key])
+            for key, score in row.items():
+                if isinstance(score, float) and key != "seconds_per_view":
+                    pl_module.log(f"{key.upper()}/{name}", score)
         if process_rank() != 0:  # all know the same now, one writes
             return
         if self.film is not None and self.save_images and stage == "test":
@@ -188,17 +180,10 @@ class EvaluationWriter(Callback):
             lpips = f"{row['lpips']:.4f}" if isinstance(row["lpips"], float) else "not available"
             table.add_row(name, f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", lpips, str(row["views"]), f"{row['seconds_per_view']:.3f}")
         Console().print(table)
-        for name, row in summary.items():
-            if "matte" in row:
-                matte = row["matte"]
-                log.info(
-                    "%s, with mattes: PSNR of RGBA %.2f dB, of colours over %s; matte: MSE %.5f, SAD %.3f thousand pixels",
-                    name,
-                    matte["psnr_rgba"],
-                    ", ".join(f"{behind} {scores['psnr']:.2f} dB" for behind, scores in matte["over"].items()),
-                    matte["matte_mse"],
-                    matte["matte_sad"],
-                )
+        for name, views in self._scores.items():
+            extra = {key: summary[name][key] for view in views.values() for key in view.extra}
+            if extra:
+                log.info("%s, further scores: %s", name, ", ".join(_described(extra)))
         if any(row["lpips"] is None for row in summary.values()):
             log.info("LPIPS %s", self.metrics.protocol().lpips)
         log.info(
@@ -216,50 +201,51 @@ def _epoch(trainer: Trainer, stage: str) -> int:
 
 @dataclass(frozen=True)
 class _Scored:
-    """What is kept of one view."""
+    """Scores of one view."""
 
     scores: ImageScores
     seconds: float
-    matte: MatteScores | None
-    moving: MovingScores | None
+    extra: dict[str, Any]
 
     def entry(self) -> dict[str, Any]:
-        """The view in the file; its matte and its motion only where there are any."""
-        matte = {} if self.matte is None else {"matte": asdict(self.matte)}
-        return asdict(self.scores) | ({} if self.moving is None else asdict(self.moving)) | {"seconds": self.seconds} | matte
+        """The entry of the view in ``metrics.json``."""
+        return asdict(self.scores) | self.extra | {"seconds": self.seconds}
 
 
 def _summarise(views: dict[str, _Scored]) -> dict[str, Any]:
-    """Means over the views of a dataset, and the scores of each. LPIPS is null where it is not available; the protocol says why.
-
-    Of moving scenes also ``MovingScores``, their means over the views in which something moves.
-    """
-    mattes = [view.matte for view in views.values() if view.matte is not None]
-    moving = [asdict(view.moving) for view in views.values() if view.moving is not None]
-    motion = {key: [row[key] for row in moving if row[key] is not None] for key in (moving[0] if moving else ())}
+    """Means over the views of a dataset, and the scores of each. LPIPS is null where it is not available; the protocol says why."""
+    scored = list(views.values())
     return {
-        **_means([view.scores for view in views.values()]),
-        **{key: _mean(values) if values else None for key, values in motion.items()},
-        **({"matte": _matte_means(mattes)} if mattes else {}),
+        **_means([asdict(view.scores) for view in scored]),
+        # LPIPS is not available for some views only if its backbone is missing
+        **({"lpips": None} if any(view.scores.lpips is None for view in scored) else {}),
+        **_means([view.extra for view in scored]),
         "views": len(views),
-        "seconds_per_view": _mean([view.seconds for view in views.values()]),
+        "seconds_per_view": _mean([view.seconds for view in scored]),
         "per_view": {name: view.entry() for name, view in views.items()},
     }
 
 
-def _matte_means(mattes: list[MatteScores]) -> dict[str, Any]:
-    numbers = {key: _mean([getattr(matte, key) for matte in mattes]) for key in ("psnr_rgba", "matte_mse", "matte_sad")}
-    return numbers | {"over": {name: _means([matte.over[name] for matte in mattes]) for name in mattes[0].over}}
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of scores with equal names, nested ones too; None values do not count, and without any other value the mean is None."""
+    means: dict[str, Any] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if values and isinstance(values[0], Mapping):
+            means[key] = _means(values)
+        else:
+            means[key] = _mean(values) if values else None
+    return means
 
 
-def _means(scores: list[ImageScores]) -> dict[str, float | None]:
-    lpips = [s.lpips for s in scores if s.lpips is not None]
-    return {
-        "psnr": _mean([s.psnr for s in scores]),
-        "ssim": _mean([s.ssim for s in scores]),
-        "lpips": _mean(lpips) if len(lpips) == len(scores) else None,
-    }
+def _described(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Nested scores as text."""
+    for key, value in scores.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key} {text}" for text in _described(value))
+        elif value is not None:
+            yield f"{key} {value:.4g}"
 
 
-def _mean(numbers: list[float]) -> float:
+def _mean(numbers: Sequence[float]) -> float:
     return math.fsum(numbers) / len(numbers)

@@ -1,5 +1,7 @@
 """Paths of cameras through the scene of a run: the keys that films, refinement and exports of cameras share, and the frames of a path."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,16 +9,18 @@ from npbgpp.data import LARGEST_SIDE, Scene, read_poses
 from npbgpp.errors import InputError
 from npbgpp.geometry import (
     Cameras,
+    TimedCamera,
     average_pose,
     fit_to_size,
     interpolate_path,
     linear_path,
+    loop_path,
     orbit_path,
     random_rotation_path,
+    spiral_along_path,
     spiral_path,
     turntable_path,
 )
-from npbgpp.methods.nsff.rendering import TimedCamera, is_video_path, spread_over_time, timed_path
 
 _SPLITS = ("test", "val", "train")
 _MADE = ("spiral", "circle", "interpolate")  # paths of as many frames as one likes
@@ -32,13 +36,13 @@ class PathSettings:
     Attributes:
         path: test, val or train (the views of the scene), interpolate (through the test views), circle or spiral (made from the training views), file;
             turn (the first training view once around the world's z axis), straight (along its x axis), tumble (random turns about its origin); of
-            moving scenes also spiral<X> and fixview<X>_interp<Y>, see ``npbgpp.methods.nsff.rendering``.
+            moving scenes also spiral<X> and fixview<X>_interp<Y>, see ``npbgpp.cli.trajectory``.
         poses: with path=file, the file (see ``npbgpp.data.pose_files``); turn, straight and tumble move its first camera in place of a view.
         views: names or indices of the views that a path other than file is made of, in place of those named above.
         reach: of a straight move, its ends relative to the camera, scene units.
         seed: of a tumble.
         frames: of a path that is none of views or of a file; 120 unless given, 500 of a turn, whose last is the first, 301 of a straight move; of moving
-            scenes as ``npbgpp.methods.nsff.rendering`` says.
+            scenes as ``npbgpp.cli.trajectory`` says.
         loop: an interpolation comes back to its first view.
         size: (height, width) of the pictures, which then show at least what they would without it; None is that of the views.
     """
@@ -79,18 +83,22 @@ class PathSettings:
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a film: its camera, what the contact sheet calls it, and when it looks; None in still scenes."""
+    """One frame of a trajectory: its camera and time, and its caption on the contact sheet."""
 
-    camera: Cameras
+    timed: TimedCamera
     label: str
-    timed: TimedCamera | None = None
+
+    @property
+    def camera(self) -> Cameras:
+        """The camera."""
+        return self.timed.camera
 
 
 def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
     """The frames of a path. Raises InputError for views that are not there, and where a path cannot be made."""
     if is_video_path(settings.path):
         raise InputError(
-            f"path={settings.path}: expected a path through a scene at rest, since this one is made of moments; films of system=nsff know it"
+            f"path={settings.path}: expected a path through a scene at rest, since this one is made of time steps; choose a run of a method for moving scenes"
         )
     chosen = _chosen_views(settings, scene)
     cameras = [scene.views[i].camera for i in chosen]
@@ -103,11 +111,11 @@ def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
             path = orbit_path(together, count)
         else:
             path = spiral_path(together, _focus_depth(scene, together), count)
-        return [Frame(path[k], str(k)) for k in range(count)]
+        return [Frame(TimedCamera(path[k]), str(k)) for k in range(count)]
     if settings.path in _MOVED:
         base = cameras[0] if settings.poses is None else read_poses(settings.poses, cameras[0])[0]
         path = _moved(settings, base if settings.size is None else fit_to_size(base, settings.size))
-        return [Frame(path[k], str(k)) for k in range(len(path))]
+        return [Frame(TimedCamera(path[k]), str(k)) for k in range(len(path))]
     if settings.poses is not None:
         cameras = list(read_poses(settings.poses, cameras[0]))
         labels = [str(k) for k in range(len(cameras))]
@@ -115,7 +123,7 @@ def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
         labels = [scene.views[i].name for i in chosen]
     if settings.size is not None:
         cameras = [fit_to_size(camera, settings.size) for camera in cameras]
-    return [Frame(camera, label) for camera, label in zip(cameras, labels, strict=True)]
+    return [Frame(TimedCamera(camera), label) for camera, label in zip(cameras, labels, strict=True)]
 
 
 def _moved(settings: PathSettings, base: Cameras) -> Cameras:
@@ -132,13 +140,13 @@ def moving_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
     """The frames of a path through a moving scene: views at their moments, other cameras while time goes on evenly. Raises InputError as ``trajectory_frames``."""
     if is_video_path(settings.path) or (settings.path == "spiral" and settings.views is None):
         timed = timed_path(settings.path, scene, settings.frames, settings.size)
-        return [Frame(t.camera, f"{t.moment}+{t.share:.2f}" if t.share else str(t.moment), t) for t in timed]
+        return [Frame(t, f"{t.moment}+{t.share:.2f}" if t.share else str(t.moment)) for t in timed]
     frames = trajectory_frames(settings, scene)
     if settings.path in _SPLITS:
         moments = {view.name: view.moment for view in scene.views if view.moment is not None}
-        return [Frame(f.camera, f.label, TimedCamera(f.camera, moments[f.label])) for f in frames]
+        return [Frame(TimedCamera(f.camera, moments[f.label]), f.label) for f in frames]
     timed = spread_over_time([frame.camera for frame in frames], len(scene.frames))
-    return [Frame(frame.camera, frame.label, t) for frame, t in zip(frames, timed, strict=True)]
+    return [Frame(t, frame.label) for frame, t in zip(frames, timed, strict=True)]
 
 
 def _chosen_views(settings: PathSettings, scene: Scene) -> tuple[int, ...]:
@@ -172,3 +180,62 @@ def _focus_depth(scene: Scene, cameras: Cameras) -> float:
     if not inside.any():
         raise InputError(f"path=spiral: no point of scene {scene.name} lies before the mean of the views; choose another path")
     return float(depth[0, inside].median())
+
+
+# Trajectories of videos, by the names that nsff_pl gives them:
+# * ``spiral``: the path of the camera with small turns around it, six frames for each time step.
+# * ``spiral<X>``: around the camera of frame X at its time step, 60 frames.
+# * ``fixview<X>_interp<Y>``: the camera of frame X at all time steps, with Y frames in between.
+
+_FRAMES_PER_MOMENT = 6
+_LOOP = 60
+_STANDING = re.compile(r"spiral([0-9]+)")
+_FIXED = re.compile(r"fixview([0-9]+)_interp([0-9]+)")
+
+
+def is_video_path(path: str) -> bool:
+    """Whether a path is one for moving scenes only: ``spiral`` is not, because still scenes have one, too."""
+    return bool(_STANDING.fullmatch(path) or _FIXED.fullmatch(path))
+
+
+def has_times_between(path: str) -> bool:
+    """Whether a path looks between the moments of a video."""
+    found = _FIXED.fullmatch(path)
+    return found is not None and int(found[2]) > 0
+
+
+def timed_path(path: str, scene: Scene, count: int | None, image_size: tuple[int, int] | None) -> list[TimedCamera]:
+    """The cameras of one of the paths above.
+
+    Args:
+        path: its name.
+        scene: a video.
+        count: frames of ``spiral`` and ``spiral<X>`` in place of their own number.
+        image_size: (height, width) of the pictures, which then show at least what they would without it.
+
+    Raises:
+        InputError: a frame that the video does not have.
+    """
+    cameras = Cameras.cat([view.camera for view in scene.frames])
+    cameras = cameras if image_size is None else fit_to_size(cameras, image_size)
+    moments = len(cameras)
+    if path == "spiral":
+        total = count or _FRAMES_PER_MOMENT * moments
+        along = spiral_along_path(cameras, total)
+        return [TimedCamera(along[k], k * moments // total) for k in range(total)]
+    standing, fixed = _STANDING.fullmatch(path), _FIXED.fullmatch(path)
+    frame = int((standing or fixed or "")[1])
+    if frame >= moments:
+        raise InputError(f"path={path}: expected a frame from 0 to {moments - 1} of scene {scene.name}, got {frame}")
+    if standing:
+        around = loop_path(cameras, frame, count or _LOOP)
+        return [TimedCamera(around[k], frame) for k in range(len(around))]
+    assert fixed is not None
+    steps, camera = int(fixed[2]) + 1, cameras[frame]
+    between = [TimedCamera(camera, moment, k / steps) for moment in range(moments - 1) for k in range(steps)]
+    return [*between, TimedCamera(camera, moments - 1)]
+
+
+def spread_over_time(cameras: Sequence[Cameras], moments: int) -> list[TimedCamera]:
+    """Cameras of any path, while time goes on evenly from the first moment to the last."""
+    return [TimedCamera(camera, k * moments // len(cameras)) for k, camera in enumerate(cameras)]

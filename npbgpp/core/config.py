@@ -79,6 +79,10 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
+    if origin is Literal:
+        if value not in arguments:
+            raise failure
+        return value
     if origin in (Union, types.UnionType):
         # a value that has the type of an option already keeps it: 1.0 is a share where both shares and counts are allowed
         for option in sorted(arguments, key=lambda option: option is not type(value)):

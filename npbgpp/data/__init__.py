@@ -13,12 +13,14 @@ from npbgpp.data.images import (
     picture_folder,
     read_photo,
 )
+from npbgpp.data.layout import Layout
 from npbgpp.data.lens import Lens, pinhole
 from npbgpp.data.motion_maps import check_flow, read_disparity, read_flow, read_numbers, read_static, read_uv, required_map, write_flow
 from npbgpp.data.normalisation import SceneNormalisation, corner_directions, double, mean_pose, ray_frame
 from npbgpp.data.point_files import CloudFile, CloudManifest, cloud_checksum, file_sha256, manifest_path, read_cloud
 from npbgpp.data.pose_files import LARGEST_SIDE, read_poses, write_npcr_cameras, write_poses
 from npbgpp.data.scene import Batch, DepthMap, MotionMaps, Scene, Stage, View, ViewChoice, Views, rule_splits
+from npbgpp.data.video_sampling import VideoSampling
 
 __all__ = [
     "Batch",
@@ -28,6 +30,7 @@ __all__ = [
     "DECODER_ERRORS",
     "DepthMap",
     "LARGEST_SIDE",
+    "Layout",
     "Lens",
     "ModelImage",
     "MotionMaps",
@@ -36,6 +39,7 @@ __all__ = [
     "SceneNormalisation",
     "Scene",
     "Stage",
+    "VideoSampling",
     "View",
     "ViewChoice",
     "Views",

@@ -1,9 +1,12 @@
-"""The groups ``datasets`` and ``dataloader`` of the config, typed."""
+"""The config groups ``datasets`` and ``dataloader``, typed. Defaults and the meaning of every key are in ``conf/datasets/_base.yaml``."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from npbgpp.data import ViewChoice
+from npbgpp.core.config import typed
+from npbgpp.data.scene import ViewChoice
 
 
 @dataclass(frozen=True)
@@ -15,46 +18,45 @@ class SceneLists:
     test: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """The ``datasets`` group of the config; see conf/datasets/_base.yaml for the meaning of every key."""
+    """The ``datasets`` group.
+
+    Attributes:
+        options: keys that only some layouts have, as given; see ``npbgpp.data.Layout``.
+    """
 
     layout: str
     data_root: str
     scenes: SceneLists
-    scene_subroot: str | None = None
-    images_subroot: str | None = None
-    scene_name: str | None = None
-    names: tuple[str, ...] | None = None
-    train_on: str = "split"
-    pc_name: str = "mvs_pc.ply"
-    n_point: int | None = None
-    noise_sigma: float | None = None
-    white_bg: bool = True
-    compositing: str = "authors"
-    intrinsics: str = "authors"
-    views: tuple[int, ...] | None = None
-    published_views: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    downscale: float = 1.0
-    paths_file: Path | None = None
-    val_indices: ViewChoice | None = None
-    holdout_indices: ViewChoice | None = None
-    train_num_samples: int | None = 2000
-    train_image_size: int | tuple[int, int] | None = 256
-    train_random_shift: bool = True
-    train_random_zoom: tuple[float, float] | None = None
-    image_margin: int = 0
-    cache_images: bool = True
-    cache_memory_gb: float = 4.0
-    selection_count: int = 3
-    selection_method: str = "multinomial"
-    start_end: tuple[int, int] | None = None
-    img_wh: tuple[int, int] | None = None
-    batches_per_epoch: int | None = None
-    exclusion_window: int = 5
-    hard_sampling: bool = False
-    moving_share: float = 0.0
-    motion_cache: str | None = None
+    scene_subroot: str | None
+    images_subroot: str | None
+    scene_name: str | None
+    names: tuple[str, ...] | None
+    train_on: str
+    pc_name: str
+    n_point: int | None
+    noise_sigma: float | None
+    downscale: float
+    val_indices: ViewChoice | None
+    holdout_indices: ViewChoice | None
+    train_num_samples: int | None
+    train_image_size: int | tuple[int, int] | None
+    train_random_shift: bool
+    train_random_zoom: tuple[float, float] | None
+    image_margin: int
+    cache_images: bool
+    cache_memory_gb: float
+    selection_count: int
+    selection_method: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any], layout_keys: frozenset[str]) -> "DatasetSettings":
+        """Builds the settings. ``layout_keys`` are the keys that some layout has; others are refused by name (InputError)."""
+        options = {key: value for key, value in values.items() if key in layout_keys}
+        known = typed(cls, {key: value for key, value in values.items() if key not in layout_keys}, "datasets")
+        return dataclasses.replace(known, options=options)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
     system.load_state_dict(fitting, strict=False)
     report = LoadReport(tuple(fitting), tuple(k for k in own if k not in fitting), tuple(k for k in weights if k not in own))
     log.info("weights %s: %s", path, report)
-    surprising = [name for name in report.unexpected if name.partition(".")[0] not in system.has_no_use_for]
+    surprising = [name for name in report.unexpected if name.partition(".")[0] not in system.unused_weights]
     if report.missing or surprising:
         log.warning("weights %s: not everything matched: %s", path, report)
     return report
@@ -206,22 +207,17 @@ def _check_origin(system: System, path: Path, origin: Origin | None, strict: boo
 
 
 _LISTED = 6  # keys that a message names
-# where things lie, how fast they come, how long a run lasts and what it shows change nothing that is learnt
+# keys that influence training; of datasets, those that only say where data are or how they are cached do not
 _TRAINER_KEYS = ("precision", "limit_train_batches", "overfit_batches", "accumulate_grad_batches", "gradient_clip_val", "fast_dev_run")
 _DATASET_PLACES = ("data_root", "scene_subroot", "images_subroot", "paths_file", "cache_images", "cache_memory_gb", "motion_cache")
-_SYSTEM_LOOKS = (
-    *("save_rendered_eval_images", "lpips_weights", "vgg_weights", "postprocessing_transform", "chunk", "overwrite_descriptors"),
-    *("background", "colour_threshold", "history_weights", "refine_weights", "empty_where_unseen"),
-)
-_SYSTEM_PLACES = ("descriptors_save_dir", "descriptors_pretrained_dir", "max_points", "state_device", "points_per_pass")
 
 
-def training_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a config that decide what is learnt, by their full names."""
+def training_keys(config: dict[str, Any], display_keys: Sequence[str]) -> dict[str, Any]:
+    """Keys of a config that influence training, by their full names. ``display_keys`` are those of the method that do not."""
     kept = {
         "seed": config["seed"],
         "datasets": {k: v for k, v in config["datasets"].items() if k not in _DATASET_PLACES},
-        "system": {k: v for k, v in config["system"].items() if k not in (*_SYSTEM_LOOKS, *_SYSTEM_PLACES)},
+        "system": {k: v for k, v in config["system"].items() if k not in display_keys},
         "dataloader": {k: config["dataloader"].get(k) for k in ("train_total_batch_size", "train_data_mode")},
         "trainer": {k: config["trainer"].get(k) for k in _TRAINER_KEYS},
     }

@@ -1,9 +1,10 @@
-"""Scene lists of a config become datasets, samplers and loaders."""
+"""The scenes of a run, and the datasets, samplers and loaders made from them."""
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
@@ -11,92 +12,169 @@ from torch.utils.data import DataLoader
 
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, CloudFile, CloudManifest, PhotoCache, Scene, Stage, ViewChoice, available_bytes
-from npbgpp.data.batch_rules import BatchDataset, BatchEpochs, BatchRule, Frame
+from npbgpp.data.batches import BatchDataset, BatchEpochs
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
 from npbgpp.data.sampling import DrawnItems, ResumableLoader, SceneSampler, Shard, hear_the_parent_alone
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
-from npbgpp.geometry import PixelConvention
-from npbgpp.methods.nsff.data import PixelWeights, VideoDataset
-from npbgpp.parsers import read_scene, with_cloud
-from npbgpp.parsers.npbg import scene_folder
+from npbgpp.methods.base import DataNeeds, TrainingViews
+from npbgpp.parsers import find_layout, locate_scene, read_scene, with_cloud
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class InputRule:
-    """What a system that reads photos says about when a photo sees a point: near plane (scene units) and pixel rule."""
+class RunScenes:
+    """The scenes of a run, with their metadata read.
 
-    near: float
-    rule: PixelConvention
+    Attributes:
+        scenes: by name.
+        root: folder of scene folders.
+        images_root: folder of scene folders that hold the photos, usually the same.
+        leaks: number of test views that the cloud of a scene was made from, by scene.
+    """
+
+    scenes: dict[str, Scene]
+    root: Path
+    images_root: Path
+    leaks: dict[str, int]
+
+
+def read_scenes(settings: DatasetSettings, search_paths: SearchPaths, needs: DataNeeds, evaluate_only: bool) -> RunScenes:
+    """Reads the metadata of every scene of a run, so that errors in a folder are reported before any work starts.
+
+    Raises:
+        InputError: whatever is wrong with the settings or with a scene.
+    """
+    s = settings
+    for key, known in (("train_on", ("split", "all")),):
+        if getattr(s, key) not in known:
+            raise InputError(f"datasets.{key}: expected {' or '.join(known)}, got {getattr(s, key)}")
+    if s.names is not None and s.names != s.scenes.train:
+        raise InputError(
+            f"datasets.names: these scenes have their names elsewhere, got {list(s.names)}; use datasets.scene_name, datasets.scenes or "
+            "datasets=npbg_scenes"
+        )
+    options = dict(s.options)
+    if options.get("paths_file") is not None:
+        options["paths_file"] = search_paths.existing(options["paths_file"], "datasets.paths_file")
+        root = search_paths.launch  # the file says where scenes are
+    else:
+        root = search_paths.existing(s.scene_subroot or s.data_root, "datasets.data_root")
+    images_root = search_paths.existing(s.images_subroot, "datasets.images_subroot") if s.images_subroot else root
+    reader = _SceneReader(s, options, search_paths, needs, root, images_root)
+    names = dict.fromkeys((*(() if evaluate_only else s.scenes.train), *s.scenes.val, *s.scenes.test))
+    scenes = {name: reader.read(name) for name in names}
+    return RunScenes(scenes, root, images_root, reader.leaks)
+
+
+class _SceneReader:
+    """Reads scenes one by one."""
+
+    def __init__(
+        self, settings: DatasetSettings, options: dict[str, Any], search_paths: SearchPaths, needs: DataNeeds, root: Path, images_root: Path
+    ) -> None:
+        self.settings, self.options, self.search_paths, self.needs = settings, options, search_paths, needs
+        self.root, self.images_root = root, images_root
+        self.leaks: dict[str, int] = {}
+
+    def read(self, name: str) -> Scene:
+        """The scene with its splits."""
+        s = self.settings
+        folder = locate_scene(s.layout, name, self.options) or self.root / name
+        if not folder.is_dir():
+            known = sorted(p.name for p in self.root.iterdir() if p.is_dir())[:20] if self.root.is_dir() else []
+            raise InputError(
+                f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
+            )
+        cloud = CloudFile(folder / s.pc_name, s.n_point, s.noise_sigma)
+        scene = read_scene(s.layout, folder, self.images_root / name, name, cloud, {**self.options, "downscale": s.downscale})
+        if self.needs.straight_alpha:
+            scene = replace(scene, views=tuple(replace(view, background=None) for view in scene.views))
+        # methods without need of a cloud still read scene depths from it
+        if self.needs.needs_cloud or cloud.path.is_file() or scene.carried_points is not None:
+            scene = with_cloud(scene, folder)
+        for note in scene.notes:
+            log.info("scene %s: %s", name, note)
+        scene = scene.with_splits(self._choice("val_indices"), self._choice("holdout_indices"))
+        if self.needs.needs_cloud:
+            self._warn_of_leaks(scene, folder)
+        return scene
+
+    def _warn_of_leaks(self, scene: Scene, folder: Path) -> None:
+        """Warns if the cloud was made from test views."""
+        manifest = CloudManifest.read(scene.cloud.path)
+        seen = manifest.saw(scene.views[i].name for i in scene.splits["test"]) if manifest is not None else ()
+        if seen:
+            self.leaks[scene.name] = len(seen)
+            log.warning(
+                "scene %s: its cloud %s was made from %d of the test views (%s), so that scores are not those of unseen photos; make it again: %s",
+                scene.name,
+                scene.cloud.path.name,
+                len(seen),
+                ", ".join(seen[:5]),
+                f"python -m npbgpp.prepare cloud scene={folder} overwrite=true",
+            )
+
+    def _choice(self, key: str) -> ViewChoice | None:
+        """A choice of views; a file that it names is looked up in the search paths."""
+        choice = getattr(self.settings, key)
+        if isinstance(choice, str) and not choice.startswith("every:"):
+            return str(self.search_paths.existing(choice, f"datasets.{key}"))
+        return choice
 
 
 class DataModule(LightningDataModule):
-    """All scenes of a run.
+    """Datasets, samplers and loaders of the scenes of a run.
 
-    Scenes are parsed at construction, so that whatever is wrong with a folder is said before any work starts. At most ``scenes_per_epoch`` training
-    scenes are visited in an epoch; the sampler rotates through all of them whether or not loaders are rebuilt between epochs. ``inputs`` is given for
-    systems that read photos: training items then reproject ``datasets.selection_count`` of them. With ``rule`` training batches are rays through single
-    pixels, and scenes need no cloud. ``keeps_colours`` is for systems that learn from mattes: photos keep the colours that are stored, whatever
-    ``datasets.white_bg`` says.
+    At most ``needs.scenes_per_epoch`` training scenes are visited in an epoch; the sampler rotates through all of them whether or not loaders are rebuilt
+    between epochs. With ``needs.input_views`` training items carry ``datasets.selection_count`` input photos.
+
+    Args:
+        found: the scenes.
+        datasets: the ``datasets`` group.
+        dataloader: the ``dataloader`` group.
+        needs: the data that the method trains on.
+        evaluate_only: no training data.
+        training_batches: makes the training batches, for methods with ``needs.ray_batches``.
     """
 
     def __init__(
         self,
+        found: RunScenes,
         datasets: DatasetSettings,
         dataloader: DataloaderSettings,
-        search_paths: SearchPaths,
-        scenes_per_epoch: int,
+        needs: DataNeeds,
         evaluate_only: bool,
-        inputs: InputRule | None = None,
-        rule: BatchRule | None = None,
-        keeps_colours: bool = False,
+        training_batches: Callable[[TrainingViews], BatchDataset] | None = None,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may have no view of a scene to evaluate
-        self.inputs, self.rule, self.keeps_colours = inputs, rule, keeps_colours
-        if datasets.train_on not in ("split", "all"):
-            raise InputError(f"datasets.train_on: expected split or all, got {datasets.train_on}")
-        for key in ("compositing", "intrinsics"):
-            if getattr(datasets, key) not in ("authors", "exact"):
-                raise InputError(f"datasets.{key}: expected authors or exact, got {getattr(datasets, key)}")
         if dataloader.train_data_mode not in ("common", "each"):
             raise InputError(f"dataloader.train_data_mode: expected common or each, got {dataloader.train_data_mode}")
-        self.settings, self.loader_settings, self.search_paths = datasets, dataloader, search_paths
-        if datasets.names is not None and datasets.names != datasets.scenes.train:
-            raise InputError(
-                f"datasets.names: these scenes have their names elsewhere, got {list(datasets.names)}; use datasets.scene_name, datasets.scenes or "
-                "datasets=npbg_scenes"
-            )
-        # NPBG's yaml of paths says where scenes are
-        self.root = (
-            search_paths.launch
-            if datasets.paths_file is not None
-            else search_paths.existing(datasets.scene_subroot or datasets.data_root, "datasets.data_root")
-        )
-        self.images_root = (
-            search_paths.existing(datasets.images_subroot, "datasets.images_subroot") if datasets.images_subroot else self.root
-        )
+        self.settings, self.loader_settings, self.needs = datasets, dataloader, needs
+        self.scenes, self.leaks = found.scenes, found.leaks
         lists = datasets.scenes
-        names = dict.fromkeys((*(() if evaluate_only else lists.train), *lists.val, *lists.test))
-        self.leaks: dict[str, int] = {}  # test views that the cloud of a scene was made from
-        self.scenes: dict[str, Scene] = {name: self._parse(name) for name in names}
-        self.frames: dict[str, Frame] = {} if rule is None else {name: rule.frame(scene) for name, scene in self.scenes.items()}
         left = self._budget()
         trained = () if evaluate_only else tuple(self.scenes[name] for name in lists.train)
         self.train_scenes = tuple(scene.name for scene in trained)
         self.train_views = sum(len(self._train_indices(scene)) for scene in trained)
-        self.batch_set = self._batch_set(trained[0], rule, left) if rule is not None and trained else None
-        self._photos = self._caches(left - (self.batch_set.size if self.batch_set is not None else 0)) if datasets.cache_images else {}
-        self.train_sets = [self._train_set(scene) for scene in trained] if rule is None else []
+        self.batch_set: BatchDataset | None = None
+        if needs.ray_batches and trained:
+            assert training_batches is not None
+            options = find_layout(trained[0].layout).sampling_options(datasets.options)
+            views = TrainingViews(trained[0], self._train_indices(trained[0]), datasets.image_margin, options, left)
+            self.batch_set = training_batches(views)
+            left -= self.batch_set.size
+        self._photos = self._caches(left) if datasets.cache_images else {}
+        self.train_sets = [] if needs.ray_batches else [self._train_set(scene) for scene in trained]
         self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val if self._validates(name)]
         self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
         self.sampler = (
             SceneSampler(
                 [len(s) for s in self.train_sets],
-                scenes_per_epoch,
+                needs.scenes_per_epoch,
                 dataloader.train.shuffle,
                 [s.scene.name for s in self.train_sets],
                 dataloader.train_data_mode,
@@ -104,52 +182,6 @@ class DataModule(LightningDataModule):
             if self.train_sets
             else None
         )
-
-    def _parse(self, name: str) -> Scene:
-        s = self.settings
-        paths_file = None if s.paths_file is None else self.search_paths.existing(s.paths_file, "datasets.paths_file")
-        folder = self.root / name if paths_file is None else scene_folder(paths_file, name)
-        if not folder.is_dir():
-            known = sorted(p.name for p in self.root.iterdir() if p.is_dir())[:20] if self.root.is_dir() else []
-            raise InputError(
-                f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
-            )
-        cloud = CloudFile(folder / s.pc_name, s.n_point, s.noise_sigma)
-        choices = {
-            key: getattr(s, key)
-            for key in ("white_bg", "compositing", "intrinsics", "views", "published_views", "downscale", "start_end", "img_wh")
-        }
-        choices["paths_file"] = paths_file
-        scene = read_scene(s.layout, folder, self.images_root / name, name, cloud, choices)
-        if self.keeps_colours:
-            scene = replace(scene, views=tuple(replace(view, background=None) for view in scene.views))
-        if (
-            self.rule is None or cloud.path.is_file() or scene.carried_points is not None
-        ):  # rays need no cloud, but one tells how deep a scene is
-            scene = with_cloud(scene, folder)
-        for note in scene.notes:
-            log.info("scene %s: %s", name, note)
-        scene = scene.with_splits(self._choice("val_indices"), self._choice("holdout_indices"))
-        manifest = CloudManifest.read(scene.cloud.path) if self.rule is None else None
-        seen = manifest.saw(scene.views[i].name for i in scene.splits["test"]) if manifest is not None else ()
-        if seen:
-            self.leaks[name] = len(seen)
-            log.warning(
-                "scene %s: its cloud %s was made from %d of the test views (%s), so that scores are not those of unseen photos; make it again: %s",
-                name,
-                scene.cloud.path.name,
-                len(seen),
-                ", ".join(seen[:5]),
-                f"python -m npbgpp.prepare cloud scene={folder} overwrite=true",
-            )
-        return scene
-
-    def _choice(self, key: str) -> ViewChoice | None:
-        """A choice of views; a file that it names is looked for below the usual folders."""
-        choice = getattr(self.settings, key)
-        if isinstance(choice, str) and not choice.startswith("every:"):
-            return str(self.search_paths.existing(choice, f"datasets.{key}"))
-        return choice
 
     def _validates(self, name: str) -> bool:
         if not self.scenes[name].splits["val"]:
@@ -189,23 +221,6 @@ class DataModule(LightningDataModule):
         }
         return tuple(i for i in range(len(scene.views)) if i not in evaluated)
 
-    def _batch_set(self, scene: Scene, rule: BatchRule, budget: int) -> BatchDataset:
-        return rule.training_set(scene, self._train_indices(scene), self.frames[scene.name], self.settings, self.search_paths, budget)
-
-    @property
-    def pixel_weights(self) -> PixelWeights | None:
-        """Those of hard sampling, which the system updates; None where pixels are drawn evenly."""
-        return self.batch_set.weights if isinstance(self.batch_set, VideoDataset) else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data: the weights of hard sampling."""
-        return {} if self.pixel_weights is None else {"pixel_weights": self.pixel_weights.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the weights of a checkpoint. Raises InputError when they are those of other frames."""
-        if self.pixel_weights is not None:
-            self.pixel_weights.load_state_dict(state_dict["pixel_weights"])
-
     def _train_set(self, scene: Scene) -> SceneDataset:
         s = self.settings
         indices = self._train_indices(scene)
@@ -223,9 +238,10 @@ class DataModule(LightningDataModule):
 
     def _selector(self, scene: Scene, indices: tuple[int, ...]) -> ViewSelector | None:
         s = self.settings
-        if self.inputs is None:
+        needed = self.needs.input_views
+        if needed is None:
             return None
-        return ViewSelector(scene, indices, indices, s.selection_method, s.selection_count, self.inputs.near, self.inputs.rule)
+        return ViewSelector(scene, indices, indices, s.selection_method, s.selection_count, needed.near, needed.pixel_convention)
 
     def _evaluation_set(self, scene: Scene, stage: Stage) -> SceneDataset:
         name = f"{scene.name}_{'val' if stage == 'val' else 'holdout'}"

@@ -22,30 +22,20 @@ from npbgpp.callbacks.timing import RunCosts, progress_callback
 from npbgpp.core.config import typed
 from npbgpp.core.distributed import together
 from npbgpp.core.paths import SearchPaths
-from npbgpp.data import ray_frame
-from npbgpp.data.batch_rules import BatchRule, RayRule, VideoRule
+from npbgpp.core.plugins import METHODS, load_plugin, warn_of_broken_plugins
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, find_checkpoint, find_weights, load_weights, training_keys
-from npbgpp.engine.datamodule import DataModule, InputRule
+from npbgpp.engine.datamodule import DataModule, RunScenes, read_scenes
 from npbgpp.engine.loggers import close_loggers, guard
 from npbgpp.engine.provenance import write_provenance
 from npbgpp.engine.trainer import TrainerPlan, trainer_plan
 from npbgpp.errors import InputError
-from npbgpp.geometry import PixelConvention
 from npbgpp.io import VIDEO_FORMATS
-from npbgpp.methods import SYSTEMS
-from npbgpp.methods.base import System
-from npbgpp.methods.nerf.system import NerfSettings, frame_kind
-from npbgpp.methods.npbg import NPBGSettings
-from npbgpp.methods.npbgpp.system import NPBGPlusPlusSettings
-from npbgpp.methods.npcr.losses import NPCRSettings
-from npbgpp.methods.nsff.objective import NsffSettings
-from npbgpp.methods.points import PointSettings
+from npbgpp.methods.base import RunContext, System, SystemSettings
 from npbgpp.metrics import ImageMetrics
+from npbgpp.parsers import layout_keys
 
 log = logging.getLogger(__name__)
-
-Settings = PointSettings | NerfSettings | NPCRSettings | NsffSettings
 
 GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")  # of conf/config.yaml, apart from run-wide keys
 
@@ -73,22 +63,24 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run consists of before a trainer moves it.
+    """Everything a run needs except the Trainer.
 
     Attributes:
         settings: run-wide keys.
-        plan: how the trainer is built.
-        system_settings: flat keys of the system.
-        data: scenes and photos.
-        metrics: how views are scored.
-        system: with its weights.
-        resume: checkpoint that training goes on from.
-        checkpoints: reads it; parts of it were looked at.
+        plan: arguments of the trainer.
+        system_settings: keys of the ``system`` group.
+        scenes: the scenes, and where they lie.
+        data: datasets and loaders.
+        metrics: scores of views.
+        system: the method, with its weights.
+        resume: checkpoint that training resumes from.
+        checkpoints: reads and writes checkpoints; it may hold the content of ``resume`` already.
     """
 
     settings: RunSettings
     plan: TrainerPlan
-    system_settings: Settings
+    system_settings: SystemSettings
+    scenes: RunScenes
     data: DataModule
     metrics: ImageMetrics
     system: System
@@ -97,11 +89,11 @@ class Run:
 
 
 def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: bool = True) -> Run:
-    """Reads the scenes of a config, builds its system and loads the weights.
+    """Reads the scenes of a config, builds its method and loads the weights.
 
     Args:
         config: see ``run``; the groups callbacks and loggers are not needed.
-        search_paths: what relative paths refer to.
+        search_paths: base folders of relative paths.
         needs_test_views: refuse to evaluate without a scene to test.
 
     Raises:
@@ -111,42 +103,40 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
     seed_everything(settings.seed, workers=True, verbose=False)
     if settings.cache_dir is not None:
         torch.hub.set_dir(str(search_paths.existing(settings.cache_dir, "cache_dir")))
+    warn_of_broken_plugins()
     plan = trainer_plan(_plain(config.trainer))
-    system_settings, modules = _system_parts(config.system, plan, config.trainer)
-    data = DataModule(
-        typed(DatasetSettings, config.datasets, "datasets"),
-        typed(DataloaderSettings, config.dataloader, "dataloader"),
-        search_paths,
-        system_settings.max_scenes_per_train_epoch,
-        settings.eval_only,
-        _input_rule(system_settings),
-        _batch_rule(system_settings, settings.seed),
-        keeps_colours=isinstance(system_settings, NPCRSettings),
-    )
-    if needs_test_views and settings.eval_only and not data.test_sets:
+    method = method_of(config)
+    system_settings, networks = _system_parts(config.system, method, plan, config.trainer)
+    needs = method.data_needs(system_settings)
+    datasets = DatasetSettings.from_config(_plain(config.datasets), layout_keys())
+    found = read_scenes(datasets, search_paths, needs, settings.eval_only)
+    if needs_test_views and settings.eval_only and not datasets.scenes.test:
         raise InputError("datasets.scenes.test: expected at least one scene for eval_only=true, got none; name the scenes to evaluate")
     lpips = system_settings.lpips_weights
-    metrics = ImageMetrics(None if lpips is None else search_paths.existing(lpips, "system.lpips_weights"), data.settings.image_margin)
-    checkpoints, keys = AtomicCheckpointIO(), training_keys(_plain(config))
+    metrics = ImageMetrics(None if lpips is None else search_paths.existing(lpips, "system.lpips_weights"), datasets.image_margin)
+    checkpoints, keys = AtomicCheckpointIO(), training_keys(_plain(config), method.display_keys)
     resume = _checkpoint_to_resume(settings, plan, search_paths, checkpoints)
     if resume is not None:
         check_same_training(resume, checkpoints.read_ahead(resume), keys, settings.resume_strict)
-    if isinstance(system_settings, NPBGSettings | NPCRSettings):
-        modules["read_saved"] = settings.eval_only or resume is not None
-        modules["continued_descriptors"] = None if resume is None else resume.parent.parent / "descriptors"
-    if isinstance(system_settings, NerfSettings | NsffSettings):
-        modules["frames"] = data.frames
-    if isinstance(system_settings, NsffSettings):
-        modules["pixel_weights"] = data.pixel_weights
-    system = SYSTEMS[system_settings.system_class][0](system_settings, data.scenes, search_paths, metrics, **modules)
+    resumed_run = None if resume is None else resume.parent.parent
+    context = RunContext(found.scenes, search_paths, metrics, settings.seed, settings.eval_only, resumed_run)
+    system = method(system_settings, context, **networks)
     system.training_keys = keys
-    if settings.weights_path is not None and resume is None:  # of a resumed run, those are behind it
+    loaders = typed(DataloaderSettings, config.dataloader, "dataloader")
+    data = DataModule(found, datasets, loaders, needs, settings.eval_only, system.training_batches)
+    if settings.weights_path is not None and resume is None:  # a resumed run takes its weights from the checkpoint
         report = load_weights(system, find_weights(settings.weights_path, search_paths), settings.weights_strict)
         if settings.weights_strict:
             system.require_weights(report.missing)
     elif resume is None:
         system.start_without_weights(settings.eval_only)
-    return Run(settings, plan, system_settings, data, metrics, system, resume, checkpoints)
+    return Run(settings, plan, system_settings, found, data, metrics, system, resume, checkpoints)
+
+
+def method_of(config: DictConfig) -> type[System]:
+    """The method that ``system.system_class`` names. Raises InputError, which lists the installed ones, for an unknown name."""
+    method: type[System] = load_plugin(METHODS, str(config.system.get("system_class")), "system.system_class")
+    return method
 
 
 def _checkpoint_to_resume(
@@ -173,9 +163,15 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
     parts = build_run(config, search_paths)
     write_provenance(config, search_paths)
     settings, system, data = parts.settings, parts.system, parts.data
-    looks = parts.system_settings
-    shows = (looks.save_rendered_eval_images, looks.postprocessing_transform, settings.test_video, costs)
-    writer = EvaluationWriter(search_paths.run, parts.metrics, data.conditions() | system.conditions(), *shows)
+    writer = EvaluationWriter(
+        search_paths.run,
+        parts.metrics,
+        data.conditions() | system.conditions(),
+        parts.system_settings.save_rendered_eval_images,
+        parts.system_settings.postprocessing_transform,
+        settings.test_video,
+        costs,
+    )
     trainer = _trainer(config, parts, search_paths, writer)
     try:
         if not settings.eval_only:
@@ -188,20 +184,6 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
         sys.exit(preemption.exit_code())
     finally:
         close_loggers(trainer.loggers)
-
-
-def _input_rule(settings: Settings) -> InputRule | None:
-    if not isinstance(settings, NPBGPlusPlusSettings):
-        return None
-    return InputRule(settings.near, PixelConvention(settings.pixel_convention))
-
-
-def _batch_rule(settings: Settings, seed: int) -> BatchRule | None:
-    if isinstance(settings, NsffSettings):
-        return VideoRule(settings.rays_per_batch, seed)
-    if not isinstance(settings, NerfSettings):
-        return None
-    return RayRule(lambda scene: ray_frame(scene, frame_kind(settings.ray_frame, scene), settings.ray_bounds), settings.rays)
 
 
 def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None) -> None:
@@ -223,17 +205,14 @@ def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None
         trainer.fit(system, datamodule=data, ckpt_path=resume)
 
 
-def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> tuple[Settings, dict[str, Any]]:
-    """Flat keys of the ``system`` group as typed settings, and its networks, which name their class with ``_target_``."""
+def _system_parts(node: DictConfig, method: type[System], plan: TrainerPlan, trainer: DictConfig) -> tuple[SystemSettings, dict[str, Any]]:
+    """Keys of the ``system`` group as typed settings, and its networks, which name their class with ``_target_``."""
     values = _plain(node)
-    name = values.get("system_class")
-    if name not in SYSTEMS:
-        raise InputError(f"system.system_class: expected one of {', '.join(sorted(SYSTEMS))}, got {name}")
     targets = {key for key, value in values.items() if isinstance(value, dict) and "_target_" in value}
     flat = {key: value for key, value in values.items() if key not in targets}
-    # Lightning takes these two itself, but not for systems that step their own optimisers
+    # Lightning takes these two itself, but not for methods with manual optimization
     flat |= {"accumulate_grad_batches": trainer.accumulate_grad_batches, "gradient_clip_val": trainer.gradient_clip_val or None}
-    settings: Settings = typed(SYSTEMS[name][1], flat, "system")
+    settings = typed(method.settings_class, flat, "system")
     if plan.arguments["precision"] == "16-mixed":
         raise InputError(
             "trainer.precision=16: systems that step their own optimisers have no gradient scaler for float16; use trainer.precision=bf16 or 32"
@@ -249,7 +228,7 @@ def _system_parts(node: DictConfig, plan: TrainerPlan, trainer: DictConfig) -> t
     return settings, modules
 
 
-def _stepping(system: System, settings: Settings) -> dict[str, Any]:
+def _stepping(system: System, settings: SystemSettings) -> dict[str, Any]:
     """What the trainer does about steps for a system that leaves them to it."""
     if not system.automatic_optimization:
         return {}

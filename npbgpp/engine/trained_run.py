@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 
 from npbgpp.core.paths import SearchPaths, project_folder
-from npbgpp.engine.run import GROUPS, Run
+from npbgpp.engine.run import GROUPS, Run, method_of
 from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -100,8 +100,8 @@ def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | N
     name = checkpoint.removesuffix(".ckpt")
     if name in known:
         config.weights_path, config.weights_strict = str(run / "checkpoints" / f"{name}.ckpt"), True
-        if name != "last" and config.system.system_class == "NPBG":
-            log.warning("checkpoint=%s: the descriptors of the run are those of its last epoch", name)
+        if name != "last" and method_of(config).has_scene_files:
+            log.warning("checkpoint=%s: the data of scenes beside the checkpoints, such as descriptors, are those of the last epoch", name)
     elif known or name != "last":  # the run of an evaluation has none, and names its weights
         raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {checkpoint}")
     config.merge_with_dotlist(list(overrides))

@@ -23,14 +23,12 @@ from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import configure_logging, evaluation_of, parse_args, run_config, trainer_of
 from npbgpp.errors import InputError, original_message
 from npbgpp.export import mesh, volume
-from npbgpp.export.cloud import coloured_cloud
 from npbgpp.export.mesh import Box, Densities, Occlusion, colours_along_normals, fused_colours
 from npbgpp.export.volume import all_round_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
 from npbgpp.geometry import write_ply
-from npbgpp.methods.base import System
-from npbgpp.methods.nerf.system import NeRF
-from npbgpp.methods.points import PointSystem
+from npbgpp.methods.base import FieldExport, System
+from npbgpp.volume import OccupancyGrid
 
 log = logging.getLogger("npbgpp.export")
 
@@ -92,9 +90,9 @@ class BoxChoice(SceneChoice):
     z_range: tuple[float, float] | None = None
     n_grid: int = 256
 
-    def box(self, system: NeRF) -> Box:
+    def box(self, grid: OccupancyGrid | None) -> Box:
         """The box. Raises InputError for one that is none."""
-        whole = [(-1.0, 1.0)] * 3 if system.grid is None else list(zip(system.grid.low.tolist(), system.grid.high.tolist(), strict=True))
+        whole = [(-1.0, 1.0)] * 3 if grid is None else list(zip(grid.low.tolist(), grid.high.tolist(), strict=True))
         low, high = zip(*(given or end for given, end in zip((self.x_range, self.y_range, self.z_range), whole, strict=True)), strict=True)
         return Box(low, high, self.n_grid)
 
@@ -158,21 +156,17 @@ def weights(settings: RunChoice) -> None:
 def cloud(settings: SceneChoice, overrides: list[str]) -> None:
     """Writes the points of a scene in the colours of their descriptors."""
     system, scene = _rebuilt(settings, overrides)
-    if not isinstance(system, PointSystem):
-        raise InputError(
-            f"run={settings.folder()}: expected a run with descriptors of points, got one of {type(system).__name__}: use mesh"
-        )
     out = settings.file(f"{scene}_cloud.ply", (".ply",))
-    points = coloured_cloud(system, scene)
+    points = system.coloured_cloud(scene)
     write_ply(out, points)
     log.info("%d points: %s", len(points), out)
 
 
 def extract_mesh(settings: MeshSettings, overrides: list[str]) -> None:
     """Writes the surface of a scene with its colours."""
-    system, scene, densities = _radiance_field(settings, overrides)
-    out, box = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES), settings.box(system)
-    occlusion = Occlusion(densities, system.frame, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
+    system, scene, export, densities = _radiance_field(settings, overrides)
+    out, box = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES), settings.box(export.grid)
+    occlusion = Occlusion(densities, export.normalisation, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
     values = densities.inside(box)
     whole = mesh.surface(values, box, settings.sigma_threshold)
     if mesh.is_cut(values, settings.sigma_threshold):
@@ -180,12 +174,12 @@ def extract_mesh(settings: MeshSettings, overrides: list[str]) -> None:
     found = whole.largest_piece()
     vertices, normals = (torch.from_numpy(part).float().to(densities.device) for part in (found.vertices, found.normals))
     if settings.use_vertex_normal:
-        colours = colours_along_normals(system.field, vertices, normals, densities, system.frame, settings.near_t)
+        colours = colours_along_normals(export.render_rays, vertices, normals, densities, export.normalisation, settings.near_t)
     else:
         colours, known = fused_colours(system.scenes[scene], vertices, normals, occlusion)
         if not known.all():
             log.warning("%d of %d vertices are in no training photo: they are grey", (~known).sum(), len(known))
-    mesh.write_mesh(out, found.in_world(system.frame), (colours * 255).round().byte().cpu().numpy())
+    mesh.write_mesh(out, found.in_world(export.normalisation), (colours * 255).round().byte().cpu().numpy())
     log.info(
         "%d vertices, %d triangles, the largest of %d pieces: %s",
         len(found.vertices),
@@ -197,9 +191,9 @@ def extract_mesh(settings: MeshSettings, overrides: list[str]) -> None:
 
 def extract_volume(settings: VolumeSettings, overrides: list[str]) -> None:
     """Writes the voxels of a scene."""
-    system, scene, densities = _radiance_field(settings, overrides)
-    out, box = settings.file(f"{scene}.vol", volume.SUFFIXES), settings.box(system)
-    field = system.field.final
+    system, scene, export, densities = _radiance_field(settings, overrides)
+    out, box = settings.file(f"{scene}.vol", volume.SUFFIXES), settings.box(export.grid)
+    field = export.field
     count = write_volume(out, densities.inside(box), box, lambda xyz: all_round_colours(field, xyz), densities.device)
     log.info("%d of %d voxels, %s: %s", count, box.count**3, box, out)
 
@@ -218,17 +212,11 @@ def cameras(settings: CameraChoice, overrides: list[str]) -> None:
     log.info("%d cameras: %s, %s", len(frames), poses, intrinsics)
 
 
-def _radiance_field(settings: BoxChoice, overrides: list[str]) -> tuple[NeRF, str, Densities]:
-    """The system, the name of the scene, and the densities of its field."""
+def _radiance_field(settings: BoxChoice, overrides: list[str]) -> tuple[System, str, FieldExport, Densities]:
+    """The method, the name of the scene, its radiance field and the densities of that."""
     system, scene = _rebuilt(settings, overrides)
-    if not isinstance(system, NeRF):
-        raise InputError(f"run={settings.folder()}: expected a run with a radiance field (system=nerf), got one of {type(system).__name__}")
-    if system.frame.ndc is not None:
-        raise InputError(
-            "system.ray_frame: expected a field in Euclidean coordinates, got one in normalised device coordinates (forward), in which space is bent and "
-            "reaches to infinity; train with system.ray_frame=inward or plain"
-        )
-    return system, scene, Densities(system.field.final.density, system.grid, system.settings.chunk, system.device)
+    export = system.field_export()
+    return system, scene, export, Densities(export.field.density, export.grid, export.chunk, system.device)
 
 
 def _rebuilt(settings: SceneChoice, overrides: list[str]) -> tuple[System, str]:

@@ -24,9 +24,8 @@ from npbgpp.core.files import write_atomically
 from npbgpp.data import Scene, SceneNormalisation, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PixelConvention
-from npbgpp.methods.nerf.model import Nerf
-from npbgpp.methods.npbgpp.input_views import sample_features
-from npbgpp.volume import OccupancyGrid, Rays, composite, stratified
+from npbgpp.points import sample_features
+from npbgpp.volume import Composited, OccupancyGrid, Rays, composite, stratified
 
 _CHUNKS_AT_ONCE = 16  # nodes looked up in the occupancy grid for one that the field is asked about: most are empty
 _LARGEST_COUNT = 1625  # nodes of a larger box have no number of 32 bits
@@ -301,7 +300,7 @@ def _inside(camera: Cameras, vertices: Float[Tensor, "v 3"]) -> Bool[Tensor, " v
 
 @torch.no_grad()
 def colours_along_normals(
-    field: Nerf,
+    render_rays: Callable[[Rays, Float[Tensor, "n 3"]], Composited],
     vertices: Float[Tensor, "v 3"],
     normals: Float[Tensor, "v 3"],
     densities: Densities,
@@ -311,7 +310,7 @@ def colours_along_normals(
     """Colours, 0..1, that the field shows to rays that come against the normals.
 
     Args:
-        field: its colours, without background.
+        render_rays: renders rays, given viewing directions, without background.
         vertices: where to look.
         normals: outwards.
         densities: occupancy grid and portions of the field.
@@ -322,7 +321,7 @@ def colours_along_normals(
     for part, outwards in zip(vertices.split(densities.chunk), normals.split(densities.chunk), strict=True):
         near, far = (part.new_full((len(part),), bound) for bound in (frame.near, frame.far))
         rays = Rays(part + frame.near * near_t * outwards, -outwards, near, far)
-        seen = field.render(rays, -outwards, False, densities.grid, densities.chunk).final()
+        seen = render_rays(rays, -outwards)
         assert seen.rgb is not None
         known = seen.opacity > 0
         colours.append(torch.where(known[:, None], seen.rgb / torch.where(known, seen.opacity, 1.0)[:, None], _UNSEEN))

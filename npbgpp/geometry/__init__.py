@@ -5,6 +5,7 @@ from npbgpp.geometry.image_warp import Alignment, align_vertically, crop_to_poin
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection
 from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 from npbgpp.geometry.trajectories import (
+    TimedCamera,
     average_pose,
     fit_to_size,
     interpolate_path,
@@ -19,6 +20,7 @@ from npbgpp.geometry.trajectories import (
 
 __all__ = [
     "Alignment",
+    "TimedCamera",
     "Cameras",
     "PixelConvention",
     "PixelGrid",

@@ -4,7 +4,7 @@ Paths are computed in double precision and returned in single precision, as all 
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -329,3 +329,12 @@ def _rotate_world(camera: Cameras, rotations: Float64[Tensor, "f 3 3"]) -> Camer
 def _move_to(cameras: Cameras, centers: Float64[Tensor, "n 3"]) -> Cameras:
     """The same cameras with other centres."""
     return replace(cameras, T=-(centers[:, None] @ cameras.R.double())[:, 0].to(cameras.T.dtype))
+
+
+@dataclass(frozen=True)
+class TimedCamera:
+    """A camera at a time of a video: ``share`` of the way from time step ``moment`` to the next one; 0 at the last time step. Both are 0 in still scenes."""
+
+    camera: Cameras
+    moment: int = 0
+    share: float = 0.0

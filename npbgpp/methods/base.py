@@ -1,16 +1,18 @@
-"""What all systems share: rendering one view at a time for evaluation, scores, and the border to Lightning.
+"""The interface of a method, and what all methods share: evaluation of views, scores, checkpoints, and the connection to Lightning.
 
-A system renders (``render``) and trains (``training_step``). Evaluation lives here once: every view is rendered, timed and scored, and the result is
-handed to callbacks, which write pictures and tables.
+A method is a ``System``. It declares its settings and the training data it needs, renders views (``render``) and trains (``training_step``). Evaluation is
+implemented here once: every view is rendered, timed and scored, and the result goes to callbacks, which write images and tables.
 """
 
 import json
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,11 +21,109 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from npbgpp.core.distributed import process_count, process_rank, share_buffers
-from npbgpp.data import Batch, Scene
-from npbgpp.geometry import Cameras
-from npbgpp.metrics import ImageMetrics, ImageScores, MatteScores, MovingScores
+from npbgpp.core.paths import SearchPaths
+from npbgpp.data import Scene, SceneNormalisation
+from npbgpp.data.batches import BatchDataset
+from npbgpp.data.scene import Batch
+from npbgpp.errors import InputError
+from npbgpp.geometry import Cameras, PixelConvention, PointCloud, TimedCamera
+from npbgpp.metrics import ImageMetrics, ImageScores
+from npbgpp.volume import Composited, OccupancyGrid, RadianceField, Rays
 
 CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSettings:
+    """Keys of the ``system`` group that every method has; their defaults and meaning are in ``conf/system/_method.yaml``.
+
+    ``accumulate_grad_batches`` and ``gradient_clip_val`` come from the ``trainer`` group.
+    """
+
+    system_class: str
+    save_rendered_eval_images: bool
+    lpips_weights: str | None
+    postprocessing_transform: str | None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.postprocessing_transform not in (None, "rotate_90_ccw"):
+            raise InputError(f"system.postprocessing_transform: expected null or rotate_90_ccw, got {self.postprocessing_transform}")
+        self.require_at_least(accumulate_grad_batches=1)
+
+    def require_at_least(self, **least: int) -> None:
+        """Raises InputError for a key whose value is smaller than given here."""
+        for key, smallest in least.items():
+            if getattr(self, key) < smallest:
+                raise InputError(f"system.{key}: expected at least {smallest}, got {getattr(self, key)}")
+
+
+@dataclass(frozen=True)
+class InputViewSelection:
+    """How input views of a training item are chosen: a photo counts by the points it sees beyond the near plane (scene units)."""
+
+    near: float
+    pixel_convention: PixelConvention
+
+
+@dataclass(frozen=True)
+class DataNeeds:
+    """The data that a method trains on.
+
+    Attributes:
+        needs_cloud: scenes must have a point cloud.
+        input_views: training items carry input photos besides the target; None: they do not.
+        ray_batches: training batches are made by ``System.training_batches``, not collated from images.
+        straight_alpha: photos keep the colours as stored beside their alpha channel, whatever ``datasets.white_bg`` says.
+        scenes_per_epoch: at most so many training scenes are visited in an epoch.
+    """
+
+    needs_cloud: bool = True
+    input_views: InputViewSelection | None = None
+    ray_batches: bool = False
+    straight_alpha: bool = False
+    scenes_per_epoch: int = 1
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The run that a method is part of.
+
+    Attributes:
+        scenes: every scene of the run by name.
+        search_paths: base folders of relative paths in the config.
+        metrics: scores of views.
+        seed: of the run.
+        evaluate_only: nothing is trained.
+        resumed_run: folder of the run whose training continues; None for a new training.
+    """
+
+    scenes: Mapping[str, Scene]
+    search_paths: SearchPaths
+    metrics: ImageMetrics
+    seed: int = 0
+    evaluate_only: bool = False
+    resumed_run: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainingViews:
+    """The views that ``System.training_batches`` draws rays from.
+
+    Attributes:
+        scene: the scene.
+        indices: of its views that train.
+        image_margin: pixels at each border of a photo that are not drawn.
+        options: keys of the ``datasets`` group that the layout declares as ``sampling``; None for layouts without.
+        budget: bytes for decoded photos.
+    """
+
+    scene: Scene
+    indices: tuple[int, ...]
+    image_margin: int
+    options: Any
+    budget: int
 
 
 @dataclass(frozen=True)
@@ -32,17 +132,36 @@ class Render:
 
     Attributes:
         rgb: colours; in training not clamped to [0, 1].
-        mask: probability of the object, None for systems that predict none.
-        raster: coloured points without the network, on white; None unless asked for.
-        depth: of what is seen, along the viewing axis, scene units; 0 where nothing is, inf at the end of the world; None unless asked for.
-        rgba: colours weighted by opacity, and opacity, of systems that learn mattes.
+        alpha: opacity or probability of the object; None for methods that predict none.
+        raster: coloured points without the network, on white; None unless requested.
+        depth: along the viewing axis, scene units; 0 where there is no surface, inf at infinity; None unless requested.
+        rgba: premultiplied colours and opacity, of methods that learn mattes.
+        motion: optical flow to the next time step as colours, of methods for moving scenes; None unless requested.
     """
 
     rgb: Float[Tensor, "b 3 h w"]
-    mask: Float[Tensor, "b 1 h w"] | None = None
+    alpha: Float[Tensor, "b 1 h w"] | None = None
     raster: Float[Tensor, "b 3 h w"] | None = None
     depth: Float[Tensor, "b 1 h w"] | None = None
     rgba: Float[Tensor, "b 4 h w"] | None = None
+    motion: Float[Tensor, "b 3 h w"] | None = None
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """Options of ``System.render_video``.
+
+    Attributes:
+        depth: render depth maps.
+        history: filter over time (methods with ``supports_history``).
+        part: part of the scene (one of ``System.scene_parts``).
+        motion: render motion (methods with ``renders_time``).
+    """
+
+    depth: bool = False
+    history: bool = False
+    part: str = "full"
+    motion: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,10 +169,9 @@ class ViewResult:
     """One evaluated view; images are on the CPU in [0, 1].
 
     Attributes:
-        seconds: time of rendering it.
-        matte: further scores, of systems that learn mattes.
-        moving: further scores, of systems for moving scenes.
-        parts: what it is made of, side by side; None for systems that make it in one piece.
+        seconds: rendering time.
+        extra_scores: further scores of the method: numbers, None where undefined, or mappings of such.
+        parts: components of the view side by side; None for methods without.
     """
 
     dataset: str
@@ -63,75 +181,175 @@ class ViewResult:
     raster: Float[Tensor, "3 h w"] | None
     scores: ImageScores
     seconds: float
-    matte: MatteScores | None = None
-    moving: MovingScores | None = None
+    extra_scores: dict[str, Any] = field(default_factory=dict)
     parts: Float[Tensor, "3 _ _"] | None = None
+
+
+@dataclass(frozen=True)
+class FieldExport:
+    """A radiance field as meshes and volumes are extracted from it.
+
+    Attributes:
+        field: density and colour.
+        render_rays: renders rays, given viewing directions, without background.
+        grid: occupancy; None: occupied everywhere.
+        normalisation: from world coordinates to those of the field.
+        chunk: points per query.
+    """
+
+    field: RadianceField
+    render_rays: Callable[[Rays, Float[Tensor, "n 3"]], Composited]
+    grid: OccupancyGrid | None
+    normalisation: SceneNormalisation
+    chunk: int
+
+
+@dataclass(frozen=True)
+class VideoStability:
+    """Result of ``System.stabilise``.
+
+    Attributes:
+        losses: of every pass.
+        flicker_before, flicker_after: mean absolute difference of consecutive frames after reprojection, 0 to 255.
+        change: mean absolute difference of the frames before and after, 0 to 255.
+    """
+
+    losses: list[float]
+    flicker_before: float
+    flicker_after: float
+    change: float
+
+
+class Precision(Protocol):
+    """Contexts of the run's numerical precision."""
+
+    def train_step_context(self) -> AbstractContextManager[object]: ...
+
+    def test_step_context(self) -> AbstractContextManager[object]: ...
 
 
 class System(LightningModule):
     """A method of novel-view synthesis.
 
     Args:
-        scenes: every scene of the run by name.
-        metrics: how views are scored.
+        settings: keys of the ``system`` group; networks, which name their class with ``_target_``, are further keyword arguments.
+        context: the run.
 
     Attributes:
-        wants_pictures: set before a training batch: keep pictures of it.
-        pictures: those of the last batch that were wanted.
-        training_keys: keys of the config that decide what is learnt, for checkpoints.
+        wants_pictures: set before a training batch: keep images of it.
+        pictures: images of the last batch for which they were requested.
+        training_keys: keys of the config that influence training, for checkpoints.
     """
 
-    # what the logged figure "points" of a batch counts: points of its clouds, or rays
-    unit: str = "points"
-    accepts_checkpoints_of: tuple[str, ...] = ()
-    # networks of other systems that their checkpoints may hold and this one has no use for
-    has_no_use_for: tuple[str, ...] = ()
+    settings_class: ClassVar[type[SystemSettings]] = SystemSettings
+    # keys of the system group without influence on training: they may differ when a run is resumed
+    display_keys: ClassVar[tuple[str, ...]] = ("save_rendered_eval_images", "lpips_weights", "postprocessing_transform")
+    # unit of the logged figure "points" of a batch: points of its clouds, or rays
+    unit: ClassVar[str] = "points"
+    accepts_checkpoints_of: ClassVar[tuple[str, ...]] = ()
+    # first parts of weight names in checkpoints that this method does not use
+    unused_weights: ClassVar[tuple[str, ...]] = ()
+    # renders scenes at time steps, so that it can film the trajectories of videos
+    renders_time: ClassVar[bool] = False
+    supports_history: ClassVar[bool] = False
+    scene_parts: ClassVar[tuple[str, ...]] = ("full",)
+    # keeps data per scene in files beside the checkpoints, which hold those of the last epoch only
+    has_scene_files: ClassVar[bool] = False
 
-    def __init__(self, scenes: Mapping[str, Scene], metrics: ImageMetrics) -> None:
+    def __init__(self, settings: SystemSettings, context: RunContext) -> None:
         super().__init__()
-        self.scenes = dict(scenes)
-        self.metrics = metrics
+        self.settings: Any = settings
+        self.scenes = dict(context.scenes)
+        self.metrics = context.metrics
         self.wants_pictures = False
         self.pictures: tuple[Tensor, ...] = ()
         self.training_keys: dict[str, Any] = {}
         self._seed = 0
+        self._last_batch_end: float | None = None
 
-    @abstractmethod
-    def require_weights(self, missing: Sequence[str]) -> None:
-        """Raises InputError when the weights that a checkpoint lacks leave a network random, as a whole or in part."""
+    # ---------------------------------------------------------- training data
+    @classmethod
+    def data_needs(cls, settings: Any) -> DataNeeds:
+        """The data that the method trains on with these settings."""
+        return DataNeeds()
 
-    @abstractmethod
+    def training_batches(self, views: TrainingViews) -> BatchDataset:
+        """Training batches of one scene, for methods with ``DataNeeds.ray_batches``. Raises InputError for views that cannot be used."""
+        raise NotImplementedError(f"{type(self).__name__} asks for ray_batches and does not make them")
+
+    # ------------------------------------------------------------------ start
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
-        """Refuses a run that would fail later. Names are of the scenes that are trained and validated."""
+        """Raises InputError for a run that would fail later. Arguments are names of the scenes that are trained and validated."""
 
-    @abstractmethod
+    def begin_training(self, shares_scenes: bool) -> None:
+        """Called before training. ``shares_scenes``: several processes may train the same scene."""
+
     def start_without_weights(self, evaluate_only: bool) -> None:
-        """Begins without a checkpoint. Raises InputError when that makes no sense."""
+        """Called when no checkpoint is given. Raises InputError if networks would be evaluated with random weights."""
+        if evaluate_only and any(True for _ in self.parameters()):
+            raise InputError(
+                "weights_path: expected the checkpoint of a trained run for eval_only=true, got none; the networks would be random: name it, for example "
+                "weights_path=experiments/<run>/checkpoints/last.ckpt"
+            )
+
+    def require_weights(self, missing: Sequence[str]) -> None:
+        """Raises InputError when weights that a checkpoint lacks would leave a network random."""
+        parameters = {name for name, _ in self.named_parameters()}
+        lacking = [name for name in missing if name in parameters]
+        if lacking:
+            raise InputError(
+                f"weights_path: the checkpoint lacks {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}, which would be random; choose the "
+                "settings that it was trained with, or start these anew with weights_strict=false"
+            )
 
     def translate_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a checkpoint by the names that they have in this system."""
+        """Weights of a checkpoint by the names that they have in this method."""
         return weights
 
     def adapt_to_weights(self, weights: dict[str, Tensor]) -> None:
-        """Takes the sizes of networks that weights have, by the names that they have in this system, where it can read them off.
+        """Takes over network sizes from weights, given by the names that they have in this method.
 
-        Raises InputError for weights that belong to something else than the scene of the run.
+        Raises InputError for weights that belong to another scene.
         """
 
+    # -------------------------------------------------------------- rendering
     @abstractmethod
     def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
-        """Views of a scene as its cameras see them, clamped to [0, 1]. ``raster`` asks for the picture of the bare points, ``depth`` for depths as well."""
+        """Renders views of a scene, clamped to [0, 1]. ``raster`` requests the image of the bare points, ``depth`` depth maps."""
+
+    def render_video(self, scene: str, path: Sequence[TimedCamera], options: VideoOptions) -> Iterator[Render]:
+        """Renders the frames of a trajectory one after another."""
+        for timed in path:
+            yield self.render(timed.camera, scene, depth=options.depth)
 
     def can_render(self, scene: str) -> bool:
-        """Whether a scene can be evaluated now. Validation skips scenes whose turn in training is still to come."""
+        """Whether a scene can be evaluated now. Validation skips scenes that have not been trained yet."""
         return True
 
     def prepare(self, scene: str) -> None:
-        """Work that is done once before the views of a scene are rendered; it does not count as rendering time."""
+        """Work that is done once before views of a scene are rendered; not part of the rendering time."""
 
+    # ----------------------------------------------------------------- export
+    def coloured_cloud(self, scene: str) -> PointCloud:
+        """Points of a scene with learned colours. Raises InputError for methods without points."""
+        raise InputError(f"export cloud: {type(self).__name__} has no points; use export mesh, or a run of a point-based method")
+
+    def field_export(self) -> FieldExport:
+        """The radiance field for meshes and volumes. Raises InputError for methods without one in Euclidean coordinates."""
+        raise InputError(
+            f"export mesh, volume: {type(self).__name__} has no radiance field; use export cloud, or a run of such a method (system=nerf)"
+        )
+
+    def stabilise(self, scene: str, cameras: Sequence[Cameras], passes: int, lr: float, precision: Precision) -> VideoStability:
+        """Finetunes the method along a trajectory so that its video flickers less. Raises InputError for methods that cannot."""
+        raise InputError(f"refine: {type(self).__name__} has no temporal finetuning; choose a run of a method that has (system=npcr)")
+
+    def save_scene_files(self, scene: str, folder: Path) -> None:
+        """Writes the data of a scene that do not belong to the checkpoint into the folder of a run."""
+
+    # ------------------------------------------------------------- evaluation
     def on_validation_start(self) -> None:
-        """All processes evaluate the same networks."""
-        share_buffers(self)
+        share_buffers(self)  # all processes evaluate the same networks
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:  # type: ignore[override]
         """Results of the views of a batch, for callbacks."""
@@ -149,53 +367,70 @@ class System(LightningModule):
             self.prepare(scene)
             start = time.perf_counter()
             render = self.render_target(batch, k)
-            rendered = render.rgb[0].cpu()  # waits for the device, so the clock is honest
+            rendered = render.rgb[0].cpu()  # waits for the device, so that the time is right
             seconds = time.perf_counter() - start
             target = self.evaluation_target(batch, k)
             (scores,) = self.metrics(render.rgb, target[None])
             raster = None if render.raster is None else render.raster[0].cpu()
-            further = (self.matte_scores(render, batch, k), self.moving_scores(batch, k, render), self.parts(batch, k, render))
-            results.append(ViewResult(batch.dataset[k], batch.target.names[k], rendered, target.cpu(), raster, scores, seconds, *further))
+            results.append(
+                ViewResult(
+                    batch.dataset[k],
+                    batch.target.names[k],
+                    rendered,
+                    target.cpu(),
+                    raster,
+                    scores,
+                    seconds,
+                    self.extra_scores(render, batch, k),
+                    self.parts(batch, k, render),
+                )
+            )
         return results
 
     def render_target(self, batch: Batch, k: int) -> Render:
-        """View k of a batch, with the picture of the bare points."""
+        """Renders view k of a batch, with the image of the bare points."""
         return self.render(batch.target.cameras[k], batch.scene[k], raster=True)
-
-    def moving_scores(self, batch: Batch, k: int, render: Render) -> MovingScores | None:
-        """Further scores of view k as it was rendered."""
-        return None
-
-    def parts(self, batch: Batch, k: int, render: Render) -> Float[Tensor, "3 _ _"] | None:
-        """Pictures of what view k is made of, as it was rendered, side by side."""
-        return None
 
     def evaluation_target(self, batch: Batch, k: int) -> Float[Tensor, "3 h w"]:
         """The photo that view k is compared with."""
         return batch.target.image[k]
 
-    def conditions(self) -> dict[str, str]:
-        """What else scores depend on, in words; joins what the data say of themselves."""
+    def extra_scores(self, render: Render, batch: Batch, k: int) -> dict[str, Any]:
+        """Further scores of view k, the first of ``render``: JSON numbers, None where undefined, or mappings of such. Means are taken over views."""
         return {}
 
-    def matte_scores(self, render: Render, batch: Batch, k: int) -> MatteScores | None:
-        """Scores of the opacity of view k, the first one of ``render``; None for systems that learn none."""
+    def parts(self, batch: Batch, k: int, render: Render) -> Float[Tensor, "3 _ _"] | None:
+        """Images of the components of view k side by side; None for methods without."""
         return None
 
-    def begin_training(self, shares_scenes: bool) -> None:
-        """What training needs to know of the processes that work together: whether several of them may train the same scene."""
+    def conditions(self) -> dict[str, str]:
+        """Properties of the method that scores depend on, in words; they are stored with the scores."""
+        return {}
 
+    # --------------------------------------------------------------- training
     def on_fit_start(self) -> None:
-        """Takes the seed of the run as that of its steps."""
         self._seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Chance in a step depends on the seed of the run, the place of the step and the process alone, so that resumed runs repeat."""
-        place = (self._seed, self.current_epoch, batch_idx, process_rank())
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        """Seeds the RNG from (run seed, epoch, batch, rank), so that resumed runs draw the same numbers."""
+        state = (self._seed, self.current_epoch, batch_idx, process_rank())
+        torch.manual_seed(int(np.random.SeedSequence(state).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def on_train_epoch_start(self) -> None:
+        self._last_batch_end = None  # evaluation and saving are not training time
+
+    def log_throughput(self, count: int, batch_size: int) -> None:
+        """Logs how many points or rays (see ``unit``) a batch has, and how many are processed per second."""
+        now = time.perf_counter()
+        # CPU tensors: Lightning would move plain numbers to the device and wait for it
+        self.log("points", torch.tensor(float(count)), logger=False, batch_size=batch_size)
+        if self._last_batch_end is not None:
+            rate = torch.tensor(count / (now - self._last_batch_end))
+            self.log(f"{self.unit}_per_s", rate, prog_bar=True, batch_size=batch_size)
+        self._last_batch_end = now
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Marks the file, so that weights of another system are refused by name, and a run is not continued under other settings."""
+        """Marks the file, so that weights of another method are refused by name, and a run is not resumed with other settings."""
         checkpoint["npbgpp"] = {"format": CHECKPOINT_FORMAT, "system": type(self).__name__, "training": json.dumps(self.training_keys)}
 
     def autocast_free(self) -> torch.autocast:
@@ -203,60 +438,42 @@ class System(LightningModule):
         return torch.autocast(device_type=self.device.type, enabled=False)
 
 
-# ----------------------------------------------------------------------
-# Systems that step their own optimisers: accumulation, clipping, schedule by steps, and what they log of every batch.
-
-
 class ManualOptimizationSystem(System):
-    """What Lightning leaves to systems of several optimisers.
+    """A method with several optimizers (Lightning's manual optimization): accumulation, clipping, a schedule by steps, logging of batches."""
 
-    Args:
-        scenes: every scene of the run.
-        metrics: how views are scored.
-        accumulate: batches per step.
-        clip: largest norm of the gradients of an optimiser; None does not clip.
-        schedule: ``constant``, or ``cosine``: down to a hundredth at the end of the run.
-    """
-
-    def __init__(self, scenes: dict[str, Scene], metrics: ImageMetrics, accumulate: int, clip: float | None, schedule: str) -> None:
-        super().__init__(scenes, metrics)
+    def __init__(self, settings: SystemSettings, context: RunContext, schedule: str) -> None:
+        """``schedule``: constant, or cosine: down to a hundredth at the end of the run."""
+        super().__init__(settings, context)
         self.automatic_optimization = False
-        self._accumulate, self._clip, self._schedule = accumulate, clip, schedule
-        self._last_batch_end: float | None = None
+        self._accumulate, self._clip, self._schedule = settings.accumulate_grad_batches, settings.gradient_clip_val, schedule
         self._batches_in_step = 0
 
-    def learn(self, loss: Float[Tensor, ""]) -> None:
-        """Adds the gradients of a batch; ``finish_batch`` comes after what else is to be done with them."""
+    def backward_batch(self, loss: Float[Tensor, ""]) -> None:
+        """Adds the gradients of a batch; call ``finish_batch`` when they have been used."""
         if not loss.requires_grad and process_count() > 1:  # the other processes wait for the gradients of this one
             parameters = [p for p in self.parameters() if p.requires_grad]
             loss = loss + sum((0.0 * p.sum() for p in parameters), loss.new_zeros(()))
-        if loss.requires_grad:  # a target that sees no point teaches a frozen network nothing
+        if loss.requires_grad:  # without it no visible point and no trainable network contributed
             self.manual_backward(loss / self._accumulate)
 
     def finish_batch(self) -> None:
-        """Counts a batch, and steps when there are enough."""
+        """Counts a batch, and steps when enough are accumulated."""
         self._batches_in_step += 1
         if self._batches_in_step >= self._accumulate:
             self.step()
 
     def log_batch(self, batch: Batch, terms: dict[str, Tensor], loss: Tensor, rendered: Tensor, target: Tensor, points: int) -> None:
-        """Logs the terms, the loss, the PSNR of colours and how many points were drawn per second."""
+        """Logs the loss terms, the loss, the PSNR of colours and the throughput."""
         for name, value in terms.items():
             self.log(name, value.detach(), batch_size=len(batch))
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         with torch.no_grad():
             error = torch.nn.functional.mse_loss(rendered.detach().clamp(0, 1), target)
         self.log("psnr", -10 * torch.log10(error.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
-        now = time.perf_counter()
-        # tensors of the CPU: plain numbers would be sent to the device, which is waited for
-        self.log("points", torch.tensor(float(points)), logger=False, batch_size=len(batch))
-        if self._last_batch_end is not None:
-            rate = torch.tensor(points / (now - self._last_batch_end))
-            self.log("points_per_s", rate, prog_bar=True, batch_size=len(batch))
-        self._last_batch_end = now
+        self.log_throughput(points, len(batch))
 
     def step(self) -> None:
-        """Steps and clears every optimiser."""
+        """Steps and clears every optimizer."""
         scale = self.learning_rate_scale()
         wrapped = self.optimizers()
         first, *others = wrapped if isinstance(wrapped, list) else [wrapped]
@@ -267,14 +484,14 @@ class ManualOptimizationSystem(System):
                 torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], self._clip)
         first.step()
         for optimizer in others:
-            # past Lightning's wrapper: it would count every optimiser as a step of its own, and max_steps would come too early
+            # past Lightning's wrapper: it would count every optimizer as a step of its own, and max_steps would come too early
             optimizer.optimizer.step()
         for optimizer in (first, *others):
             optimizer.zero_grad()
         self._batches_in_step = 0
 
     def learning_rate_scale(self) -> float:
-        """Factor of every learning rate at this moment of the run."""
+        """Current factor of all learning rates."""
         if self._schedule == "constant":
             return 1.0
         total = self._total_steps()
@@ -282,18 +499,14 @@ class ManualOptimizationSystem(System):
         return 0.5 * (1 + math.cos(done * math.pi)) * 0.99 + 0.01
 
     def _total_steps(self) -> float:
-        """Optimiser steps of the run, inf when it has no end. Lightning's estimate counts batches: it does not know of the accumulation done here."""
+        """Optimizer steps of the run, inf when it has no end. Lightning's estimate counts batches: it does not know of the accumulation done here."""
         limit = math.inf if self.trainer.max_steps < 0 else float(self.trainer.max_steps)
         if self.trainer.max_epochs is None or self.trainer.max_epochs < 0:
             return limit
         per_epoch = math.ceil(self.trainer.num_training_batches / self._accumulate)
         return min(limit, float(per_epoch * self.trainer.max_epochs))
 
-    def on_train_epoch_start(self) -> None:
-        """Evaluation and saving are not training time."""
-        self._last_batch_end = None
-
     def on_train_epoch_end(self) -> None:
-        """Does not lose a last part of accumulated batches."""
+        """Steps for the rest of the accumulated batches."""
         if self._batches_in_step:
             self.step()

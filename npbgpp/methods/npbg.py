@@ -1,22 +1,32 @@
-"""Settings of the NPBG system: the schema of ``conf/system/npbg.yaml`` and ``coefficients_ft.yaml``."""
+"""NPBG: every point owns numbers that are optimised together with a refiner network (Aliev et al., Neural Point-Based Graphics, ECCV 2020).
 
-from collections.abc import Mapping, Sequence
+The numbers are a descriptor, or, with an aggregator, the coefficients from which NPBG++ computes a descriptor for a viewing direction (finetuning of the
+coefficients of one scene; Rakhimov et al., NPBG++, CVPR 2022, section 3.5). This is the NPBG of the NPBG++ code base: light gated refiner, mask channel,
+learnable background descriptor, software rasteriser. Symbols: n points of a scene, m points that won a pixel in this step, q numbers per point, b views.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from npbgpp.core.paths import SearchPaths
-from npbgpp.data import Batch, Scene
+from npbgpp.data import Batch
 from npbgpp.errors import InputError
 from npbgpp.kernels import ChunkedCloud, Level
-from npbgpp.methods.points import Framing, PerSceneParameters, PointSettings, PointSystem
-from npbgpp.metrics import ImageMetrics
+from npbgpp.methods.base import DataNeeds, RunContext
+from npbgpp.methods.points import (
+    TABLE_DISPLAY_KEYS,
+    Framing,
+    PerSceneParameters,
+    PointSettings,
+    PointSystem,
+    continued_descriptors,
+    descriptor_store,
+)
 from npbgpp.nets import Aggregator
 from npbgpp.points import (
-    DescriptorStore,
     FeaturePyramid,
     ResidentScene,
     SceneTables,
@@ -32,27 +42,23 @@ from npbgpp.points import (
 class LearningRates:
     """Initial learning rates: RMSprop for the first three, Adam for the refiner."""
 
-    descriptors: float = 0.1
-    background: float = 0.1
-    rgb_converter: float = 1e-4
-    refiner: float = 1e-4
+    descriptors: float
+    background: float
+    rgb_converter: float
+    refiner: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class NPBGSettings(PointSettings):
-    """Keys of ``conf/system/npbg.yaml`` apart from the networks; their meaning stands there."""
+    """Keys of ``conf/system/npbg.yaml`` apart from the networks; their defaults and meaning are there."""
 
-    max_points: int | None = None
-    descriptors_pretrained_dir: str | None = None
-    descriptors_save_dir: str | None = None
-    overwrite_descriptors: bool = False
-    reset_descriptor_optimizer: bool = True
+    max_points: int | None
+    descriptors_pretrained_dir: str | None
+    descriptors_save_dir: str | None
+    overwrite_descriptors: bool
+    reset_descriptor_optimizer: bool
     drop_single_view_points: bool = True
-    learning_rates: LearningRates = LearningRates()
-
-
-# ----------------------------------------------------------------------
-# NPBG: every point owns numbers that are optimised together with a refiner network (Aliev et al., Neural Point-Based Graphics, ECCV 2020).
+    learning_rates: LearningRates
 
 
 class NPBG(PerSceneParameters, PointSystem):
@@ -60,50 +66,42 @@ class NPBG(PerSceneParameters, PointSystem):
 
     Args:
         settings: flat keys of the config.
-        scenes: see PointSystem.
-        search_paths: see PointSystem.
-        metrics: see PointSystem.
+        context: see PointSystem.
         refiner: see PointSystem.
         rasterizer: see PointSystem.
         aggregator: points own its coefficients in place of descriptors; it is not trained.
-        read_saved: take descriptors found in ``descriptors_save_dir`` (evaluation, resumed training).
-        continued_descriptors: those of the run that is resumed, in case it is not in the same folder.
     """
 
     settings: NPBGSettings
+    settings_class = NPBGSettings
+    display_keys = (*PointSystem.display_keys, *TABLE_DISPLAY_KEYS)
     accepts_checkpoints_of = ("NPBGPlusPlus",)
-    has_no_use_for = ("feature_extractor", "aggregator")
+    unused_weights = ("feature_extractor", "aggregator")
 
     def __init__(
         self,
         settings: NPBGSettings,
-        scenes: Mapping[str, Scene],
-        search_paths: SearchPaths,
-        metrics: ImageMetrics,
+        context: RunContext,
         refiner: nn.Module,
         rasterizer: FeaturePyramid,
         aggregator: Aggregator | None = None,
-        read_saved: bool = False,
-        continued_descriptors: Path | None = None,
     ) -> None:
-        super().__init__(settings, scenes, search_paths, metrics, refiner, rasterizer)
+        super().__init__(settings, context, refiner, rasterizer)
         self.aggregator = None if aggregator is None else aggregator.requires_grad_(False)
         if aggregator is not None:
             self.require_channels("system.aggregator", aggregator.descriptor_dim)
         if "rgb_reg_loss" in self.objective_settings.factors:
             raise InputError("system.loss_factors.rgb_reg_loss: NPBG reads no photos and has no such term; set it to 0")
-        pretrained = settings.descriptors_pretrained_dir
-        self.store = DescriptorStore(
-            settings.descriptor_dim if aggregator is None else aggregator.coefficients,
-            search_paths.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else search_paths.run / "descriptors",
-            search_paths.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
-            settings.max_points,
-            read_saved,
-        )
-        self.continued_descriptors = continued_descriptors
+        dim = settings.descriptor_dim if aggregator is None else aggregator.coefficients
+        self.store = descriptor_store(settings, context, dim)
+        self.continued_descriptors = continued_descriptors(context)
         self.keeps_history = not settings.reset_descriptor_optimizer
         self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
         self._descriptor_optimizer = SparseRMSprop(settings.learning_rates.descriptors)
+
+    @classmethod
+    def data_needs(cls, settings: NPBGSettings) -> DataNeeds:
+        return DataNeeds(scenes_per_epoch=settings.max_scenes_per_train_epoch)
 
     # ------------------------------------------------------------------ scenes
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
@@ -140,15 +138,12 @@ class NPBG(PerSceneParameters, PointSystem):
 
     # --------------------------------------------------------------- rendering
     def drawn_cloud(self, scene: str) -> ChunkedCloud:
-        """See PointSystem.drawn_cloud."""
         return self.resident(scene, training=False).cloud
 
     def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
-        """See PointSystem.visible."""
         return self._look(framing, scenes, levels, training=False)
 
     def visible_in_training(self, framing: Framing, batch: Batch) -> Visible:
-        """See PointSystem.visible_in_training."""
         with self.autocast_free():
             return self._look(framing, batch.scene, self.rasterizer.levels, training=True)
 
@@ -179,7 +174,6 @@ class NPBG(PerSceneParameters, PointSystem):
         self._descriptor_optimizer.steps = steps
 
     def points_of(self, batch: Batch) -> int:
-        """See PointSystem.points_of."""
         return sum(len(self.tables.residents[name].cloud) for name in batch.scene)
 
     def keep_gradients(self, visible: Visible) -> None:

@@ -1,71 +1,71 @@
-"""Settings that all point-based systems share: the schema of ``conf/system/_points.yaml``."""
+"""What the point-based systems share: rasterise points, look descriptors up, refine the image; compare it with a photo and step the networks.
+
+Symbols: n points of a scene, m points that won a pixel in this step, c channels of a descriptor, b views.
+"""
 
 import logging
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from npbgpp.core.files import save_tensors
 from npbgpp.core.paths import SearchPaths
-from npbgpp.data import Batch, Scene, cloud_checksum
+from npbgpp.data import Batch, cloud_checksum
 from npbgpp.errors import InputError
-from npbgpp.geometry import Alignment, Cameras, PixelConvention, align_vertically
+from npbgpp.geometry import Alignment, Cameras, PixelConvention, PointCloud, align_vertically
 from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.losses import VGGLoss, dice_loss, downscaled_l1, ssim_loss
-from npbgpp.methods.base import ManualOptimizationSystem, Render, System
-from npbgpp.metrics import ImageMetrics
+from npbgpp.methods.base import ManualOptimizationSystem, Render, RunContext, System, SystemSettings
 from npbgpp.nets import find_backbone
-from npbgpp.points import FeaturePyramid, RGBConverter, SceneTables, TableState, Visible, cloud_coverage, feature_image, feature_table
+from npbgpp.points import (
+    DescriptorStore,
+    FeaturePyramid,
+    RGBConverter,
+    SceneTables,
+    TableState,
+    Visible,
+    cloud_coverage,
+    feature_image,
+    feature_table,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointSettings:
-    """Keys of ``conf/system/_points.yaml`` apart from the networks; their meaning stands there."""
+class PointSettings(SystemSettings):
+    """Keys of ``conf/system/_points.yaml`` apart from the networks; their defaults and meaning are there."""
 
-    system_class: str
-    descriptor_dim: int = 8
-    max_scenes_per_train_epoch: int = 4
-    save_rendered_eval_images: bool = True
-    freeze_refiner: bool = False
-    use_masks: bool = False
-    bg_rgb_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    align_during_rendering: bool = False
-    up: tuple[float, float, float] = (0.0, 1.0, 0.0)
-    pixel_convention: str = "authors"
-    near: float = 1.0
-    style_weight: float = 0.0
-    style_img_path: str = ""
-    vgg_weights: str | None = None
-    lpips_weights: str | None = None
-    postprocessing_transform: str | None = None
-    loss_factors: dict[str, float] = field(default_factory=dict)
-    lr_schedule: str = "constant"
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
+    max_scenes_per_train_epoch: int
+    descriptor_dim: int
+    freeze_refiner: bool
+    use_masks: bool
+    bg_rgb_color: tuple[float, float, float]
+    align_during_rendering: bool
+    up: tuple[float, float, float]
+    pixel_convention: Literal["authors", "exact"]
+    near: float
+    style_weight: float
+    style_img_path: str
+    vgg_weights: str | None
+    loss_factors: dict[str, float]
+    lr_schedule: Literal["constant", "cosine"]
 
     def __post_init__(self) -> None:
-        rules = [rule.value for rule in PixelConvention]
-        if self.pixel_convention not in rules:
-            raise InputError(f"system.pixel_convention: expected one of {', '.join(rules)}, got {self.pixel_convention}")
-        if self.lr_schedule not in ("constant", "cosine"):
-            raise InputError(f"system.lr_schedule: expected constant or cosine, got {self.lr_schedule}")
+        super().__post_init__()
         if self.near < 0:
             raise InputError(f"system.near: expected a depth of at least 0 scene units, got {self.near}")
         if not any(self.up):
             raise InputError(f"system.up: expected a direction, got {list(self.up)}")
-        if self.postprocessing_transform not in (None, "rotate_90_ccw"):
-            raise InputError(f"system.postprocessing_transform: expected null or rotate_90_ccw, got {self.postprocessing_transform}")
-        for key in ("descriptor_dim", "accumulate_grad_batches", "max_scenes_per_train_epoch"):
-            if getattr(self, key) < 1:
-                raise InputError(f"system.{key}: expected at least 1, got {getattr(self, key)}")
+        self.require_at_least(descriptor_dim=1, max_scenes_per_train_epoch=1)
 
 
 # ----------------------------------------------------------------------
@@ -205,6 +205,27 @@ class CloudChecksums:
 # Systems whose scenes own tables: what checkpoints hold of them, and when they are opened, shared and saved.
 
 
+# keys of ``conf/system/_tables.yaml``, none of which influences training
+TABLE_DISPLAY_KEYS = ("descriptors_save_dir", "descriptors_pretrained_dir", "overwrite_descriptors", "max_points")
+
+
+def descriptor_store(settings: Any, context: RunContext, dim: int) -> DescriptorStore:
+    """Where the descriptor tables of a run are read and written, by the keys of ``conf/system/_tables.yaml``."""
+    pretrained, paths = settings.descriptors_pretrained_dir, context.search_paths
+    return DescriptorStore(
+        dim,
+        paths.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else paths.run / "descriptors",
+        paths.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
+        settings.max_points,
+        read_saved=context.evaluate_only or context.resumed_run is not None,
+    )
+
+
+def continued_descriptors(context: RunContext) -> Path | None:
+    """Folder with the descriptors of the run that is resumed."""
+    return None if context.resumed_run is None else context.resumed_run / "descriptors"
+
+
 class PerSceneParameters(System):
     """Hooks of Lightning, to stand before another base class.
 
@@ -215,6 +236,7 @@ class PerSceneParameters(System):
         table_steps: of that optimiser.
     """
 
+    has_scene_files = True
     tables: SceneTables
     continued_descriptors: Path | None
     keeps_history: bool
@@ -225,8 +247,11 @@ class PerSceneParameters(System):
         return self.tables.can_render(scene)
 
     def begin_training(self, shares_scenes: bool) -> None:
-        """See System.begin_training."""
         self.tables.shared = shares_scenes
+
+    def save_scene_files(self, scene: str, folder: Path) -> None:
+        values = self.tables.residents[scene].table.values.detach().cpu().contiguous()
+        save_tensors(folder / "descriptors" / f"{scene}.pth", values)
 
     def on_train_start(self) -> None:
         """Opens the scenes that were open."""
@@ -294,10 +319,8 @@ class PointSystem(ManualOptimizationSystem):
     """Descriptors of points, rasterised at several scales, refined by a U-Net. Where descriptors come from is up to the subclass.
 
     Args:
-        settings: flat keys of the config.
-        scenes: every scene of the run.
-        search_paths: what relative paths of the config refer to.
-        metrics: how views are scored.
+        settings: keys of the config.
+        context: the run.
         refiner: network from the pyramid to (b, 3 or 4, h, w); a fourth channel is the logit of the object mask.
         rasterizer: levels and background feature.
     """
@@ -305,14 +328,11 @@ class PointSystem(ManualOptimizationSystem):
     def __init__(
         self,
         settings: PointSettings,
-        scenes: Mapping[str, Scene],
-        search_paths: SearchPaths,
-        metrics: ImageMetrics,
+        context: RunContext,
         refiner: nn.Module,
         rasterizer: FeaturePyramid,
     ) -> None:
-        super().__init__(dict(scenes), metrics, settings.accumulate_grad_batches, settings.gradient_clip_val, settings.lr_schedule)
-        self.settings = settings
+        super().__init__(settings, context, settings.lr_schedule)
         self.rule = PixelConvention(settings.pixel_convention)
         self.refiner, self.rasterizer = refiner, rasterizer
         self.require_channels("system.rasterizer", rasterizer.bg_feature.shape[1])
@@ -320,7 +340,7 @@ class PointSystem(ManualOptimizationSystem):
         if settings.freeze_refiner:
             self.refiner.requires_grad_(False)
         self.objective_settings = ObjectiveSettings.from_config(
-            settings.loss_factors, settings.style_weight, settings.style_img_path, settings.vgg_weights, search_paths
+            settings.loss_factors, settings.style_weight, settings.style_img_path, settings.vgg_weights, context.search_paths
         )
         self.clouds = CloudChecksums()
         self._objective: Objective | None = None
@@ -333,7 +353,6 @@ class PointSystem(ManualOptimizationSystem):
             )
 
     def require_weights(self, missing: Sequence[str]) -> None:
-        """See System.require_weights."""
         lacking = {name.partition(".")[0] for name in missing}
         networks = [f"system.{name}" for name in ("feature_extractor", "aggregator", "refiner") if name in lacking]
         if networks:
@@ -343,11 +362,9 @@ class PointSystem(ManualOptimizationSystem):
             )
 
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
-        """See System.check_before_training."""
         self._objective = Objective(self.objective_settings)
 
     def start_without_weights(self, evaluate_only: bool) -> None:
-        """See System.start_without_weights."""
         if evaluate_only and any(True for _ in self.refiner.parameters()):
             raise InputError(
                 "weights_path: expected the checkpoint of a trained system for eval_only=true, got none; the networks would be random: name it, for example "
@@ -420,18 +437,27 @@ class PointSystem(ManualOptimizationSystem):
                 visible = self.visible(framing, scenes, self.rasterizer.levels)
             render = self.refine(framing, visible)
             rgb = render.rgb.clamp(0, 1)
-            if self.settings.use_masks and render.mask is not None:
-                rgb = torch.where(render.mask < 0.5, rgb.new_tensor(self.settings.bg_rgb_color)[:, None, None], rgb)
+            if self.settings.use_masks and render.alpha is not None:
+                rgb = torch.where(render.alpha < 0.5, rgb.new_tensor(self.settings.bg_rgb_color)[:, None, None], rgb)
             with self.autocast_free():
                 depths = self._depths(framing.asked, scene) if depth else None
             if not raster:
-                return Render(rgb, render.mask, None, depths)
+                return Render(rgb, render.alpha, None, depths)
             with self.autocast_free():
                 if framing.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
                     visible = self.visible(Framing(framing.asked, framing.asked, None), scenes, [Level(1.0)])
                 colours = self.rgb_converter(visible.descriptors)
-                picture = feature_image(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
-            return Render(rgb, render.mask, picture, depths)
+from npbgpp.points import (
+    DescriptorStore,
+    FeaturePyramid,
+    RGBConverter,
+    SceneTables,
+    TableState,
+    Visible,
+    cloud_coverage,
+    feature_image,
+    feature_table,
+)
 
     def _depths(self, cameras: Cameras, scene: str) -> Float[Tensor, "b 1 h w"]:
         cloud = self.drawn_cloud(scene)
@@ -446,6 +472,35 @@ class PointSystem(ManualOptimizationSystem):
         mask = image[:, 3:4].sigmoid() if image.shape[1] == 4 else None
         return Render(image[:, :3], mask)
 
+    @torch.no_grad()
+    def coloured_cloud(self, scene: str) -> PointCloud:
+        """Points that training views show, with the mean colour of their descriptors in these views. Points that no training view shows are left out.
+
+        Raises:
+            InputError: no descriptors of the scene, or descriptors of another cloud.
+        """
+        views = self.scenes[scene]
+        xyz_world = views.cloud.read().xyz
+        total = torch.zeros_like(xyz_world, device=self.device)
+        shown = torch.zeros_like(total[:, 0])
+        self.prepare(scene)
+        with self.autocast_free():
+            for k in tqdm(views.splits["train"], desc=f"views of {scene}", disable=None, leave=False):
+                camera = views.views[k].camera.to(self.device)
+                visible = self.visible(Framing(camera, camera, None), [scene], [Level(1.0)])
+                assert visible.gathered is not None, "points of a trained scene have rows of their own"
+                colours = self.rgb_converter(visible.descriptors)
+                for part in visible.gathered.parts:
+                    total.index_add_(0, part.points, colours[part.where])
+                    shown.index_add_(0, part.points, torch.ones_like(part.points, dtype=shown.dtype))
+        seen = (shown > 0).nonzero()[:, 0]
+        if len(seen) == 0:
+            raise InputError(
+                f"scene {scene}: expected points that training views show, got none; check datasets.pc_name, or lower system.near"
+            )
+        rgb = ((total[seen] / shown[seen, None]).clamp(0, 1) * 255).round().to(torch.uint8)
+        return PointCloud(xyz_world[seen.cpu()], rgb.cpu())
+
     # ---------------------------------------------------------------- training
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch: render, compare, step what was seen."""
@@ -456,7 +511,7 @@ class PointSystem(ManualOptimizationSystem):
         terms = self.terms(render, batch, visible)
         factors = self.objective_settings.factors
         loss = torch.stack([factors[name] * value for name, value in terms.items()]).sum()
-        self.learn(loss)
+        self.backward_batch(loss)
         self.keep_gradients(visible)
         if self.wants_pictures:
             self.pictures = self.pictures_of(batch, visible, render)
@@ -494,8 +549,8 @@ class PointSystem(ManualOptimizationSystem):
         if "dimred_loss" in self.objective_settings.factors and len(visible.descriptors):
             descriptors = visible.descriptors.detach()
             terms["dimred_loss"] = (self.rgb_converter.reconstruct(self.rgb_converter(descriptors)) - descriptors).abs().mean()
-        if mask is not None and render.mask is not None:
-            terms |= self._objective.mask_terms(render.mask, mask, self._mask_without_points)
+        if mask is not None and render.alpha is not None:
+            terms |= self._objective.mask_terms(render.alpha, mask, self._mask_without_points)
         return terms
 
     def compared(self, batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Tensor, Float[Tensor, "b 1 h w"] | None]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from npbgpp.data import (
     CloudFile,
     ColmapModel,
+    Layout,
     Lens,
     ModelImage,
     Scene,
@@ -214,3 +215,8 @@ def _checked_mask(mask: Path, photo: Path) -> Path:
             "(masks for images_8 lie in masks_8)"
         )
     return mask
+
+
+LAYOUT = Layout(
+    parse_colmap, (("sparse/cameras.*", "sparse/*/cameras.*", "cameras.bin", "cameras.txt"), ("images", "images_*")), precedence=10
+)

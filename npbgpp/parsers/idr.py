@@ -7,7 +7,7 @@ Symbols: P (3, 4) acts on columns, ``(u w, v w, w) = P (x, y, z, 1)``, with pixe
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.core.safe_pickle import DAMAGED_FILE
-from npbgpp.data import CloudFile, Scene, Stage, View, common_size, numbered_images
+from npbgpp.data import CloudFile, Layout, Scene, Stage, View, common_size, numbered_images
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 
@@ -246,7 +246,7 @@ def parse_h3ds(
     white_bg: bool = True,
     intrinsics: Literal["authors", "exact"] = "authors",
     views: tuple[int, ...] | None = None,
-    published_views: Mapping[str, tuple[int, ...]] | None = None,
+    published_views: dict[str, tuple[int, ...]] | None = None,
 ) -> Scene:
     """Reads the metadata of one scene.
 
@@ -336,3 +336,7 @@ def _unit(path: Path) -> float:
     if not 1e-9 < millimetres < 1e9:
         raise InputError(f"{path}: expected an invertible similarity of finite numbers, got {matrix.tolist()}; restore the file")
     return 1 / millimetres
+
+
+H3DS_LAYOUT = Layout(parse_h3ds, (("cameras.npz",), ("image/img_*",), ("mask/mask_*",)), precedence=60)
+DTU_LAYOUT = Layout(parse_dtu, (("cameras.npz", "cameras_sphere.npz"), ("image/*",), ("mask/*",)), precedence=50)

@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from npbgpp.core.safe_pickle import DAMAGED_FILE
-from npbgpp.data import CloudFile, ColmapModel, Scene, View, find_models, fitted, image_size, picture_folder, rule_splits
+from npbgpp.data import CloudFile, ColmapModel, Layout, Scene, View, find_models, fitted, image_size, picture_folder, rule_splits
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, rigid_defect
 
@@ -156,3 +156,6 @@ def _lens_notes(model: ColmapModel | None) -> tuple[str, ...]:
         f"the photos are used as they are, although the lens of the COLMAP model beside them distorts ({distorting[0].model} {parameters}); "
         "datasets=colmap_one_scene takes the distortion out",
     )
+
+
+LAYOUT = Layout(parse_llff, (("poses_bounds.npy",),), precedence=20)

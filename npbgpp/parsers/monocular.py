@@ -24,9 +24,11 @@ from npbgpp.data import (
     CloudFile,
     ColmapModel,
     DepthMap,
+    Layout,
     ModelImage,
     MotionMaps,
     Scene,
+    VideoSampling,
     View,
     check_flow,
     common_size,
@@ -286,3 +288,8 @@ def _novel(
         view = View(f"novel_{file.stem}", file, camera, depth=depth, moment=stems.index(frame), motion=motion)
         views.append(_sized(view, img_wh, downscale))
     return tuple(views)
+
+
+LAYOUT = Layout(
+    parse_monocular, (("images/*",), ("disps/*",), ("flow_fw/*.flo",), ("flow_bw/*.flo",)), precedence=80, sampling=VideoSampling
+)

@@ -9,11 +9,11 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from npbgpp.data import CloudFile, Scene, Stage, View, image_size
+from npbgpp.data import CloudFile, Layout, Scene, Stage, View, image_size
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, rigid_defect
 
@@ -24,7 +24,7 @@ _SMALLEST_ANGLE = 1e-6  # radians; the focal length of less is no longer a usabl
 
 
 def parse_nerf_synthetic(
-    root: Path, images_root: Path, name: str, cloud: CloudFile, white_bg: bool = True, compositing: str = "exact"
+    root: Path, images_root: Path, name: str, cloud: CloudFile, white_bg: bool = True, compositing: Literal["authors", "exact"] = "authors"
 ) -> Scene:
     """Reads the metadata of one scene.
 
@@ -124,3 +124,6 @@ def _camera(frame: dict[str, Any], angle: float, size: tuple[int, int], where: s
     focal_length, centre = torch.tensor([[[focal, focal]], [[width / 2, height / 2]]], dtype=torch.float64)
     camera = Cameras.from_opengl(matrix[None], focal_length, centre, size)
     return replace(camera, R=camera.R.float(), T=camera.T.float())
+
+
+LAYOUT = Layout(parse_nerf_synthetic, (("transforms_train.json",),), precedence=90)

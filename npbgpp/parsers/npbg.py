@@ -9,7 +9,7 @@ import ast
 import os
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import yaml
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data import CloudFile, Scene, View, image_size, rule_splits
+from npbgpp.data import CloudFile, Layout, Scene, View, image_size, rule_splits
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, rigid_defect
 from npbgpp.parsers.metashape import MetashapeFile, Sensor
@@ -538,3 +538,11 @@ def _view(shot: Shot, photo: Path, mask: Path | None, as_photographed: bool, whi
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+
+
+def _locate(name: str, options: Mapping[str, Any]) -> Path | None:
+    paths_file = options.get("paths_file")
+    return None if paths_file is None else scene_folder(Path(paths_file), name)
+
+
+LAYOUT = Layout(parse_npbg, (("scene.yaml",),), precedence=30, locate=_locate)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data import CloudFile, Scene, View, common_size, image_size, rule_splits
+from npbgpp.data import CloudFile, Layout, Scene, View, common_size, image_size, rule_splits
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, rigid_defect
 
@@ -192,3 +192,6 @@ def _intrinsics_notes(views: list[View], intrinsics: Float64[Tensor, "n 3 3"]) -
             )
             break
     return notes
+
+
+LAYOUT = Layout(parse_npcr, (("CamPose.inf",), ("Intrinsic.inf",)), precedence=40)

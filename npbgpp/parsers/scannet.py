@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from npbgpp.core.safe_pickle import DAMAGED_FILE, read_pickled_dict
-from npbgpp.data import CloudFile, DepthMap, Scene, Stage, View, common_size, image_size, numbered_images
+from npbgpp.data import CloudFile, DepthMap, Layout, Scene, Stage, View, common_size, image_size, numbered_images
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, rigid_defect
 
@@ -267,3 +267,6 @@ def _read_extrinsics(path: Path, count: int) -> Float[Tensor, "m 4 4"]:
         if defect is not None:
             raise InputError(f"{path}: matrix {k}: expected a rigid world-to-camera pose, but {defect}; correct the file")
     return poses
+
+
+LAYOUT = Layout(parse_scannet, (("extrinsics.npy", "pose/*.txt"), ("images", "color")), precedence=70)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
 
@@ -97,3 +98,29 @@ def _first_coverage(xyz_world: Float[Tensor, "n 3"], cameras: list[Cameras], nea
         if count:
             return count / len(xyz_world)
     return 0.0
+
+
+@torch.no_grad()
+def in_image(xyz_world: Float[Tensor, "v 3"], cameras: Cameras, near: float, rule: PixelConvention) -> Bool[Tensor, "k v"]:
+    """Whether points project into each image beyond the near plane."""
+    grid = PixelGrid(rule, cameras.image_size)
+    x, y, depth = grid.normalise(cameras, xyz_world).unbind(-1)
+    return grid.inside(x, y) & (depth > near)
+
+
+def sample_features(
+    features: Float[Tensor, "c h w"], xyz_world: Float[Tensor, "v 3"], camera: Cameras, rule: PixelConvention
+) -> Float[Tensor, "v c"]:
+    """Features at the projections of points, bilinear.
+
+    The authors' rule places points between the centres of the border pixels and reads between their edges, with zeros outside; EXACT reads where the
+    points project.
+    """
+    grid = PixelGrid(rule, camera.image_size)
+    first, last = grid.extent(xyz_world.device)
+    xy = grid.normalise(camera, xyz_world)[0, :, :2]
+    exact = rule is PixelConvention.EXACT
+    place = (xy - first) * 2 / (last - first) - 1 if exact else -xy / last
+    padding = "border" if exact else "zeros"
+    found = grid_sample(features[None], place.to(features.dtype)[None, None], mode="bilinear", padding_mode=padding, align_corners=False)
+    return found[0, :, 0].t()

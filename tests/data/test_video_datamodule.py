@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from npbgpp.data.batch_rules import VideoRule
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from npbgpp.core.paths import SearchPaths
-from npbgpp.data.batch_rules import VideoRule
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
 from npbgpp.engine.datamodule import DataModule
 from npbgpp.errors import InputError

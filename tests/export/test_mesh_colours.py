@@ -148,7 +148,14 @@ def test_colours_of_the_field_against_the_normals(near_t):
     normals = sphere(300)
     field = facing(RADIUS)
     asked = densities(field.final.density, chunk=100)
-    colours = colours_along_normals(field, RADIUS * normals, normals, asked, FRAME, near_t)
+    colours = colours_along_normals(
+        lambda rays, directions: field.render(rays, directions, False, asked.grid, asked.chunk).final(),
+        RADIUS * normals,
+        normals,
+        asked,
+        FRAME,
+        near_t,
+    )
     assert torch.allclose(colours, 0.5 - 0.5 * normals, atol=1e-4)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from npbgpp.data.batches import BatchEpochs
 from torch.utils.data import DataLoader
 
-from npbgpp.data.batch_rules import BatchEpochs
 from npbgpp.data.motion_maps import read_disparity, read_flow, read_static, write_flow
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene

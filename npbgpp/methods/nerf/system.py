@@ -1,48 +1,42 @@
-"""Settings of NeRF: the schema of ``conf/system/nerf.yaml``."""
+"""NeRF (Mildenhall et al., ECCV 2020): one scene as a radiance field, fitted to the colours of single pixels.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+Symbols: n rays of a batch; coordinates of the field are those of ``npbgpp.data.ray_frames``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from npbgpp.core.paths import SearchPaths
-from npbgpp.data import Scene, SceneNormalisation
-from npbgpp.data.rays import RayBatch, RaySampling
+from npbgpp.data import Scene, SceneNormalisation, ray_frame
+from npbgpp.data.rays import RayBatch, RayDataset, RaySampling
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
-from npbgpp.methods.base import Render
+from npbgpp.methods.base import FieldExport, Render, RunContext, TrainingViews
 from npbgpp.methods.nerf.model import Nerf, NerfRender
 from npbgpp.methods.radiance import RadianceSettings, RadianceSystem
-from npbgpp.metrics import ImageMetrics
-from npbgpp.volume import OccupancyGrid, Rays
-
-FRAMES = ("auto", "plain", "forward", "inward")
+from npbgpp.volume import Composited, OccupancyGrid, Rays
 
 
 @dataclass(frozen=True, kw_only=True)
 class NerfSettings(RadianceSettings):
-    """Keys of ``conf/system/nerf.yaml`` apart from the fields; their meaning stands there."""
+    """Keys of ``conf/system/nerf.yaml`` apart from the fields; their defaults and meaning are there."""
 
-    ray_frame: str = "auto"
-    ray_bounds: tuple[float, float] | None = None
-    rays: RaySampling = field(default_factory=RaySampling)
-    occupancy_grid: bool = True
-    grid_resolution: int = 64
-    grid_every: int = 16
-    grid_box: tuple[float, float, float, float, float, float] | None = None
+    ray_frame: Literal["auto", "plain", "forward", "inward"]
+    ray_bounds: tuple[float, float] | None
+    rays: RaySampling
+    occupancy_grid: bool
+    grid_resolution: int
+    grid_every: int
+    grid_box: tuple[float, float, float, float, float, float] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ray_frame not in FRAMES:
-            raise InputError(f"system.ray_frame: expected one of {', '.join(FRAMES)}, got {self.ray_frame}")
         self.require_at_least(grid_resolution=2, grid_every=1)
-
-
-# ----------------------------------------------------------------------
-# NeRF (Mildenhall et al., ECCV 2020): one scene as a radiance field, fitted to the colours of single pixels.
 
 
 _SYNTHETIC_BOX = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)  # what the objects of NeRF-Synthetic lie in
@@ -50,38 +44,45 @@ _STOPPED = 0.5  # opacity of a ray that has a depth
 _NDC_BOX = (-1.5, -1.5, -1.0, 1.5, 1.5, 1.0)  # photos of the scene's other cameras show a little beyond -1..1
 
 
-class NeRF(RadianceSystem[NerfSettings]):
+class NeRF(RadianceSystem):
     """A coarse and a fine field of one scene.
 
     Args:
-        settings: flat keys of the config.
-        scenes: the one scene of the run.
-        search_paths: what relative paths of the config refer to; none here.
-        metrics: how views are scored.
+        settings: keys of the config.
+        context: the run, of one scene.
         field: both radiance fields and how rays are sampled.
-        frames: coordinates of the field, by scene.
     """
 
+    settings: NerfSettings
+    settings_class = NerfSettings
     field: Nerf
 
-    def __init__(
-        self,
-        settings: NerfSettings,
-        scenes: Mapping[str, Scene],
-        search_paths: SearchPaths,
-        metrics: ImageMetrics,
-        field: Nerf,
-        frames: Mapping[str, SceneNormalisation],
-    ) -> None:
-        super().__init__(settings, scenes, metrics)
+    def __init__(self, settings: NerfSettings, context: RunContext, field: Nerf) -> None:
+        super().__init__(settings, context)
         self.field = field
-        self.frame = frames[self.scene.name]
+        self.frame = ray_frame(self.scene, frame_kind(settings.ray_frame, self.scene), settings.ray_bounds)
         self.grid = None
         if settings.occupancy_grid:
             box = settings.grid_box or _box(self.scene, self.frame)
             self.grid = OccupancyGrid(box[:3], box[3:], resolution=settings.grid_resolution)
 
-    # -------------------------------------------------------------- beginnings
+    def training_batches(self, views: TrainingViews) -> RayDataset:
+        """Rays through the pixels of training photos."""
+        return RayDataset(views.scene, views.indices, self.frame, self.settings.rays, views.budget, views.image_margin)
+
+    def field_export(self) -> FieldExport:
+        if self.frame.ndc is not None:
+            raise InputError(
+                "system.ray_frame: expected a field in Euclidean coordinates, got one in normalised device coordinates (forward), in which space is bent and "
+                "reaches to infinity; train with system.ray_frame=inward or plain"
+            )
+
+        def render_rays(rays: Rays, view_directions: Float[Tensor, "n 3"]) -> Composited:
+            return self.field.render(rays, view_directions, False, self.grid, self.settings.chunk).final()
+
+        return FieldExport(self.field.final, render_rays, self.grid, self.frame, self.settings.chunk)
+
+    # ------------------------------------------------------------------ weights
     def require_weights(self, missing: Sequence[str]) -> None:
         """See System.require_weights. A grid that is lacking is full, which is right but slow."""
         fields = sorted({name.split(".")[1] for name in missing if name.startswith("field.")})

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import grid_sample
 from torchvision.transforms.functional import adjust_hue
 
-from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, align_vertically
+from npbgpp.geometry import Cameras, PixelConvention, align_vertically
 from npbgpp.nets import PointDirections
 
 
@@ -49,32 +48,6 @@ def upright(
     if rule is PixelConvention.EXACT:
         return InputViews(alignment.apply(images), turned, cameras.centers(), cameras.R[:, :, 2])
     return InputViews(alignment.apply(images), turned, -(turned.R @ turned.T[:, :, None])[:, :, 0], turned.R[:, :, 2])
-
-
-@torch.no_grad()
-def in_image(xyz_world: Float[Tensor, "v 3"], cameras: Cameras, near: float, rule: PixelConvention) -> Bool[Tensor, "k v"]:
-    """Whether points project into each image beyond the near plane."""
-    grid = PixelGrid(rule, cameras.image_size)
-    x, y, depth = grid.normalise(cameras, xyz_world).unbind(-1)
-    return grid.inside(x, y) & (depth > near)
-
-
-def sample_features(
-    features: Float[Tensor, "c h w"], xyz_world: Float[Tensor, "v 3"], camera: Cameras, rule: PixelConvention
-) -> Float[Tensor, "v c"]:
-    """Features at the projections of points, bilinear.
-
-    The authors' rule places points between the centres of the border pixels and reads between their edges, with zeros outside; EXACT reads where the
-    points project.
-    """
-    grid = PixelGrid(rule, camera.image_size)
-    first, last = grid.extent(xyz_world.device)
-    xy = grid.normalise(camera, xyz_world)[0, :, :2]
-    exact = rule is PixelConvention.EXACT
-    place = (xy - first) * 2 / (last - first) - 1 if exact else -xy / last
-    padding = "border" if exact else "zeros"
-    found = grid_sample(features[None], place.to(features.dtype)[None, None], mode="bilinear", padding_mode=padding, align_corners=False)
-    return found[0, :, 0].t()
 
 
 # ----------------------------------------------------------------------

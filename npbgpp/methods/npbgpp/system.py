@@ -1,8 +1,13 @@
-"""Settings of the NPBG++ system: the schema of ``conf/system/npbgpp_*.yaml``."""
+"""NPBG++: descriptors predicted from photos in one pass, no optimisation per scene (Rakhimov et al., NPBG++, CVPR 2022).
+
+A network reads every input photo, points collect features where they are visible, an aggregator makes coefficients of them, and what the target view sees
+is rasterised and refined as in NPBG. Symbols: n points of a scene, p points that a target sees, m points that won a pixel of it, k input views, b targets,
+c channels of a feature, q coefficients of a point.
+"""
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,16 +16,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from npbgpp.core.files import save_tensors
-from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, Scene, Views, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, crop_to_points
+from npbgpp.geometry import Cameras, PixelConvention, crop_to_points
 from npbgpp.kernels import ChunkedCloud, Level, empty_table, rasterize
-from npbgpp.methods.base import Render
-from npbgpp.methods.npbgpp.input_views import ColorJitter, InputViews, in_image, sample_features, upright
+from npbgpp.methods.base import DataNeeds, InputViewSelection, Render, RunContext
+from npbgpp.methods.npbgpp.input_views import ColorJitter, InputViews, upright
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.methods.points import Framing, PointSettings, PointSystem
-from npbgpp.metrics import ImageMetrics
 from npbgpp.nets import Aggregator, FeatureExtractor, IdentityExtractor
 from npbgpp.points import (
     CLOUD_KEY,
@@ -30,7 +33,9 @@ from npbgpp.points import (
     Visible,
     describe,
     gather_visible,
+    in_image,
     point_directions,
+    sample_features,
     visible_points,
 )
 
@@ -39,25 +44,25 @@ from npbgpp.points import (
 class LearningRates:
     """Initial learning rates of Adam."""
 
-    feature_extractor: float = 1e-4
-    aggregator: float = 1e-4
-    background: float = 1e-4
-    rgb_converter: float = 1e-4
-    refiner: float = 1e-4
+    feature_extractor: float
+    aggregator: float
+    background: float
+    rgb_converter: float
+    refiner: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class NPBGPlusPlusSettings(PointSettings):
-    """Keys of ``conf/system/_npbgpp.yaml`` apart from the networks; their meaning stands there."""
+    """Keys of ``conf/system/_npbgpp.yaml`` apart from the networks; their defaults and meaning are there."""
 
-    align_view_images: bool = True
-    color_aug_p: float = 0.8
-    visibility_scale: float | None = 1.0
-    state_device: str | None = None
-    points_per_pass: int | None = None
-    freeze_feature_extractor: bool = False
-    freeze_aggregator: bool = False
-    learning_rates: LearningRates = LearningRates()
+    align_view_images: bool
+    color_aug_p: float
+    visibility_scale: float | None
+    state_device: str | None
+    points_per_pass: int | None
+    freeze_feature_extractor: bool
+    freeze_aggregator: bool
+    learning_rates: LearningRates
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,9 +88,7 @@ class NPBGPlusPlus(PointSystem):
 
     Args:
         settings: flat keys of the config.
-        scenes: see PointSystem.
-        search_paths: see PointSystem.
-        metrics: see PointSystem.
+        context: see PointSystem.
         refiner: see PointSystem.
         rasterizer: see PointSystem.
         feature_extractor: network from photos (b, 3, h, w) to features (b, c, h, w).
@@ -93,19 +96,24 @@ class NPBGPlusPlus(PointSystem):
     """
 
     settings: NPBGPlusPlusSettings
+    settings_class = NPBGPlusPlusSettings
+    display_keys = (*PointSystem.display_keys, "state_device", "points_per_pass")
+
+    @classmethod
+    def data_needs(cls, settings: NPBGPlusPlusSettings) -> DataNeeds:
+        selection = InputViewSelection(settings.near, PixelConvention(settings.pixel_convention))
+        return DataNeeds(input_views=selection, scenes_per_epoch=settings.max_scenes_per_train_epoch)
 
     def __init__(
         self,
         settings: NPBGPlusPlusSettings,
-        scenes: Mapping[str, Scene],
-        search_paths: SearchPaths,
-        metrics: ImageMetrics,
+        context: RunContext,
         refiner: nn.Module,
         rasterizer: FeaturePyramid,
         feature_extractor: FeatureExtractor | IdentityExtractor,
         aggregator: Aggregator,
     ) -> None:
-        super().__init__(settings, scenes, search_paths, metrics, refiner, rasterizer)
+        super().__init__(settings, context, refiner, rasterizer)
         self.require_channels("system.feature_extractor", feature_extractor.out_channels)
         self.require_channels("system.aggregator", aggregator.descriptor_dim)
         self.feature_extractor, self.aggregator = feature_extractor, aggregator
@@ -114,7 +122,7 @@ class NPBGPlusPlus(PointSystem):
         if settings.freeze_aggregator:
             aggregator.requires_grad_(False)
         self._check_places()
-        self.descriptors_dir = search_paths.run / "descriptors"
+        self.descriptors_dir = context.search_paths.run / "descriptors"
         self._clouds: dict[str, tuple[ChunkedCloud, Tensor]] = {}
         self._aggregated: dict[str, ResidentScene] = {}
 
@@ -237,7 +245,6 @@ class NPBGPlusPlus(PointSystem):
         return self._aggregated[scene].cloud
 
     def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
-        """See PointSystem.visible."""
         for scene in dict.fromkeys(scenes):
             self.prepare(scene)
         clouds = [self._aggregated[scene].cloud for scene in scenes]
@@ -256,7 +263,6 @@ class NPBGPlusPlus(PointSystem):
         return self._clouds[scene]
 
     def points_of(self, batch: Batch) -> int:
-        """See PointSystem.points_of."""
         return sum(len(self.cloud(scene)[0]) for scene in batch.scene)
 
     def augment(self, batch: Batch) -> Batch:
@@ -273,7 +279,6 @@ class NPBGPlusPlus(PointSystem):
         return replace(batch, target=replace(batch.target, image=torch.cat(images)), inputs=tuple(inputs))
 
     def visible_in_training(self, framing: Framing, batch: Batch) -> Visible:
-        """See PointSystem.visible_in_training."""
         descriptors, maps, start = [], [], 0
         for k, scene in enumerate(batch.scene):
             found, rows = self._one_target(framing, k, scene, batch.inputs[k])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +11,7 @@ from torch import Tensor
 from npbgpp.data import Scene
 from npbgpp.errors import InputError
 from npbgpp.losses import RGBAPerceptualLoss, ssim_loss
+from npbgpp.methods.base import SystemSettings
 from npbgpp.nets import find_backbone
 from npbgpp.points import MAX_LAYERS
 
@@ -18,57 +20,53 @@ from npbgpp.points import MAX_LAYERS
 class RGBALosses:
     """Factors of the terms of the loss; a factor of 0 switches a term off."""
 
-    rgba_mse: float = 1.0
-    rgba_l1: float = 0.0
-    ssim: float = 0.0
-    perceptual: float = 1.0
+    rgba_mse: float
+    rgba_l1: float
+    ssim: float
+    perceptual: float
 
 
 @dataclass(frozen=True)
 class NPCRRates:
     """Initial learning rates of Adam."""
 
-    network: float = 5e-5
-    descriptors: float = 5e-5
+    network: float
+    descriptors: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class NPCRSettings:
-    """Keys of ``conf/system/npcr.yaml`` apart from the network; their meaning stands there."""
+class NPCRSettings(SystemSettings):
+    """Keys of ``conf/system/npcr.yaml`` apart from the network; their defaults and meaning are there."""
 
-    system_class: str
-    descriptor_dim: int = 32
-    use_rgb: bool = False
-    layers: int | dict[str, int] = 1
-    near: float | None = None
-    far: float | None = None
-    max_splat: float = 1.0
-    depth_threshold: float = 10.0
-    background: tuple[float, float, float] = (60 / 255, 60 / 255, 60 / 255)
-    photo_background: tuple[float, float, float] | None = None
-    loss_region: str = "all"
-    losses: RGBALosses = RGBALosses()
-    learning_rates: NPCRRates = NPCRRates()
-    weight_decay: float = 2e-5
-    warmup_epochs: int = 20
-    norms_learn_for: float = 0.5
-    lr_schedule: str = "constant"
-    colour_threshold: float = 8000.0
-    refine_weights: tuple[float, float, float, float] = (0.5, 0.5, 0.25, 0.75)
-    history_weights: tuple[float, float, float, float, float, float, float] = (0.25, 0.2, 0.2, 0.15, 0.1, 0.08, 0.02)
-    max_points: int | None = None
-    descriptors_pretrained_dir: str | None = None
-    descriptors_save_dir: str | None = None
-    overwrite_descriptors: bool = False
-    max_scenes_per_train_epoch: int = 4
-    save_rendered_eval_images: bool = True
-    vgg_weights: str | None = None
-    lpips_weights: str | None = None
-    postprocessing_transform: str | None = None
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
+    descriptor_dim: int
+    use_rgb: bool
+    layers: int | dict[str, int]
+    near: float | None
+    far: float | None
+    max_splat: float
+    depth_threshold: float
+    background: tuple[float, float, float]
+    photo_background: tuple[float, float, float] | None
+    loss_region: Literal["all", "seen"]
+    losses: RGBALosses
+    learning_rates: NPCRRates
+    weight_decay: float
+    warmup_epochs: int
+    norms_learn_for: float
+    lr_schedule: Literal["constant", "cosine"]
+    colour_threshold: float
+    refine_weights: tuple[float, float, float, float]
+    history_weights: tuple[float, float, float, float, float, float, float]
+    max_points: int | None
+    descriptors_pretrained_dir: str | None
+    descriptors_save_dir: str | None
+    overwrite_descriptors: bool
+    max_scenes_per_train_epoch: int
+    vgg_weights: str | None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(descriptor_dim=1, max_scenes_per_train_epoch=1)
         self._check_layers()
         if self.near is not None and self.far is not None and not self.near < self.far:
             raise InputError(
@@ -79,16 +77,6 @@ class NPCRSettings:
                 raise InputError(f"system.{key}: expected 0 or more, got {getattr(self, key)}")
         if not 0 <= self.norms_learn_for <= 1:
             raise InputError(f"system.norms_learn_for: expected a share of the run, 0 to 1, got {self.norms_learn_for:g}")
-        for key in ("descriptor_dim", "accumulate_grad_batches", "max_scenes_per_train_epoch"):
-            if getattr(self, key) < 1:
-                raise InputError(f"system.{key}: expected at least 1, got {getattr(self, key)}")
-        for key, known in (
-            ("lr_schedule", ("constant", "cosine")),
-            ("loss_region", ("all", "seen")),
-            ("postprocessing_transform", (None, "rotate_90_ccw")),
-        ):
-            if getattr(self, key) not in known:
-                raise InputError(f"system.{key}: expected one of {', '.join(str(k or 'null') for k in known)}, got {getattr(self, key)}")
         target, blend = self.refine_weights[:2], self.refine_weights[2:]
         for name, weights in (
             ("refine_weights: the first two", target),

@@ -5,25 +5,24 @@ one. Symbols: b views, l layers, m points that won a pixel in this step, c numbe
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from npbgpp.core.paths import SearchPaths
-from npbgpp.data import Batch, Scene
+from npbgpp.data import Batch
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PixelConvention
-from npbgpp.methods.base import ManualOptimizationSystem, Render
+from npbgpp.geometry import Cameras, PixelConvention, TimedCamera
+from npbgpp.methods.base import DataNeeds, ManualOptimizationSystem, Precision, Render, RunContext, VideoOptions, VideoStability
 from npbgpp.methods.npcr.losses import NPCRSettings, RGBALoss, is_straight_alpha, premultiply, require_mattes
 from npbgpp.methods.npcr.network import RGBAUNet
-from npbgpp.methods.points import PerSceneParameters
-from npbgpp.metrics import ImageMetrics, MatteScores, composite_over, matte_scores
+from npbgpp.methods.npcr.temporal import TemporalFilter, finetune, render_path
+from npbgpp.methods.points import TABLE_DISPLAY_KEYS, PerSceneParameters, continued_descriptors, descriptor_store
+from npbgpp.metrics import composite_over, matte_scores
 from npbgpp.points import (
-    DescriptorStore,
     Footprint,
     Gathered,
     Layer,
@@ -68,29 +67,28 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
 
     Args:
         settings: flat keys of the config.
-        scenes: every scene of the run; all their photos have mattes.
-        search_paths: what relative paths of the config refer to.
-        metrics: how views are scored.
+        context: the run; all photos of its scenes must have mattes.
         network: from features and directions to colour and opacity.
-        read_saved: take descriptors found in ``descriptors_save_dir`` (evaluation, resumed training).
-        continued_descriptors: those of the run that is resumed, in case it is not in the same folder.
     """
 
+    settings: NPCRSettings
+    settings_class = NPCRSettings
+    display_keys = (
+        *ManualOptimizationSystem.display_keys,
+        *TABLE_DISPLAY_KEYS,
+        *("vgg_weights", "background", "colour_threshold", "history_weights", "refine_weights"),
+    )
+    supports_history = True
     shown_layers: Tensor
     keeps_history = True
 
-    def __init__(
-        self,
-        settings: NPCRSettings,
-        scenes: Mapping[str, Scene],
-        search_paths: SearchPaths,
-        metrics: ImageMetrics,
-        network: RGBAUNet,
-        read_saved: bool = False,
-        continued_descriptors: Path | None = None,
-    ) -> None:
-        super().__init__(dict(scenes), metrics, settings.accumulate_grad_batches, settings.gradient_clip_val, settings.lr_schedule)
-        for scene in scenes.values():
+    @classmethod
+    def data_needs(cls, settings: NPCRSettings) -> DataNeeds:
+        return DataNeeds(straight_alpha=True, scenes_per_epoch=settings.max_scenes_per_train_epoch)
+
+    def __init__(self, settings: NPCRSettings, context: RunContext, network: RGBAUNet) -> None:
+        super().__init__(settings, context, settings.lr_schedule)
+        for scene in self.scenes.values():
             require_mattes(scene)
         channels = settings.descriptor_dim + 3 * settings.use_rgb + 3
         if network.in_channels != channels:
@@ -98,29 +96,21 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
                 f"system.network.in_channels: expected {channels}, which are system.descriptor_dim={settings.descriptor_dim}, "
                 f"{'three of the colours of points, ' if settings.use_rgb else ''}and three of directions, got {network.in_channels}; make them agree"
             )
-        self.settings, self.network = settings, network
+        self.network = network
         self.default_feature = nn.Parameter(torch.rand(1, settings.descriptor_dim, 1, 1))
         # what the weights were trained with, so that an evaluation draws as many however far a schedule went
         self.register_buffer("shown_layers", torch.tensor(settings.layers_at(0)))
-        pretrained = settings.descriptors_pretrained_dir
-        self.store = DescriptorStore(
-            settings.descriptor_dim,
-            search_paths.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else search_paths.run / "descriptors",
-            search_paths.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
-            settings.max_points,
-            read_saved,
-        )
-        self.continued_descriptors = continued_descriptors
+        self.store = descriptor_store(settings, context, settings.descriptor_dim)
+        self.continued_descriptors = continued_descriptors(context)
         self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
         self._footprints: dict[str, Footprint] = {}
         self._colours: dict[str, Tensor] = {}
-        self._vgg = None if settings.vgg_weights is None else search_paths.existing(settings.vgg_weights, "system.vgg_weights")
+        self._vgg = None if settings.vgg_weights is None else context.search_paths.existing(settings.vgg_weights, "system.vgg_weights")
         self._objective: RGBALoss | None = None
         self._adam = SparseAdam(settings.learning_rates.descriptors, settings.weight_decay)
 
     # -------------------------------------------------------------- beginnings
     def require_weights(self, missing: Sequence[str]) -> None:
-        """See System.require_weights."""
         if any(name.startswith(("network.", "default_feature")) for name in missing):
             raise InputError(
                 f"weights_path: the checkpoint lacks weights of system.network, which would be random ({', '.join(missing[:3])}, ...); choose the network that "
@@ -128,7 +118,6 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
             )
 
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
-        """See System.check_before_training."""
         self.tables.begin_training(trained, validated, self.settings.overwrite_descriptors)
         self.objective()
 
@@ -139,7 +128,6 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         return self._objective
 
     def start_without_weights(self, evaluate_only: bool) -> None:
-        """See System.start_without_weights."""
         if evaluate_only:
             raise InputError(
                 "weights_path: expected the checkpoint of a trained system for eval_only=true, got none; the network would be random: name it, for example "
@@ -271,15 +259,30 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         return composite_over(self.target_rgba(batch)[k], self.settings.background)
 
     def conditions(self) -> dict[str, str]:
-        """See System.conditions."""
         return {
             "background": f"{self.settings.background} behind photos, by their mattes, and behind renderings; mattes: SAD in thousands of pixels"
         }
 
-    def matte_scores(self, render: Render, batch: Batch, k: int) -> MatteScores:
-        """See System.matte_scores."""
+    def extra_scores(self, render: Render, batch: Batch, k: int) -> dict[str, Any]:
         assert render.rgba is not None
-        return matte_scores(self.metrics, render.rgba[0], self.target_rgba(batch)[k])
+        return {"matte": asdict(matte_scores(self.metrics, render.rgba[0], self.target_rgba(batch)[k]))}
+
+    # ------------------------------------------------------------------- video
+    def render_video(self, scene: str, path: Sequence[TimedCamera], options: VideoOptions) -> Iterator[Render]:
+        if not options.history:
+            yield from super().render_video(scene, path, options)
+            return
+        video = TemporalFilter(self, scene)
+        for timed in path:
+            yield video.render(timed.camera)
+
+    def stabilise(self, scene: str, cameras: Sequence[Cameras], passes: int, lr: float, precision: Precision) -> VideoStability:
+        with precision.test_step_context(), torch.no_grad():
+            before = render_path(self, scene, cameras)
+        losses = finetune(self, scene, cameras, passes, lr, precision.train_step_context)
+        with precision.test_step_context(), torch.no_grad():
+            after = render_path(self, scene, cameras)
+        return VideoStability(losses, before.flicker(), after.flicker(), before.change_to(after))
 
     # ---------------------------------------------------------------- training
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -297,7 +300,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         objective = self.objective()
         terms = objective.terms(drawn.rgba, target, self._region(batch, drawn))
         loss = objective.total(terms)
-        self.learn(loss)
+        self.backward_batch(loss)
         self.tables.keep_gradients(drawn.gathered)
         behind = self.settings.background
         rendered, wanted = composite_over(drawn.rgba.detach(), behind), composite_over(target, behind)

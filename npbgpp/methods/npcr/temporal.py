@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,8 +16,7 @@ from torch import Tensor
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 from npbgpp.methods.base import Render
-from npbgpp.methods.npcr.system import NPCR
-from npbgpp.points import SparseAdam
+from npbgpp.points import SceneTables, SparseAdam
 
 _SAME_PLACE = 0.02  # largest difference in depth, as a share of it, of what shows one place
 
@@ -102,22 +102,40 @@ def flicker(pictures: list[Float[Tensor, "c h w"]], depths: list[Float[Tensor, "
     return 255 * total / count
 
 
-# ----------------------------------------------------------------------
-# Films of NPCR that do not flicker: frames mixed with those before them, and the model refined along a path of cameras (NPCR, temporal refinement).
+class LayeredMethod(Protocol):
+    """A method that draws views as layers of premultiplied colour and opacity: NPCR, as far as the functions below use it."""
+
+    settings: Any
+    tables: SceneTables
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def draw(self, cameras: Cameras, scenes: Sequence[str], learn: bool = False) -> Any: ...
+
+    def shown(self, rgba: Tensor, depth: Tensor) -> Render: ...
+
+    def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render: ...
+
+    def objective(self) -> Any: ...
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]: ...
+
+    def eval(self) -> Any: ...
 
 
 _FRAMES_KEPT = 5
 
 
 @dataclass(frozen=True)
-class _Shot:
+class _Frame:
     """A frame of one camera; colours are weighted by opacity."""
 
     rgba: Float[Tensor, "4 h w"]
     depth: Float[Tensor, "h w"]
     camera: Cameras
 
-    def carried_to(self, frame: "_Shot", threshold: float, rgba: Float[Tensor, "4 h w"] | None = None) -> Float[Tensor, "4 h w"]:
+    def carried_to(self, frame: "_Frame", threshold: float, rgba: Float[Tensor, "4 h w"] | None = None) -> Float[Tensor, "4 h w"]:
         """This frame, or another picture of its camera, as that of ``frame`` sees it; the current colours where it is unknown or unlike."""
         there = reproject(self.rgba if rgba is None else rgba, self.depth, self.camera, frame.depth, frame.camera)
         return torch.where(there.alike(frame.rgba, threshold), there.picture, frame.rgba)
@@ -134,9 +152,9 @@ class TemporalFilter:
         scene: name of the scene.
     """
 
-    def __init__(self, system: NPCR, scene: str) -> None:
+    def __init__(self, system: LayeredMethod, scene: str) -> None:
         self.system, self.scene = system, scene
-        self._last: deque[_Shot] = deque(maxlen=_FRAMES_KEPT)
+        self._last: deque[_Frame] = deque(maxlen=_FRAMES_KEPT)
         self._mixed: Float[Tensor, "4 h w"] | None = None
 
     @torch.no_grad()
@@ -144,7 +162,7 @@ class TemporalFilter:
         """The next frame."""
         settings = self.system.settings
         drawn = self.system.draw(camera.to(self.system.device), [self.scene])
-        frame = _Shot(drawn.rgba[0].clamp(0, 1), drawn.depth[0], camera.to(self.system.device))
+        frame = _Frame(drawn.rgba[0].clamp(0, 1), drawn.depth[0], camera.to(self.system.device))
         pictures = [frame.rgba]
         if self._mixed is not None:
             pictures.append(self._last[0].carried_to(frame, settings.colour_threshold, self._mixed))
@@ -158,7 +176,7 @@ class TemporalFilter:
 
 
 @dataclass(frozen=True)
-class Film:
+class RenderedPath:
     """Pictures of a path over the background of the system, with their depths (inf where there is no point) and cameras."""
 
     pictures: list[Float[Tensor, "3 h w"]]
@@ -172,12 +190,12 @@ class Film:
         except ValueError as error:
             raise InputError(f"path: {error}; take more frames, or another path") from error
 
-    def change_to(self, other: "Film") -> float:
+    def change_to(self, other: "RenderedPath") -> float:
         """Mean absolute difference to another film along the same path, on a scale of 0 to 255."""
         return 255 * float(torch.stack([(a - b).abs().mean() for a, b in zip(self.pictures, other.pictures, strict=True)]).mean())
 
 
-def shoot(system: NPCR, scene: str, cameras: Sequence[Cameras]) -> Film:
+def render_path(system: LayeredMethod, scene: str, cameras: Sequence[Cameras]) -> RenderedPath:
     """The film along a path, without history. Raises InputError for fewer than two cameras."""
     _require_path(cameras)
     pictures, depths = [], []
@@ -186,7 +204,7 @@ def shoot(system: NPCR, scene: str, cameras: Sequence[Cameras]) -> Film:
         assert render.depth is not None
         pictures.append(render.rgb[0])
         depths.append(render.depth[0, 0].masked_fill(render.depth[0, 0] == 0, torch.inf))
-    return Film(pictures, depths, [camera.to(system.device) for camera in cameras])
+    return RenderedPath(pictures, depths, [camera.to(system.device) for camera in cameras])
 
 
 def _require_path(cameras: Sequence[Cameras]) -> None:
@@ -194,8 +212,8 @@ def _require_path(cameras: Sequence[Cameras]) -> None:
         raise InputError(f"path: expected at least two cameras to refine along, got {len(cameras)}; take more frames, or another path")
 
 
-def refine(
-    system: NPCR,
+def finetune(
+    system: LayeredMethod,
     scene: str,
     cameras: Sequence[Cameras],
     passes: int,
@@ -226,11 +244,11 @@ def refine(
     losses = []
     for _ in range(passes):
         total = 0.0
-        before: tuple[_Shot, Tensor] | None = None
+        before: tuple[_Frame, Tensor] | None = None
         for camera in cameras:
             with precision():
                 drawn = system.draw(camera.to(system.device), [scene], learn=True)
-                frame = _Shot(drawn.rgba[0].detach(), drawn.depth[0], camera.to(system.device))
+                frame = _Frame(drawn.rgba[0].detach(), drawn.depth[0], camera.to(system.device))
                 target = frame.rgba if before is None else _target(system, frame, *before)
                 if before is not None:
                     loss = _difference(system, drawn.rgba, target[None]) / (len(cameras) - 1)
@@ -247,13 +265,13 @@ def refine(
     return losses
 
 
-def _target(system: NPCR, frame: _Shot, last: _Shot, blend: Float[Tensor, "4 h w"]) -> Float[Tensor, "4 h w"]:
+def _target(system: LayeredMethod, frame: _Frame, last: _Frame, blend: Float[Tensor, "4 h w"]) -> Float[Tensor, "4 h w"]:
     threshold = system.settings.colour_threshold
     of_blend, of_last = system.settings.refine_weights[:2]
     return of_blend * last.carried_to(frame, threshold, blend) + of_last * last.carried_to(frame, threshold)
 
 
-def _difference(system: NPCR, rendered: Float[Tensor, "1 4 h w"], target: Float[Tensor, "1 4 h w"]) -> Float[Tensor, ""]:
+def _difference(system: LayeredMethod, rendered: Float[Tensor, "1 4 h w"], target: Float[Tensor, "1 4 h w"]) -> Float[Tensor, ""]:
     """Mean squared difference, and that of the first activations of VGG where the system was trained with them."""
     loss = torch.nn.functional.mse_loss(rendered, target)
     perceptual = system.objective().perceptual

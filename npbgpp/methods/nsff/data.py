@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from npbgpp.core.distributed import gather
 from npbgpp.core.files import load_tensors, save_tensors
-from npbgpp.data import Scene, View, read_disparity, read_photo, read_static, read_uv, required_map
+from npbgpp.data import Scene, VideoSampling, View, read_disparity, read_photo, read_static, read_uv, required_map
 from npbgpp.errors import InputError
 from npbgpp.losses import ssim_map
 from npbgpp.methods.nsff.normalisation import VideoNormalisation
@@ -269,35 +269,6 @@ class VideoBatch:
         return replace(self, **{name: value.pin_memory() for name, value in self.__dict__.items()})
 
 
-@dataclass(frozen=True)
-class VideoSampling:
-    """How rays of a video are drawn.
-
-    Attributes:
-        rays_per_batch: pixels of a batch, all of one frame, drawn with replacement.
-        batches_per_epoch: None is one for every 1000 pixels of all frames.
-        exclusion_window: see ``FrameOrder``.
-        hard_sampling: draw pixels by ``PixelWeights``, otherwise evenly.
-        moving_share: part of the pixels that is drawn evenly from where the mask of the frame says that something moves.
-        seed: of the order of frames and of the pixels.
-    """
-
-    rays_per_batch: int = 512
-    batches_per_epoch: int | None = None
-    exclusion_window: int = 5
-    hard_sampling: bool = False
-    moving_share: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("system.rays_per_batch", 1), ("datasets.batches_per_epoch", 1), ("datasets.exclusion_window", 0), ("seed", 0)):
-            value = getattr(self, name.split(".")[-1])
-            if value is not None and value < least:
-                raise InputError(f"{name}: expected {least} or more, got {value}")
-        if not 0 <= self.moving_share <= 1:
-            raise InputError(f"datasets.moving_share: expected a part of the pixels, 0 to 1, got {self.moving_share:g}")
-
-
 class VideoDataset(Dataset[VideoBatch]):
     """Rays through the pixels of some frames of a video. Items are whole batches: use it with ``batch_size=None`` and ``BatchEpochs``.
 
@@ -310,7 +281,9 @@ class VideoDataset(Dataset[VideoBatch]):
         sampling: how rays are drawn.
         budget: bytes for frames; those beyond it are read every time.
         margin: pixels at each border of frames that no ray is drawn through.
-        cache: folder that frames at the size of use are kept in.
+        cache: folder that keeps frames at the size of use.
+        rays_per_batch: pixels of a batch, all of one frame, drawn with replacement.
+        seed: of the order of frames and of the pixels.
 
     Attributes:
         weights: of the pixels; None without hard sampling.
@@ -329,6 +302,8 @@ class VideoDataset(Dataset[VideoBatch]):
         budget: int,
         margin: int = 0,
         cache: Path | None = None,
+        rays_per_batch: int = 512,
+        seed: int = 0,
     ) -> None:
         frames = scene.frames
         self.views = tuple(frames[i] for i in sorted(indices) if i < len(frames))
@@ -338,6 +313,7 @@ class VideoDataset(Dataset[VideoBatch]):
         if not 0 <= 2 * margin < min(size):
             raise InputError(f"datasets.image_margin: expected 0 or more and less than half of {min(size)} pixels, got {margin}")
         self.frame, self.sampling, self.margin, self.cache = frame, sampling, margin, cache
+        self.rays_per_batch, self.seed = rays_per_batch, seed
         self._moments = [view.moment for view in self.views if view.moment is not None]
         last = len(frames) - 1
         for view in self.views:
@@ -348,7 +324,7 @@ class VideoDataset(Dataset[VideoBatch]):
                 required_map(view, "flow_backward")
         pixels = size[0] * size[1]
         batches = sampling.batches_per_epoch or max(1, pixels * len(self.views) // _PIXELS_PER_BATCH)
-        self.order = FrameOrder(np.array(self._moments), batches, sampling.exclusion_window, sampling.seed)
+        self.order = FrameOrder(np.array(self._moments), batches, sampling.exclusion_window, seed)
         self.weights = PixelWeights(self._moments, size) if sampling.hard_sampling else None
         self.kept = min(len(self.views), budget // (BYTES_PER_PIXEL * pixels))
         self.size = self.kept * BYTES_PER_PIXEL * pixels
@@ -399,8 +375,8 @@ class VideoDataset(Dataset[VideoBatch]):
         return table
 
     def _pixels(self, moment: int, item: int, static: Bool[Tensor, " p"]) -> Int64[Tensor, " n"]:
-        rng = np.random.default_rng((self.sampling.seed, item, 1))
-        count = self.sampling.rays_per_batch
+        rng = np.random.default_rng((self.seed, item, 1))
+        count = self.rays_per_batch
         wanted = round(self.sampling.moving_share * count)
         moving = (self._inside() & ~static).nonzero()[:, 0] if wanted else torch.empty(0, dtype=torch.int64)
         wanted = wanted if len(moving) else 0

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,26 +16,24 @@ from npbgpp.methods.nsff.model import Training, Warp
 from npbgpp.methods.nsff.normalisation import VideoNormalisation
 from npbgpp.methods.radiance import RadianceSettings
 
-UNITS = ("epoch", "step")
-
 
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of the terms of the loss, see ``npbgpp.methods.nsff.losses``; 0 switches a term off."""
 
-    colour: float = 1.0
-    coarse_colour: float = 0.1
-    disparity: float = 0.04
-    coarse_disparity: float = 0.04
-    flow_forward: float = 0.02
-    flow_backward: float = 0.02
-    entropy: float = 1e-3
-    cross_entropy: float = 2e-4
-    photometric: float = 1.0
-    cycle: float = 1.0
-    temporal_smoothness: float = 0.1
-    least_motion: float = 0.1
-    spatial_smoothness: float = 0.1
+    colour: float
+    coarse_colour: float
+    disparity: float
+    coarse_disparity: float
+    flow_forward: float
+    flow_backward: float
+    entropy: float
+    cross_entropy: float
+    photometric: float
+    cycle: float
+    temporal_smoothness: float
+    least_motion: float
+    spatial_smoothness: float
 
     def __post_init__(self) -> None:
         for key in fields(self):
@@ -53,14 +52,12 @@ class LossSchedule:
         cross_entropy_over: the cross entropy grows from nothing over so many; 0: from the beginning.
     """
 
-    unit: str = "epoch"
-    geometry_every: int = 10
-    geometry_factor: float = 0.1
-    cross_entropy_over: int = 10
+    unit: Literal["epoch", "step"]
+    geometry_every: int
+    geometry_factor: float
+    cross_entropy_over: int
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise InputError(f"system.loss_schedule.unit: expected one of {', '.join(UNITS)}, got {self.unit}")
         for key in ("geometry_every", "geometry_factor", "cross_entropy_over"):
             if getattr(self, key) < 0:
                 raise InputError(f"system.loss_schedule.{key}: expected 0 or more, got {getattr(self, key)}")
@@ -78,14 +75,14 @@ class LossSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class NsffSettings(RadianceSettings):
-    """Keys of ``conf/system/nsff.yaml`` apart from the field; their meaning stands there."""
+    """Keys of ``conf/system/nsff.yaml`` apart from the field; their defaults and meaning are there."""
 
-    rays_per_batch: int = 512
-    empty_where_unseen: bool = True
-    loss_weights: LossWeights = field(default_factory=LossWeights)
-    loss_schedule: LossSchedule = field(default_factory=LossSchedule)
-    thickness: int = 1
-    topk: float = 1.0
+    rays_per_batch: int
+    empty_where_unseen: bool
+    loss_weights: LossWeights
+    loss_schedule: LossSchedule
+    thickness: int
+    topk: float
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,6 @@
 Symbols: n = h w pixels of one picture, row by row.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
-from npbgpp.data import Scene
-from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, fit_to_size, loop_path, spiral_along_path
+from npbgpp.geometry import Cameras, TimedCamera
 from npbgpp.methods.nsff.compositing import Between, pictures_between
 from npbgpp.methods.nsff.model import Look, Nsff, Seen
 from npbgpp.methods.nsff.normalisation import VideoNormalisation
@@ -22,15 +19,6 @@ from npbgpp.volume import Rays
 
 PARTS = ("full", "static", "dynamic")
 _STOPPED = 0.5  # opacity of what moves from which on it has a depth
-
-
-@dataclass(frozen=True)
-class TimedCamera:
-    """One camera and when it looks: ``share`` of the way from ``moment`` to the next one; of the last moment it is 0."""
-
-    camera: Cameras
-    moment: int
-    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -152,61 +140,3 @@ def flow_picture(flow: Float[Tensor, "h w 2"]) -> Float[Tensor, "3 h w"]:
 def grey(values: Float[Tensor, "h w"], low: float = 0.0, high: float = 1.0) -> Float[Tensor, "3 h w"]:
     """Numbers as brightness, ``low`` black and ``high`` white."""
     return ((values - low) / max(high - low, 1e-12)).clamp(0, 1).expand(3, *values.shape)
-
-
-# ----------------------------------------------------------------------
-# Films of moving scenes: which camera looks when, by the names that nsff_pl gave its paths.
-
-
-_FRAMES_PER_MOMENT = 6
-_LOOP = 60
-_STANDING = re.compile(r"spiral([0-9]+)")
-_FIXED = re.compile(r"fixview([0-9]+)_interp([0-9]+)")
-
-
-def is_video_path(path: str) -> bool:
-    """Whether a path is one for moving scenes only: ``spiral`` is not, because still scenes have one, too."""
-    return bool(_STANDING.fullmatch(path) or _FIXED.fullmatch(path))
-
-
-def has_times_between(path: str) -> bool:
-    """Whether a path looks between the moments of a video."""
-    found = _FIXED.fullmatch(path)
-    return found is not None and int(found[2]) > 0
-
-
-def timed_path(path: str, scene: Scene, count: int | None, image_size: tuple[int, int] | None) -> list[TimedCamera]:
-    """The cameras of one of the paths above.
-
-    Args:
-        path: its name.
-        scene: a video.
-        count: frames of ``spiral`` and ``spiral<X>`` in place of their own number.
-        image_size: (height, width) of the pictures, which then show at least what they would without it.
-
-    Raises:
-        InputError: a frame that the video does not have.
-    """
-    cameras = Cameras.cat([view.camera for view in scene.frames])
-    cameras = cameras if image_size is None else fit_to_size(cameras, image_size)
-    moments = len(cameras)
-    if path == "spiral":
-        total = count or _FRAMES_PER_MOMENT * moments
-        along = spiral_along_path(cameras, total)
-        return [TimedCamera(along[k], k * moments // total) for k in range(total)]
-    standing, fixed = _STANDING.fullmatch(path), _FIXED.fullmatch(path)
-    frame = int((standing or fixed or "")[1])
-    if frame >= moments:
-        raise InputError(f"path={path}: expected a frame from 0 to {moments - 1} of scene {scene.name}, got {frame}")
-    if standing:
-        around = loop_path(cameras, frame, count or _LOOP)
-        return [TimedCamera(around[k], frame) for k in range(len(around))]
-    assert fixed is not None
-    steps, camera = int(fixed[2]) + 1, cameras[frame]
-    between = [TimedCamera(camera, moment, k / steps) for moment in range(moments - 1) for k in range(steps)]
-    return [*between, TimedCamera(camera, moments - 1)]
-
-
-def spread_over_time(cameras: Sequence[Cameras], moments: int) -> list[TimedCamera]:
-    """Cameras of any path, while time goes on evenly from the first moment to the last."""
-    return [TimedCamera(camera, k * moments // len(cameras)) for k, camera in enumerate(cameras)]

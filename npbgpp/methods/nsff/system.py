@@ -3,26 +3,26 @@
 Symbols: n rays of a batch, all of one moment; N moments of the video. Coordinates of the field are those of ``npbgpp.methods.nsff.normalisation``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import mse_loss, pad
 
-from npbgpp.core.paths import SearchPaths
-from npbgpp.data import Batch, Scene, read_disparity, read_static
+from npbgpp.data import Batch, Scene, VideoSampling, read_disparity, read_static
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras
-from npbgpp.methods.base import Render
-from npbgpp.methods.nsff.data import HardPixels, PixelWeights, VideoBatch
+from npbgpp.geometry import Cameras, TimedCamera
+from npbgpp.methods.base import Render, RunContext, TrainingViews, VideoOptions
+from npbgpp.methods.nsff.data import HardPixels, VideoBatch, VideoDataset
 from npbgpp.methods.nsff.model import SAME_AS_NSFF_PL, Look, Nsff, architecture_of
-from npbgpp.methods.nsff.normalisation import VideoNormalisation
+from npbgpp.methods.nsff.normalisation import VideoNormalisation, video_frame
 from npbgpp.methods.nsff.objective import LossWeights, NsffSettings, loss_terms, weighted_means
-from npbgpp.methods.nsff.rendering import Seeing, TimedCamera, flow_picture, grey
+from npbgpp.methods.nsff.rendering import PARTS, Seeing, flow_picture, grey
 from npbgpp.methods.radiance import RadianceSystem
-from npbgpp.metrics import ImageMetrics, MovingScores, moving_scores
+from npbgpp.metrics import moving_scores
 
 
 @dataclass(frozen=True)
@@ -30,55 +30,64 @@ class NsffRender(Render):
     """One rendered view.
 
     Attributes:
-        look: all that was seen, row by row; None between moments.
-        moment: when.
-        motion: of what is seen until the next moment, as colours; None unless asked for.
+        look: field output along all rays, row by row; None between time steps.
+        moment: the time step.
     """
 
     look: Look | None = None
     moment: int = 0
-    motion: Float[Tensor, "1 3 h w"] | None = None
 
 
-class NSFF(RadianceSystem[NsffSettings]):
+class NSFF(RadianceSystem):
     """The field of one video.
 
     Args:
-        settings: flat keys of the config.
-        scenes: the one scene of the run.
-        search_paths: what relative paths of the config refer to; none here.
-        metrics: how views are scored.
-        field: makes the field, once the number of moments is known.
-        frames: coordinates of the field, by scene.
-        pixel_weights: how likely pixels are drawn, where training decides on that; None: all alike.
+        settings: keys of the config.
+        context: the run, of one video.
+        field: makes the field, once the number of time steps is known.
     """
 
-    has_no_use_for = ("loss", "tmp_rgb")
+    settings: NsffSettings
+    settings_class = NsffSettings
+    display_keys = (*RadianceSystem.display_keys, "empty_where_unseen")
+    unused_weights = ("loss", "tmp_rgb")
+    renders_time = True
+    scene_parts = PARTS
     field: Nsff
 
-    def __init__(
-        self,
-        settings: NsffSettings,
-        scenes: Mapping[str, Scene],
-        search_paths: SearchPaths,
-        metrics: ImageMetrics,
-        field: Callable[..., Nsff],
-        frames: Mapping[str, VideoNormalisation],
-        pixel_weights: PixelWeights | None = None,
-    ) -> None:
-        super().__init__(settings, scenes, metrics)
+    def __init__(self, settings: NsffSettings, context: RunContext, field: Callable[..., Nsff]) -> None:
+        super().__init__(settings, context)
         self._make_field = field
-        self.frame = frames[self.scene.name]
+        self._seed_of_run, self._launch = context.seed, context.search_paths.launch
+        self.frame = video_frame(self.scene)
         self.field = field(moments=len(self.frame))
         self.views = {view.name: view for view in self.scene.views}
         # which frames the codes of moments stand for, so that weights are not evaluated at other times
         self.register_buffer("frame_names", _packed(self.scene))
         self.frame_names: Tensor
-        self.hard = None if pixel_weights is None else HardPixels(pixel_weights)
+        self.hard: HardPixels | None = None
         coarse = () if self.field.nerf_coarse is not None else ("coarse_colour", "coarse_disparity")
         self._terms = [key.name for key in fields(LossWeights) if getattr(settings.loss_weights, key.name) > 0 and key.name not in coarse]
 
-    # -------------------------------------------------------------- beginnings
+    def training_batches(self, views: TrainingViews) -> VideoDataset:
+        """Rays through the pixels of the frames of the video."""
+        sampling = views.options if isinstance(views.options, VideoSampling) else VideoSampling()
+        cache = None if sampling.motion_cache is None else self._launch / sampling.motion_cache / self.scene.name
+        dataset = VideoDataset(
+            views.scene,
+            views.indices,
+            self.frame,
+            sampling,
+            views.budget,
+            views.image_margin,
+            cache,
+            self.settings.rays_per_batch,
+            self._seed_of_run,
+        )
+        self.hard = None if dataset.weights is None else HardPixels(dataset.weights)
+        return dataset
+
+    # ----------------------------------------------------------------- weights
     def require_weights(self, missing: Sequence[str]) -> None:
         """See System.require_weights. Checkpoints of nsff_pl do not name their frames."""
         if any(name.startswith("field.") for name in missing):
@@ -101,9 +110,18 @@ class NSFF(RadianceSystem[NsffSettings]):
             )
         self.field = self._make_field(moments=len(self.frame), **sizes.changes(self.field))
 
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.hard is not None:
+            checkpoint["npbgpp"]["pixel_weights"] = self.hard.weights.state_dict()
+
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Refuses to go on with the training of other frames."""
+        """Refuses to resume the training of other frames; restores the weights of hard sampling."""
         state = checkpoint["state_dict"]
+        if self.hard is not None:
+            found = checkpoint["npbgpp"].get("pixel_weights")
+            if found is not None:
+                self.hard.weights.load_state_dict(found)
         self._check_frames(len(state["field.embedding_t.weight"]), state["frame_names"], "trainer.resume_from_checkpoint")
 
     def _check_frames(self, moments: int, names: Tensor | None, key: str) -> None:
@@ -139,10 +157,13 @@ class NSFF(RadianceSystem[NsffSettings]):
 
     def render_at(self, camera: Cameras, moment: int, raster: bool = False, depth: bool = False) -> NsffRender:
         """One view of a moment."""
-        (found,) = self.film([TimedCamera(camera, moment)], raster=raster, depth=depth)
+        (found,) = self._frames([TimedCamera(camera, moment)], raster=raster, depth=depth)
         return found
 
-    def film(
+    def render_video(self, scene: str, path: Sequence[TimedCamera], options: VideoOptions) -> Iterator[Render]:
+        yield from self._frames(path, options.part, depth=options.depth, motion=options.motion)
+
+    def _frames(
         self, path: Sequence[TimedCamera], part: str = "full", raster: bool = False, depth: bool = False, motion: bool = False
     ) -> Iterator[NsffRender]:
         """Views one after another.
@@ -176,10 +197,9 @@ class NSFF(RadianceSystem[NsffSettings]):
         assert moment is not None, "views of a video know their moment"
         return self.render_at(batch.target.cameras[k], moment, raster=True)
 
-    def moving_scores(self, batch: Batch, k: int, render: Render) -> MovingScores | None:
-        """See System.moving_scores."""
+    def extra_scores(self, render: Render, batch: Batch, k: int) -> dict[str, Any]:
         moving = ~read_static(self.views[batch.target.names[k]])
-        return moving_scores(render.rgb[0], batch.target.image[k], moving.to(self.device))
+        return asdict(moving_scores(render.rgb[0], batch.target.image[k], moving.to(self.device)))
 
     def parts(self, batch: Batch, k: int, render: Render) -> Float[Tensor, "3 _ _"] | None:
         """See System.parts. From left to right: photo, rendering, nearness, how much moves, what moves; below: static scene, its nearness, mask, disparity, flow.

@@ -1,0 +1,156 @@
+"""Methods and dataset layouts, ours and those of other packages, found through entry points.
+
+A distribution registers classes of methods in the entry point group ``npbgpp.methods`` and dataset layouts in ``npbgpp.layouts``. Hydra configs in the
+folder ``conf`` of a registering package are on the config search path.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from npbgpp.errors import InputError
+
+log = logging.getLogger(__name__)
+
+METHODS, LAYOUTS = "npbgpp.methods", "npbgpp.layouts"
+_OURS = "npbgpp"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One registered name.
+
+    Attributes:
+        name: of the method (``system.system_class``) or of the layout (``datasets.layout``).
+        distribution: name and version of the package that registers it.
+        entry_point: where its object is.
+    """
+
+    name: str
+    distribution: str
+    entry_point: EntryPoint
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution})"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this package registers it."""
+        return self.distribution.partition(" ")[0] == _OURS
+
+    def load(self) -> Any:
+        """Imports the object. Raises InputError, which names the distribution, when the import fails."""
+        try:
+            return self.entry_point.load()
+        except Exception as error:
+            if self.is_ours:
+                raise
+            raise InputError(
+                f"plug-in {self.name} of {self.distribution}: expected an importable object {self.entry_point.value}, got {type(error).__name__}: {error}; "
+                "repair or uninstall that package"
+            ) from error
+
+
+@functools.cache
+def plugins(group: str) -> Mapping[str, Plugin]:
+    """Registered names of a group, without importing anything. Where two distributions register one name, ours comes first, then the alphabet.
+
+    Raises:
+        InputError: this package is not installed, so that its own entry points are unknown.
+    """
+    found = [
+        Plugin(point.name, f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unknown package", point)
+        for point in entry_points(group=group)
+    ]
+    chosen: dict[str, Plugin] = {}
+    for plugin in sorted(found, key=lambda plugin: (not plugin.is_ours, plugin.distribution)):
+        if plugin.name in chosen:
+            log.warning(
+                "%s: %s and %s both register %s; that of %s is used",
+                group,
+                chosen[plugin.name].distribution,
+                plugin.distribution,
+                plugin.name,
+                chosen[plugin.name].distribution,
+            )
+        else:
+            chosen[plugin.name] = plugin
+    if not any(plugin.is_ours for plugin in chosen.values()):
+        raise InputError("npbgpp: expected the package to be installed, got no entry points of it; run pip install -e . in the checkout")
+    return chosen
+
+
+def load_plugin(group: str, name: str, key: str) -> Any:
+    """The object that is registered under a name.
+
+    Args:
+        group: METHODS or LAYOUTS.
+        name: as registered.
+        key: config key that holds the name, for messages.
+
+    Raises:
+        InputError: an unknown name, or an object that cannot be imported.
+    """
+    known = plugins(group)
+    if name not in known:
+        raise InputError(f"{key}: expected one of {', '.join(str(known[k]) for k in sorted(known))}, got {name}")
+    return known[name].load()
+
+
+@functools.cache
+def load_all(group: str) -> Mapping[str, Any]:
+    """Objects of a group by name. Those of other packages that cannot be imported are left out with a warning."""
+    loaded = {}
+    for name, plugin in plugins(group).items():
+        try:
+            loaded[name] = plugin.load()
+        except InputError as error:
+            log.warning("%s; it is left out", error)
+    return loaded
+
+
+def warn_of_broken_plugins() -> None:
+    """Tries to import what other packages register, and warns of those that cannot be imported."""
+    for group in (METHODS, LAYOUTS):
+        for plugin in plugins(group).values():
+            if not plugin.is_ours:
+                try:
+                    plugin.load()
+                except InputError as error:
+                    log.warning("%s; everything else works", error)
+
+
+def config_folders() -> tuple[tuple[str, Path], ...]:
+    """(distribution, folder ``conf`` of a package that registers something) of other distributions, without importing these packages."""
+    folders: dict[Path, str] = {}
+    for group in (METHODS, LAYOUTS):
+        for plugin in plugins(group).values():
+            if plugin.is_ours:
+                continue
+            spec = find_spec(plugin.entry_point.module.partition(".")[0])
+            for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+                if (Path(place) / "conf").is_dir():
+                    folders.setdefault(Path(place) / "conf", plugin.distribution)
+    return tuple((distribution, folder) for folder, distribution in folders.items())
+
+
+class PluginConfigs(SearchPathPlugin):
+    """Adds the config folders of other packages to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for distribution, folder in config_folders():
+            search_path.append(distribution.partition(" ")[0], f"file://{folder}")
+
+
+def register_config_folders() -> None:
+    """Makes Hydra find the configs of plug-ins; to be called before Hydra composes a config."""
+    Plugins.instance().register(PluginConfigs)
