@@ -15,13 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from npbgpp.core.config import typed
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
+<<<<<<< HEAD
 from npbgpp.engine.trainer import trainer_plan
+=======
+from npbgpp.engine.run import method_of
+from npbgpp.engine.trainer import TrainerSettings
+>>>>>>> 1f1a1b0 (wip)
 from npbgpp.errors import InputError
-from npbgpp.methods import SYSTEMS
 from npbgpp.methods.nerf.system import NerfSettings
 from npbgpp.methods.npbg import NPBGSettings
 from npbgpp.methods.npbgpp.system import NPBGPlusPlusSettings
 from npbgpp.methods.npcr.losses import NPCRSettings
+from npbgpp.parsers import layout_keys
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -149,10 +154,15 @@ def settings_of(config: DictConfig) -> tuple:
     """Every group as its typed settings, as a run reads them; interpolations of Hydra's own node are not part of these."""
     system = {k: v for k, v in OmegaConf.to_container(config.system, resolve=True).items() if not (isinstance(v, dict) and "_target_" in v)}
     return (
-        typed(DatasetSettings, config.datasets, "datasets"),
+        DatasetSettings.from_config(OmegaConf.to_container(config.datasets, resolve=True), layout_keys()),
         typed(DataloaderSettings, config.dataloader, "dataloader"),
+<<<<<<< HEAD
         typed(SYSTEMS[system["system_class"]][1], system, "system"),
         trainer_plan(OmegaConf.to_container(config.trainer, resolve=True)),
+=======
+        typed(method_of(config).settings_class, system, "system"),
+        typed(TrainerSettings, trainer, "trainer"),
+>>>>>>> 1f1a1b0 (wip)
     )
 
 

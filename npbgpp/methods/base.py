@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -220,6 +220,7 @@ class VideoStability:
     change: float
 
 
+@runtime_checkable
 class Precision(Protocol):
     """Contexts of the run's numerical precision."""
 

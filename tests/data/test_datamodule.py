@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from npbgpp.core.paths import SearchPaths
-from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
+from npbgpp.data.settings import DataloaderSettings, LoaderSettings, SceneLists
 from npbgpp.engine.datamodule import DataModule
 from npbgpp.errors import InputError, original_message
+from npbgpp.methods.base import DataNeeds
+
+from ..helpers.settings import data_module, dataset_settings
 
 LOADERS = DataloaderSettings(LoaderSettings(2, shuffle=True), LoaderSettings(2), LoaderSettings(3))
 BALL = SceneLists(("ball",), ("ball",), ("ball",))
@@ -23,12 +26,9 @@ def build(tiny_root: Path, tmp_path: Path):
     """Builds a DataModule on the tiny scenes from settings that differ from small defaults."""
 
     def go(scenes_per_epoch: int = 4, evaluate_only: bool = False, loaders: DataloaderSettings = LOADERS, **changes) -> DataModule:
-        settings = DatasetSettings(
-            "nerf_synthetic", str(tiny_root), BALL, train_num_samples=None, train_image_size=None, train_random_shift=False
-        )
-        return DataModule(
-            dataclasses.replace(settings, **changes), loaders, SearchPaths(tmp_path, tmp_path, tmp_path), scenes_per_epoch, evaluate_only
-        )
+        settings = dataset_settings(**{"layout": "nerf_synthetic", "data_root": tiny_root, "scenes": BALL, **changes})
+        paths = SearchPaths(tmp_path, tmp_path, tmp_path)
+        return data_module(settings, loaders, paths, DataNeeds(scenes_per_epoch=scenes_per_epoch), evaluate_only)
 
     return go
 
@@ -170,7 +170,7 @@ def test_conditions_of_the_scores(build):
         ({"downscale": 100.0}, ["datasets.downscale", "32x32"]),
         ({"cache_memory_gb": 0.0}, ["datasets.cache_memory_gb"]),
         ({"names": ("a",)}, ["datasets.names", "datasets.scene_name"]),
-        ({"paths_file": Path("paths.yaml")}, ["datasets.paths_file", "paths.yaml"]),
+        ({"paths_file": "paths.yaml"}, ["datasets.paths_file", "paths.yaml"]),
         ({"holdout_indices": (17,)}, ["datasets.holdout_indices", "[17]"]),
         ({"train_num_samples": 0}, ["datasets.train_num_samples"]),
     ],

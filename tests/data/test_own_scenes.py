@@ -1,6 +1,5 @@
 """The data module on folders that users bring: clouds that are missing, notes, photos of several sizes, paths files, splits by rule and file."""
 
-import dataclasses
 import logging
 from pathlib import Path
 
@@ -9,16 +8,17 @@ from PIL import Image
 
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data.point_files import CloudManifest
-from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
-from npbgpp.engine.datamodule import DataModule, InputRule
+from npbgpp.data.settings import DataloaderSettings, LoaderSettings, SceneLists
+from npbgpp.engine.datamodule import DataModule
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.methods.base import DataNeeds, InputViewSelection
 
 from ..helpers.layouts import colmap, dtu, npbg
+from ..helpers.settings import data_module, dataset_settings
 
 LOADERS = DataloaderSettings(LoaderSettings(1), LoaderSettings(1), LoaderSettings(1))
 LISTS = SceneLists(("scene",), ("scene",), ("scene",))
-WHOLE = DatasetSettings("auto", ".", LISTS, train_num_samples=None, train_image_size=None, train_random_shift=False)
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def build(tmp_path: Path):
     """Builds a DataModule for the scenes of a folder from settings that differ from small defaults."""
 
     def go(loaders: DataloaderSettings = LOADERS, **changes) -> DataModule:
-        settings = dataclasses.replace(WHOLE, **{"data_root": str(tmp_path), **changes})
-        return DataModule(settings, loaders, SearchPaths(tmp_path, tmp_path / "run", tmp_path), 4, False)
+        settings = dataset_settings(**{"layout": "auto", "data_root": tmp_path, "scenes": LISTS, **changes})
+        return data_module(settings, loaders, SearchPaths(tmp_path, tmp_path / "run", tmp_path))
 
     return go
 
@@ -147,9 +147,10 @@ def test_a_cloud_that_knows_test_views_is_told(build, tmp_path, caplog):
 def test_worker_processes_need_no_cloud(tmp_path, monkeypatch):
     """What input views are chosen by is found before workers are made; they do not read the cloud again."""
     colmap.write(tmp_path / "scene")
-    settings = dataclasses.replace(WHOLE, data_root=str(tmp_path), selection_count=2)
+    settings = dataset_settings("auto", tmp_path, LISTS, selection_count=2)
     loaders = DataloaderSettings(LoaderSettings(1, num_workers=1), LoaderSettings(1), LoaderSettings(1))
-    data = DataModule(settings, loaders, SearchPaths(tmp_path, tmp_path, tmp_path), 4, False, InputRule(1.0, PixelConvention.EXACT))
+    needs = DataNeeds(input_views=InputViewSelection(1.0, PixelConvention.EXACT), scenes_per_epoch=4)
+    data = data_module(settings, loaders, SearchPaths(tmp_path, tmp_path, tmp_path), needs)
     loader = data.train_dataloader()
     (tmp_path / "scene" / "mvs_pc.ply").unlink()
     assert len([len(batch.inputs[0].names) for batch in loader]) == len(data.train_sets[0].indices)

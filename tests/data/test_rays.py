@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from npbgpp.data.batches import BatchEpochs
 from torch.utils.data import DataLoader
 
 from npbgpp.data import images as photo_cache
+from npbgpp.data.batches import BatchEpochs
 from npbgpp.data.images import read_photo
 from npbgpp.data.normalisation import SceneNormalisation, ray_frame
 from npbgpp.data.point_files import CloudFile

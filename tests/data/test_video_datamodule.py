@@ -1,76 +1,88 @@
 """A video from settings to loaders, and the weights of hard sampling through a checkpoint of Lightning."""
 
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from npbgpp.data.batch_rules import VideoRule
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from npbgpp.core.paths import SearchPaths
-from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings, SceneLists
-from npbgpp.engine.datamodule import DataModule
+from npbgpp.data.settings import DataloaderSettings, LoaderSettings, SceneLists
+from npbgpp.engine.datamodule import DataModule, read_scenes
 from npbgpp.errors import InputError
+from npbgpp.methods.base import RunContext
 from npbgpp.methods.nsff.data import VideoBatch
-from npbgpp.methods.nsff.normalisation import VideoNormalisation
+from npbgpp.methods.nsff.model import Nsff, NsffSampling
+from npbgpp.methods.nsff.system import NSFF
+from npbgpp.metrics import ImageMetrics
+
+from ..helpers.settings import dataset_settings, system_settings
 
 HOP = SceneLists(("hop",), ("hop",), ("hop",))
-LOADERS = DataloaderSettings(LoaderSettings(1), LoaderSettings(1), LoaderSettings(1))
+Build = Callable[..., tuple[NSFF, DataModule]]
+
+
+def small_field(**sizes: int) -> Nsff:
+    return Nsff(NsffSampling(samples=4), depth=2, width=8, skips=(1,), **sizes)
 
 
 @pytest.fixture
-def build(moving_root: Path, tmp_path: Path):
-    def go(workers: int = 0, evaluate_only: bool = False, **changes) -> DataModule:
-        settings = DatasetSettings("monocular", str(moving_root), HOP, batches_per_epoch=6)
-        loaders = dataclasses.replace(LOADERS, train=LoaderSettings(1, workers))
-        search_paths = SearchPaths(tmp_path, tmp_path, tmp_path)
-        return DataModule(dataclasses.replace(settings, **changes), loaders, search_paths, 1, evaluate_only, rule=VideoRule(32, 7))
+def build(moving_root: Path, tmp_path: Path) -> Build:
+    """Builds NSFF and its data."""
+
+    def go(workers: int = 0, evaluate_only: bool = False, **changes) -> tuple[NSFF, DataModule]:
+        settings = dataset_settings(**{"layout": "monocular", "data_root": moving_root, "scenes": HOP, "batches_per_epoch": 6, **changes})
+        loaders = DataloaderSettings(LoaderSettings(1, workers), LoaderSettings(1), LoaderSettings(1))
+        paths = SearchPaths(tmp_path, tmp_path, tmp_path)
+        of_system = system_settings("nsff", rays_per_batch=32)
+        needs = NSFF.data_needs(of_system)
+        found = read_scenes(settings, paths, needs, evaluate_only)
+        system = NSFF(of_system, RunContext(found.scenes, paths, ImageMetrics(), seed=7), small_field)
+        return system, DataModule(found, settings, loaders, needs, evaluate_only, system.training_batches)
 
     return go
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_batches_are_of_single_frames(build, workers):
-    data = build(workers)
-    assert (
-        isinstance(data.frames["hop"], VideoNormalisation)
-        and data.train_views == 8
-        and data.pixel_weights is None
-        and data.state_dict() == {}
-    )
+    system, data = build(workers)
+    assert data.train_views == 8 and system.hard is None
     batches = list(data.train_dataloader())
     assert len(batches) == 6 and all(isinstance(batch, VideoBatch) and len(batch) == 32 for batch in batches)
     assert all(len(batch.moment.unique()) == 1 for batch in batches)
 
 
 def test_settings_reach_the_batches(build, tmp_path):
-    data = build(start_end=(1, 7), img_wh=(24, 16), exclusion_window=1, hard_sampling=True, motion_cache="kept", batches_per_epoch=None)
-    assert len(data.frames["hop"]) == 6 and len(data.batch_set) == 24 * 16 * 6 // 1000 and data.batch_set.order.window == 1
+    system, data = build(
+        start_end=(1, 7), img_wh=(24, 16), exclusion_window=1, hard_sampling=True, motion_cache="kept", batches_per_epoch=None
+    )
+    assert len(system.frame) == 6 and len(data.batch_set) == 24 * 16 * 6 // 1000 and data.batch_set.order.window == 1
     data.train_dataloader()
     assert len(list((tmp_path / "kept" / "hop").iterdir())) == 6
-    assert data.pixel_weights is not None and data.pixel_weights.image_size == (16, 24)
+    assert system.hard is not None and system.hard.weights.image_size == (16, 24)
 
 
-def test_evaluation_sees_other_cameras_at_their_moments(build):
-    data = build(evaluate_only=True)
-    assert data.batch_set is None and data.pixel_weights is None
+def test_evaluation_sees_other_cameras_at_their_time_steps(build):
+    system, data = build(evaluate_only=True)
+    assert data.batch_set is None and system.hard is None
     (loader,) = data.test_dataloader()
     names = [batch.target.names[0] for batch in loader]
     assert names == [f"novel_{k:05d}" for k in range(8)]
-    moments = {view.name: view.moment for view in data.scenes["hop"].views}
-    assert [moments[name] for name in names] == list(range(8))
+    time_steps = {view.name: view.moment for view in data.scenes["hop"].views}
+    assert [time_steps[name] for name in names] == list(range(8))
     (loader,) = data.val_dataloader()
     assert [batch.target.names[0] for batch in loader] == ["00004"]
 
 
 class Marks(LightningModule):
-    """Marks pixel 5 of every frame as the wrong one after the first epoch, and remembers what it was shown."""
+    """Marks pixel 5 of every frame as wrong after the first epoch, and records its batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, system: NSFF) -> None:
         super().__init__()
         self.one = torch.nn.Parameter(torch.zeros(1))
+        self.weights = system.hard.weights
         self.seen: list[tuple[int, tuple[int, ...]]] = []
 
     def training_step(self, batch: VideoBatch, _: int) -> torch.Tensor:
@@ -81,15 +93,22 @@ class Marks(LightningModule):
         wrong = torch.zeros(32, 48)
         wrong[0, 5] = 1
         if self.current_epoch == 0:
-            for moment in range(8):
-                self.trainer.datamodule.pixel_weights.update(moment, wrong)
+            for time_step in range(8):
+                self.weights.update(time_step, wrong)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["pixel_weights"] = self.weights.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.weights.load_state_dict(checkpoint["pixel_weights"])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(data: DataModule, epochs: int, folder: Path, resume: Path | None = None) -> Marks:
-    model = Marks()
+def fit(built: tuple[NSFF, DataModule], epochs: int, folder: Path, resume: Path | None = None) -> Marks:
+    system, data = built
+    model = Marks(system)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
     saving = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     trainer = Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[saving], default_root_dir=folder, **quiet)
@@ -98,7 +117,7 @@ def fit(data: DataModule, epochs: int, folder: Path, resume: Path | None = None)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_draws_what_an_unbroken_one_does(build, tmp_path, workers):
+def test_a_resumed_run_draws_the_same_pixels(build, tmp_path, workers):
     whole = fit(build(workers, hard_sampling=True), 3, tmp_path / "whole")
     resumed = fit(build(workers, hard_sampling=True), 3, tmp_path / "resumed", tmp_path / "whole" / "epoch=0.ckpt")
     assert len(whole.seen) == 18 and resumed.seen == whole.seen[6:]

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,14 +15,15 @@ from npbgpp.core.config import typed
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Batch, Scene, View
+from npbgpp.engine.run import method_of
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
-from npbgpp.methods import SYSTEMS
+from npbgpp.methods.base import RunContext
 from npbgpp.methods.npbgpp.system import NPBGPlusPlus
 from npbgpp.methods.points import PointSystem
 from npbgpp.metrics import ImageMetrics
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from ..helpers.settings import composed, plain
 
 
 def scene_cameras(recorded: dict, views: list[int]) -> Cameras:
@@ -47,16 +46,14 @@ def write_scene(recorded: dict, folder: Path) -> Scene:
 
 def build_system(name: str, scenes: dict[str, Scene], folder: Path, *overrides: str) -> PointSystem:
     """A system as ``system=<name>`` describes it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        node = compose(
-            "config", overrides=["datasets=nerf_blender_one_scene", f"system={name}", *(f"system.{o}" for o in overrides)]
-        ).system
-    networks = {str(key) for key, value in node.items() if OmegaConf.is_dict(value) and "_target_" in value}
-    values = OmegaConf.to_container(node, resolve=True)
-    modules = {key: instantiate(node[key], _convert_="all") for key in networks}
-    system, settings = SYSTEMS[values["system_class"]]
-    flat = {key: value for key, value in values.items() if key not in networks}
-    return system(typed(settings, flat, "system"), scenes, SearchPaths(folder, folder / "run", folder), ImageMetrics(), **modules)
+    config = composed("datasets=nerf_blender_one_scene", f"system={name}", *(f"system.{override}" for override in overrides))
+    values, method = plain(config.system), method_of(config)
+    networks = {key for key, value in values.items() if isinstance(value, dict) and "_target_" in value}
+    modules = {key: instantiate(config.system[key], _convert_="all") for key in networks}
+    settings = typed(method.settings_class, {key: value for key, value in values.items() if key not in networks}, "system")
+    system = method(settings, RunContext(scenes, SearchPaths(folder, folder / "run", folder), ImageMetrics()), **modules)
+    assert isinstance(system, PointSystem)
+    return system
 
 
 def build_npbgpp(parity: Callable[[str], Any], folder: Path, name: str, *overrides: str, changes: dict | None = None) -> NPBGPlusPlus:

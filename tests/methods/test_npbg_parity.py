@@ -11,12 +11,14 @@ from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Batch, Scene, View, Views
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
-from npbgpp.methods.npbg import NPBG, NPBGSettings
+from npbgpp.methods.base import RunContext
+from npbgpp.methods.npbg import NPBG
 from npbgpp.metrics import ImageMetrics
 from npbgpp.nets.unet import NPBGPlusPlusUNet
 from npbgpp.points.feature_pyramid import FeaturePyramid, RGBConverter
 from npbgpp.points.sparse_optim import SparseRMSprop
 
+from ..helpers.settings import system_settings
 from .recorded import close_to_largest, scene_cameras, train
 
 
@@ -41,17 +43,13 @@ def build(parity, shared, weights, tmp_path):
         views = tuple(View(f"view{k}", Path("unread.png"), cameras[k]) for k in range(len(cameras)))
         scene = Scene("recorded", views, {"train": tuple(range(len(views))), "val": (), "test": ()}, CloudFile(tmp_path / "cloud.ply"))
         system = NPBG(
-            NPBGSettings(
-                **{
-                    "system_class": "NPBG",
-                    "loss_factors": {"l1_d4_loss": 2500.0, "dimred_loss": 1.0},
-                    "descriptors_pretrained_dir": "descriptors",
-                    **settings,
-                },
+            system_settings(
+                "npbg",
+                loss_factors={"l1_d4_loss": 2500.0, "dimred_loss": 1.0},
+                descriptors_pretrained_dir="descriptors",
+                **settings,
             ),
-            {"recorded": scene},
-            SearchPaths(tmp_path, tmp_path / "run", tmp_path),
-            ImageMetrics(),
+            RunContext({"recorded": scene}, SearchPaths(tmp_path, tmp_path / "run", tmp_path), ImageMetrics()),
             NPBGPlusPlusUNet(in_channels=[9] * 5, out_channels=3, filters=[16, 32, 48, 64, 80], padding_mode="reflect"),
             FeaturePyramid(descriptor_dim=8, learnable=True),
         )

@@ -1,12 +1,20 @@
 """What NPCR learns from: colours by matte, and the terms of its loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision
 
 from npbgpp.errors import InputError
 from npbgpp.losses import RGBAPerceptualLoss
-from npbgpp.methods.npcr.losses import NPCRSettings, RGBALoss, RGBALosses, premultiply
+from npbgpp.methods.npcr.losses import RGBALoss, RGBALosses, premultiply
+
+from ..helpers.settings import system_settings
+
+
+def losses(**factors: float) -> RGBALosses:
+    return replace(system_settings("npcr").losses, **factors)
 
 
 def test_what_shows_through_is_taken_out():
@@ -50,18 +58,18 @@ def test_perceptual_loss_by_hand(vgg19):
 
 def test_the_objective_adds_up_its_terms(tmp_path, vgg19):
     torch.save(vgg19, tmp_path / "vgg.pth")
-    objective = RGBALoss(RGBALosses(rgba_mse=2.0, rgba_l1=0.5, ssim=0.1, perceptual=0.25), tmp_path / "vgg.pth")
+    objective = RGBALoss(losses(rgba_mse=2.0, rgba_l1=0.5, ssim=0.1, perceptual=0.25), tmp_path / "vgg.pth")
     a, b = torch.rand(1, 4, 20, 22), torch.rand(1, 4, 20, 22)
     terms = objective.terms(a, b, torch.ones(1, 1, 20, 22, dtype=torch.bool))
     assert set(terms) == {"rgba_mse", "rgba_l1", "ssim", "perceptual"}
     torch.testing.assert_close(terms["rgba_mse"], ((a - b) ** 2).mean())
     expected = 2 * terms["rgba_mse"] + 0.5 * terms["rgba_l1"] + 0.1 * terms["ssim"] + 0.25 * terms["perceptual"]
     torch.testing.assert_close(objective.total(terms), expected)
-    assert set(RGBALoss(RGBALosses(perceptual=0.0), None).terms(a, b, torch.ones(1, 1, 20, 22, dtype=torch.bool))) == {"rgba_mse"}
+    assert set(RGBALoss(losses(perceptual=0.0), None).terms(a, b, torch.ones(1, 1, 20, 22, dtype=torch.bool))) == {"rgba_mse"}
 
 
 def test_pixels_outside_of_the_region_count_as_right():
-    objective = RGBALoss(RGBALosses(ssim=0.1, perceptual=0.0), None)
+    objective = RGBALoss(losses(ssim=0.1, perceptual=0.0), None)
     rendered, target = torch.rand(1, 4, 16, 16, requires_grad=True), torch.rand(1, 4, 16, 16)
     region = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     region[..., :5, :5] = True
@@ -72,12 +80,12 @@ def test_pixels_outside_of_the_region_count_as_right():
 
 
 def test_layers_of_a_schedule():
-    settings = NPCRSettings(system_class="NPCR", layers={"0": 1, "20": 4, "30": 2})
+    settings = system_settings("npcr", layers={"0": 1, "20": 4, "30": 2})
     assert [settings.layers_at(epoch) for epoch in (0, 19, 20, 29, 30, 900)] == [1, 1, 4, 4, 2, 2] and settings.most_layers == 4
-    assert NPCRSettings(system_class="NPCR", layers=3).layers_at(7) == 3
+    assert system_settings("npcr", layers=3).layers_at(7) == 3
 
 
 def test_a_missing_network_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError, match="vgg19-dcbb9e9d.pth .*or train without it: system.losses="):
-        RGBALoss(RGBALosses(), None)
+        RGBALoss(losses(), None)

@@ -134,7 +134,7 @@ def test_weights_of_nsff_pl_load_by_their_names(trained, run_nsff, tmp_path):
 
 def test_training_and_hard_sampling_continue(trained, run_nsff, tmp_path):
     saved = load_tensors(trained / LAST, "checkpoint")
-    kept = saved["DataModule"]["pixel_weights"]["weights"]
+    kept = saved["npbgpp"]["pixel_weights"]["weights"]
     assert kept.min() < 0.9 and (kept != 1).float().mean() > 0.2, "pixels that were drawn are weighed"
     again = run_nsff(
         tmp_path,
@@ -145,7 +145,7 @@ def test_training_and_hard_sampling_continue(trained, run_nsff, tmp_path):
     assert after["global_step"] == 82
     assert not torch.equal(weights(trained)["field.nerf_fine.static_sigma.weight"], weights(again)["field.nerf_fine.static_sigma.weight"])
     # two batches change the weights of at most two frames
-    same = (after["DataModule"]["pixel_weights"]["weights"] == kept).flatten(1).all(1)
+    same = (after["npbgpp"]["pixel_weights"]["weights"] == kept).flatten(1).all(1)
     assert same.sum() >= FRAMES - 2
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from npbgpp.data.batches import BatchEpochs
 from torch.utils.data import DataLoader
 
+from npbgpp.data.batches import BatchEpochs
 from npbgpp.data.motion_maps import read_disparity, read_flow, read_static, write_flow
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
+from npbgpp.data.video_sampling import VideoSampling
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff import data as frame_table
-from npbgpp.methods.nsff.data import FrameOrder, PixelWeights, VideoBatch, VideoDataset, VideoSampling
+from npbgpp.methods.nsff.data import FrameOrder, PixelWeights, VideoBatch, VideoDataset
 from npbgpp.methods.nsff.normalisation import video_frame
 from npbgpp.parsers import read_scene
 
@@ -35,8 +36,10 @@ def scene(moving_root: Path) -> Scene:
 
 def rays_of(scene: Scene, indices=None, budget=PLENTY, margin=0, cache=None, **sampling) -> VideoDataset:
     indices = scene.splits["train"] if indices is None else indices
-    settings = {"rays_per_batch": 64, "batches_per_epoch": 40, "seed": 3} | sampling
-    return VideoDataset(scene, indices, video_frame(scene), VideoSampling(**settings), budget, margin, cache)
+    drawn = {"rays_per_batch": 64, "seed": 3}
+    drawn |= {key: sampling.pop(key) for key in tuple(sampling) if key in drawn}
+    settings = VideoSampling(**{"batches_per_epoch": 40} | sampling)
+    return VideoDataset(scene, indices, video_frame(scene), settings, budget, margin, cache, **drawn)
 
 
 def same(one: VideoBatch, other: VideoBatch) -> bool:
@@ -137,7 +140,6 @@ def test_one_frame_follows_itself():
 
 
 def test_epochs_are_as_long_as_published(scene):
-    assert VideoSampling().rays_per_batch == 512
     for width, height, frames, batches in ((512, 288, 30, 4423), (480, 270, 12, 1555)):
         assert width * height * frames // 1000 == batches
     assert len(rays_of(scene, batches_per_epoch=None)) == 48 * 32 * 8 // 1000

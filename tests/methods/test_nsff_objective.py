@@ -11,10 +11,19 @@ from npbgpp.methods.nsff.model import Nsff, NsffSampling, Training
 from npbgpp.methods.nsff.objective import LossSchedule, LossWeights, loss_terms, weighted_means
 from npbgpp.volume.sampling import Rays
 
+from ..helpers.settings import system_settings
 from .moving_camera import MOMENTS, moving_camera
 
 RAYS = 6
 ALL = {"colour", "disparity", "entropy", "cross_entropy", "photometric", "cycle", "least_motion", "spatial_smoothness"}
+
+
+def schedule_of(**changes: object) -> LossSchedule:
+    return replace(system_settings("nsff").loss_schedule, **changes)
+
+
+def weights_of(**changes: float) -> LossWeights:
+    return replace(system_settings("nsff").loss_weights, **changes)
 
 
 def batch(moment: int) -> VideoBatch:
@@ -100,12 +109,12 @@ def test_every_term_reaches_the_field():
 @pytest.mark.parametrize(
     ("schedule", "epoch", "step", "geometry", "cross_entropy"),
     [
-        (LossSchedule(), 0, 900, 1.0, 0.0),
-        (LossSchedule(), 9, 0, 1.0, 0.9),
-        (LossSchedule(), 25, 0, 0.01, 1.0),
-        (LossSchedule(unit="step", geometry_every=1000, cross_entropy_over=500), 99, 250, 1.0, 0.5),
-        (LossSchedule(unit="step", geometry_every=1000, cross_entropy_over=500), 0, 1000, 0.1, 1.0),
-        (LossSchedule(geometry_every=0, cross_entropy_over=0), 50, 0, 1.0, 1.0),
+        (schedule_of(), 0, 900, 1.0, 0.0),
+        (schedule_of(), 9, 0, 1.0, 0.9),
+        (schedule_of(), 25, 0, 0.01, 1.0),
+        (schedule_of(unit="step", geometry_every=1000, cross_entropy_over=500), 99, 250, 1.0, 0.5),
+        (schedule_of(unit="step", geometry_every=1000, cross_entropy_over=500), 0, 1000, 0.1, 1.0),
+        (schedule_of(geometry_every=0, cross_entropy_over=0), 50, 0, 1.0, 1.0),
     ],
 )
 def test_weights_change_with_epochs_or_steps(schedule, epoch, step, geometry, cross_entropy):
@@ -113,17 +122,17 @@ def test_weights_change_with_epochs_or_steps(schedule, epoch, step, geometry, cr
         name: torch.tensor([1.0, 3.0])
         for name in ("colour", "disparity", "coarse_disparity", "flow_forward", "flow_backward", "cross_entropy")
     }
-    found = weighted_means(terms, LossWeights(), schedule, epoch, step, 1.0)
+    found = weighted_means(terms, weights_of(), schedule, epoch, step, 1.0)
     expected = {"colour": 2.0, "disparity": 0.08 * geometry, "coarse_disparity": 0.08 * geometry}
     expected |= {"flow_forward": 0.04 * geometry, "flow_backward": 0.04 * geometry, "cross_entropy": 4e-4 * cross_entropy}
     assert {name: value.item() for name, value in found.items()} == pytest.approx({k: v for k, v in expected.items() if v})
-    largest = weighted_means(terms, LossWeights(), schedule, epoch, step, 0.5)
+    largest = weighted_means(terms, weights_of(), schedule, epoch, step, 0.5)
     assert largest["colour"] == 3.0
 
 
 def test_a_weight_of_zero_switches_a_term_off():
     terms = {"colour": torch.ones(2), "cycle": torch.full((2,), torch.nan)}
-    assert set(weighted_means(terms, LossWeights(cycle=0.0), LossSchedule(), 0, 0, 1.0)) == {"colour"}
+    assert set(weighted_means(terms, weights_of(cycle=0.0), schedule_of(), 0, 0, 1.0)) == {"colour"}
 
 
 # ---------------------------------------------------------------------------------------------------------------- hard pixels

@@ -5,13 +5,15 @@ import math
 import pytest
 import torch
 
-from npbgpp.methods.radiance import OptimizerSettings, optimiser_of, schedule_of
+from npbgpp.methods.radiance import build_optimizer, build_schedule
+
+from ..helpers.settings import system_settings
 
 
 def rates(epochs: int, **changes) -> list[float]:
-    settings = OptimizerSettings(lr=1.0, **changes)
-    optimizer = optimiser_of(settings, [torch.nn.Parameter(torch.zeros(1))])
-    schedule = schedule_of(settings, optimizer, epochs)
+    settings = system_settings("nerf", lr=1.0, **changes)
+    optimizer = build_optimizer(settings, [torch.nn.Parameter(torch.zeros(1))])
+    schedule = build_schedule(settings, optimizer, epochs)
     found = []
     for _ in range(epochs):
         found.append(optimizer.param_groups[0]["lr"])
@@ -33,7 +35,7 @@ def test_schedules():
 @pytest.mark.parametrize("name", ["adam", "sgd", "radam", "ranger"])
 def test_optimisers_descend(name):
     parameter = torch.nn.Parameter(torch.tensor([3.0]))
-    optimizer = optimiser_of(OptimizerSettings(optimizer=name, lr=0.05), [parameter])
+    optimizer = build_optimizer(system_settings("nerf", optimizer=name, lr=0.05), [parameter])
     for _ in range(200):
         optimizer.zero_grad()
         (parameter**2).sum().backward()

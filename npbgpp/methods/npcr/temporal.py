@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -102,6 +102,7 @@ def flicker(pictures: list[Float[Tensor, "c h w"]], depths: list[Float[Tensor, "
     return 255 * total / count
 
 
+@runtime_checkable
 class LayeredMethod(Protocol):
     """A method that draws views as layers of premultiplied colour and opacity: NPCR, as far as the functions below use it."""
 
