@@ -15,12 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from npbgpp.core.config import typed
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
-<<<<<<< HEAD
-from npbgpp.engine.trainer import trainer_plan
-=======
 from npbgpp.engine.run import method_of
-from npbgpp.engine.trainer import TrainerSettings
->>>>>>> 1f1a1b0 (wip)
+from npbgpp.engine.trainer import trainer_plan
 from npbgpp.errors import InputError
 from npbgpp.methods.nerf.system import NerfSettings
 from npbgpp.methods.npbg import NPBGSettings
@@ -156,13 +152,8 @@ def settings_of(config: DictConfig) -> tuple:
     return (
         DatasetSettings.from_config(OmegaConf.to_container(config.datasets, resolve=True), layout_keys()),
         typed(DataloaderSettings, config.dataloader, "dataloader"),
-<<<<<<< HEAD
-        typed(SYSTEMS[system["system_class"]][1], system, "system"),
-        trainer_plan(OmegaConf.to_container(config.trainer, resolve=True)),
-=======
         typed(method_of(config).settings_class, system, "system"),
-        typed(TrainerSettings, trainer, "trainer"),
->>>>>>> 1f1a1b0 (wip)
+        trainer_plan(OmegaConf.to_container(config.trainer, resolve=True)),
     )
 
 
@@ -362,7 +353,7 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_ones_that_do():
 )
 def test_every_setting_can_be_reached_without_a_plus(schema, group, choice):
     """A field of the settings that is in no yaml could be set with +key=value only."""
-    from_trainer = {"accumulate_grad_batches", "gradient_clip_val"} if group == "system" else set()
+    from_trainer = {"accumulate_grad_batches", "gradient_clip_val"} if group == "system" else {"options"}
     assert {f.name for f in dataclasses.fields(schema)} - set(composed(system=choice)[group]) <= from_trainer
 
 

@@ -78,7 +78,7 @@ def test_recorded_images(parity, build, kind):
         torch.testing.assert_close(framing.drawn.R, expected["raster_R_row"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(image, expected["image_not_clamped"], rtol=0, atol=1e-5)
     shown = system.render(cameras, "recorded", raster=True)
-    assert torch.equal(shown.rgb, image.clamp(0, 1)) and shown.mask is None
+    assert torch.equal(shown.rgb, image.clamp(0, 1)) and shown.alpha is None
     torch.testing.assert_close(shown.raster, recorded["raster_rgb"], rtol=0, atol=1e-5)
 
 

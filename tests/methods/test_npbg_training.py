@@ -85,7 +85,7 @@ def test_pictures_show_the_background_where_the_mask_says_so(run_here, monkeypat
 
     def refine(self, framing, visible):
         render = original(self, framing, visible)
-        mask = torch.zeros_like(render.mask)
+        mask = torch.zeros_like(render.alpha)
         mask[..., 16:] = 1.0
         return replace(render, rgb=render.rgb * 0 + 0.25, mask=mask)
 
