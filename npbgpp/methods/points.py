@@ -447,17 +447,8 @@ class PointSystem(ManualOptimizationSystem):
                 if framing.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
                     visible = self.visible(Framing(framing.asked, framing.asked, None), scenes, [Level(1.0)])
                 colours = self.rgb_converter(visible.descriptors)
-from npbgpp.points import (
-    DescriptorStore,
-    FeaturePyramid,
-    RGBConverter,
-    SceneTables,
-    TableState,
-    Visible,
-    cloud_coverage,
-    feature_image,
-    feature_table,
-)
+                picture = feature_image(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
+            return Render(rgb, render.alpha, picture, depths)
 
     def _depths(self, cameras: Cameras, scene: str) -> Float[Tensor, "b 1 h w"]:
         cloud = self.drawn_cloud(scene)
