@@ -30,7 +30,7 @@ _NOISE = (
 def run_composed(config: DictConfig) -> None:
     """Runs a config that Hydra has composed. User errors print one line and exit with code 1."""
     # torch is imported once the command line is accepted
-    from npbgpp.engine.hydra_hooks import note_failure
+    from npbgpp.engine.hydra_hooks import record_failure
     from npbgpp.engine.run import run
 
     runtime = HydraConfig.get().runtime
@@ -43,12 +43,12 @@ def run_composed(config: DictConfig) -> None:
     except (InputError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
             raise
-        if note_failure(error, original_message(error)):
+        if record_failure(error, original_message(error)):
             return
         log.error("%s", original_message(error))
         sys.exit(1)
     except Exception as error:
-        if not note_failure(error, ""):
+        if not record_failure(error, ""):
             raise
 
 

@@ -192,5 +192,5 @@ def test_run_folder_that_cannot_be_made(run_command, tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = run_command(*QUIET, f"hydra.run.dir={tmp_path}/file/run")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"hydra.run.dir={tmp_path}/file/run: expected a folder that can be written" in done.stderr
+    assert f"hydra.run.dir={tmp_path}/file/run: expected a writable folder" in done.stderr
     assert (tmp_path / "file").read_text() == "in the way"

@@ -40,7 +40,7 @@ def test_a_sweep_folder_that_cannot_be_made_ends_before_any_work(run_command, tm
     (tmp_path / "occupied").write_text("a file")
     done = run_command("hydra.sweep.dir=occupied/sweep", "seed=1,2", "-m")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "hydra.sweep.dir=occupied/sweep: expected a folder that can be written" in done.stderr and "HYDRA" not in done.stdout
+    assert "hydra.sweep.dir=occupied/sweep: expected a writable folder" in done.stderr and "HYDRA" not in done.stdout
 
 
 def test_a_run_that_begins_again_forgets_its_failure(tmp_path):

@@ -1,1 +1,1 @@
-"""What happens beside training: pictures, tables, progress. Only train_net.py reaches these."""
+"""Lightning callbacks of a run: evaluation output, costs, progress, checkpoints, preemption."""

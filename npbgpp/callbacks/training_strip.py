@@ -1,4 +1,4 @@
-"""A look into training: what one batch read, what it drew and what it should have drawn, every few hundred batches."""
+"""Images of training batches at regular intervals."""
 
 from pathlib import Path
 from typing import Any
@@ -12,34 +12,32 @@ from npbgpp.methods.base import System
 
 
 class TrainingStrip(Callback):
-    """Writes ``train_images/step<batch>_rank<r>.png``: the pictures of the first item of a batch side by side.
+    """Writes ``train_images/step<batch>_rank<r>.png``: images of the first item of a batch, side by side.
 
-    From left to right: input photos and their features (systems that read photos), the points at every level, the rendering, the photo. Features and
-    points have the colours of the system's RGB converter.
+    From left to right: input photos and their features (systems that read photos), the rasterized points of every level, the rendering, the target photo.
+    Features and points are coloured by the RGB converter of the system.
 
     Args:
-        every_n_batches: batches between two strips, the first one included.
+        every_n_batches: batches between two images, the first batch included.
     """
 
     def __init__(self, every_n_batches: int = 500) -> None:
         self.every_n_batches = every_n_batches
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Asks for pictures when it is time."""
+        """Requests images from the system."""
         assert isinstance(pl_module, System)
         pl_module.wants_pictures = trainer.fit_loop.total_batch_idx % self.every_n_batches == 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Writes the pictures of the batch."""
         assert isinstance(pl_module, System)
-        pictures = pl_module.pictures
-        if not pictures:
+        if not pl_module.pictures:
             return
-        height = max(picture.shape[1] for picture in pictures)
+        height = max(image.shape[1] for image in pl_module.pictures)
         tiles = []
-        for picture in pictures:
-            width = max(1, round(picture.shape[2] * height / picture.shape[1]))
-            tiles.append(interpolate(picture[None], (height, width), mode="nearest")[0].float().cpu())
-        path = Path(trainer.default_root_dir) / "train_images" / f"step{trainer.fit_loop.total_batch_idx}_rank{trainer.global_rank}.png"
-        write_png(path, torch.cat(tiles, 2))
+        for image in pl_module.pictures:
+            width = max(1, round(image.shape[2] * height / image.shape[1]))
+            tiles.append(interpolate(image[None], (height, width), mode="nearest")[0].float().cpu())
+        name = f"step{trainer.fit_loop.total_batch_idx}_rank{trainer.global_rank}.png"
+        write_png(Path(trainer.default_root_dir) / "train_images" / name, torch.cat(tiles, 2))
         pl_module.pictures = ()

@@ -1,6 +1,5 @@
-"""Where relative paths of a config point to. They never depend on the working directory of the process."""
+"""Folders of the installation, and relative paths of a config; neither depends on the working directory of the process."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def project_folder() -> Path:
-    """The folder with ``conf`` and ``example``: the root of a checkout, or the package itself where it was installed from a wheel."""
+    """The folder with ``conf`` and ``example``: the root of a checkout, or the package itself when installed from a wheel."""
     return _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 
 
@@ -24,12 +23,12 @@ def conf_folder() -> Path:
 
 @dataclass(frozen=True)
 class SearchPaths:
-    """Folders that relative paths refer to.
+    """Folders to which relative paths of a config refer.
 
     Attributes:
-        launch: where the command was typed.
-        run: ``hydra.run.dir``; the original's configs name data relative to it (``../../data``).
-        project: see ``project_folder``, for what ships with the code. A path that climbs two folders is taken as relative to a run folder there.
+        launch: folder in which the command was started.
+        run: ``hydra.run.dir``; the configs of the original code give data relative to it (``../../data``).
+        project: see ``project_folder``; for data that ship with the code.
     """
 
     launch: Path
@@ -37,23 +36,19 @@ class SearchPaths:
     project: Path
 
     def existing(self, path: str | Path, key: str) -> Path:
-        """The first of launch, run and project folder below which ``path`` exists. Raises InputError that lists the places looked at."""
+        """The first existing ``path`` below the launch, run and project folder, in this order. Raises InputError that lists the candidates."""
         path = Path(path).expanduser()
-        below_project = self.project.joinpath(*path.parts[2:]) if path.parts[:2] == ("..", "..") else self.project / path
-        tried = [path] if path.is_absolute() else _unique([self.launch / path, self.run / path, below_project])
-        for candidate in tried:
+        # an absolute path replaces the folder that it is joined to
+        candidates = dict.fromkeys((folder / path).resolve() for folder in (self.launch, self.run, self.project))
+        for candidate in candidates:
             if candidate.exists():
-                return candidate.resolve()
-        places = ", ".join(str(p.resolve()) for p in tried)
+                return candidate
+        places = ", ".join(map(str, candidates))
         raise InputError(
-            f"{key}={path}: expected a file or folder that exists, looked at {places}; correct the path or give an absolute one"
+            f"{key}={path}: expected a file or folder that exists, got none at {places}; correct the path or give an absolute one"
         )
 
     def output(self, path: str | Path) -> Path:
-        """Where something named by the user is written: relative to the launch folder, as ``hydra.run.dir`` itself is."""
+        """Resolves a path to write to: relative to the launch folder, as ``hydra.run.dir`` is."""
         path = Path(path).expanduser()
         return path if path.is_absolute() else (self.launch / path).resolve()
-
-
-def _unique(paths: Sequence[Path]) -> list[Path]:
-    return list(dict.fromkeys(p.resolve() for p in paths))

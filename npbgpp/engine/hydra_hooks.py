@@ -1,4 +1,7 @@
-"""Checks the run folder before Hydra makes it, so that a folder that cannot be written ends in one message."""
+"""Hydra callbacks: an early check of the run folder, and sweeps that continue after a failed run and end with a comparison.
+
+Hydra builds these callbacks before it has parsed the command line, so modules that import torch are imported inside of functions.
+"""
 
 import logging
 import os
@@ -17,16 +20,16 @@ from omegaconf import DictConfig
 from npbgpp.compare.runs import FAILURE, read_runs, runs_below
 from npbgpp.errors import InputError
 
+log = logging.getLogger(__name__)
+
 
 class WritableRunFolder(Callback):
-    """Ends the program with one message and exit code 1 when ``hydra.run.dir`` or ``hydra.sweep.dir`` cannot be made or written."""
+    """Ends the program with one message and exit code 1 when ``hydra.run.dir`` or ``hydra.sweep.dir`` cannot be created or written."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra with the composed configuration."""
         _require_writable(Path(config.hydra.run.dir), "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra with the composed configuration of a sweep."""
         _require_writable(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
 
 
@@ -34,63 +37,51 @@ def _require_writable(folder: Path, key: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(4096))  # a full disk takes an empty file
+            probe.write(bytes(4096))  # on a full disk, an empty file can still be created
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        print(f"{key}={folder}: expected a folder that can be written, got {error}; free space or choose another one", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"{key}={folder}: expected a writable folder, got {error}; free space or choose another one")
 
 
-# ----------------------------------------------------------------------
-# Sweeps (``hydra -m``): a run that fails does not end the others, and the table of all runs comes at the end.
-
-
-log = logging.getLogger(__name__)
-
-
-def note_failure(error: Exception, message: str) -> bool:
-    """Keeps in the folder of a run why it failed, when it is one run of a sweep.
+def record_failure(error: Exception, message: str) -> bool:
+    """Writes ``failure.txt`` into the folder of a run that failed, if it is one run of a sweep.
 
     Args:
-        error: what ended the run.
-        message: what to say of it; empty for a mistake of the program, of which the traceback is kept.
+        error: the exception.
+        message: text of the file; empty for a bug, whose traceback is written.
 
     Returns:
-        Whether this is a sweep: the others then go on, the table at the end names the failed ones, and the sweep exits with code 1.
+        Whether this is a sweep. Its other runs then continue, and the sweep exits with code 1.
     """
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return False
-    # here, not above: Hydra makes the callbacks below before it has looked at the command line, and these import torch
     from npbgpp.core.files import write_atomically
 
     text = message or f"{type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}"
     write_atomically(Path(HydraConfig.get().runtime.output_dir) / FAILURE, lambda file: file.write(f"{text}\n".encode()))
-    log.error("this run of the sweep has failed: %s", text)
+    log.error("this run of the sweep failed: %s", text)
     return True
 
 
 class Sweep(Callback):
-    """Before a sweep: its launcher is installed. After it: the table of its runs, and ``compare.html``, ``compare.md`` and ``compare.png`` in its folder."""
+    """Checks the launcher before a sweep; after it, prints the table of its runs and writes ``compare.html``, ``compare.md`` and ``compare.png``."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before anything runs. Exits with code 1 when the package of the launcher is missing."""
+        """Exits with code 1 when the package of the launcher is not installed."""
         package = str(config.hydra.launcher.get("_target_", "")).split(".")[:2]
         if package == ["hydra_plugins", "hydra_submitit_launcher"] and not _installed("submitit", ".".join(package)):
-            launcher = config.hydra.runtime.choices.get("hydra/launcher")
-            print(
-                f"hydra/launcher={launcher}: expected the packages submitit and hydra-submitit-launcher, which are not installed; install them with "
-                "pip install npbgpp[cluster] (from a checkout: pip install -e .[cluster])",
-                file=sys.stderr,
+            sys.exit(
+                f"hydra/launcher={config.hydra.runtime.choices.get('hydra/launcher')}: expected the packages submitit and hydra-submitit-launcher, which are "
+                "not installed; install them with pip install npbgpp[cluster] (from a checkout: pip install -e .[cluster])"
             )
-            sys.exit(1)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra when a run begins: why it failed at another time is of no interest any more."""
+        """Removes the error message of an earlier attempt."""
         (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra where the sweep was started, also when its runs ran elsewhere. Exits with code 1 when a run failed."""
+        """Called in the process that started the sweep, wherever its runs ran. Exits with code 1 when a run failed."""
         from npbgpp.compare.page import write_comparison
 
         folder = Path(config.hydra.sweep.dir).resolve()
@@ -98,16 +89,14 @@ class Sweep(Callback):
             runs = read_runs(runs_below(folder), must_be_evaluated=False)
             write_comparison(runs, folder, f"Sweep {folder.name}")
         except InputError as error:
-            print(f"the runs of the sweep cannot be compared: {error}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(f"the runs of the sweep cannot be compared: {error}")
         failed = [run.name for run in runs if run.failure is not None]
         if failed:
-            print(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; failure.txt in their folders says why", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; see {FAILURE} in their folders")
 
 
 def _installed(*modules: str) -> bool:
     try:
         return all(find_spec(module) is not None for module in modules)
-    except ModuleNotFoundError:  # the package that the module lies in
+    except ModuleNotFoundError:  # of a parent package
         return False

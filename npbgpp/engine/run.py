@@ -20,7 +20,7 @@ from npbgpp.callbacks.evaluation import EvaluationWriter
 from npbgpp.callbacks.preemption import Preemption
 from npbgpp.callbacks.timing import RunCosts, progress_callback
 from npbgpp.core.config import typed
-from npbgpp.core.distributed import together
+from npbgpp.core.distributed import report_lost_process
 from npbgpp.core.paths import SearchPaths
 from npbgpp.core.plugins import METHODS, load_plugin, warn_of_broken_plugins
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
@@ -177,7 +177,7 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
         if not settings.eval_only:
             _fit(trainer, system, data, parts.resume)
         if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
-            with together():
+            with report_lost_process():
                 trainer.test(system, datamodule=data, verbose=False)
     except SIGTERMException:
         (preemption,) = (callback for callback in trainer.callbacks if isinstance(callback, Preemption))  # type: ignore[attr-defined]
@@ -201,7 +201,7 @@ def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None
         data.train_views,
         trainer.default_root_dir,
     )
-    with together():
+    with report_lost_process():
         trainer.fit(system, datamodule=data, ckpt_path=resume)
 
 

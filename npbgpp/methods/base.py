@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from npbgpp.core.distributed import process_count, process_rank, share_buffers
+from npbgpp.core.distributed import process_count, process_rank, broadcast_buffers
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Scene, SceneNormalisation
 from npbgpp.data.batches import BatchDataset
@@ -350,7 +350,7 @@ class System(LightningModule):
 
     # ------------------------------------------------------------- evaluation
     def on_validation_start(self) -> None:
-        share_buffers(self)  # all processes evaluate the same networks
+        broadcast_buffers(self)  # all processes evaluate the same networks
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:  # type: ignore[override]
         """Results of the views of a batch, for callbacks."""
