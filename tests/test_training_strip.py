@@ -1,4 +1,4 @@
-"""Pictures of training: when they are written, and what is on them."""
+"""Images of training batches: when they are written, and what they show."""
 
 import numpy as np
 from PIL import Image
@@ -19,16 +19,8 @@ def test_strips_show_levels_rendering_and_photo(run_here, tiny_root):
     assert 0.1 < white.all(-1).mean() < 0.95  # points on white
 
 
-def test_photos_and_features_come_first(run_here):
-    folder = run_here(
-        *QUIET,
-        "system=npbgpp_sphere",
-        "system/loss_factors=l1_ssim_npbgpp",
-        "system.feature_extractor.pretrained_encoder=false",
-        "datasets.selection_count=2",
-        "system.align_view_images=false",
-        "system.align_during_rendering=false",
-        "datasets.train_num_samples=2",
-    )
+def test_photos_and_features_come_first(run_npbgpp, tmp_path):
+    align = ("system.align_view_images=false", "system.align_during_rendering=false")
+    folder = run_npbgpp(tmp_path, *QUIET, *align, "datasets.selection_count=2", "datasets.train_num_samples=2")
     with Image.open(folder / "train_images" / "step0_rank0.png") as strip:
         assert strip.size == ((2 + 2 + 5 + 2) * 32, 32)
