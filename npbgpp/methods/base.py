@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from npbgpp.core.distributed import process_count, process_rank, broadcast_buffers
+from npbgpp.core.distributed import broadcast_buffers, process_count, process_rank
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Scene, SceneNormalisation
 from npbgpp.data.batches import BatchDataset
