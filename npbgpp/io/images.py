@@ -61,12 +61,11 @@ def depth_range(depth: Float[Tensor, "..."]) -> tuple[float, float]:
     return low, high
 
 
-def depth_colormap(depth: Float[Tensor, "h w"], near: float, far: float) -> Float[Tensor, "3 h w"]:
+def depth_colormap(depth: Float[Tensor, "*s"], near: float, far: float) -> Float[Tensor, "3 *s"]:
     """Depths in the Turbo colour map: red at ``near`` and before, blue at ``far`` and beyond, black where the depth is 0."""
     import cv2
 
-    position = (far - depth) / max(far - near, 1e-12)
-    levels = (position.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-    image = torch.from_numpy(colours).permute(2, 0, 1).float() / 255
-    return torch.where((depth > 0).cpu(), image, 0.0)
+    turbo = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_TURBO).reshape(256, 3)[:, ::-1]
+    position = ((far - depth.cpu()) / max(far - near, 1e-12)).clamp(0, 1)
+    colours = torch.from_numpy(turbo.copy())[(position * 255).round().long()].movedim(-1, 0).float() / 255
+    return torch.where(depth.cpu() > 0, colours, 0.0)

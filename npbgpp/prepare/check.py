@@ -1,6 +1,7 @@
-"""``python -m npbgpp.prepare check scene=<folder>``: prints a report of a scene, warns of problems and draws the cloud over the photos."""
+"""``npbgpp prepare check``: prints a report of a scene, warns of problems, and draws the cloud over the photos."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +14,21 @@ from npbgpp.errors import InputError
 from npbgpp.io import write_png
 from npbgpp.parsers import with_cloud
 from npbgpp.prepare.check_sheet import check_sheet
-from npbgpp.prepare.diagnostics import problems
-from npbgpp.prepare.scene_choice import SceneChoice
-from npbgpp.prepare.scene_report import Findings, axis_name, examine, short
+from npbgpp.prepare.diagnostics import diagnose
+from npbgpp.prepare.scene_report import SceneReport, format_number, inspect_scene, nearest_axis
+from npbgpp.prepare.scene_settings import SceneSettings
 
 log = logging.getLogger("npbgpp.prepare")
 
 
 @dataclass(frozen=True)
-class CheckSettings(SceneChoice):
+class CheckSettings(SceneSettings):
     """Keys of ``check``.
 
     Attributes:
-        near: near plane that training would use (``system.near``), scene units.
-        pictures: how many photos are drawn on; up to 8 are opened.
-        out: folder for the picture.
+        near: near plane of the training (``system.near``), scene units.
+        pictures: number of photos on the contact sheet.
+        out: folder of the contact sheet.
     """
 
     near: float = 1.0
@@ -36,114 +37,101 @@ class CheckSettings(SceneChoice):
 
 
 def check(settings: CheckSettings) -> None:
-    """Says what a scene is and what is wrong with it, and draws its cloud over its photos."""
+    """Prints the report and the diagnostics of a scene and writes its contact sheet. Raises InputError for a scene that cannot be read."""
     if settings.pictures < 1:
         raise InputError(f"pictures: expected at least 1, got {settings.pictures}")
     scene = with_cloud(settings.read(), settings.folder())
     manifest = CloudManifest.read(scene.cloud.path)
-    findings = examine(scene, scene.layout, settings.near, settings.pictures, manifest.used_views if manifest else ())
-    Console().print(table(findings))
-    found = problems(findings)
-    for problem in found:
-        log.warning("problem: %s", problem)
+    report = inspect_scene(scene, settings.near, settings.pictures, manifest.used_views if manifest else ())
+    table = Table("property", "value", title=escape(f"scene {report.scene}"))
+    for name, value in format_report(report):
+        table.add_row(name, escape(value))
+    Console().print(table)
+    problems = diagnose(report)
+    for message in problems.values():
+        log.warning("problem: %s", message)
     path = settings.out / f"{scene.name}.png"
-    write_png(path, check_sheet(scene, findings))
-    log.info("%s; cloud over photos and cameras from above: %s", f"{len(found)} problems" if found else "nothing is wrong", path)
+    write_png(path, check_sheet(scene, report))
+    log.info("%s; contact sheet: %s", f"{len(problems)} problems" if problems else "no problems", path)
 
 
-def rows(f: Findings) -> list[tuple[str, str]]:
-    """What was looked at, and what was found."""
+def format_report(report: SceneReport) -> list[tuple[str, str]]:
+    """(property, value) of each line of the printed report."""
     return [
-        ("scene", f"{f.scene}, read as {f.layout}"),
-        *_of_views(f),
-        *_of_cameras(f),
-        *_of_cloud(f),
-        *_of_points_per_view(f),
-        *_of_notes(f),
+        ("scene", f"{report.scene}, read as {report.layout}"),
+        *_image_rows(report),
+        *_camera_rows(report),
+        *_cloud_rows(report),
+        *_projection_rows(report),
+        *(("note", note) for note in report.notes),
     ]
 
 
-def table(f: Findings) -> Table:
-    """``rows`` as a table."""
-    drawn = Table("what", "found", title=escape(f"scene {f.scene}"))
-    for what, found in rows(f):
-        drawn.add_row(what, escape(found))
-    return drawn
-
-
-def _of_views(f: Findings) -> list[tuple[str, str]]:
-    unused = f.count(None)
-    counts = f"{len(f.views)}: {f.count('train')} training, {f.count('val')} validation, {f.count('test')} test" + (
-        f", {unused} unused" if unused else ""
-    )
-    sizes = ", ".join(f"{width}x{height} ({count} views)" for (height, width), count in f.sizes)
-    lenses = ", ".join(f"{model} ({count} views)" for model, count in f.lenses)
+def _image_rows(r: SceneReport) -> list[tuple[str, str]]:
+    unused = f", {r.count(None)} unused" if r.count(None) else ""
+    sizes = ", ".join(f"{width}x{height} ({count} views)" for (height, width), count in r.sizes)
+    lenses = ", ".join(f"{model} ({count} views)" for model, count in r.lenses)
     return [
-        ("views", counts),
-        ("image sizes", sizes + (f"; {f.resized} photos are resampled to them" if f.resized else "")),
-        ("masks", f"{f.masks} views" if f.masks else "none"),
-        ("lenses", f"{lenses}: distortion is taken out when photos are read" if lenses else "pinhole, photos are taken as they are"),
+        ("views", f"{len(r.views)}: {r.count('train')} training, {r.count('val')} validation, {r.count('test')} test{unused}"),
+        ("image sizes", sizes + (f"; {r.resized} photos are resampled" if r.resized else "")),
+        ("masks", f"{r.masks} views" if r.masks else "none"),
+        ("lenses", f"{lenses}, undistorted when photos are read" if lenses else "pinhole"),
     ]
 
 
-def _of_cameras(f: Findings) -> list[tuple[str, str]]:
-    cameras = f.cameras
-    low, high = cameras.field_of_view
-    view = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
-    up = "no common direction" if cameras.up is None else f"{_coordinates(cameras.up)}, nearest to {axis_name(cameras.up)}"
+def _camera_rows(r: SceneReport) -> list[tuple[str, str]]:
+    cameras = r.cameras
+    low, high = (f"{angle:.1f}" for angle in cameras.field_of_view)
+    up = "no common direction" if cameras.up is None else f"{_coordinates(cameras.up)}, nearest to {nearest_axis(cameras.up)}"
     relative = f" ({cameras.baseline / cameras.distance:.2g} of the distance)" if cameras.distance > 0 else ""
     return [
-        ("field of view", f"{view} degrees wide"),
+        ("horizontal field of view", f"{low if low == high else f'{low} to {high}'} degrees"),
         ("camera centres", f"{_coordinates(cameras.low)} to {_coordinates(cameras.high)}"),
-        ("distance to the cloud", f"median {short(cameras.distance)}, from the middle of the cloud {_coordinates(f.cloud.middle)}"),
-        ("neighbouring cameras", f"median {cameras.angle:.1f} degrees and {short(cameras.baseline)} apart{relative}"),
-        ("up in the photos", up),
+        ("distance to the cloud", f"median {format_number(cameras.distance)}, to the median point {_coordinates(r.cloud.median)}"),
+        ("neighbouring cameras", f"median {cameras.angle:.1f} degrees and {format_number(cameras.baseline)} apart{relative}"),
+        ("up direction", up),
     ]
 
 
-def _of_cloud(f: Findings) -> list[tuple[str, str]]:
-    cloud = f.cloud
-    colours = "with colours" if cloud.coloured else "without colours"
-    carried = " (came with the poses)" if cloud.carried else ""
-    agreement = "not compared"
-    if f.colours is not None:
-        agreement = (
-            f"differ by {f.colours.at:.3f} where points fall, by {f.colours.beside:.3f} {f.colours.step} pixels beside: ratio {f.colours.ratio:.2f} "
-            f"({f.colours.pairs} pixels of {len(f.photos)} photos)"
+def _cloud_rows(r: SceneReport) -> list[tuple[str, str]]:
+    cloud, consistency = r.cloud, "not compared"
+    if r.colours is not None:
+        consistency = (
+            f"difference {r.colours.at:.3f} at the projection, {r.colours.beside:.3f} at {r.colours.shift} pixels beside it: ratio {r.colours.ratio:.2f} "
+            f"({r.colours.pairs} pixels of {len(r.photos)} photos)"
         )
+    origin = " (from the reconstruction)" if cloud.from_reconstruction else ""
+    colours = "with colours" if cloud.coloured else "without colours"
     return [
-        ("cloud", f"{cloud.path.name}{carried}: {cloud.points} points {colours}, {100 * cloud.unseen:.1f} % of them in no image"),
+        ("cloud", f"{cloud.path.name}{origin}: {cloud.points} points {colours}, {100 * cloud.unseen:.1f} % outside of every image"),
         ("extent of the cloud", f"{_coordinates(cloud.low)} to {_coordinates(cloud.high)}"),
-        ("colours against photos", agreement),
+        ("colours against photos", consistency),
     ]
 
 
-def _of_points_per_view(f: Findings) -> list[tuple[str, str]]:
-    shown = sorted(f.views, key=lambda view: view.shown)
-    fewest, middle, most = shown[0], shown[len(shown) // 2], shown[-1]
-    covered = sorted(view.visible / view.cells for view in f.views)
-    nearest = [view.nearest for view in f.views if view.nearest is not None]
-    sampled = f" (estimated from {f.cloud.examined} points)" if f.cloud.examined < f.cloud.points else ""
-    near = f"{f.near:g}: {100 * f.before_near:.1f} % of the points in the images are at or before it"
-    if f.suggested_near is not None:
-        near += f"; {f.suggested_near:g} would drop next to none"
-    depths = "no point in any image"
-    if nearest and f.cameras.depth is not None:
-        depths = f"nearest {short(min(nearest))}, median {short(f.cameras.depth)}"
+def _projection_rows(r: SceneReport) -> list[tuple[str, str]]:
+    ordered = sorted(r.views, key=lambda view: view.beyond_near)
+    fewest, median, most = ordered[0], ordered[len(ordered) // 2], ordered[-1]
+    covered = sorted(100 * view.covered_cells / view.cells for view in r.views)
+    min_depths = [view.min_depth for view in r.views if view.min_depth is not None]
+    sampled = f" (estimated from {r.cloud.sampled} points)" if r.cloud.sampled < r.cloud.points else ""
+    depths = "no points in any image"
+    if min_depths and r.cameras.depth is not None:
+        depths = f"minimum {format_number(min(min_depths))}, median {format_number(r.cameras.depth)}"
+    suggested = f"; {r.suggested_near:g} would clip almost none" if r.suggested_near is not None else ""
     return [
-        ("points per view", f"{fewest.shown} ({fewest.name}) to {most.shown} ({most.name}), median {middle.shown}{sampled}"),
         (
-            "covered by points",
-            f"{100 * covered[0]:.0f} to {100 * covered[-1]:.0f} % of the cells of 8x8 pixels, median {100 * covered[len(covered) // 2]:.0f} %",
+            "points per view",
+            f"{fewest.beyond_near} ({fewest.name}) to {most.beyond_near} ({most.name}), median {median.beyond_near}{sampled}",
+        ),
+        (
+            "image coverage",
+            f"{covered[0]:.0f} to {covered[-1]:.0f} % of the cells of 8x8 pixels contain a point, median {covered[len(covered) // 2]:.0f} %",
         ),
         ("depth of the points", depths),
-        ("near plane", near),
+        ("near plane", f"{r.near:g} clips {100 * r.clipped:.1f} % of the points in the images{suggested}"),
     ]
 
 
-def _of_notes(f: Findings) -> list[tuple[str, str]]:
-    return [("note", note) for note in f.notes]
-
-
-def _coordinates(numbers: tuple[float, ...]) -> str:
-    return "(" + ", ".join(short(number) for number in numbers) + ")"
+def _coordinates(numbers: Sequence[float]) -> str:
+    return "(" + ", ".join(format_number(number) for number in numbers) + ")"

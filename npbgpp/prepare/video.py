@@ -19,7 +19,7 @@ from npbgpp.data import DECODER_ERRORS, CloudFile, Scene, common_size, find_mode
 from npbgpp.errors import InputError
 from npbgpp.io import SheetRow, contact_sheet, write_png
 from npbgpp.parsers.monocular import parse_monocular, undistorted_model
-from npbgpp.prepare.check_sheet import dots, reduced
+from npbgpp.prepare.check_sheet import draw_points, thumbnail
 from npbgpp.prepare.video_maps import dis, mask_rcnn, network_disparity, raft, sparse_disparity, static_mask, stretched
 from npbgpp.prepare.video_poses import mask_of, reconstruct
 
@@ -59,8 +59,8 @@ def directions(path: Path) -> Float[Tensor, "3 h w"]:
 
 def points(scene: Scene, k: int) -> Float[Tensor, "3 h w"]:
     """Points of the model over a frame, red near, blue far; the frame alone where the poses came without points."""
-    camera, photo = reduced(scene.views[k])
-    return photo if scene.carried_points is None else dots(photo, camera, scene.cloud.read().xyz, _NEAR)
+    camera, photo = thumbnail(scene.views[k])
+    return photo if scene.carried_points is None else draw_points(photo, camera, scene.cloud.read().xyz, _NEAR)
 
 
 def write_preview(

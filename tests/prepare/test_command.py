@@ -1,11 +1,10 @@
-"""``python -m npbgpp.prepare``: what it prints and writes, the clouds that training then uses, and one message when something is wrong."""
+"""``npbgpp prepare check`` and ``cloud``: printed reports, written clouds and manifests, refusals."""
 
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,143 +14,109 @@ from npbgpp.data.point_files import CloudManifest
 from npbgpp.geometry.point_cloud import read_ply
 from npbgpp.prepare.__main__ import main
 
+from ..helpers.balls import surface_distance, wrong_colour_fraction
 from ..helpers.layouts import colmap, dtu, h3ds, llff, npbg, scannet_raw
-from ..helpers.scenes import COLOURS, POINTS, RADIUS
 
 SIZE = (96, 128)
 
 
 @pytest.fixture
 def prepare(monkeypatch, tmp_path, capsys, caplog) -> Callable[..., str]:
-    """Runs the command in this process, in a folder of its own; returns what it printed."""
+    """Runs the command in this process, in a folder of its own; returns its output."""
     caplog.set_level(logging.INFO)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
 
-    def go(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["prepare", *words])
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
         caplog.clear()
         main()
         return " ".join((capsys.readouterr().out + " " + caplog.text).split())
 
-    return go
+    return run
 
 
-def refused(prepare, *words: str) -> str:
+def refused(prepare, *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        prepare(*words)
+        prepare(*arguments)
     message = str(caught.value.code)
     assert message.startswith("error: ") and "\n" not in message.strip()
     return message
 
 
-def assert_on_the_balls(path: Path, tolerance: float) -> None:
-    """Points lie on the surfaces of the drawn balls, all of which have some, in their colours."""
-    cloud = read_ply(path)
-    offset = cloud.xyz[:, None] - torch.from_numpy(POINTS).float()
-    nearest = offset.norm(dim=2).min(1)
-    assert (nearest.values - RADIUS).abs().median() < tolerance
-    for k, colour in enumerate(COLOURS):
-        own = cloud.rgb[nearest.indices == k].float()
-        assert len(own) >= 20 and (own.median(0).values - torch.tensor(colour).float()).abs().max() < 60
-
-
-def test_a_good_scene(prepare, tmp_path):
+# ------------------------------------------------------------------ check
+def test_check_of_a_good_scene(prepare, tmp_path):
     colmap.write(tmp_path / "scene", 12, SIZE)
-    said = prepare("check", "scene=scene")
-    assert "scene, read as colmap" in said and "12: 10 training, 1 validation, 1 test" in said and "128x96 (12 views)" in said
-    assert "400 points with colours" in said and "check/scene.png" in said and "problem" not in said
-    with Image.open(tmp_path / "check" / "scene.png") as picture:
-        assert picture.width > 500 and picture.height > 4 * 150
+    output = prepare("check", "scene=scene")
+    assert "scene, read as colmap" in output and "12: 10 training, 1 validation, 1 test" in output and "128x96 (12 views)" in output
+    assert "400 points" in output and "check/scene.png" in output and "problem:" not in output
+    with Image.open(tmp_path / "check" / "scene.png") as sheet:
+        assert sheet.width > 500 and sheet.height > 4 * 150
 
 
-def test_what_is_wrong_is_said(prepare, tmp_path):
-    dtu.write(tmp_path / "scene", 10, SIZE)
-    said = prepare("check", "scene=scene", "near=2.95", "pictures=1", "out=here")
-    assert "problem: " in said and "system.near=" in said and (tmp_path / "here" / "scene.png").is_file()
+def test_check_prints_problems_and_square_brackets(prepare, tmp_path):
+    dtu.write(tmp_path / "my[red]", 10, SIZE)
+    output = prepare("check", "scene=my[red]", "near=2.95", "pictures=1", "out=here")
+    assert "problem: " in output and "system.near=" in output and (tmp_path / "here" / "my[red].png").is_file()
+    assert "my[red], read as dtu" in output  # would be a colour in rich's markup
 
 
-def test_a_scene_that_cannot_be_read(prepare, tmp_path):
-    dtu.write(tmp_path / "scene", 4)
-    (tmp_path / "scene" / "cameras.npz").write_bytes(b"PK")
-    assert "cameras.npz" in refused(prepare, "check", "scene=scene")
-
-
-@pytest.mark.parametrize(
-    ("write", "method", "tolerance"),
-    [(scannet_raw.write, "depth", 0.01), (dtu.write, "hull", 0.03), (colmap.write, "sparse", 0.002), (llff.write, None, 0.0)],
-)
-def test_the_cloud_of_a_scene(prepare, tmp_path, write, method, tolerance):
-    write(tmp_path / "scene", 16, SIZE)
-    words = ("cloud", "scene=scene", "pc_name=made.ply", "val_indices=[1]", "holdout_indices=[0,4,9]")
-    if method is None:
-        assert "neither depth maps" in refused(prepare, *words) and "COLMAP" in refused(prepare, *words)
-        return
-    said = prepare(*words)
-    assert f"{method} from 12 training views of 16" in said and "made.ply" in said
-    assert_on_the_balls(tmp_path / "scene" / "made.ply", tolerance)
-    manifest = CloudManifest.read(tmp_path / "scene" / "made.ply")
-    assert manifest is not None and manifest.method == method and manifest.describes(tmp_path / "scene" / "made.ply")
-    assert len(manifest.used_views) == 12 and len(manifest.held_out_views) == 4
-    assert manifest.command.endswith("prepare cloud scene=scene pc_name=made.ply 'val_indices=[1]' 'holdout_indices=[0,4,9]'")
-
-
-@pytest.mark.parametrize(("write", "photos"), [(scannet_raw.write, "color"), (dtu.write, "image"), (colmap.write, "images")])
-def test_held_out_photos_are_never_opened(prepare, tmp_path, write, photos):
-    write(tmp_path / "scene", 12, SIZE)
-    words = ("cloud", "scene=scene", "pc_name=made.ply", "val_indices=[]", "holdout_indices=[0,3,7]", "overwrite=true")
-    prepare(*words)
-    first = read_ply(tmp_path / "scene" / "made.ply")
-    files = sorted((tmp_path / "scene" / photos).iterdir(), key=lambda p: int("".join(c for c in p.stem if c.isdigit())))
-    for k in (0, 3, 7):  # headers stay: parsers read sizes from them
-        content = files[k].read_bytes()
-        files[k].write_bytes(content[: max(len(content) // 3, 700)])
-    prepare(*words)
-    again = read_ply(tmp_path / "scene" / "made.ply")
-    assert torch.equal(first.xyz, again.xyz) and torch.equal(first.rgb, again.rgb)
-
-
-def test_a_hull_of_a_chosen_size(prepare, tmp_path):
-    dtu.write(tmp_path / "scene", 12, SIZE)
-    prepare("cloud", "scene=scene", "method=hull", "count=3000", "pc_name=hull.ply")
-    assert 1500 < len(read_ply(tmp_path / "scene" / "hull.ply")) < 6000
-
-
-def test_thinned_out(prepare, tmp_path):
-    scannet_raw.write(tmp_path / "scene", 12, SIZE)
-    prepare("cloud", "scene=scene", "pc_name=full2.ply")
-    all_points = len(read_ply(tmp_path / "scene" / "full2.ply"))
-    prepare("cloud", "scene=scene", "source=full2.ply", "voxel=0.2", "pc_name=coarse.ply")
-    prepare("cloud", "scene=scene", "source=full2.ply", "count=50", "pc_name=few.ply")
-    coarse, few = (read_ply(tmp_path / "scene" / name) for name in ("coarse.ply", "few.ply"))
-    assert 10 < len(coarse) < all_points / 2 and len(few) == 50
-    origin, manifest = (CloudManifest.read(tmp_path / "scene" / name) for name in ("full2.ply", "few.ply"))
-    assert manifest.method == "decimate" and manifest.used_views == origin.used_views
-    prepare("cloud", "scene=scene", "source=full.ply", "count=50", "pc_name=unknown.ply")  # nobody knows what this one was made from
-    unknown = CloudManifest.read(tmp_path / "scene" / "unknown.ply")
-    assert unknown.used_views == unknown.held_out_views == ()
-
-
-def test_nothing_is_replaced_unasked(prepare, tmp_path):
-    dtu.write(tmp_path / "scene", 10, SIZE)
-    cloud = tmp_path / "scene" / "mvs_pc.ply"
-    before = cloud.read_bytes()
-    assert "overwrite=true" in refused(prepare, "cloud", "scene=scene") and cloud.read_bytes() == before
-    assert not cloud.with_suffix(".json").exists()
-    prepare("cloud", "scene=scene", "overwrite=true", "count=2000")
-    assert cloud.read_bytes() != before and json.loads(cloud.with_suffix(".json").read_text())["method"] == "hull"
-
-
-def test_heads_have_the_views_that_training_takes(prepare, tmp_path):
+def test_check_uses_the_published_views_of_h3ds(prepare, tmp_path):
     h3ds.write(tmp_path / "5ae021f2805c0854", 69, (32, 32))
     assert "32: 22 training, 4 validation, 6 test" in prepare("check", "scene=5ae021f2805c0854", "pictures=1")
 
 
-def test_what_cannot_be_written_leaves_the_cloud(prepare, tmp_path, monkeypatch):
-    """A full disk, and a file of another kind where the manifest goes."""
+def test_check_of_a_scene_in_a_paths_file(prepare, tmp_path):
+    npbg.write(tmp_path / "npbg", 10, SIZE, paths=True)
+    (paths,) = [p for p in (tmp_path / "npbg").glob("*.yaml") if p.name != "scene.yaml"]
+    output = prepare("check", "scene=ball", f"paths_file={paths}", "layout=npbg")
+    assert "ball, read as npbg" in output and (tmp_path / "check" / "ball.png").is_file()
+
+
+# ------------------------------------------------------------------ cloud
+@pytest.mark.parametrize(
+    ("write", "photos", "method", "tolerance"),
+    [(scannet_raw.write, "color", "depth", 0.01), (dtu.write, "image", "hull", 0.03), (colmap.write, "images", "sparse", 0.002)],
+    ids=["depth", "hull", "sparse"],
+)
+def test_cloud_is_made_from_the_training_views(prepare, tmp_path, write, photos, method, tolerance):
+    """Unreadable photos of the other views do not matter."""
+    write(tmp_path / "scene", 16, SIZE)
+    files = sorted((tmp_path / "scene" / photos).iterdir(), key=lambda p: int("".join(c for c in p.stem if c.isdigit())))
+    for k in (0, 1, 4, 9):  # headers stay: parsers read sizes from them
+        content = files[k].read_bytes()
+        files[k].write_bytes(content[: max(len(content) // 3, 700)])
+    output = prepare("cloud", "scene=scene", "pc_name=made.ply", "val_indices=[1]", "holdout_indices=[0,4,9]")
+    assert f"{method} from 12 training views of 16" in output and "made.ply" in output
+    cloud, path = read_ply(tmp_path / "scene" / "made.ply"), tmp_path / "scene" / "made.ply"
+    distance, ball = surface_distance(cloud.xyz)
+    assert distance.abs().median() < tolerance and torch.bincount(ball, minlength=4).min() >= 20
+    assert wrong_colour_fraction(cloud.rgb, ball) < 0.3
+    manifest = CloudManifest.read(path)
+    assert manifest is not None and manifest.method == method and manifest.describes(path)
+    assert len(manifest.used_views) == 12 and len(manifest.held_out_views) == 4
+    assert manifest.command.endswith("prepare cloud scene=scene pc_name=made.ply 'val_indices=[1]' 'holdout_indices=[0,4,9]'")
+
+
+def test_decimated_cloud_keeps_the_views_of_its_source(prepare, tmp_path):
+    scannet_raw.write(tmp_path / "scene", 12, SIZE)
+    prepare("cloud", "scene=scene", "pc_name=fused.ply")
+    prepare("cloud", "scene=scene", "source=fused.ply", "voxel=0.2", "pc_name=coarse.ply")
+    prepare("cloud", "scene=scene", "source=fused.ply", "count=50", "pc_name=few.ply")
+    fused, coarse, few = (read_ply(tmp_path / "scene" / name) for name in ("fused.ply", "coarse.ply", "few.ply"))
+    assert 10 < len(coarse) < len(fused) / 2 and len(few) == 50
+    origin, manifest = (CloudManifest.read(tmp_path / "scene" / name) for name in ("fused.ply", "few.ply"))
+    assert manifest.method == "decimate" and manifest.used_views == origin.used_views
+    prepare("cloud", "scene=scene", "source=full.ply", "count=50", "pc_name=unknown.ply")  # a source without a manifest
+    unknown = CloudManifest.read(tmp_path / "scene" / "unknown.ply")
+    assert unknown.used_views == unknown.held_out_views == ()
+
+
+def test_existing_clouds_are_kept_or_replaced_as_a_whole(prepare, tmp_path, monkeypatch):
     dtu.write(tmp_path / "scene", 10, SIZE)
     cloud = tmp_path / "scene" / "mvs_pc.ply"
-    before = cloud.read_bytes()
+    manifest, before = cloud.with_suffix(".json"), cloud.read_bytes()
+    assert "overwrite=true" in refused(prepare, "cloud", "scene=scene") and not manifest.exists()
 
     def full(path, points):
         path.write_bytes(b"ply")
@@ -160,47 +125,51 @@ def test_what_cannot_be_written_leaves_the_cloud(prepare, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("npbgpp.prepare.cloud.write_ply", full)
         assert "No space left" in refused(prepare, "cloud", "scene=scene", "overwrite=true", "count=500")
-    cloud.with_suffix(".json").write_text('{"frames": []}')
+    manifest.write_text('{"frames": []}')  # another file with the name of the manifest
     assert "mvs_pc.json" in refused(prepare, "cloud", "scene=scene", "overwrite=true", "count=500")
-    assert cloud.read_bytes() == before and cloud.with_suffix(".json").read_text() == '{"frames": []}'
+    assert cloud.read_bytes() == before and manifest.read_text() == '{"frames": []}'
     assert sorted(p.name for p in (tmp_path / "scene").iterdir() if p.is_file()) == ["cameras.npz", "mvs_pc.json", "mvs_pc.ply"]
+    manifest.unlink()
+    prepare("cloud", "scene=scene", "overwrite=true", "count=3000")
+    assert cloud.read_bytes() != before and 1500 < len(read_ply(cloud)) < 6000
+    assert json.loads(manifest.read_text())["method"] == "hull"
 
 
-def test_scenes_of_a_paths_file(prepare, tmp_path):
-    npbg.write(tmp_path / "npbg", 10, SIZE, paths=True)
-    (paths,) = [p for p in (tmp_path / "npbg").glob("*.yaml") if p.name != "scene.yaml"]
-    said = prepare("check", "scene=ball", f"paths_file={paths}", "layout=npbg")
-    assert "ball, read as npbg" in said and (tmp_path / "check" / "ball.png").is_file()
-
-
+# ------------------------------------------------------------------ refusals
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
-        (("check", "scene=nowhere"), ["nowhere", "folder"]),
-        (("check",), ["scene", "nothing"]),
-        (("check", "scene"), ["scene", "key=value"]),
-        (("check", "scene=scene", "neer=3"), ["neer", "near"]),
-        (("check", "scene=scene", "pictures=0"), ["pictures", "0"]),
-        (("check", "scene=scene", "layout=colmap"), ["scene", "COLMAP"]),
-        (("check", "scene=scene", "pc_name=other.ply"), ["other.ply", "mvs_pc.ply", "prepare cloud"]),
-        (("cloud", "scene=scene", "pc_name=a.ply", "method=magic"), ["method", "magic", "hull"]),
-        (("cloud", "scene=scene", "pc_name=a.ply", "method=depth"), ["depth maps"]),
-        (("cloud", "scene=scene", "pc_name=a.ply", "count=0"), ["count", "0"]),
-        (("cloud", "scene=scene", "pc_name=a.ply", "holdout_indices=every:1"), ["holdout_indices", "every:1"]),
-        (("cloud", "scene=scene", "pc_name=a.ply", "source=none.ply"), ["none.ply"]),
+        ("check scene=nowhere", ["nowhere", "folder"]),
+        ("check", ["scene", "nothing"]),
+        ("check scene", ["scene", "key=value"]),
+        ("check scene=scene neer=3", ["neer", "near"]),
+        ("check scene=scene pictures=0", ["pictures", "0"]),
+        ("check scene=scene layout=colmap", ["scene", "COLMAP"]),
+        ("check scene=scene pc_name=other.ply", ["other.ply", "mvs_pc.ply", "prepare cloud"]),
+        ("check scene=damaged", ["cameras.npz"]),
+        ("cloud scene=llff pc_name=a.ply", ["llff", "depth maps", "COLMAP", "source=<file>"]),
+        ("cloud scene=scene pc_name=a.ply method=magic", ["method", "magic", "hull"]),
+        ("cloud scene=scene pc_name=a.ply method=depth", ["depth maps"]),
+        ("cloud scene=scene pc_name=a.ply count=0", ["count", "0"]),
+        ("cloud scene=scene pc_name=a.ply voxel=0", ["voxel", "0"]),
+        ("cloud scene=scene pc_name=a.ply holdout_indices=every:1", ["holdout_indices", "every:1"]),
+        ("cloud scene=scene pc_name=a.ply source=none.ply", ["none.ply"]),
     ],
 )
-def test_one_message(prepare, tmp_path, words, expected):
-    dtu.write(tmp_path / "scene", 6)
-    message = refused(prepare, *words)
+def test_refusals(prepare, tmp_path, arguments, expected):
+    for name in ("scene", "damaged"):
+        dtu.write(tmp_path / name, 6)
+    (tmp_path / "damaged" / "cameras.npz").write_bytes(b"PK")
+    llff.write(tmp_path / "llff", 6)
+    message = refused(prepare, *arguments.split())
     assert all(word in message for word in expected), message
-    assert not (tmp_path / "scene" / "a.ply").exists()
+    assert not list(tmp_path.rglob("a.ply"))
 
 
-def test_as_a_user_types_it(tmp_path):
-    """A process of its own: usage without arguments, exit code 1 and one line for a mistake."""
+def test_command_line(tmp_path):
+    """Usage without arguments; a user error is one line and exit code 1."""
     command = [sys.executable, "-m", "npbgpp.prepare"]
-    usage = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    usage = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert usage.returncode == 1 and "check|cloud|llff scene=<folder>" in usage.stderr and "holdout_indices" in usage.stderr
-    wrong = subprocess.run([*command, "check", "scene=nowhere"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    wrong = subprocess.run([*command, "check", "scene=nowhere"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: scene=nowhere") and wrong.stderr.count("\n") == 1
