@@ -103,7 +103,7 @@ class EvaluationWriter(Callback):
             rows = self._rows.setdefault(result.dataset, [])
             rendered, target = self._turned(result.rendered), self._turned(result.target)
             raster = None if result.raster is None else self._turned(result.raster)
-            rows.append(EvaluationRow(result.view, target, rendered, raster, result.scores))
+            rows.append(EvaluationRow(f"{result.view}: {format_scores(result.scores)}", target, rendered, raster))
             if len(rows) > 8 * _SHEET_ROWS:  # thin out, so that a long evaluation does not keep every image
                 self._rows[result.dataset] = rows[::2]
             if self.save_images:
@@ -249,3 +249,9 @@ def _described(scores: Mapping[str, Any]) -> Iterator[str]:
 
 def _mean(numbers: Sequence[float]) -> float:
     return math.fsum(numbers) / len(numbers)
+
+
+def format_scores(scores: ImageScores) -> str:
+    """Scores on one line."""
+    lpips = "" if scores.lpips is None else f", LPIPS {scores.lpips:.3f}"
+    return f"PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.3f}{lpips}"

@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from npbgpp.io.images import to_pil
-from npbgpp.metrics import ImageScores
 
 ERROR_RANGE = 0.25  # absolute difference drawn as white
 _TILE_WIDTH = 256
@@ -55,30 +54,22 @@ def contact_sheet(title: str, columns: Sequence[str], rows: Sequence[SheetRow]) 
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One evaluated view; images in [0, 1] on the CPU. ``raster`` shows the points alone."""
+    """One evaluated view above a caption; images in [0, 1] on the CPU. ``raster`` shows the points alone."""
 
-    view: str
+    caption: str
     target: Float[Tensor, "3 h w"]
     rendered: Float[Tensor, "3 h w"]
     raster: Float[Tensor, "3 h w"] | None
-    scores: ImageScores
 
 
 def evaluation_sheet(title: str, rows: Sequence[EvaluationRow]) -> Image.Image:
     """The contact sheet of an evaluation: ground truth, rendering, points and error of each view. ``rows`` must not be empty."""
     columns = ("ground truth", "rendering", "points", f"error (white: {ERROR_RANGE:g} or more)")
-    images = [(row.target, row.rendered, row.raster, error_map(row.rendered, row.target)) for row in rows]
-    captions = [f"{row.view}: {format_scores(row.scores)}" for row in rows]
-    return contact_sheet(title, columns, [SheetRow(*pair) for pair in zip(captions, images, strict=True)])
+    tiles = [SheetRow(row.caption, (row.target, row.rendered, row.raster, error_map(row.rendered, row.target))) for row in rows]
+    return contact_sheet(title, columns, tiles)
 
 
 def error_map(rendered: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
     """Mean absolute difference over the channels, from black (0) over red and yellow to white (ERROR_RANGE or more)."""
     heat = (rendered - target).abs().mean(0) / ERROR_RANGE
     return torch.stack([(3 * heat - k).clamp(0, 1) for k in range(3)])
-
-
-def format_scores(scores: ImageScores) -> str:
-    """Scores on one line."""
-    lpips = "" if scores.lpips is None else f", LPIPS {scores.lpips:.3f}"
-    return f"PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.3f}{lpips}"

@@ -47,7 +47,8 @@ class VideoWriter:
         try:
             yield
         except OSError as error:
-            self._part.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
             raise InputError(f"{self.path}: cannot be written ({error}); free space, or choose another folder") from error
 
     def append(self, frame: Float[Tensor, "3 h w"]) -> None:

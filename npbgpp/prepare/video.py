@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.utils import flow_to_image
 
 from npbgpp.data import DECODER_ERRORS, CloudFile, Scene, common_size, find_models, numbered_images, read_flow, read_numbers, write_flow
 from npbgpp.errors import InputError
@@ -54,6 +53,8 @@ def grey(path: Path) -> Float[Tensor, "3 h w"]:
 
 def directions(path: Path) -> Float[Tensor, "3 h w"]:
     """Flow by the usual wheel of colours: none is white."""
+    from torchvision.utils import flow_to_image  # slow to import
+
     return flow_to_image(torch.from_numpy(read_flow(path)).permute(2, 0, 1)).float() / 255
 
 
