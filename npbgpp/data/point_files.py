@@ -114,10 +114,10 @@ class CloudFile:
         if self.n_point is not None and self.n_point < len(cloud):
             generator = torch.Generator().manual_seed(_SUBSAMPLE_SEED)
             keep = torch.randperm(len(cloud), generator=generator)[: self.n_point]
-            cloud = PointCloud(cloud.xyz[keep], None if cloud.rgb is None else cloud.rgb[keep])
+            cloud = PointCloud(cloud.xyz[keep], None if cloud.rgb_u8 is None else cloud.rgb_u8[keep])
         if self.noise_sigma:
             generator = torch.Generator().manual_seed(_SUBSAMPLE_SEED)
-            cloud = PointCloud(cloud.xyz + self.noise_sigma * torch.randn(cloud.xyz.shape, generator=generator), cloud.rgb)
+            cloud = PointCloud(cloud.xyz + self.noise_sigma * torch.randn(cloud.xyz.shape, generator=generator), cloud.rgb_u8)
         return cloud
 
 

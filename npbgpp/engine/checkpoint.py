@@ -27,6 +27,32 @@ _OLD_LIGHTNING = (
 )
 
 
+# classes of networks by the names that saved configs of version 0.1 have
+_EARLIER_CLASSES = {
+    "npbgpp.models.aggregation.Mean": "npbgpp.nets.aggregation.MeanAggregator",
+    "npbgpp.models.aggregation.Sphere": "npbgpp.nets.aggregation.SphereAggregator",
+    "npbgpp.models.feature_extractor.IdentityExtractor": "npbgpp.nets.feature_extractor.IdentityExtractor",
+    "npbgpp.models.feature_extractor.UNet": "npbgpp.nets.feature_extractor.FeatureExtractor",
+    "npbgpp.models.nerf.Nerf": "npbgpp.methods.nerf.model.Nerf",
+    "npbgpp.models.nerf.NerfSampling": "npbgpp.methods.nerf.model.NerfSampling",
+    "npbgpp.models.nsff.Nsff": "npbgpp.methods.nsff.model.Nsff",
+    "npbgpp.models.nsff.NsffSampling": "npbgpp.methods.nsff.model.NsffSampling",
+    "npbgpp.models.rasterizer.NearestScatterRasterizer": "npbgpp.points.feature_pyramid.FeaturePyramid",
+    "npbgpp.models.refiner.IdentityRefiner": "npbgpp.nets.unet.IdentityRefiner",
+    "npbgpp.models.refiner.RefinerUnetV2": "npbgpp.nets.unet.NPBGPlusPlusUNet",
+    "npbgpp.models.rgba_unet.RGBAUNet": "npbgpp.methods.npcr.network.RGBAUNet",
+}
+
+
+def with_current_classes(value: Any) -> Any:
+    """A saved config with the present names of classes."""
+    if isinstance(value, dict):
+        return {key: with_current_classes(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [with_current_classes(part) for part in value]
+    return _EARLIER_CLASSES.get(value, value) if isinstance(value, str) else value
+
+
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning checkpoints that are either complete or absent, and are read without running code from them."""
 
@@ -169,6 +195,8 @@ def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
     if strict:
         system.adapt_to_weights(weights)
     own = system.state_dict()
+    if not own:
+        return LoadReport((), (), tuple(weights))
     shapes = [
         f"{k}: {tuple(weights[k].shape)} in the file, {tuple(own[k].shape)} in the system"
         for k in own
@@ -275,7 +303,7 @@ def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[st
     told = mark.get("training") if isinstance(mark, dict) else None
     if not isinstance(told, str):
         return
-    before = json.loads(told)
+    before = with_current_classes(json.loads(told))
     differing = [key for key in sorted(before.keys() | keys.keys()) if before.get(key) != keys.get(key)]
     if not differing:
         return

@@ -1,16 +1,17 @@
 """A run that has ended, taken up again from its folder by the commands that film and export it."""
 
-import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 
 from npbgpp.core.paths import SearchPaths, project_folder
+from npbgpp.engine.checkpoint import with_current_classes
 from npbgpp.engine.run import GROUPS, Run, method_of
 from npbgpp.errors import InputError
 
@@ -70,10 +71,22 @@ def run_config(run: Path) -> tuple[DictConfig, SearchPaths]:
     if started.is_file():
         folder = OmegaConf.select(_read_yaml(started, run), "hydra.runtime.cwd")
         launch = Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else launch
-    text = json.dumps(OmegaConf.to_container(config, resolve=False))
-    for name, path in (("run.dir", run), ("runtime.output_dir", run), ("runtime.cwd", launch)):
-        text = text.replace(f"${{hydra:{name}}}", json.dumps(str(path))[1:-1])  # outside of Hydra nobody knows these
-    return OmegaConf.create(json.loads(text)), SearchPaths(launch, run, project_folder())
+    # Hydra resolves these interpolations only in programs that it starts
+    paths = {"${hydra:run.dir}": run, "${hydra:runtime.output_dir}": run, "${hydra:runtime.cwd}": launch}
+    content = with_current_classes(_with_paths(OmegaConf.to_container(config, resolve=False), paths))
+    return OmegaConf.create(content), SearchPaths(launch, run, project_folder())
+
+
+def _with_paths(value: Any, paths: Mapping[str, Path]) -> Any:
+    """A config with interpolations, given as keys of ``paths``, replaced in all strings."""
+    if isinstance(value, dict):
+        return {key: _with_paths(part, paths) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_paths(part, paths) for part in value]
+    if isinstance(value, str):
+        for interpolation, path in paths.items():
+            value = value.replace(interpolation, str(path))
+    return value
 
 
 def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | None, overrides: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Point clouds and PLY files.
 
-A cloud is ``xyz`` (n, 3) in scene units and, when the file has them, ``rgb`` (n, 3) in 0..255.
+A cloud is ``xyz`` (n, 3) in scene units and, when the file has them, colours.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,20 @@ from npbgpp.errors import InputError
 
 @dataclass(frozen=True)
 class PointCloud:
-    """n points; ``rgb`` is None when the file has no colours."""
+    """n points.
+
+    Attributes:
+        xyz: scene units.
+        rgb_u8: colours as files store them, 0 to 255; None without colours.
+    """
 
     xyz: Float[Tensor, "n 3"]
-    rgb: UInt8[Tensor, "n 3"] | None = None
+    rgb_u8: UInt8[Tensor, "n 3"] | None = None
+
+    @property
+    def rgb(self) -> Float[Tensor, "n 3"] | None:
+        """Colours in [0, 1]; None without colours."""
+        return None if self.rgb_u8 is None else self.rgb_u8.float() / 255
 
     def __len__(self) -> int:
         return self.xyz.shape[0]
@@ -60,13 +70,13 @@ def read_ply(path: Path) -> PointCloud:
 def write_ply(path: Path, cloud: PointCloud) -> None:
     """Writes a binary little-endian PLY file with x, y, z and, when known, red, green, blue."""
     fields = [(axis, "<f4") for axis in "xyz"]
-    if cloud.rgb is not None:
+    if cloud.rgb_u8 is not None:
         fields += [(c, "u1") for c in ("red", "green", "blue")]
     vertex = np.empty(len(cloud), dtype=fields)
     for k, axis in enumerate("xyz"):
         vertex[axis] = cloud.xyz[:, k].cpu().numpy()
-    if cloud.rgb is not None:
+    if cloud.rgb_u8 is not None:
         for k, colour in enumerate(("red", "green", "blue")):
-            vertex[colour] = cloud.rgb[:, k].cpu().numpy()
+            vertex[colour] = cloud.rgb_u8[:, k].cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<").write(str(path))

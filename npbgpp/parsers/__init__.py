@@ -69,7 +69,7 @@ def read_scene(layout: str, root: Path, images_root: Path, name: str, cloud: Clo
         others = f" (it could also be {', '.join(found[1:])}: choose with datasets.layout)" if found[1:] else ""
         notes = (f"read as {layout}{others}",)
     chosen = find_layout(layout)
-    downscale = choices.get("downscale", 1.0)
+    downscale = float(choices.get("downscale", 1.0))
     if not 1 <= downscale < math.inf:
         raise InputError(f"datasets.downscale: expected 1 or more, got {downscale}")
     _refuse_foreign_options(layout, chosen, choices)

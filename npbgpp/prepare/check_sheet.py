@@ -93,11 +93,11 @@ def render_points(chunks: ChunkedCloud, cloud: PointCloud, camera: Cameras, near
     hole = fine.index < 0
     index = torch.where(hole, _upsample(coarse.index, size, -1), fine.index)
     covered = index >= 0
-    if cloud.rgb is None:
+    if cloud.rgb_u8 is None:
         depth = torch.where(hole, _upsample(coarse.depth, size, torch.inf), fine.depth)
         colours = depth_colormap(depth, *depth_range(depth[covered]))
     else:
-        colours = cloud.rgb[index.clamp(min=0)].permute(2, 0, 1).float() / 255
+        colours = cloud.rgb_u8[index.clamp(min=0)].permute(2, 0, 1).float() / 255
     return torch.where(covered, colours, _EMPTY)
 
 
@@ -136,7 +136,7 @@ class OrthographicView:
         back_to_front = back_to_front[((uv_px >= 0) & (uv_px < self.size)).all(1)[back_to_front]]
         u, v = uv_px[back_to_front].long().unbind(1)
         # NumPy assigns in order: the last point of a pixel stays
-        image[v.numpy(), u.numpy()] = _POINT if points.rgb is None else points.rgb[back_to_front].numpy()
+        image[v.numpy(), u.numpy()] = _POINT if points.rgb_u8 is None else points.rgb_u8[back_to_front].numpy()
         canvas = Image.fromarray(image)
         draw = ImageDraw.Draw(canvas)
         height = 2 * self.extent * (_FRUSTUM if len(scene.views) <= _MANY_VIEWS else _SMALL_FRUSTUM)
@@ -166,7 +166,7 @@ def top_and_side_view(scene: Scene, report: SceneReport, cloud: PointCloud, widt
     image = Image.new("RGB", (width, size + 2 * _LINE + _GAP), _BACKGROUND)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     step = -(-len(cloud) // _MAX_DRAWN)
-    points = PointCloud(cloud.xyz[::step], None if cloud.rgb is None else cloud.rgb[::step])
+    points = PointCloud(cloud.xyz[::step], None if cloud.rgb_u8 is None else cloud.rgb_u8[::step])
     low, high = _bounds(points.xyz, torch.cat([view.camera.centers() for view in scene.views]))
     extent = (high - low).max().item() / 2 * (1 + _MARGIN)
     for k, (title, axes) in enumerate(zip(("top view", "side view"), view_axes(report.cameras.up, high - low), strict=True)):

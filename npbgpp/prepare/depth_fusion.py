@@ -69,8 +69,8 @@ class VoxelSums:
             )
         cell = scaled.floor()
         columns = [torch.ones(len(cell), 2), (scaled - cell - 0.5).float()]
-        if cloud.rgb is not None:
-            columns.append(cloud.rgb.float())
+        if cloud.rgb_u8 is not None:
+            columns.append(cloud.rgb_u8.float())
         sums = _sum_by_key(side, pack_cells(cell.long()), torch.cat(columns, 1))
         sums.total[:, _BATCHES] = 1
         return sums
@@ -120,7 +120,7 @@ def decimate(cloud: PointCloud, voxel: float | None, count: int | None) -> Point
         cloud = VoxelSums.from_cloud(cloud, voxel).mean_points()
     if count is not None and count < len(cloud):
         drawn = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(_SEED))[:count].sort().values
-        cloud = PointCloud(cloud.xyz[drawn], None if cloud.rgb is None else cloud.rgb[drawn])
+        cloud = PointCloud(cloud.xyz[drawn], None if cloud.rgb_u8 is None else cloud.rgb_u8[drawn])
     return cloud
 
 

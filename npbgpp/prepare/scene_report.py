@@ -228,7 +228,7 @@ def inspect_scene(scene: Scene, near: float, drawn: int = 4, cloud_views: Sequen
     median = points.xyz.median(0).values
     spread = _spread_views(scene.views, max(drawn, _PHOTOS))
     photos = [read_photo(scene.views[k]) for k in spread]
-    coloured = cloud.rgb is not None and bool((cloud.rgb != cloud.rgb[0]).any())  # some tools write one colour for all points
+    coloured = cloud.rgb_u8 is not None and bool((cloud.rgb_u8 != cloud.rgb_u8[0]).any())  # some tools write one colour for all points
     cloud_view_names = set(cloud_views)
     near_depths = [view.near_depth for view in views if view.near_depth is not None]
     return SceneReport(
@@ -281,7 +281,7 @@ def _sample(cloud: PointCloud, limit: int) -> PointCloud:
     if len(cloud) <= limit:
         return cloud
     keep = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(_SEED))[:limit]
-    return PointCloud(cloud.xyz[keep], None if cloud.rgb is None else cloud.rgb[keep])
+    return PointCloud(cloud.xyz[keep], None if cloud.rgb_u8 is None else cloud.rgb_u8[keep])
 
 
 def _stages(scene: Scene) -> dict[int, Stage]:
@@ -372,13 +372,13 @@ def _colour_consistency(cameras: Sequence[Cameras], photos: Sequence[Photo], poi
 
     With correct poses the first difference is the smaller one. Pixels without contrast fit at any pose, and are left out.
     """
-    assert points.rgb is not None
+    assert points.rgb_u8 is not None
     total = torch.zeros(3, dtype=torch.float64)
     largest_shift = 0
     for camera, photo in zip(cameras, photos, strict=True):
         visible = visible_points(points.xyz, camera, coarse_scale(camera.image_size), near, PixelConvention.EXACT)[0]
         uv_px = camera.project(points.xyz[visible])[0][0]
-        colour = points.rgb[visible].double()
+        colour = points.rgb_u8[visible].double()
         pixel, _ = _pixels(photo.image, uv_px)
         shift = max(_SHIFT, min(camera.image_size) // _SHIFTS_PER_SIDE)
         largest_shift = max(largest_shift, shift)

@@ -41,7 +41,7 @@ def assert_same(model: ColmapModel, points_file: Path, reference: pycolmap.Recon
     points = read_points(points_file)
     assert sorted(points.number.tolist()) == sorted(reference.points3D)
     np.testing.assert_array_equal(points.cloud.xyz, np.array([reference.points3D[n].xyz for n in points.number], dtype=np.float32))
-    np.testing.assert_array_equal(points.cloud.rgb, [reference.points3D[n].color for n in points.number])
+    np.testing.assert_array_equal(points.cloud.rgb_u8, [reference.points3D[n].color for n in points.number])
 
 
 def test_files_are_read_as_colmap_reads_them(folder):
@@ -76,7 +76,7 @@ def test_binary_and_text_agree(tmp_path):
         np.testing.assert_array_equal(a.uv_px, b.uv_px)
         np.testing.assert_array_equal(a.point, b.point)
     a, b = read_points(one.points_file()), read_cloud(other.points_file())
-    assert a.cloud.xyz.equal(b.xyz) and a.cloud.rgb.equal(b.rgb)
+    assert a.cloud.xyz.equal(b.xyz) and a.cloud.rgb_u8.equal(b.rgb_u8)
 
 
 TEXT_CAMERA = "1 PINHOLE 64 48 72 72 32 24"

@@ -33,7 +33,7 @@ def read(folder: Path, content: str | bytes, name: str = "frame1.xzy") -> PointC
 def test_the_first_three_columns_are_read(tmp_path, content, suffix):
     """In the order x, y, z, also of .xzy."""
     cloud = read(tmp_path, content, "frame1" + suffix)
-    assert cloud.xyz.tolist() == [[1, 2, 3], [-4, 0.5, 6]] and cloud.rgb is None
+    assert cloud.xyz.tolist() == [[1, 2, 3], [-4, 0.5, 6]] and cloud.rgb_u8 is None
     assert torch.equal(CloudFile(tmp_path / ("frame1" + suffix)).read().xyz, cloud.xyz)
 
 
@@ -49,7 +49,7 @@ def test_the_first_three_columns_are_read(tmp_path, content, suffix):
 def test_vertices_and_colours_of_an_obj(tmp_path, content, rgb):
     cloud = read(tmp_path, content, "frame1.OBJ")
     assert cloud.xyz.tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert (None if cloud.rgb is None else cloud.rgb.tolist()) == rgb
+    assert (None if cloud.rgb_u8 is None else cloud.rgb_u8.tolist()) == rgb
 
 
 numbers = st.floats(-1e6, 1e6, width=32)

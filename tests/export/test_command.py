@@ -185,8 +185,8 @@ def test_colours_are_those_of_the_descriptors(trained, export, tiny_root, tmp_pa
     weights = torch.load(trained["npbg"] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     descriptors = torch.load(trained["npbg"] / "descriptors" / "ball.pth", weights_only=True)[rows]
     colours = 0.9 * torch.sigmoid(descriptors @ weights["rgb_converter.lin1.weight"].T + weights["rgb_converter.lin1.bias"])
-    assert found.rgb is not None and (found.rgb - 255 * colours).abs().max() <= 0.51
-    assert found.rgb.float().std(0).max() > 0.5
+    assert found.rgb_u8 is not None and (found.rgb_u8 - 255 * colours).abs().max() <= 0.51
+    assert found.rgb_u8.float().std(0).max() > 0.5
 
 
 # ------------------------------------------------------------------ weights

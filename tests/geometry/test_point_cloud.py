@@ -29,14 +29,14 @@ def file(tmp_path):
 
 def test_round_trip_is_exact(file):
     cloud = read_ply(file)
-    assert torch.equal(cloud.xyz, some_cloud().xyz) and torch.equal(cloud.rgb, some_cloud().rgb) and len(cloud) == 500
+    assert torch.equal(cloud.xyz, some_cloud().xyz) and torch.equal(cloud.rgb_u8, some_cloud().rgb_u8) and len(cloud) == 500
     assert cloud.xyz.dtype == torch.float32
 
 
 def test_round_trip_without_colours(tmp_path):
     write_ply(tmp_path / "new" / "folder" / "bare.ply", PointCloud(some_cloud().xyz))
     cloud = read_ply(tmp_path / "new" / "folder" / "bare.ply")
-    assert cloud.rgb is None and torch.equal(cloud.xyz, some_cloud().xyz)
+    assert cloud.rgb_u8 is None and torch.equal(cloud.xyz, some_cloud().xyz)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "little", "big"])
@@ -49,19 +49,19 @@ def test_other_encodings(tmp_path, encoding, colour):
     for k, axis in enumerate("xyz"):
         vertex[axis] = cloud.xyz[:, k]
     for k, c in enumerate(("red", "green", "blue") if colour else ()):
-        vertex[c] = cloud.rgb[:, k].numpy() / (255 if colour == "f4" else 1)
+        vertex[c] = cloud.rgb_u8[:, k].numpy() / (255 if colour == "f4" else 1)
     face = np.array([([0, 1, 2],)], dtype=[("vertex_indices", "i4", (3,))])
     elements = [PlyElement.describe(vertex, "vertex"), PlyElement.describe(face, "face")]
     order = {"ascii": "=", "little": "<", "big": ">"}[encoding]
     PlyData(elements, text=encoding == "ascii", byte_order=order).write(str(tmp_path / "other.ply"))
     read = read_ply(tmp_path / "other.ply")
     assert torch.allclose(read.xyz, cloud.xyz, atol=1e-6)
-    assert read.rgb is None if colour is None else torch.equal(read.rgb, cloud.rgb)
+    assert read.rgb_u8 is None if colour is None else torch.equal(read.rgb_u8, cloud.rgb_u8)
 
 
 def test_sub_sampling_keeps_colours_with_their_points(file):
     part = CloudFile(file, n_point=100).read()
-    assert len(part) == 100 and torch.equal(part.rgb, colour_of(part.xyz))
+    assert len(part) == 100 and torch.equal(part.rgb_u8, colour_of(part.xyz))
     rows = {tuple(row) for row in part.xyz.tolist()}
     assert len(rows) == 100 and rows < {tuple(row) for row in some_cloud().xyz.tolist()}
 
@@ -81,7 +81,7 @@ def test_small_clouds_keep_their_order(file, n_point):
 def test_noise_has_the_given_scale_and_is_reproducible(file):
     first, second = CloudFile(file, noise_sigma=0.05).read(), CloudFile(file, noise_sigma=0.05).read()
     added = first.xyz - some_cloud().xyz
-    assert torch.equal(first.xyz, second.xyz) and torch.equal(first.rgb, some_cloud().rgb)
+    assert torch.equal(first.xyz, second.xyz) and torch.equal(first.rgb_u8, some_cloud().rgb_u8)
     assert abs(added.std().item() - 0.05) < 0.005 and abs(added.mean().item()) < 0.005
     assert torch.equal(CloudFile(file, noise_sigma=0.0).read().xyz, some_cloud().xyz)
 

@@ -46,8 +46,8 @@ def moved_root(tiny_root: Path, tmp_path: Path) -> Path:
     root = tmp_path / "moved"
     shutil.copytree(tiny_root, root)
     cloud = read_ply(root / "ball" / "mvs_pc.ply")
-    assert cloud.rgb is not None
-    write_ply(root / "ball" / "mvs_pc.ply", PointCloud(cloud.xyz.flip(0), cloud.rgb.flip(0)))
+    assert cloud.rgb_u8 is not None
+    write_ply(root / "ball" / "mvs_pc.ply", PointCloud(cloud.xyz.flip(0), cloud.rgb_u8.flip(0)))
     return root
 
 

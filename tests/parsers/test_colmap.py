@@ -438,7 +438,7 @@ def test_colours_of_real_points_are_those_of_the_photos(real, place, options):
         height, width = view.camera.image_size
         at = (uv[0] + torch.tensor(shifts)[:, None]) / torch.tensor([width, height]) * 2 - 1
         colours = grid_sample(image[None], at[None], padding_mode="border", align_corners=False)[0]
-        errors.append((colours - points.cloud.rgb[observed].T[:, None]).abs().mean((0, 2)))
+        errors.append((colours - points.cloud.rgb_u8[observed].T[:, None]).abs().mean((0, 2)))
     here, *beside = torch.stack(errors).mean(0)
     assert min(beside) > here and min(beside[4:]) > 1.2 * here
 

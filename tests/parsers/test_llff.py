@@ -287,7 +287,7 @@ def test_colours_of_the_real_points_are_those_of_the_photo(fern):
         column, row = uv[0].floor().long().unbind(1)
         inside = (depth[0] > 0) & (column >= 0) & (column < 504) & (row >= 0) & (row < 378)
         assert inside.sum() > 5000
-        return (image[:, row[inside], column[inside]].float() - cloud.rgb[inside].T.float()).abs().mean().item()
+        return (image[:, row[inside], column[inside]].float() - cloud.rgb_u8[inside].T.float()).abs().mean().item()
 
     for k in (0, 9, 19):
         assert error(scene.views[k].camera, k) < 0.8 * error(scene.views[k].camera, (k + 10) % 20)

@@ -24,7 +24,7 @@ def test_counts(lego):
     assert [sum(name.startswith(stage) for name in names) for stage in ("train-", "val-", "test-")] == [80, 5, 15]
     assert lego.splits == {"train": tuple(range(80)), "val": (80,), "test": tuple(range(85, 100))}
     cloud = lego.cloud.read()
-    assert len(cloud) == 60_000 and cloud.rgb is not None
+    assert len(cloud) == 60_000 and cloud.rgb_u8 is not None
 
 
 @pytest.mark.parametrize("index", [0, 40, 90])
@@ -54,6 +54,6 @@ def test_colours_of_the_cloud_are_those_of_the_photo(lego):
         drawn[row.numpy(), column.numpy()] = order.numpy()  # far to near: the last one written stays
         nearest = torch.from_numpy(drawn)
         shown = nearest >= 0
-        return (image[:, shown].float() - cloud.rgb[nearest[shown]].T.float()).abs().mean().item()
+        return (image[:, shown].float() - cloud.rgb_u8[nearest[shown]].T.float()).abs().mean().item()
 
     assert error(0, 0) < 0.6 * error(0, 40)

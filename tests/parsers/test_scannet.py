@@ -252,6 +252,6 @@ def test_colours_of_the_real_cloud_are_those_of_the_photo(kitchen, index):
 
     def error(photo_of: int) -> float:
         image = read_photo(kitchen.views[photo_of]).image
-        return (image[:, shown].float() - cloud.rgb[nearest[shown]].T.float()).abs().mean().item()
+        return (image[:, shown].float() - cloud.rgb_u8[nearest[shown]].T.float()).abs().mean().item()
 
     assert error(index) < 0.7 * error((index + 20) % 59)

@@ -91,7 +91,7 @@ def test_cloud_is_made_from_the_training_views(prepare, tmp_path, write, photos,
     cloud, path = read_ply(tmp_path / "scene" / "made.ply"), tmp_path / "scene" / "made.ply"
     distance, ball = surface_distance(cloud.xyz)
     assert distance.abs().median() < tolerance and torch.bincount(ball, minlength=4).min() >= 20
-    assert wrong_colour_fraction(cloud.rgb, ball) < 0.3
+    assert wrong_colour_fraction(cloud.rgb_u8, ball) < 0.3
     manifest = CloudManifest.read(path)
     assert manifest is not None and manifest.method == method and manifest.describes(path)
     assert len(manifest.used_views) == 12 and len(manifest.held_out_views) == 4

@@ -52,7 +52,7 @@ def test_voxel_sums_match_a_loop():
     clouds, side = [random_cloud(seed, 200) for seed in range(3)], 0.35
     voxels = defaultdict(list)
     for k, cloud in enumerate(clouds):
-        for xyz, rgb in zip(cloud.xyz.double().tolist(), cloud.rgb.tolist(), strict=True):
+        for xyz, rgb in zip(cloud.xyz.double().tolist(), cloud.rgb_u8.tolist(), strict=True):
             voxels[tuple(int(x // side) for x in xyz)].append((k, xyz, rgb))
     sums = [VoxelSums.from_cloud(cloud, side) for cloud in clouds]
     merged = VoxelSums.merge([VoxelSums.merge(sums[:2]), sums[2]])
@@ -60,7 +60,7 @@ def test_voxel_sums_match_a_loop():
         kept = [points for _, points in sorted(voxels.items()) if len({k for k, _, _ in points}) >= hits]
         found = merged.mean_points(hits)
         torch.testing.assert_close(found.xyz, torch.tensor([np.mean([p[1] for p in points], 0).tolist() for points in kept]))
-        assert np.abs(found.rgb.numpy() - np.array([np.mean([p[2] for p in points], 0) for points in kept])).max() <= 0.5 + 1e-4
+        assert np.abs(found.rgb_u8.numpy() - np.array([np.mean([p[2] for p in points], 0) for points in kept])).max() <= 0.5 + 1e-4
     assert 0 < len(kept) < len(voxels)
 
 
@@ -75,7 +75,7 @@ def test_points_of_a_voxel_are_averaged():
     rgb = torch.tensor([[10, 0, 0], [21, 0, 0], [0, 7, 0], [0, 0, 9]], dtype=torch.uint8)
     found = decimate(PointCloud(xyz, rgb), 0.5, None)
     torch.testing.assert_close(found.xyz, torch.tensor([[-0.1, 0.1, 0.1], [0.2, 0.1, 0.25], [0.6, 0.1, 0.1]]))
-    assert found.rgb.tolist() == [[0, 7, 0], [16, 0, 0], [0, 0, 9]]
+    assert found.rgb_u8.tolist() == [[0, 7, 0], [16, 0, 0], [0, 0, 9]]
 
 
 def test_decimated_cloud_covers_the_cloud_in_any_order():
@@ -83,9 +83,9 @@ def test_decimated_cloud_covers_the_cloud_in_any_order():
     found = decimate(cloud, 0.25, None)
     assert len(found) < 500 and torch.cdist(cloud.xyz, found.xyz).amin(1).max() <= 0.25 * 3**0.5
     assert len((found.xyz / 0.25).floor().unique(dim=0)) == len(found)
-    again = decimate(PointCloud(cloud.xyz[shuffled], cloud.rgb[shuffled]), 0.25, None)
+    again = decimate(PointCloud(cloud.xyz[shuffled], cloud.rgb_u8[shuffled]), 0.25, None)
     torch.testing.assert_close(again.xyz, found.xyz)
-    assert torch.equal(again.rgb, found.rgb)
+    assert torch.equal(again.rgb_u8, found.rgb_u8)
 
 
 def test_random_draw_is_reproducible_and_keeps_the_order():
@@ -93,7 +93,7 @@ def test_random_draw_is_reproducible_and_keeps_the_order():
     found = decimate(cloud, None, 100)
     rows = (cloud.xyz[None] == found.xyz[:, None]).all(2).nonzero()[:, 1]
     assert len(rows) == 100 and torch.equal(rows, rows.sort().values) and not torch.equal(rows, torch.arange(100))
-    assert torch.equal(found.rgb, cloud.rgb[rows])
+    assert torch.equal(found.rgb_u8, cloud.rgb_u8[rows])
     torch.manual_seed(99)
     assert torch.equal(decimate(cloud, None, 100).xyz, found.xyz)
 
@@ -103,7 +103,7 @@ def test_voxels_before_the_draw_small_clouds_and_missing_colours():
     averaged, drawn = decimate(cloud, 0.5, None).xyz, decimate(cloud, 0.5, 20).xyz
     assert len(drawn) == 20 and (drawn[:, None] == averaged).all(2).any(1).all()
     assert all(torch.equal(decimate(cloud, None, count).xyz, cloud.xyz) for count in (500, None))
-    assert decimate(PointCloud(cloud.xyz), 0.5, 10).rgb is None
+    assert decimate(PointCloud(cloud.xyz), 0.5, 10).rgb_u8 is None
 
 
 # ------------------------------------------------------------------ fusion
@@ -133,7 +133,7 @@ def test_fused_points_cover_the_balls_once_per_voxel(views):
     distance, ball = surface_distance(cloud.xyz)
     assert distance.min() > -0.003 and distance.max() < DEPTH_UNIT  # means of points on a sphere lie inside of it
     assert largest_gap(cloud.xyz) < 4 * VOXEL  # at the poles, which the ring of cameras hardly sees
-    assert wrong_colour_fraction(cloud.rgb, ball) < 0.05  # at borders, where the photo is coarser than the depth map
+    assert wrong_colour_fraction(cloud.rgb_u8, ball) < 0.05  # at borders, where the photo is coarser than the depth map
     assert len((cloud.xyz.double() / VOXEL).floor().unique(dim=0)) == len(cloud)
 
 
@@ -151,7 +151,7 @@ def test_files_of_other_views_are_not_opened(tmp_path):
         view.image.write_bytes(b"held out")
         view.depth.path.write_bytes(b"held out")
     found = fuse_depth(views[::2], None, 1)
-    assert torch.equal(found.xyz, expected.xyz) and torch.equal(found.rgb, expected.rgb)
+    assert torch.equal(found.xyz, expected.xyz) and torch.equal(found.rgb_u8, expected.rgb_u8)
 
 
 def test_depths_of_a_single_view_are_dropped(tmp_path, views):
@@ -173,7 +173,7 @@ def test_merging_does_not_change_the_result(views, monkeypatch):
     monkeypatch.setattr(depth_fusion, "_MIN_MERGE", 1)
     found = fuse_depth(views, VOXEL)
     torch.testing.assert_close(found.xyz, expected.xyz)
-    assert (found.rgb.int() - expected.rgb.int()).abs().max() <= 1
+    assert (found.rgb_u8.int() - expected.rgb_u8.int()).abs().max() <= 1
 
 
 def test_views_without_depth_and_depths_outside_the_photo_are_skipped(tmp_path, views):

@@ -57,9 +57,9 @@ def replace_cloud(scene: Scene, path: Path, cloud: PointCloud) -> Scene:
 
 def add_outliers(scene: Scene, path: Path) -> Scene:
     cloud = scene.cloud.read()
-    assert cloud.rgb is not None
+    assert cloud.rgb_u8 is not None
     xyz = torch.cat([cloud.xyz, cloud.xyz + 500.0]).repeat(2, 1)[200:]
-    return replace_cloud(scene, path, PointCloud(xyz, cloud.rgb.repeat(4, 1)[200:]))
+    return replace_cloud(scene, path, PointCloud(xyz, cloud.rgb_u8.repeat(4, 1)[200:]))
 
 
 def replace_photos(scene: Scene, path: Path, value: int) -> Scene:

@@ -134,16 +134,16 @@ def test_unused_photos_do_not_change_the_result(tmp_path):
         model = replace_image(model, k, world_to_cam=torch.eye(4, dtype=torch.float64), uv_px=model.images[k].uv_px[::-1].copy())
         photos[NAMES[k]].write_bytes(b"held out")
     found = triangulate_points(model, used, photos=photos)
-    assert torch.equal(found.xyz, expected.xyz) and torch.equal(found.rgb, expected.rgb)
+    assert torch.equal(found.xyz, expected.xyz) and torch.equal(found.rgb_u8, expected.rgb_u8)
 
 
 def test_colours_are_the_mean_of_the_inliers(tmp_path):
     photos, used, model = write_photos(tmp_path), [1, 2, 6], exact_model(tmp_path)
-    rgb = triangulate_points(model, {NAMES[k] for k in used}, photos=photos).rgb
+    rgb = triangulate_points(model, {NAMES[k] for k in used}, photos=photos).rgb_u8
     right = np.mean([[model.images[k].uv_px[model.images[k].point == n][0, 0] > 80 for n in IDS] for k in used], axis=0)
     assert (rgb[:, 0] == 30).all() and rgb[:, 1].tolist() == (right * 200 + 0.5).astype(int).tolist()
     outlier = move(model, 6, [4], (0.0, 40.0))
-    assert triangulate_points(outlier, {NAMES[k] for k in (*used, 0)}, photos=photos).rgb[4, 0] == 10  # of photos 0, 1, 2
+    assert triangulate_points(outlier, {NAMES[k] for k in (*used, 0)}, photos=photos).rgb_u8[4, 0] == 10  # of photos 0, 1, 2
 
 
 def test_resized_photos(tmp_path):
@@ -152,7 +152,7 @@ def test_resized_photos(tmp_path):
         pixels[:, 40:, 1] = 200
         save_picture(tmp_path / name, pixels)
     model = exact_model(tmp_path)
-    rgb = triangulate_points(model, set(NAMES[:2]), photos={name: tmp_path / name for name in NAMES}).rgb
+    rgb = triangulate_points(model, set(NAMES[:2]), photos={name: tmp_path / name for name in NAMES}).rgb_u8
     uv_px = np.stack([[image.uv_px[image.point == n][0] for n in IDS] for image in model.images[:2]])
     clear = (np.abs(uv_px[..., 0] - 80) > 3).all(0)
     expected = (uv_px[..., 0] > 80).mean(0) * 200

@@ -49,7 +49,7 @@ def test_points_cover_the_balls_evenly(views, count):
     outside, ball = surface_distance(cloud.xyz)
     assert outside.min() > -PIXEL - side and outside.max() < PIXEL
     assert outside.abs().mean() < 0.5 * PIXEL + side / 2 and largest_gap(cloud.xyz) < PIXEL + 1.5 * side
-    assert wrong_colour_fraction(cloud.rgb, ball) < 0.01
+    assert wrong_colour_fraction(cloud.rgb_u8, ball) < 0.01
 
 
 def test_files_of_other_views_are_not_opened(tmp_path):
@@ -59,7 +59,7 @@ def test_files_of_other_views_are_not_opened(tmp_path):
         view.image.write_bytes(b"held out")
         view.mask.write_bytes(b"held out")
     found = visual_hull(views[::2], 500)
-    assert torch.equal(found.xyz, expected.xyz) and torch.equal(found.rgb, expected.rgb)
+    assert torch.equal(found.xyz, expected.xyz) and torch.equal(found.rgb_u8, expected.rgb_u8)
 
 
 def test_alpha_channels_are_masks(tmp_path, views):
@@ -69,7 +69,7 @@ def test_alpha_channels_are_masks(tmp_path, views):
         Image.fromarray(rgba).save(tmp_path / f"{view.name}.png")
         keyed.append(replace(view, image=tmp_path / f"{view.name}.png", mask=None, alpha_is_mask=True))
     expected, found = visual_hull(views[::2], 500), visual_hull(keyed, 500)
-    assert torch.equal(found.xyz, expected.xyz) and torch.equal(found.rgb, expected.rgb)
+    assert torch.equal(found.xyz, expected.xyz) and torch.equal(found.rgb_u8, expected.rgb_u8)
 
 
 def test_views_carve_nothing_outside_their_image(tmp_path, views):
@@ -86,7 +86,7 @@ def test_hull_of_two_views(views):
     cloud = visual_hull([views[0], views[5]], 3000)
     assert (classify_balls(cloud.xyz, 0.0, [Silhouette.read(view) for view in (views[0], views[5])], 2) == INSIDE).all()
     # unseen points take the colour of others nearby
-    assert wrong_colour_fraction(cloud.rgb, surface_distance(cloud.xyz)[1]) < 0.6 and (cloud.rgb.amax(1) > 100).all()
+    assert wrong_colour_fraction(cloud.rgb_u8, surface_distance(cloud.xyz)[1]) < 0.6 and (cloud.rgb_u8.amax(1) > 100).all()
 
 
 def test_dissent_allows_for_a_wrong_mask(views, tmp_path):

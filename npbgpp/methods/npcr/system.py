@@ -144,11 +144,11 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
                 "share one coordinate frame"
             )
         if self.settings.use_rgb:
-            if cloud.rgb is None:
+            if cloud.rgb_u8 is None:
                 raise InputError(
                     f"system.use_rgb: point cloud {scene.cloud.path} has no colours; name one that has, or set system.use_rgb=false"
                 )
-            self._colours[name] = cloud.rgb.float().div(255).to(self.device)
+            self._colours[name] = cloud.rgb_u8.float().div(255).to(self.device)
         self._footprints[name] = self._footprint(cloud.xyz, cameras)
         resident = self.store.open(name, cloud.xyz, self.device, not training, values)
         if training:

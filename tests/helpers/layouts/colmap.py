@@ -101,7 +101,7 @@ def write(folder: Path, views: int = 8, size: tuple[int, int] = (48, 64), text: 
     camera = Camera(model=model, width=size[1], height=size[0], params=list(parameters(model, size)))
     write_cloud(folder / "mvs_pc.ply")
     cloud = read_ply(folder / "mvs_pc.ply")
-    assert cloud.rgb is not None
+    assert cloud.rgb_u8 is not None
     xyz = cloud.xyz.double().numpy()
     images, tracks = {}, [[] for _ in xyz]
     for k in range(views):
@@ -112,7 +112,7 @@ def write(folder: Path, views: int = 8, size: tuple[int, int] = (48, 64), text: 
         images[views - k] = (f"view_{k}.png", w2c, np.vstack([[[1.5, 2.25]], uv_px]), [-1, *(_number(j) for j in shown)])
         for place, j in enumerate(shown):
             tracks[j].append((views - k, place + 1))
-    points = {_number(j): (xyz[j], cloud.rgb[j].tolist(), track) for j, track in enumerate(tracks) if len(track) > 1}
+    points = {_number(j): (xyz[j], cloud.rgb_u8[j].tolist(), track) for j, track in enumerate(tracks) if len(track) > 1}
     seen = {k: (name, w2c, uv_px, [p if p in points else -1 for p in numbers]) for k, (name, w2c, uv_px, numbers) in sorted(images.items())}
     target = folder / "sparse" / "0"
     target.mkdir(parents=True)
