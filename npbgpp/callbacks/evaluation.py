@@ -1,4 +1,4 @@
-"""Collects evaluated views: pictures, ``metrics.json``, a contact sheet and a table."""
+"""Writes the results of evaluations: images, video, ``metrics.json``, contact sheet, table."""
 
 import json
 import logging
@@ -31,22 +31,22 @@ _SHEET_ROWS = 6  # views per dataset on the contact sheet
 
 
 class EvaluationWriter(Callback):
-    """Writes what an evaluation found below the run folder.
+    """Writes the results of an evaluation into the run folder.
 
     * ``rendered/<dataset>/<stage>_epoch<E>/<view>_{rendered,gt,raster}.png`` (one ``<view>_debug.png`` strip during training), and
-      ``<view>_parts.png`` for systems that make a view of parts,
-    * ``film.mp4`` or ``film.gif`` of the tested views, made from these pictures, where they all have one size,
+      ``<view>_parts.png`` for methods that render components,
+    * ``film.mp4`` or ``film.gif`` of the test views if they have one size,
     * ``metrics.json`` of the last evaluation, ``report.png`` with up to six views per dataset,
     * scores to the loggers and a table to the terminal.
 
     Args:
         run_dir: run folder.
         metrics: supplies the protocol.
-        conditions: further words for the protocol: background, resize filter.
+        conditions: further entries of the protocol, such as background and resize filter.
         save_images: write the PNG files.
-        transform: None, or rotate_90_ccw for portrait data: turns every picture that is written.
-        film: mp4 or gif; None makes no film.
-        costs: knows what the run has cost so far.
+        transform: None, or rotate_90_ccw for portrait data: rotates every image that is written.
+        film: mp4 or gif; None writes no video.
+        costs: measures time and memory of the run.
     """
 
     def __init__(
@@ -65,7 +65,6 @@ class EvaluationWriter(Callback):
         self._scores: dict[str, dict[str, _Scored]] = {}
         self._rows: dict[str, list[EvaluationRow]] = {}
 
-    # one evaluation is a validation or a test run
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins an evaluation."""
         self._begin()
@@ -121,7 +120,7 @@ class EvaluationWriter(Callback):
             write_png(folder / f"{result.view}_{kind}.png", picture)
 
     def _gather(self) -> None:
-        """Brings together what the processes evaluated; views were dealt out in turn."""
+        """Gathers the results of all processes and restores the order of the interleaved views."""
         parts = gather((self._scores, self._rows))
         self._begin()
         for name in dict.fromkeys(name for scores, _ in parts for name in scores):

@@ -1,4 +1,4 @@
-"""Reading and writing weights: atomic files, plain content, and a report of what was loaded."""
+"""Checkpoints: atomic files without code, loading of weights with a report, and the choice of the checkpoint that a run resumes from."""
 
 import difflib
 import json
@@ -54,16 +54,16 @@ def with_current_classes(value: Any) -> Any:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning checkpoints that are either complete or absent, and are read without running code from them."""
+    """Reads and writes Lightning checkpoints atomically and without running code from them."""
 
     def __init__(self) -> None:
         self._ahead: tuple[Path, dict[str, Any]] | None = None
 
     def read_ahead(self, path: Path) -> dict[str, Any]:
-        """Reads a checkpoint that Lightning will ask for, and keeps it until then: it is read once, however many look at it before.
+        """Reads a checkpoint and keeps the content for the next ``load_checkpoint`` by Lightning, so that the file is read once.
 
         Raises:
-            InputError: damaged, or no checkpoint of a training.
+            InputError: damaged, or not a training checkpoint.
         """
         if self._ahead is None or self._ahead[0] != path:
             self._ahead = (path, self.load_checkpoint(path))
@@ -108,7 +108,7 @@ class LoadReport:
 
 
 def find_weights(path: str, search_paths: SearchPaths) -> Path:
-    """The checkpoint a user means: relative to the launch folder, with the known slip ``/result/checkpoints/`` mended."""
+    """The checkpoint file at a path relative to the launch folder; ``/result/checkpoints/``, a known slip, is read as ``/checkpoints/``."""
     found = search_paths.output(path)
     if found.is_file():
         return found
@@ -124,7 +124,7 @@ def find_weights(path: str, search_paths: SearchPaths) -> Path:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a checkpoint says it is: its format, and the name of the system that made it."""
+    """Format of a checkpoint and name of the method that wrote it."""
 
     format: int
     system: str
@@ -132,14 +132,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """Weights of a file by name; ``origin`` is None for files of the authors, which say nothing of themselves."""
+    """Weights of a file by name; ``origin`` is None for files of the authors, which do not state it."""
 
     tensors: dict[str, Tensor]
     origin: Origin | None
 
 
 def read_weights(path: Path) -> SavedWeights:
-    """Reads the weights of a checkpoint, and nothing else of it.
+    """Reads the weights of a checkpoint and ignores the rest.
 
     Args:
         path: Lightning checkpoint, also of Lightning 1 with its config inside, a file with a ``state_dict``, or ``.safetensors``.
@@ -167,7 +167,7 @@ def read_weights(path: Path) -> SavedWeights:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """The tensors, and the mark of the checkpoint that they were exported from."""
+    """The tensors and the metadata of the checkpoint that they were exported from."""
     try:
         with safe_open(path, framework="pt") as file:
             mark = (file.metadata() or {}).get(SAFETENSORS_KEY)
@@ -230,10 +230,6 @@ def _check_origin(system: System, path: Path, origin: Origin | None, strict: boo
         )
 
 
-# ----------------------------------------------------------------------
-# Which checkpoint a run goes on from, and whether it was made by the same training.
-
-
 _LISTED = 6  # keys that a message names
 # keys that influence training; of datasets, those that only say where data are or how they are cached do not
 _TRAINER_KEYS = ("precision", "limit_train_batches", "overfit_batches", "accumulate_grad_batches", "gradient_clip_val", "fast_dev_run")
@@ -259,12 +255,12 @@ def _flat(node: Any, prefix: str) -> dict[str, Any]:
 
 
 def find_checkpoint(word: str, search_paths: SearchPaths, checkpoints: AtomicCheckpointIO) -> Path | None:
-    """The checkpoint that ``resume`` means.
+    """Finds the checkpoint to resume from.
 
     Args:
-        word: ``auto``, the newest readable one of the run folder, if there is any; or the folder of a run; or a checkpoint.
-        search_paths: what relative paths refer to.
-        checkpoints: reads those of a folder, to see which can be read; see ``read_ahead``.
+        word: ``auto``, the newest readable checkpoint of the run folder, if any; or the folder of a run; or a checkpoint.
+        search_paths: base folders of relative paths.
+        checkpoints: reads the candidates; see ``read_ahead``.
 
     Raises:
         InputError: no such file, or no readable checkpoint in a folder that was named.
@@ -292,9 +288,9 @@ def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[st
 
     Args:
         checkpoint: its path, for messages.
-        content: of it. Checkpoints of earlier versions do not say; they are accepted.
-        keys: as ``training_keys`` gives them.
-        strict: refuse differences, rather than say them.
+        content: of the checkpoint. Checkpoints of early versions do not contain their config; they are accepted.
+        keys: from ``training_keys``.
+        strict: refuse differences instead of logging them.
 
     Raises:
         InputError: keys that differ.

@@ -198,7 +198,7 @@ class DataModule(LightningDataModule):
         return min(int(s.cache_memory_gb * (1 << 30)), available_bytes() // 2) if s.cache_images else 0
 
     def _caches(self, left: int) -> dict[str, PhotoCache]:
-        """Photos of the scenes, in the order of their use, until the budget is used up."""
+        """Photo caches of the scenes, in order, within a budget in bytes."""
         caches = {}
         for name, scene in self.scenes.items():
             caches[name] = PhotoCache(scene.views, left)
@@ -248,7 +248,7 @@ class DataModule(LightningDataModule):
         return SceneDataset(name, scene, scene.splits[stage], image_margin=self.settings.image_margin, photos=self._photos.get(scene.name))
 
     def conditions(self) -> dict[str, str]:
-        """What else a score depends on, in words: the background of the photos, how they were resized, whether clouds know test views."""
+        """Properties of the data that scores depend on, in words: background and resizing of the photos, test views used for clouds."""
         backgrounds = {str(view.background) for scene in self.scenes.values() for view in scene.views}
         resized = any(view.resized for scene in self.scenes.values() for view in scene.views)
         return {
@@ -259,7 +259,7 @@ class DataModule(LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader:
-        """One loader over all training scenes; its sampler picks those of the epoch. Batches of rays come whole from their dataset."""
+        """One loader over all training scenes, whose sampler selects the scenes of the epoch, or over the training batches of the method."""
         loader = self.loader_settings.train
         if self.batch_set is not None:
             self.batch_set.load()
@@ -282,7 +282,7 @@ class DataModule(LightningDataModule):
                 "(dataloader.train_total_batch_size) or raise datasets.train_num_samples"
             )
         if loader.num_workers > 0:
-            self._look()
+            self._select_ahead()
         return ResumableLoader(
             DrawnItems(self.train_sets),
             self.sampler,
@@ -294,11 +294,11 @@ class DataModule(LightningDataModule):
             persistent_workers=loader.num_workers > 0,
         )
 
-    def _look(self) -> None:
-        """What input views are chosen by is found once, here, rather than by every worker from a copy of the clouds of its own."""
+    def _select_ahead(self) -> None:
+        """Computes visibilities for the selection of input views once, so that worker processes need not read the clouds."""
         selectors = {train.scene.name: train.selector for train in self.train_sets if train.selector is not None}
         for k, (name, selector) in enumerate(selectors.items()):
-            log.info("finding what the views of scene %s see (%d of %d)", name, k + 1, len(selectors))
+            log.info("computing which points the views of scene %s see (%d of %d)", name, k + 1, len(selectors))
             selector.look()
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -310,7 +310,7 @@ class DataModule(LightningDataModule):
         return self._evaluation_loaders(self.test_sets, self.loader_settings.test, "test")
 
     def _evaluation_loaders(self, sets: Sequence[SceneDataset], loader: LoaderSettings, stage: Stage) -> list[DataLoader]:
-        """Every view belongs to one process: whole scenes where there are enough of them, so that each is read once, else views in turn."""
+        """Assigns every view to one process: whole scenes if there are enough, so that each is read once, otherwise interleaved views."""
         rank, count = self._shard().rank, self._shard().count
         loaders = []
         for k, dataset in enumerate(sets):

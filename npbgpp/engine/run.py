@@ -1,4 +1,4 @@
-"""One run from a composed config: build data, system and trainer; train, or evaluate."""
+"""Builds a run from a composed config - data, method, trainer - and trains or evaluates it."""
 
 import logging
 import sys
@@ -37,7 +37,8 @@ from npbgpp.parsers import layout_keys
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")  # of conf/config.yaml, apart from run-wide keys
+# config groups; all other keys of conf/config.yaml are run-wide
+GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,15 @@ class RunSettings:
     weights_path: str | None
     weights_strict: bool
     cache_dir: str | None
-    test_video: str | None = None
-    resume: str | None = None
-    resume_strict: bool = True
+    test_video: str | None
+    resume: str | None
+    resume_strict: bool
 
     def __post_init__(self) -> None:
         if self.test_video not in (None, *VIDEO_FORMATS):
             raise InputError(f"test_video: expected {', '.join(VIDEO_FORMATS)} or null, got {self.test_video}")
         if self.resume is not None and self.eval_only:
-            raise InputError(f"resume={self.resume}: training goes on from a checkpoint; to evaluate one, name it with weights_path")
+            raise InputError(f"resume={self.resume}: resume continues a training; to evaluate a checkpoint, name it with weights_path")
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,11 @@ def _checkpoint_to_resume(
 
 
 def run(config: DictConfig, search_paths: SearchPaths) -> None:
-    """Trains or evaluates as the config says.
+    """Trains or evaluates.
 
     Args:
         config: composed by Hydra, with the groups of conf/.
-        search_paths: what relative paths refer to.
+        search_paths: base folders of relative paths.
 
     Raises:
         InputError: anything the user supplied that cannot be used.
@@ -215,7 +216,7 @@ def _system_parts(node: DictConfig, method: type[System], plan: TrainerPlan, tra
     settings = typed(method.settings_class, flat, "system")
     if plan.arguments["precision"] == "16-mixed":
         raise InputError(
-            "trainer.precision=16: systems that step their own optimisers have no gradient scaler for float16; use trainer.precision=bf16 or 32"
+            "trainer.precision=16: methods with manual optimization have no gradient scaler for float16; use trainer.precision=bf16 or 32"
         )
     modules = {}
     for key in sorted(targets):
@@ -228,8 +229,8 @@ def _system_parts(node: DictConfig, method: type[System], plan: TrainerPlan, tra
     return settings, modules
 
 
-def _stepping(system: System, settings: SystemSettings) -> dict[str, Any]:
-    """What the trainer does about steps for a system that leaves them to it."""
+def _automatic_optimization(system: System, settings: SystemSettings) -> dict[str, Any]:
+    """Arguments of the trainer for methods with automatic optimization."""
     if not system.automatic_optimization:
         return {}
     return {"accumulate_grad_batches": settings.accumulate_grad_batches, "gradient_clip_val": settings.gradient_clip_val}
@@ -250,15 +251,15 @@ def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: 
         callbacks.append(ModelSummary(plan.summary_depth if plan.summary_depth is not None else 1))
     saves = plan.arguments["enable_checkpointing"] and not evaluate_only
     callbacks.append(Preemption(search_paths.run / "checkpoints" if saves else None, plan.requeue_signal))
-    callbacks.append(writer.costs)  # behind all others
+    callbacks.append(writer.costs)  # last, so that it measures the others
     loggers: list[Logger] = [guard(instantiate(node)) for node in (config.loggers or {}).values()]
-    arguments = plan.arguments | _stepping(parts.system, parts.system_settings)
+    arguments = plan.arguments | _automatic_optimization(parts.system, parts.system_settings)
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(search_paths.run)
     arguments["plugins"] = [parts.checkpoints, *(arguments.get("plugins") or [])]
-    if SLURMEnvironment.detect():  # whose own requeueing saves within a step
+    if SLURMEnvironment.detect():  # its own requeueing would save in the middle of a step
         arguments["plugins"].append(SLURMEnvironment(auto_requeue=False))
-    # a bar of its own would scroll through logs that no terminal reads
+    # without a progress bar callback Lightning would add one, which floods logs without a terminal
     arguments["enable_progress_bar"] = any(type(c).__name__.endswith("ProgressBar") for c in callbacks)
     arguments["enable_checkpointing"] = True  # Preemption is a Checkpoint to Lightning, which then adds none of its own
     return plan.build(logger=loggers or False, callbacks=callbacks, **arguments)

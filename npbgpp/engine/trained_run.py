@@ -1,4 +1,4 @@
-"""A run that has ended, taken up again from its folder by the commands that film and export it."""
+"""Loads a trained run from its folder, for the commands that render, export and refine it and for the Python interface."""
 
 import logging
 import sys
@@ -31,7 +31,7 @@ def parse_args(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
 
 
 def configure_logging() -> None:
-    """Messages go to the terminal, but what is said of data concerns training and scores, and was said when the run was made."""
+    """Logs to the terminal, without the messages about data, which concern training and appeared when the run was made."""
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("npbgpp.data"))
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
@@ -39,7 +39,7 @@ def configure_logging() -> None:
 
 
 def trainer_of(parts: Run) -> Trainer:
-    """A trainer that knows the device and the precision of a run, and does nothing else."""
+    """A Trainer for the device and the precision of a run; it neither trains nor logs."""
     return Trainer(
         accelerator=parts.plan.arguments["accelerator"],
         precision=parts.plan.arguments["precision"],
@@ -66,7 +66,7 @@ def _read_yaml(path: Path, run: Path) -> DictConfig:
 
 
 def run_config(run: Path) -> tuple[DictConfig, SearchPaths]:
-    """The config of a run, and what relative paths in it mean: what they meant when it was started, if that folder is still there."""
+    """The config of a run and the base folders of its relative paths: those at its start, if the launch folder still exists."""
     config, launch, started = _read_yaml(run / ".hydra" / "config.yaml", run), Path.cwd(), run / ".hydra" / "hydra.yaml"
     if started.is_file():
         folder = OmegaConf.select(_read_yaml(started, run), "hydra.runtime.cwd")
@@ -90,17 +90,17 @@ def _with_paths(value: Any, paths: Mapping[str, Path]) -> Any:
 
 
 def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | None, overrides: Sequence[str]) -> str:
-    """Turns the config of a run into that of an evaluation of one scene, whose name is returned.
+    """Changes the config of a run to an evaluation of one scene; returns the name of the scene.
 
     Args:
-        config: as ``run_config`` gives it; changed.
+        config: from ``run_config``; changed in place.
         run: folder of the run.
         checkpoint: name of a file in its checkpoints.
-        scene: which one; needed when the run has several.
+        scene: name of the scene; needed if the run has several.
         overrides: ``key=value`` words for the config.
 
     Raises:
-        InputError: groups, a checkpoint or a scene that are not there.
+        InputError: missing config groups, checkpoint or scene.
     """
     missing = [key for key in ("datasets", "dataloader", "system", "trainer") if not isinstance(config.get(key), DictConfig)]
     if missing:
@@ -115,7 +115,7 @@ def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | N
         config.weights_path, config.weights_strict = str(run / "checkpoints" / f"{name}.ckpt"), True
         if name != "last" and method_of(config).has_scene_files:
             log.warning("checkpoint=%s: the data of scenes beside the checkpoints, such as descriptors, are those of the last epoch", name)
-    elif known or name != "last":  # the run of an evaluation has none, and names its weights
+    elif known or name != "last":  # a run of an evaluation has no checkpoints; its config names its weights
         raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {checkpoint}")
     config.merge_with_dotlist(list(overrides))
     config.eval_only = True
