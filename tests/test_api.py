@@ -1,5 +1,6 @@
 """The Python interface: scenes, clouds and trained runs by the names in ``npbgpp.__all__``, and the snippet of the README."""
 
+import json
 import re
 import subprocess
 import sys
@@ -109,3 +110,20 @@ def test_the_snippet_of_the_readme_runs(trained, tiny_root, tmp_path, monkeypatc
         code = re.sub(rf"{path}(?=[\"'/])", str(ours), code)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its code cells one after another, on a training of a few steps."""
+    cells = json.loads((REPOSITORY / "example" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "still_life").symlink_to(REPOSITORY / "example" / "still_life")
+    short = 'budget = ["trainer.max_epochs=1", "datasets.train_num_samples=4", "test_after_fit=false", "trainer.limit_val_batches=0"]'
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"]).replace('budget = ["trainer.max_epochs=2"]', short)
+            exec(compile(source, "tour.ipynb", "exec"), names)
+    assert short in "".join("".join(cell["source"]) for cell in cells).replace('budget = ["trainer.max_epochs=2"]', short)
+    assert names["run"].method == "NPBG" and names["render"].rgb.shape == (1, 3, 200, 200)
+    last = names["show"](*names["run"].render(names["orbit"][0]).rgb)
+    assert last.size == (400, 400) and (tmp_path / "experiments" / "tour" / "export" / "every_tenth_point.ply").is_file()
