@@ -12,7 +12,7 @@ import torch
 
 import plain
 from measure import camera, in_process, machine, surface_cloud
-from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.geometry.pixels import PixelConvention, ProjectionSettings
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.nets.unet import NPBGPlusPlusUNet
@@ -63,7 +63,7 @@ def sparse_steps(points: int, crop: int, steps: int) -> dict[str, float]:
     for step in range(steps + 1):
         view = camera(2 * crop, azimuth=0.3 * step).crop(crop // 2, crop // 2, (crop, crop))
         start = time.perf_counter()
-        maps = [f.index[None] for f in rasterize(cloud, view, levels, 1.0, PixelConvention.AUTHORS)]
+        maps = [f.index[None] for f in rasterize(cloud, view, levels, ProjectionSettings(1.0, PixelConvention.AUTHORS))]
         visible = gather_visible(maps, ["scene"], {"scene": scene}, learn=True)
         (net(raster(visible.rows, visible.values)) - 0.5).abs().mean().backward()
         sparse.begin_step()

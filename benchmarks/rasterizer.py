@@ -13,7 +13,7 @@ import torch
 
 import plain
 from measure import camera, interleaved_ms, machine, surface_cloud
-from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.geometry.pixels import PixelConvention, ProjectionSettings
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
@@ -37,8 +37,8 @@ def main() -> None:
     levels = [Level(s) for s in plain.SCALES]
     scene = ResidentScene(cloud, SparseParameter(features), torch.empty(options.points, dtype=torch.int32))
 
-    def ours(rule: PixelConvention) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        maps = [f.index for f in rasterize(cloud, view, levels, 1.0, rule)]
+    def ours(convention: PixelConvention) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        maps = [f.index for f in rasterize(cloud, view, levels, ProjectionSettings(1.0, convention))]
         visible = gather_visible([m[None] for m in maps], ["scene"], {"scene": scene}, learn=False)
         table = feature_table(visible.values, background[None, :, None, None])
         images = [feature_image(rows, table) for rows in visible.rows]
@@ -63,7 +63,7 @@ def main() -> None:
     if differing > 1e-4 * cells:
         sys.exit("the rasters differ by more than rounding")
     works: dict[str, Callable[[], object]] = {"plain two-pass": reference}
-    works |= {f"this project, {rule.value}": functools.partial(ours, rule) for rule in PixelConvention}
+    works |= {f"this project, {convention.value}": functools.partial(ours, convention) for convention in PixelConvention}
     times = interleaved_ms(works, options.repeats)
     (plain_best, plain_median), *_ = times.values()
     for name, (best, median) in times.items():

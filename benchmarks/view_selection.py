@@ -22,11 +22,11 @@ from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.data.view_selection import ViewSelector, angle_scores, farthest_points
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.geometry.pixels import PixelConvention, ProjectionSettings
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
 
 COUNT, SCALE, VOTERS = 3, 0.125, 500
-RULE = PixelConvention.AUTHORS
+PROJECTION = ProjectionSettings(1.0, PixelConvention.AUTHORS)
 
 
 def visible(xyd: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
@@ -101,7 +101,7 @@ def compare(xyz: Tensor, target: Cameras, inputs: list[Cameras]) -> str:
     if not torch.equal(farthest_points(ndc, len(voters), int(voters[0])), voters):
         sys.exit("farthest points differ")
     theirs = plain_scores(seen[voters], target, inputs)
-    ours = angle_scores(seen[voters], target.centers()[0], Cameras.cat(inputs), 1.0, RULE)
+    ours = angle_scores(seen[voters], target.centers()[0], Cameras.cat(inputs), PROJECTION)
     both = (ours > 0) & (theirs > 0)
     flips, largest = int(((ours > 0) != (theirs > 0)).sum()), float((ours - theirs)[both].abs().max())
     if flips > 1e-3 * both.sum() or largest > 1e-3:
@@ -149,7 +149,7 @@ def main() -> None:
         views = tuple(View(f"{k}", Path(folder) / "none.png", cameras[k]) for k in targets)
         scene = Scene("surface", views, {"train": targets, "val": (), "test": ()}, cloud)
         for _ in range(o.repeats):
-            selector = ViewSelector(scene, targets, targets, "multinomial", COUNT, 1.0, RULE)
+            selector = ViewSelector(scene, targets, targets, "multinomial", COUNT, PROJECTION)
             opening, *first = timed(items, selector.select)
             later = timed(items, selector.select)
             theirs = timed(items, lambda index, target: plain_select(xyz, target, index, cameras))

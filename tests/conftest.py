@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from npbgpp.geometry.cameras import Cameras  # noqa: E402
-from npbgpp.geometry.pixels import PixelConvention  # noqa: E402
+from npbgpp.geometry.pixels import ProjectionSettings  # noqa: E402
 from npbgpp.geometry.point_cloud import PointCloud, write_ply  # noqa: E402
 from npbgpp.kernels.chunks import ChunkedCloud  # noqa: E402
 from npbgpp.kernels.rasterization import Level, rasterize  # noqa: E402
@@ -166,7 +166,7 @@ def write_tiny_scene(folder: Path, points: int = 400, seed: int = 0) -> None:
                 pose[None], torch.tensor([[focal, focal]]), torch.full((1, 2), TINY_SIZE / 2), (TINY_SIZE, TINY_SIZE)
             )
             index = (
-                rasterize(ChunkedCloud.build(xyz), camera, [Level(0.5)], 1.0, PixelConvention.EXACT)[0]
+                rasterize(ChunkedCloud.build(xyz), camera, [Level(0.5)], ProjectionSettings(1.0))[0]
                 .index.repeat_interleave(2, 0)
                 .repeat_interleave(2, 1)
             )

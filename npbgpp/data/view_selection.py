@@ -16,7 +16,7 @@ from torch import Tensor
 
 from npbgpp.data import Scene
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, ProjectionSettings
 from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.points import visible_points
 
@@ -30,8 +30,7 @@ def angle_scores(
     xyz_world: Float[Tensor, "p 3"],
     target_center: Float[Tensor, " 3"],
     inputs: Cameras,
-    near: float,
-    rule: PixelConvention,
+    projection: ProjectionSettings,
     lower_sigma: float = 5.0,
     upper_sigma: float = 15.0,
     optimal: float = 15.0,
@@ -42,8 +41,7 @@ def angle_scores(
         xyz_world: points that the target sees.
         target_center: camera centre of the target.
         inputs: the k input views, full images.
-        near: points at depth <= near are not seen; scene units.
-        rule: where pixels lie.
+        projection: near plane and pixel convention.
         lower_sigma: sigma up to the optimal angle, degrees.
         upper_sigma: sigma beyond it, degrees.
         optimal: the angle that scores 1, degrees.
@@ -51,7 +49,7 @@ def angle_scores(
     Returns:
         Scores in 0..1; 0 where a view does not see a point: not in its image, or another of these points is nearer in the same cell of 8x8 pixels.
     """
-    view, point = visible_points(xyz_world, inputs, _LEVEL.scale, near, rule).nonzero().unbind(1)
+    view, point = visible_points(xyz_world, inputs, _LEVEL.scale, projection).nonzero().unbind(1)
     to_target = torch.nn.functional.normalize(target_center - xyz_world, dim=1)[point]
     to_input = torch.nn.functional.normalize(inputs.centers()[view] - xyz_world[point], dim=1)
     # the arc cosine loses small angles in single precision, this form does not
@@ -140,15 +138,14 @@ class ViewSelector:
         targets: indices of all views that ``select`` will be asked for.
         method: "multinomial" draws, "best" takes the best ones and uses chance only for targets without any point.
         count: how many views to choose.
-        near: points at depth <= near are not seen; scene units.
-        rule: where pixels lie.
+        projection: near plane and pixel convention.
 
     Raises:
         InputError: an unknown method, more views wanted than there are besides a target, or input views of different sizes.
     """
 
     def __init__(
-        self, scene: Scene, inputs: tuple[int, ...], targets: Iterable[int], method: str, count: int, near: float, rule: PixelConvention
+        self, scene: Scene, inputs: tuple[int, ...], targets: Iterable[int], method: str, count: int, projection: ProjectionSettings
     ) -> None:
         if method not in METHODS:
             raise InputError(f"datasets.selection_method: expected one of {', '.join(METHODS)}, got {method}; correct it")
@@ -165,7 +162,7 @@ class ViewSelector:
             raise InputError(
                 f"scene {scene.name}: expected input views of one size, got {sizes} (height, width); bring the photos to one size"
             )
-        self.scene, self.inputs, self.method, self.count, self.near, self.rule = scene, inputs, method, count, near, rule
+        self.scene, self.inputs, self.method, self.count, self.projection = scene, inputs, method, count, projection
         self._cameras = Cameras.cat(cameras)
         self._visible: dict[int, Float[Tensor, "n 3"]] = {}
         self._cloud: tuple[Float[Tensor, "n 3"], ChunkedCloud] | None = None
@@ -188,19 +185,19 @@ class ViewSelector:
         """
         candidates = [k for k, view in enumerate(self.inputs) if view != target_index]
         voters = self._voters(target_camera, self._visible_from(target_index), generator)
-        scores = angle_scores(voters, target_camera.centers()[0], self._cameras, self.near, self.rule)[candidates]
+        scores = angle_scores(voters, target_camera.centers()[0], self._cameras, self.projection)[candidates]
         best = self.method == "best" and len(voters) > 0
         chosen = best_views(scores, self.count) if best else multinomial_views(scores, self.count, generator)
         return tuple(self.inputs[candidates[k]] for k in chosen)
 
     def _voters(self, camera: Cameras, xyz_world: Float[Tensor, "n 3"], generator: torch.Generator | None) -> Float[Tensor, "p 3"]:
         """The points in the image of a camera; a random start thins them out to what random choice needs."""
-        grid = PixelGrid(self.rule, camera.image_size)
+        grid = self.projection.grid(camera.image_size)
         x, y, _ = grid.normalise(camera, xyz_world)[0].unbind(-1)
         shown = xyz_world[grid.inside(x, y)]
         if self.method == "best" or len(shown) <= _VOTERS:
             return shown
-        # normalised as the authors do under both rules: pixels would outweigh depth
+        # in the authors' normalised coordinates under both conventions: pixels would outweigh depth
         ndc = PixelGrid(PixelConvention.AUTHORS, camera.image_size).normalise(camera, shown)[0]
         return shown[farthest_points(ndc, _VOTERS, int(torch.randint(len(ndc), (), generator=generator)))]
 
@@ -213,7 +210,7 @@ class ViewSelector:
                 xyz_world = self.scene.cloud.read().xyz
                 self._cloud = xyz_world, ChunkedCloud.build(xyz_world)
             xyz_world, blocks = self._cloud
-            index = rasterize(blocks, self.scene.views[target_index].camera, [_LEVEL], self.near, self.rule)[0].index
+            index = rasterize(blocks, self.scene.views[target_index].camera, [_LEVEL], self.projection)[0].index
             self._visible[target_index] = xyz_world[index[index >= 0]]
             if self._visible.keys() == self.targets:
                 self._cloud = None

@@ -241,7 +241,7 @@ class DataModule(LightningDataModule):
         needed = self.needs.input_views
         if needed is None:
             return None
-        return ViewSelector(scene, indices, indices, s.selection_method, s.selection_count, needed.near, needed.pixel_convention)
+        return ViewSelector(scene, indices, indices, s.selection_method, s.selection_count, needed)
 
     def _evaluation_set(self, scene: Scene, stage: Stage) -> SceneDataset:
         name = f"{scene.name}_{'val' if stage == 'val' else 'holdout'}"

@@ -2,7 +2,7 @@
 
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 from npbgpp.geometry.image_warp import Alignment, align_vertically, crop_to_points, resample
-from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection, ProjectionSettings
 from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 from npbgpp.geometry.trajectories import (
     TimedCamera,
@@ -26,6 +26,7 @@ __all__ = [
     "PixelGrid",
     "PointCloud",
     "Projection",
+    "ProjectionSettings",
     "align_vertically",
     "average_pose",
     "crop_to_points",

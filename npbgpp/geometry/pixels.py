@@ -134,3 +134,26 @@ class PixelGrid:
         """(height, width) of the raster at a scale: int(scale * size) * supersampling, as the authors round."""
         height, width = self.image_size
         return int(scale * height) * supersampling, int(scale * width) * supersampling
+
+
+@dataclass(frozen=True)
+class ProjectionSettings:
+    """How points are projected to images.
+
+    Attributes:
+        near: near plane: points at depth <= near are culled; scene units.
+        pixel_convention: see the module docstring.
+    """
+
+    near: float = 0.0
+    pixel_convention: PixelConvention = PixelConvention.EXACT
+
+    def grid(self, image_size: tuple[int, int]) -> PixelGrid:
+        """The pixel grid of images of one size (height, width)."""
+        return PixelGrid(self.pixel_convention, image_size)
+
+    def in_frustum(self, cameras: Cameras, xyz_world: Float[Tensor, "*b n 3"]) -> Bool[Tensor, "b n"]:
+        """Whether points lie in the image and beyond the near plane of each camera."""
+        grid = self.grid(cameras.image_size)
+        x, y, depth = grid.normalise(cameras, xyz_world).unbind(-1)
+        return grid.inside(x, y) & (depth > self.near)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, ProjectionSettings
 from npbgpp.kernels.chunks import ChunkedCloud, ElementwiseProjection, visible_chunks
 from npbgpp.kernels.threads import MAX_THREADS, map_in_threads, thread_count
 
@@ -186,15 +186,14 @@ class Level:
         return self.scale * self.supersampling
 
 
-def rasterize(cloud: ChunkedCloud, camera: Cameras, levels: Sequence[Level], near: float, rule: PixelConvention) -> list[Fragments]:
+def rasterize(cloud: ChunkedCloud, camera: Cameras, levels: Sequence[Level], projection: ProjectionSettings) -> list[Fragments]:
     """Nearest point of every pixel, for one camera and one cloud.
 
     Args:
         cloud: the points, on the device to render on.
         camera: one camera.
         levels: rasters to render.
-        near: points at depth <= near are culled; scene units, at least 0.
-        rule: pixel convention.
+        projection: near plane, at least 0, and pixel convention.
 
     Returns:
         One Fragments per level, of ``int(scale * size) * supersampling`` cells.
@@ -204,15 +203,15 @@ def rasterize(cloud: ChunkedCloud, camera: Cameras, levels: Sequence[Level], nea
     """
     if len(camera) != 1:
         raise ValueError(f"rasterize: expected one camera, got {len(camera)}")
-    if near < 0:
-        raise ValueError(f"rasterize: expected near >= 0, got {near}")
-    grid = PixelGrid(rule, camera.image_size)
+    if projection.near < 0:
+        raise ValueError(f"rasterize: expected near >= 0, got {projection.near}")
+    grid = projection.grid(camera.image_size)
     sizes = [grid.level_size(level.scale, level.supersampling) for level in levels]
     for level, size in zip(levels, sizes, strict=True):
         if min(size) < 1:
             raise ValueError(f"rasterize: image of {camera.image_size} pixels has no cell at scale {level.scale}")
     targets = tuple((level.cells_per_pixel(), size) for level, size in zip(levels, sizes, strict=True))
-    return [Fragments(keys) for keys in _Canvas(grid, targets, cloud.xyz_world.device).draw(cloud, camera, near)]
+    return [Fragments(keys) for keys in _Canvas(grid, targets, cloud.xyz_world.device).draw(cloud, camera, projection.near)]
 
 
 class _Canvas:

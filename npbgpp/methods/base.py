@@ -26,7 +26,7 @@ from npbgpp.data import Scene, SceneNormalisation
 from npbgpp.data.batches import BatchDataset
 from npbgpp.data.scene import Batch
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PixelConvention, PointCloud, TimedCamera
+from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings, TimedCamera
 from npbgpp.metrics import ImageMetrics, ImageScores
 from npbgpp.volume import Composited, OccupancyGrid, RadianceField, Rays
 
@@ -60,27 +60,19 @@ class SystemSettings:
 
 
 @dataclass(frozen=True)
-class InputViewSelection:
-    """How input views of a training item are chosen: a photo counts by the points it sees beyond the near plane (scene units)."""
-
-    near: float
-    pixel_convention: PixelConvention
-
-
-@dataclass(frozen=True)
 class DataNeeds:
     """The data that a method trains on.
 
     Attributes:
         needs_cloud: scenes must have a point cloud.
-        input_views: training items carry input photos besides the target; None: they do not.
+        input_views: training items carry input photos besides the target, chosen by the points that photos see in this projection; None: they do not.
         ray_batches: training batches are made by ``System.training_batches``, not collated from images.
         straight_alpha: photos keep the colours as stored beside their alpha channel, whatever ``datasets.white_bg`` says.
         scenes_per_epoch: at most so many training scenes are visited in an epoch.
     """
 
     needs_cloud: bool = True
-    input_views: InputViewSelection | None = None
+    input_views: ProjectionSettings | None = None
     ray_batches: bool = False
     straight_alpha: bool = False
     scenes_per_epoch: int = 1

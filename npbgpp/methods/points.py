@@ -22,7 +22,7 @@ from npbgpp.core.files import save_tensors
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, cloud_checksum
 from npbgpp.errors import InputError
-from npbgpp.geometry import Alignment, Cameras, PixelConvention, PointCloud, align_vertically
+from npbgpp.geometry import Alignment, Cameras, PixelConvention, PointCloud, ProjectionSettings, align_vertically
 from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.losses import VGGLoss, dice_loss, downscaled_l1, ssim_loss
 from npbgpp.methods.base import ManualOptimizationSystem, Render, RunContext, System, SystemSettings
@@ -66,6 +66,11 @@ class PointSettings(SystemSettings):
         if not any(self.up):
             raise InputError(f"system.up: expected a direction, got {list(self.up)}")
         self.require_at_least(descriptor_dim=1, max_scenes_per_train_epoch=1)
+
+    @property
+    def projection(self) -> ProjectionSettings:
+        """Near plane and pixel convention."""
+        return ProjectionSettings(self.near, PixelConvention(self.pixel_convention))
 
 
 # ----------------------------------------------------------------------
@@ -333,7 +338,7 @@ class PointSystem(ManualOptimizationSystem):
         rasterizer: FeaturePyramid,
     ) -> None:
         super().__init__(settings, context, settings.lr_schedule)
-        self.rule = PixelConvention(settings.pixel_convention)
+        self.projection = settings.projection
         self.refiner, self.rasterizer = refiner, rasterizer
         self.require_channels("system.rasterizer", rasterizer.bg_feature.shape[1])
         self.rgb_converter = RGBConverter(settings.descriptor_dim)
@@ -376,7 +381,7 @@ class PointSystem(ManualOptimizationSystem):
         scene, near = self.scenes[name], self.settings.near
         xyz_world = scene.cloud.read().xyz
         self.clouds.note(name, scene.cloud.path, xyz_world)
-        coverage = cloud_coverage(xyz_world, [scene.views[i].camera for i in scene.splits["train"]], near, self.rule)
+        coverage = cloud_coverage(xyz_world, [scene.views[i].camera for i in scene.splits["train"]], self.projection)
         if coverage.seen == 0:
             raise InputError(
                 f"point cloud {scene.cloud.path}: none of its {len(xyz_world)} points is seen by any training camera of scene {scene.name} beyond "
@@ -416,12 +421,12 @@ class PointSystem(ManualOptimizationSystem):
         if not self.settings.align_during_rendering:
             return Framing(cameras, cameras, None)
         with self.autocast_free():
-            alignment = align_vertically(cameras, self.rule, self.settings.up)
+            alignment = align_vertically(cameras, self.projection.pixel_convention, self.settings.up)
         return Framing(cameras, alignment.cameras, alignment)
 
     def draw(self, clouds: Sequence[ChunkedCloud], cameras: Cameras, levels: Sequence[Level]) -> list[Int[Tensor, "b _ _"]]:
         """Per level, the point that each cell of each view shows, -1 where it is empty; one cloud per view."""
-        views = [rasterize(cloud, cameras[k], levels, self.settings.near, self.rule) for k, cloud in enumerate(clouds)]
+        views = [rasterize(cloud, cameras[k], levels, self.projection) for k, cloud in enumerate(clouds)]
         return [torch.stack([fragments.index for fragments in level]) for level in zip(*views, strict=True)]
 
     @abstractmethod
@@ -452,7 +457,7 @@ class PointSystem(ManualOptimizationSystem):
 
     def _depths(self, cameras: Cameras, scene: str) -> Float[Tensor, "b 1 h w"]:
         cloud = self.drawn_cloud(scene)
-        views = [rasterize(cloud, cameras[k], [Level(1.0)], self.settings.near, self.rule)[0].depth for k in range(len(cameras))]
+        views = [rasterize(cloud, cameras[k], [Level(1.0)], self.projection)[0].depth for k in range(len(cameras))]
         return torch.stack([torch.where(view.isinf(), 0.0, view)[None] for view in views])
 
     def refine(self, framing: Framing, visible: Visible) -> Render:

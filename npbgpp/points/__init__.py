@@ -16,7 +16,7 @@ from npbgpp.points.descriptor_tables import (
 from npbgpp.points.feature_pyramid import FeaturePyramid, RGBConverter, feature_image, feature_table
 from npbgpp.points.peeling import MAX_LAYERS, Footprint, Layer, peel
 from npbgpp.points.sparse_optim import SparseAdam, SparseParameter, SparseRMSprop
-from npbgpp.points.visibility import cloud_coverage, in_image, sample_features, visible_points
+from npbgpp.points.visibility import cloud_coverage, sample_features, visible_points
 
 __all__ = [
     "CLOUD_KEY",
@@ -39,7 +39,6 @@ __all__ = [
     "describe",
     "feature_table",
     "gather_visible",
-    "in_image",
     "sample_features",
     "point_directions",
     "peel",

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
+from npbgpp.geometry import Cameras, ProjectionSettings
 from npbgpp.kernels import EMPTY_KEY, ChunkedCloud, ElementwiseProjection, Fragments, map_in_threads, thread_count, visible_chunks
 
 MAX_LAYERS = 8
@@ -107,7 +107,7 @@ class _Group:
 def _project(cloud: ChunkedCloud, camera: Cameras, footprint: Footprint) -> list[_Group]:
     """The points that cover at least one pixel."""
     device = cloud.xyz_world.device
-    grid = PixelGrid(PixelConvention.EXACT, camera.image_size)
+    grid = ProjectionSettings().grid(camera.image_size)
     projection = ElementwiseProjection.of(grid.projection(camera))
     chunks = torch.cat(visible_chunks(cloud, projection, grid, 0.0, footprint.max_splat))
     if len(chunks) == 0:

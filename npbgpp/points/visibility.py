@@ -1,4 +1,4 @@
-"""Visibility of points in photos by a depth buffer (NPBG++, section 3.2), and the share of a cloud that cameras cover."""
+"""Visibility of points in photos by a depth buffer (NPBG++, section 3.2), features of photos at points, and coverage of a cloud by cameras."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, ProjectionSettings
 
 
 @torch.no_grad()
 def visible_points(
-    xyz_world: Float[Tensor, "n 3"], cameras: Cameras, scale: float | None, near: float, rule: PixelConvention
+    xyz_world: Float[Tensor, "n 3"], cameras: Cameras, scale: float | None, projection: ProjectionSettings
 ) -> Bool[Tensor, "k n"]:
     """Whether each point is the nearest of its depth buffer cell, for each of k cameras.
 
@@ -24,17 +24,16 @@ def visible_points(
         xyz_world: the points.
         cameras: k cameras.
         scale: size of the depth buffer relative to the image; None disables occlusion.
-        near: points at depth <= near are not visible; scene units.
-        rule: pixel convention.
+        projection: near plane and pixel convention.
 
     Raises:
         ValueError: a depth buffer without cells.
     """
-    grid = PixelGrid(rule, cameras.image_size)
-    xyd = grid.normalise(cameras, xyz_world)
-    in_frustum = grid.inside(xyd[..., 0], xyd[..., 1]) & (xyd[..., 2] > near)
     if scale is None:
-        return in_frustum
+        return projection.in_frustum(cameras, xyz_world)
+    grid = projection.grid(cameras.image_size)
+    xyd = grid.normalise(cameras, xyz_world)
+    in_frustum = grid.inside(xyd[..., 0], xyd[..., 1]) & (xyd[..., 2] > projection.near)
     height, width = size = grid.level_size(scale)
     if min(size) < 1:
         raise ValueError(f"visible_points: image of {cameras.image_size} pixels has no cell at scale {scale}")
@@ -67,7 +66,7 @@ class Coverage:
     largest_cut: float
 
 
-def cloud_coverage(xyz_world: Float[Tensor, "n 3"], cameras: Iterable[Cameras], near: float, rule: PixelConvention) -> Coverage:
+def cloud_coverage(xyz_world: Float[Tensor, "n 3"], cameras: Iterable[Cameras], projection: ProjectionSettings) -> Coverage:
     """Coverage of a cloud by cameras (one per item), without occlusion.
 
     Large clouds are sampled evenly; the whole cloud is used if no point of the sample is seen. Without cameras both fractions are 0.
@@ -78,49 +77,42 @@ def cloud_coverage(xyz_world: Float[Tensor, "n 3"], cameras: Iterable[Cameras], 
     largest_cut = 0.0
     listed = list(cameras)
     for camera in listed:
-        grid = PixelGrid(rule, camera.image_size)
+        grid = projection.grid(camera.image_size)
         x, y, depth = grid.normalise(camera.to(sample.device), sample)[0].unbind(-1)
         in_image = grid.inside(x, y) & (depth > 0)
-        in_frustum = in_image & (depth > near)
+        in_frustum = in_image & (depth > projection.near)
         seen |= in_frustum
         if in_image.any():
             largest_cut = max(largest_cut, 1 - in_frustum.sum().item() / in_image.sum().item())
     if step > 1 and not seen.any():
-        return Coverage(_first_coverage(xyz_world, listed, near, rule), largest_cut)
+        return Coverage(_first_coverage(xyz_world, listed, projection), largest_cut)
     return Coverage(seen.float().mean().item(), largest_cut)
 
 
-def _first_coverage(xyz_world: Float[Tensor, "n 3"], cameras: list[Cameras], near: float, rule: PixelConvention) -> float:
+def _first_coverage(xyz_world: Float[Tensor, "n 3"], cameras: list[Cameras], projection: ProjectionSettings) -> float:
+    """Fraction of a cloud that the first camera with any point sees; 0 without one."""
     for camera in cameras:
-        grid = PixelGrid(rule, camera.image_size)
-        x, y, depth = grid.normalise(camera.to(xyz_world.device), xyz_world)[0].unbind(-1)
-        count = (grid.inside(x, y) & (depth > near)).sum().item()
+        count = projection.in_frustum(camera.to(xyz_world.device), xyz_world).sum().item()
         if count:
             return count / len(xyz_world)
     return 0.0
 
 
-@torch.no_grad()
-def in_image(xyz_world: Float[Tensor, "v 3"], cameras: Cameras, near: float, rule: PixelConvention) -> Bool[Tensor, "k v"]:
-    """Whether points project into each image beyond the near plane."""
-    grid = PixelGrid(rule, cameras.image_size)
-    x, y, depth = grid.normalise(cameras, xyz_world).unbind(-1)
-    return grid.inside(x, y) & (depth > near)
-
-
 def sample_features(
-    features: Float[Tensor, "c h w"], xyz_world: Float[Tensor, "v 3"], camera: Cameras, rule: PixelConvention
+    features: Float[Tensor, "c h w"], xyz_world: Float[Tensor, "v 3"], camera: Cameras, convention: PixelConvention
 ) -> Float[Tensor, "v c"]:
-    """Features at the projections of points, bilinear.
+    """Features at the projections of points, by bilinear interpolation.
 
-    The authors' rule places points between the centres of the border pixels and reads between their edges, with zeros outside; EXACT reads where the
-    points project.
+    AUTHORS places points between the centres of the border pixels but samples between pixel edges, with zero padding; EXACT samples at the projections,
+    with border padding.
     """
-    grid = PixelGrid(rule, camera.image_size)
+    grid = PixelGrid(convention, camera.image_size)
     first, last = grid.extent(xyz_world.device)
     xy = grid.normalise(camera, xyz_world)[0, :, :2]
-    exact = rule is PixelConvention.EXACT
-    place = (xy - first) * 2 / (last - first) - 1 if exact else -xy / last
+    exact = convention is PixelConvention.EXACT
+    position = (xy - first) * 2 / (last - first) - 1 if exact else -xy / last
     padding = "border" if exact else "zeros"
-    found = grid_sample(features[None], place.to(features.dtype)[None, None], mode="bilinear", padding_mode=padding, align_corners=False)
-    return found[0, :, 0].t()
+    sampled = grid_sample(
+        features[None], position.to(features.dtype)[None, None], mode="bilinear", padding_mode=padding, align_corners=False
+    )
+    return sampled[0, :, 0].t()

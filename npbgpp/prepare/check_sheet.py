@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from npbgpp.data import Scene, Stage, View, read_photo
-from npbgpp.geometry import Cameras, PixelConvention, PointCloud
+from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings
 from npbgpp.io import SheetRow, contact_sheet, depth_colormap, depth_range
 from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.points import visible_points
@@ -72,7 +72,7 @@ def thumbnail(view: View) -> tuple[Cameras, Float[Tensor, "3 h w"]]:
 
 def draw_points(photo: Float[Tensor, "3 h w"], camera: Cameras, xyz_world: Float[Tensor, "n 3"], near: float) -> Float[Tensor, "3 h w"]:
     """The photo with a dot, coloured by depth, at the projection of each point that is visible in the coarse depth buffer."""
-    visible = visible_points(xyz_world, camera, coarse_scale(camera.image_size), near, PixelConvention.EXACT)[0]
+    visible = visible_points(xyz_world, camera, coarse_scale(camera.image_size), ProjectionSettings(near))[0]
     uv_px, depth = (values[0] for values in camera.project(xyz_world[visible]))
     back_to_front = depth.argsort(descending=True)
     u, v = uv_px[back_to_front].long().unbind(1)
@@ -88,7 +88,7 @@ def draw_points(photo: Float[Tensor, "3 h w"], camera: Cameras, xyz_world: Float
 
 def render_points(chunks: ChunkedCloud, cloud: PointCloud, camera: Cameras, near: float) -> Float[Tensor, "3 h w"]:
     """The nearest point of each pixel in its own colour, or coloured by depth; holes are filled from half the resolution."""
-    fine, coarse = rasterize(chunks, camera, [Level(1.0), Level(0.5)], near, PixelConvention.EXACT)
+    fine, coarse = rasterize(chunks, camera, [Level(1.0), Level(0.5)], ProjectionSettings(near))
     size = camera.image_size
     hole = fine.index < 0
     index = torch.where(hole, _upsample(coarse.index, size, -1), fine.index)

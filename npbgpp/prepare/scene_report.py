@@ -16,7 +16,7 @@ from torch import Tensor
 
 from npbgpp.data import Photo, Scene, Stage, View, read_photo
 from npbgpp.data.view_selection import farthest_points
-from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, PointCloud
+from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings
 from npbgpp.points import visible_points
 
 _SEED = 0
@@ -294,12 +294,13 @@ def _view_report(
     view: View, stage: Stage | None, xyz_world: Float[Tensor, "n 3"], near: float, weight: float
 ) -> tuple[ViewReport, Bool[Tensor, " n"]]:
     """The report of a view, and which points are inside its image at positive depth. Each sampled point counts ``weight`` times."""
-    grid = PixelGrid(PixelConvention.EXACT, view.camera.image_size)
+    projection = ProjectionSettings(near)
+    grid = projection.grid(view.camera.image_size)
     x, y, depth = grid.normalise(view.camera, xyz_world)[0].unbind(-1)
     in_image = grid.inside(x, y) & (depth > 0)
     depths = depth[in_image].sort().values
     scale = coarse_scale(grid.image_size)
-    visible = visible_points(xyz_world, view.camera, scale, near, grid.convention)
+    visible = visible_points(xyz_world, view.camera, scale, projection)
     report = ViewReport(
         name=view.name,
         stage=stage,
@@ -376,7 +377,7 @@ def _colour_consistency(cameras: Sequence[Cameras], photos: Sequence[Photo], poi
     total = torch.zeros(3, dtype=torch.float64)
     largest_shift = 0
     for camera, photo in zip(cameras, photos, strict=True):
-        visible = visible_points(points.xyz, camera, coarse_scale(camera.image_size), near, PixelConvention.EXACT)[0]
+        visible = visible_points(points.xyz, camera, coarse_scale(camera.image_size), ProjectionSettings(near))[0]
         uv_px = camera.project(points.xyz[visible])[0][0]
         colour = points.rgb_u8[visible].double()
         pixel, _ = _pixels(photo.image, uv_px)

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from npbgpp.data import View, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, PointCloud
+from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings
 from npbgpp.points import visible_points
 from npbgpp.prepare.depth_fusion import pack_cells, unpack_cells
 
@@ -98,7 +98,7 @@ class Silhouette:
         """Reads the mask of a view that has one. Raises InputError if its files cannot be read."""
         mask = read_photo(view).mask
         assert mask is not None
-        projection = PixelGrid(PixelConvention.EXACT, view.camera.image_size).projection(view.camera)
+        projection = ProjectionSettings().grid(view.camera.image_size).projection(view.camera)
         return cls(view.camera, mask_clearance(mask[0]), projection.matrix[0].float(), projection.offset[0].float())
 
     def direction(self) -> Float[Tensor, "3"] | None:
@@ -302,8 +302,8 @@ def _mean_colours(surface: _VoxelGrid, xyz: Float[Tensor, "n 3"], views: Sequenc
         # cells of two voxels leave no holes in the surface through which points behind it would be seen
         voxel_px = float(camera.focal_length.max()) * surface.side / float(depth[depth > 0].median())
         scale = max(min(1.0, 0.5 / voxel_px), 1 / min(camera.image_size))
-        visible = visible_points(xyz, camera, scale, 0.0, PixelConvention.EXACT)[0].nonzero()[:, 0]
-        uv_px = PixelGrid(PixelConvention.EXACT, camera.image_size).normalise(camera, xyz[visible])[0, :, :2]
+        visible = visible_points(xyz, camera, scale, ProjectionSettings())[0].nonzero()[:, 0]
+        uv_px = ProjectionSettings().grid(camera.image_size).normalise(camera, xyz[visible])[0, :, :2]
         u, v = uv_px.long().unbind(1)
         total[visible] += torch.cat([read_photo(view).image[:, v, u].T.float(), torch.ones(len(visible), 1)], 1)
     cell = surface.cell

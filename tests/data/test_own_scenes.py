@@ -11,8 +11,8 @@ from npbgpp.data.point_files import CloudManifest
 from npbgpp.data.settings import DataloaderSettings, LoaderSettings, SceneLists
 from npbgpp.engine.datamodule import DataModule
 from npbgpp.errors import InputError
-from npbgpp.geometry.pixels import PixelConvention
-from npbgpp.methods.base import DataNeeds, InputViewSelection
+from npbgpp.geometry.pixels import ProjectionSettings
+from npbgpp.methods.base import DataNeeds
 
 from ..helpers.layouts import colmap, dtu, npbg
 from ..helpers.settings import data_module, dataset_settings
@@ -149,7 +149,7 @@ def test_worker_processes_need_no_cloud(tmp_path, monkeypatch):
     colmap.write(tmp_path / "scene")
     settings = dataset_settings("auto", tmp_path, LISTS, selection_count=2)
     loaders = DataloaderSettings(LoaderSettings(1, num_workers=1), LoaderSettings(1), LoaderSettings(1))
-    needs = DataNeeds(input_views=InputViewSelection(1.0, PixelConvention.EXACT), scenes_per_epoch=4)
+    needs = DataNeeds(input_views=ProjectionSettings(1.0), scenes_per_epoch=4)
     data = data_module(settings, loaders, SearchPaths(tmp_path, tmp_path, tmp_path), needs)
     loader = data.train_dataloader()
     (tmp_path / "scene" / "mvs_pc.ply").unlink()

@@ -19,7 +19,7 @@ from npbgpp.data.scene import Scene, View
 from npbgpp.data.view_selection import ViewSelector, angle_scores, best_views, farthest_points, multinomial_views
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.geometry.pixels import PixelConvention, ProjectionSettings
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
@@ -27,7 +27,7 @@ from npbgpp.kernels.rasterization import Level, rasterize
 SIZE = (64, 80)
 VIEWS = 10
 NEAR = 1.0
-RULE = PixelConvention.EXACT
+PROJECTION = ProjectionSettings(NEAR)
 
 
 def camera_from(eye: torch.Tensor, aim: torch.Tensor, focal: float = 90.0, size: tuple[int, int] = SIZE) -> Cameras:
@@ -62,7 +62,7 @@ def ring(tmp_path, sphere) -> Scene:
 
 
 def selector_of(scene: Scene, method: str = "multinomial", count: int = 3, targets: tuple[int, ...] = tuple(range(VIEWS)), **options):
-    return ViewSelector(scene, options.pop("inputs", tuple(range(len(scene.views)))), targets, method, count, NEAR, RULE)
+    return ViewSelector(scene, options.pop("inputs", tuple(range(len(scene.views)))), targets, method, count, PROJECTION)
 
 
 # ---------------------------------------------------------------- scores
@@ -70,18 +70,18 @@ def selector_of(scene: Scene, method: str = "multinomial", count: int = 3, targe
 def test_score_of_an_angle(degrees):
     """One point at the origin, seen by cameras at an angle around it."""
     target, view = ring_camera(0.0), ring_camera(degrees)
-    score = angle_scores(torch.zeros(1, 3), target.centers()[0], view, NEAR, RULE).item()
+    score = angle_scores(torch.zeros(1, 3), target.centers()[0], view, PROJECTION).item()
     sigma = 5.0 if degrees <= 15 else 15.0
     assert score == pytest.approx(math.exp(-((degrees - 15) ** 2) / (2 * sigma**2)), rel=1e-3, abs=1e-7)
 
 
 def test_score_with_other_numbers():
-    scores = angle_scores(torch.zeros(1, 3), ring_camera(0.0).centers()[0], ring_camera(25.0), NEAR, RULE, 2.0, 10.0, 20.0)
+    scores = angle_scores(torch.zeros(1, 3), ring_camera(0.0).centers()[0], ring_camera(25.0), PROJECTION, 2.0, 10.0, 20.0)
     assert scores.item() == pytest.approx(math.exp(-0.125), rel=1e-3)
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
-def test_a_view_scores_only_what_it_sees(rule):
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_a_view_scores_only_what_it_sees(convention):
     view = camera_from(torch.tensor([0.0, 0.0, -4.0]), torch.zeros(3))
     points = torch.tensor(
         [
@@ -94,19 +94,19 @@ def test_a_view_scores_only_what_it_sees(rule):
             [0.01, 0.01, 0.0],  # as near as the first
         ]
     )
-    scores = angle_scores(points, torch.tensor([1.0, 0.0, -4.0]), view, NEAR, rule)[0]
+    scores = angle_scores(points, torch.tensor([1.0, 0.0, -4.0]), view, ProjectionSettings(NEAR, convention))[0]
     assert (scores > 0).tolist() == [True, False, True, False, False, False, True]
 
 
 def test_every_view_has_its_own_intrinsics():
     near_view, far_view = ring_camera(10.0), replace(ring_camera(10.0), focal_length=torch.full((1, 2), 400.0))
     points = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.8, 0.0]])
-    scores = angle_scores(points, ring_camera(0.0).centers()[0], Cameras.cat([near_view, far_view]), NEAR, RULE)
+    scores = angle_scores(points, ring_camera(0.0).centers()[0], Cameras.cat([near_view, far_view]), PROJECTION)
     assert (scores > 0).tolist() == [[True, True], [True, False]]
 
 
 def scores_by_loop(xyz: torch.Tensor, center: torch.Tensor, views: list[Cameras]) -> torch.Tensor:
-    """Double precision, one pair at a time, exact rule."""
+    """Double precision, one pair at a time, exact convention."""
     scores = torch.zeros(len(views), len(xyz))
     for k, view in enumerate(views):
         uv, depth = view.project(xyz)
@@ -131,12 +131,12 @@ def test_scores_equal_a_loop(sphere, size):
     points = torch.cat([sphere[:300], torch.rand(200, 3) * 4 - 2])
     expected = scores_by_loop(points, center, views)
     assert (expected > 0).sum() > 150
-    torch.testing.assert_close(angle_scores(points, center, Cameras.cat(views), NEAR, RULE), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(angle_scores(points, center, Cameras.cat(views), PROJECTION), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_no_points_give_no_scores():
     views = Cameras.cat([ring_camera(0.0), ring_camera(9.0)])
-    assert angle_scores(torch.zeros(0, 3), torch.zeros(3), views, NEAR, RULE).shape == (2, 0)
+    assert angle_scores(torch.zeros(0, 3), torch.zeros(3), views, PROJECTION).shape == (2, 0)
 
 
 # ---------------------------------------------------------------- farthest points
@@ -277,15 +277,17 @@ def test_many_points_are_thinned_out(ring, monkeypatch):
     assert len(received[-1]) > 20
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
-def test_voters_are_what_the_whole_view_sees(ring, sphere, rule, monkeypatch):
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_voters_are_what_the_whole_view_sees(ring, sphere, convention, monkeypatch):
     received = []
     scores = module.angle_scores
     monkeypatch.setattr(module, "angle_scores", lambda xyz, *rest: received.append(xyz) or scores(xyz, *rest))
-    selector = ViewSelector(ring, tuple(range(VIEWS)), range(VIEWS), "best", 3, NEAR, rule)
+    selector = ViewSelector(ring, tuple(range(VIEWS)), range(VIEWS), "best", 3, ProjectionSettings(NEAR, convention))
     for target in (0, 7, 0):
         selector.select(target, ring.views[target].camera)
-        index = rasterize(ChunkedCloud.build(sphere), ring.views[target].camera, [Level(0.125)], NEAR, rule)[0].index
+        index = rasterize(ChunkedCloud.build(sphere), ring.views[target].camera, [Level(0.125)], ProjectionSettings(NEAR, convention))[
+            0
+        ].index
         expected = sphere[index[index >= 0]]
         assert received[-1].dtype == torch.float32 and len(expected) > 10
         assert {tuple(row) for row in received[-1].tolist()} == {tuple(row) for row in expected.tolist()}
@@ -406,7 +408,7 @@ def test_recorded_scores_and_choices(parity):
         case["R_row"], case["T"], case["fcl_ndc"].expand(k, 2), case["prp_ndc"].expand(k, 2), tuple(case["image_size"])
     )
     for name, lower, upper in (("scores_5_15", 5.0, 15.0), ("scores_default", 1.0, 20.0)):
-        scores = angle_scores(case["points"], case["cam_pos"][0], inputs, 1.0, PixelConvention.AUTHORS, lower, upper)
+        scores = angle_scores(case["points"], case["cam_pos"][0], inputs, ProjectionSettings(1.0, PixelConvention.AUTHORS), lower, upper)
         assert torch.equal(scores > 0, case[name][0] > 0)
         torch.testing.assert_close(scores, case[name][0], rtol=0, atol=1e-5)  # theirs takes the arc cosine in float32: 5e-6 seen
         if name == "scores_5_15":

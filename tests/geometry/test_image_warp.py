@@ -119,15 +119,15 @@ def test_exact_crops_copy_pixels():
 
 
 @pytest.mark.parametrize("shrink", [False, True])
-@pytest.mark.parametrize(("rule", "tolerance"), [(PixelConvention.EXACT, 0.1), (PixelConvention.AUTHORS, 0.6)])
-def test_crops_and_their_cameras_agree(rule, tolerance, shrink):
+@pytest.mark.parametrize(("convention", "tolerance"), [(PixelConvention.EXACT, 0.1), (PixelConvention.AUTHORS, 0.6)])
+def test_crops_and_their_cameras_agree(convention, tolerance, shrink):
     """A blob drawn where a point projects is found where the camera of the crop projects it, within the half pixel of the authors' warp."""
     cameras, point = two_cameras(), torch.tensor([[0.5, -0.3, 0.2]])
     rows, columns = torch.meshgrid(torch.arange(60) + 0.5, torch.arange(80) + 0.5, indexing="ij")
     uv = cameras.project(point)[0][:, 0]
     blobs = torch.exp(-((columns - uv[:, 0, None, None]) ** 2 + (rows - uv[:, 1, None, None]) ** 2) / 8)[:, None]
     others = torch.cat([point, torch.randn(30, 3) * 0.2])
-    found = crop_to_points(blobs, cameras, others, torch.ones(2, 31, dtype=torch.bool), (40, 44), rule, shrink=shrink)
+    found = crop_to_points(blobs, cameras, others, torch.ones(2, 31, dtype=torch.bool), (40, 44), convention, shrink=shrink)
     weights = found.images[:, 0]
     x, y = (weights.sum(1) * (torch.arange(44) + 0.5)).sum(1), (weights.sum(2) * (torch.arange(40) + 0.5)).sum(1)
     centroid = torch.stack([x, y], 1) / weights.sum((1, 2))[:, None]
@@ -135,31 +135,31 @@ def test_crops_and_their_cameras_agree(rule, tolerance, shrink):
     assert (found.cameras.principal_point - cameras.principal_point).abs().max() > 1
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
-def test_crops_as_large_as_the_boxes_contain_all_visible_points(rule):
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_crops_as_large_as_the_boxes_contain_all_visible_points(convention):
     cameras, points = two_cameras(), torch.randn(50, 3) * 0.2
     seen = torch.rand(2, 50) < 0.5
-    boxes = boxes_of_points(cameras, points, seen, rule, margin=4)
-    found = crop_to_points(torch.rand(2, 3, *SIZE), cameras, points, seen, None, rule, margin=4)
+    boxes = boxes_of_points(cameras, points, seen, convention, margin=4)
+    found = crop_to_points(torch.rand(2, 3, *SIZE), cameras, points, seen, None, convention, margin=4)
     width, height = boxes.extent_px.amax(0).int().tolist()
     assert found.cameras.image_size == (height, width) == tuple(found.images.shape[-2:])
     uv = found.cameras.project(points)[0][seen]
     assert (uv >= 0).all() and (uv <= uv.new_tensor([width, height])).all()
-    longer = crop_to_points(torch.rand(2, 3, *SIZE), cameras, points, seen, 70, rule, margin=4).cameras.image_size
+    longer = crop_to_points(torch.rand(2, 3, *SIZE), cameras, points, seen, 70, convention, margin=4).cameras.image_size
     assert max(longer) == 70 and min(longer) / 70 == pytest.approx(min(height, width) / max(height, width), abs=1 / 70)
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
-def test_boxes_depend_on_visible_points_only(rule):
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_boxes_depend_on_visible_points_only(convention):
     cameras, points = two_cameras(), torch.randn(20, 3) * 0.2
     seen = torch.zeros(2, 20, dtype=torch.bool)
     seen[0, :10] = True  # the second view sees nothing
-    reference = boxes_of_points(cameras, points, seen, rule)
+    reference = boxes_of_points(cameras, points, seen, convention)
     points[10:] = torch.tensor([0.0, 50.0, -4.0])  # at depth 0 of the first view
-    found = boxes_of_points(cameras, points, seen, rule)
+    found = boxes_of_points(cameras, points, seen, convention)
     assert torch.equal(found.centre, reference.centre) and torch.equal(found.extent_px, reference.extent_px)
     assert found.extent_px[1].tolist() == [80, 60]
-    first, last = PixelGrid(rule, SIZE).extent(points.device)
+    first, last = PixelGrid(convention, SIZE).extent(points.device)
     assert torch.equal(found.centre[1], (first + last) / 2)
 
 
@@ -179,10 +179,10 @@ def rolled_camera(degrees: float) -> Cameras:
     return Cameras(R, torch.tensor([[0.0, 0.0, 4.0]]), torch.tensor([[80.0, 80.0]]), torch.tensor([[32.0, 24.0]]), (48, 64))
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
-def test_aligned_view_of_a_rolled_camera_is_upright(rule):
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_aligned_view_of_a_rolled_camera_is_upright(convention):
     points = torch.randn(50, 3) * 0.3
-    plain, rolled = (align_vertically(rolled_camera(d), rule) for d in (0.0, 37.0))
+    plain, rolled = (align_vertically(rolled_camera(d), convention) for d in (0.0, 37.0))
     assert torch.allclose(rolled.cameras.project(points)[0], plain.cameras.project(points)[0], atol=1e-3)
     up = rolled.cameras.project(torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.5, 0.0]]))[0][0]
     assert abs(up[1, 0] - up[0, 0]) < 1e-3 and up[1, 1] < up[0, 1]

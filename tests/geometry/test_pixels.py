@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from npbgpp.geometry.cameras import Cameras, rigid_defect
-from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ndc_bounds
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ProjectionSettings, ndc_bounds
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
 
@@ -82,8 +82,8 @@ def test_both_conventions_agree_at_full_resolution():
     camera = Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[50.0, 50.0]]), torch.tensor([[32.0, 24.0]]), (48, 64))
     points = torch.cat([torch.rand(3000, 2) - 0.5, torch.rand(3000, 1) + 1.01], 1)
     exact, authors = (
-        rasterize(ChunkedCloud.build(points), camera, [Level(1.0)], 1.0, rule)[0].index
-        for rule in (PixelConvention.EXACT, PixelConvention.AUTHORS)
+        rasterize(ChunkedCloud.build(points), camera, [Level(1.0)], ProjectionSettings(1.0, convention))[0].index
+        for convention in (PixelConvention.EXACT, PixelConvention.AUTHORS)
     )
     assert (exact == authors)[1:-1, 1:-1].float().mean() > 0.995
 

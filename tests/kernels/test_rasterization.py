@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelConvention, PixelGrid
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ProjectionSettings
 from npbgpp.kernels import rasterization as module
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
@@ -15,9 +15,9 @@ from npbgpp.kernels.reference import rasterize_reference
 PYRAMID = [Level(1.0), Level(0.5), Level(0.25), Level(0.125), Level(0.0625)]
 
 
-def dyadic_camera(image_size: tuple[int, int], rule: PixelConvention) -> Cameras:
+def dyadic_camera(image_size: tuple[int, int], convention: PixelConvention) -> Cameras:
     """Identity pose and power-of-two intrinsics: projections of dyadic points are exact in float32, so both rasterizers get the same values."""
-    if rule is PixelConvention.EXACT:
+    if convention is PixelConvention.EXACT:
         height, width = image_size
         return Cameras(
             torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[64.0, 64.0]]), torch.tensor([[width / 2, height / 2]]), image_size
@@ -35,16 +35,16 @@ def cloud(n: int, seed: int, spread: float = 1.4) -> torch.Tensor:
     return points
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
+@pytest.mark.parametrize("convention", PixelConvention)
 @pytest.mark.parametrize("image_size", [(64, 64), (48, 80), (97, 61), (33, 40)])
 @pytest.mark.parametrize("levels", [[*PYRAMID, Level(0.5, 2), Level(0.3)], PYRAMID[:3], [Level(0.5)]], ids=["any", "nested", "half"])
-def test_equals_reference(rule, image_size, levels, monkeypatch):
+def test_equals_reference(convention, image_size, levels, monkeypatch):
     monkeypatch.setattr(module, "_CPU_BATCH", 512)  # several chunks and bound updates on a small cloud
-    points, camera = cloud(6000, seed=1), dyadic_camera(image_size, rule)
-    fragments = rasterize(ChunkedCloud.build(points, chunk_size=32), camera, levels, 1.0, rule)
-    xyd = PixelGrid(rule, image_size).normalise(camera, points)[0]
+    points, camera = cloud(6000, seed=1), dyadic_camera(image_size, convention)
+    fragments = rasterize(ChunkedCloud.build(points, chunk_size=32), camera, levels, ProjectionSettings(1.0, convention))
+    xyd = PixelGrid(convention, image_size).normalise(camera, points)[0]
     for level, found in zip(levels, fragments, strict=True):
-        index, depth = rasterize_reference(xyd, image_size, level.scale, level.supersampling, 1.0, rule is PixelConvention.AUTHORS)
+        index, depth = rasterize_reference(xyd, image_size, level.scale, level.supersampling, 1.0, convention is PixelConvention.AUTHORS)
         assert torch.equal(found.index, index)
         assert torch.equal(found.depth, depth)
     assert (fragments[0].index >= 0).any()
@@ -57,7 +57,7 @@ def test_nested_levels_need_no_slot_table(image_size, monkeypatch):
     grids = {}
     for levels in ((1.0, 0.5, 0.25), (1.0, 0.3)):
         looked_up.clear()
-        rasterize(ChunkedCloud.build(cloud(500, 3)), camera, [Level(scale) for scale in levels], 1.0, PixelConvention.EXACT)
+        rasterize(ChunkedCloud.build(cloud(500, 3)), camera, [Level(scale) for scale in levels], ProjectionSettings(1.0))
         grids[levels] = any(source.dtype == torch.int32 and source.dim() == 1 for source in looked_up)  # the table of slots
     assert list(grids.values()) == [False, True]
 
@@ -74,10 +74,15 @@ def test_few_points_are_ambiguous(monkeypatch):
         module._Canvas, "_scatter_level", lambda self, k, xy, *rest: (waiting.append(xy.shape[1]), level(self, k, xy, *rest))[1]
     )
     points = torch.cat([torch.rand(60_000, 2) * 2 - 1, torch.rand(60_000, 1) * 4 + 4], 1)
-    rasterize(ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.AUTHORS), PYRAMID, 1.0, PixelConvention.AUTHORS)
+    rasterize(
+        ChunkedCloud.build(points),
+        dyadic_camera((256, 256), PixelConvention.AUTHORS),
+        PYRAMID,
+        ProjectionSettings(1.0, PixelConvention.AUTHORS),
+    )
     assert 0 < waiting[0] < 0.1 * sum(drawn)
     waiting.clear()
-    rasterize(ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.EXACT), PYRAMID, 1.0, PixelConvention.EXACT)
+    rasterize(ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.EXACT), PYRAMID, ProjectionSettings(1.0))
     assert not waiting
 
 
@@ -89,27 +94,32 @@ def test_invisible_chunks_are_culled(monkeypatch):
     )
     points = torch.cat([torch.rand(50_000, 2) * 40 - 20, torch.full((50_000, 1), 4.0)], 1)
     cloud = ChunkedCloud.build(points, chunk_size=64)
-    rasterize(cloud, dyadic_camera((32, 32), PixelConvention.AUTHORS), PYRAMID, 1.0, PixelConvention.AUTHORS)
+    rasterize(
+        cloud,
+        dyadic_camera((32, 32), PixelConvention.AUTHORS),
+        PYRAMID,
+        ProjectionSettings(1.0, PixelConvention.AUTHORS),
+    )
     assert 0 < sum(seen) < 0.1 * cloud.index.shape[0]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(17, 70), st.integers(17, 70), st.sampled_from(list(PixelConvention)))
-def test_result_is_independent_of_point_order_and_chunks(seed, height, width, rule):
-    points, camera = cloud(800, seed), dyadic_camera((height, width), rule)
+def test_result_is_independent_of_point_order_and_chunks(seed, height, width, convention):
+    points, camera = cloud(800, seed), dyadic_camera((height, width), convention)
     levels = [Level(s) for s in (1.0, 0.5, 0.25)]
-    whole = rasterize(ChunkedCloud.build(points, chunk_size=16), camera, levels, 1.0, rule)
+    whole = rasterize(ChunkedCloud.build(points, chunk_size=16), camera, levels, ProjectionSettings(1.0, convention))
     permutation = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
-    shuffled = rasterize(ChunkedCloud.build(points[permutation]), camera, levels, 1.0, rule)
+    shuffled = rasterize(ChunkedCloud.build(points[permutation]), camera, levels, ProjectionSettings(1.0, convention))
     for a, b in zip(whole, shuffled, strict=True):
         assert torch.equal(a.depth, b.depth)
         hit = a.index >= 0
         assert torch.equal(points[a.index[hit]][:, 2], points[permutation][b.index[hit]][:, 2])
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
+@pytest.mark.parametrize("convention", PixelConvention)
 @pytest.mark.parametrize("image_size", [(512, 512), (363, 480), (200, 725)])
-def test_random_points_equal_one_pass_per_level(rule, image_size):
+def test_random_points_equal_one_pass_per_level(convention, image_size):
     """Coordinates that are not exact in float32, many near cell borders: the refined grid against separate levels."""
     height, width = image_size
     rotation = torch.linalg.qr(torch.randn(3, 3))[0]
@@ -117,7 +127,7 @@ def test_random_points_equal_one_pass_per_level(rule, image_size):
     principal = torch.tensor([[width / 2 + 0.3, height / 2 - 0.7]])
     camera = Cameras(rotation[None], torch.tensor([[0.1, -0.2, 4.0]]), torch.full((1, 2), 1.1 * width), principal, image_size)
     points = torch.randn(100_000, 3)
-    levels, grid = [*PYRAMID, Level(0.3)], PixelGrid(rule, image_size)
+    levels, grid = [*PYRAMID, Level(0.3)], PixelGrid(convention, image_size)
     # the projection in the order of the fast path, so that both see the same bits
     projection = grid.projection(camera)
     matrix, offset = projection.matrix[0].tolist(), projection.offset[0].tolist()
@@ -129,7 +139,9 @@ def test_random_points_equal_one_pass_per_level(rule, image_size):
     x, y = xh / (depth + grid.epsilon), yh / (depth + grid.epsilon)
     seen = grid.inside(x, y) & (depth > 1.0)
     keys = (depth.view(torch.int32).long() << 32) | torch.arange(len(points))
-    for level, found in zip(levels, rasterize(ChunkedCloud.build(points), camera, levels, 1.0, rule), strict=True):
+    for level, found in zip(
+        levels, rasterize(ChunkedCloud.build(points), camera, levels, ProjectionSettings(1.0, convention)), strict=True
+    ):
         size = grid.level_size(level.scale)
         row, column = grid.cells(x, y, level.scale, size)
         kept = seen & (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
@@ -142,31 +154,31 @@ def test_random_points_equal_one_pass_per_level(rule, image_size):
 def test_ties_near_plane_and_large_indices():
     camera = dyadic_camera((16, 16), PixelConvention.AUTHORS)
     two = torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, 2.0], [0.0, 0.0, 2.0], [0.3, 0.0, 1.0], [-0.3, 0.0, 1.0001]])
-    found = rasterize(ChunkedCloud.build(two), camera, [Level(1.0)], 1.0, PixelConvention.AUTHORS)[0]
+    found = rasterize(ChunkedCloud.build(two), camera, [Level(1.0)], ProjectionSettings(1.0, PixelConvention.AUTHORS))[0]
     assert sorted(found.index[found.index >= 0].tolist()) == [1, 4]
     many = torch.full((2**24 + 3, 3), -1.0)
     many[-1] = torch.tensor([0.0, 0.0, 2.0])
     many[-2] = torch.tensor([0.0, 0.0, 2.0])
-    found = rasterize(ChunkedCloud.build(many), camera, [Level(1.0)], 1.0, PixelConvention.AUTHORS)[0]
+    found = rasterize(ChunkedCloud.build(many), camera, [Level(1.0)], ProjectionSettings(1.0, PixelConvention.AUTHORS))[0]
     assert found.index.max() == 2**24 + 1
 
 
 def test_exact_levels_are_minima_of_2x2_cells():
     points, camera = cloud(3000, 5), dyadic_camera((64, 64), PixelConvention.EXACT)
-    fine, coarse = rasterize(ChunkedCloud.build(points), camera, PYRAMID[:2], 1.0, PixelConvention.EXACT)
+    fine, coarse = rasterize(ChunkedCloud.build(points), camera, PYRAMID[:2], ProjectionSettings(1.0))
     blocks = fine.depth.unfold(0, 2, 2).unfold(1, 2, 2).amin((-1, -2))
     assert torch.equal(coarse.depth, blocks)
 
 
 def test_empty_clouds_and_errors():
     camera = dyadic_camera((32, 32), PixelConvention.EXACT)
-    assert (rasterize(ChunkedCloud.build(torch.zeros(0, 3)), camera, PYRAMID, 1.0, PixelConvention.EXACT)[0].index == -1).all()
+    assert (rasterize(ChunkedCloud.build(torch.zeros(0, 3)), camera, PYRAMID, ProjectionSettings(1.0))[0].index == -1).all()
     with pytest.raises(ValueError, match="one camera"):
-        rasterize(ChunkedCloud.build(torch.zeros(1, 3)), Cameras.cat([camera, camera]), PYRAMID, 1.0, PixelConvention.EXACT)
+        rasterize(ChunkedCloud.build(torch.zeros(1, 3)), Cameras.cat([camera, camera]), PYRAMID, ProjectionSettings(1.0))
     with pytest.raises(ValueError, match="near"):
-        rasterize(ChunkedCloud.build(torch.zeros(1, 3)), camera, PYRAMID, -0.5, PixelConvention.EXACT)
+        rasterize(ChunkedCloud.build(torch.zeros(1, 3)), camera, PYRAMID, ProjectionSettings(-0.5))
     with pytest.raises(ValueError, match="no cell at scale"):
-        rasterize(ChunkedCloud.build(torch.zeros(1, 3)), camera, [Level(0.01)], 1.0, PixelConvention.EXACT)
+        rasterize(ChunkedCloud.build(torch.zeros(1, 3)), camera, [Level(0.01)], ProjectionSettings(1.0))
 
 
 @pytest.mark.parametrize("case", range(2))
@@ -182,6 +194,6 @@ def test_recorded_index_pyramids(parity, case):
             recorded["raster_prp_ndc"][k : k + 1],
             (int(height), int(width)),
         )
-        fragments = rasterize(ChunkedCloud.build(scene["points"]), camera, PYRAMID, 1.0, PixelConvention.AUTHORS)
+        fragments = rasterize(ChunkedCloud.build(scene["points"]), camera, PYRAMID, ProjectionSettings(1.0, PixelConvention.AUTHORS))
         for found, expected in zip(fragments, recorded["index_pyramid"], strict=True):
             assert torch.equal(found.index, expected[k].long())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from npbgpp.data.images import read_photo
 from npbgpp.data.scene import Batch, Views
+from npbgpp.geometry import ProjectionSettings
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.image_warp import boxes_of_points
 from npbgpp.methods.npbgpp import system as module
@@ -43,16 +44,16 @@ class Step:
 
 def watch_training(monkeypatch) -> Step:
     step = Step()
-    crop, in_image, describe = module.crop_to_points, module.in_image, NPBGPlusPlus._describe_target
+    crop, in_frustum, describe = module.crop_to_points, ProjectionSettings.in_frustum, NPBGPlusPlus._describe_target
     refine, original_step = NPBGPlusPlus.refine, NPBGPlusPlus.step
 
-    def cropped(images, cameras, xyz_world, shown, max_size, rule):
-        region = crop(images, cameras, xyz_world, shown, max_size, rule)
-        step.crops.append({"cameras": cameras, "xyz": xyz_world, "shown": shown.clone(), "region": region, "rule": rule})
+    def cropped(images, cameras, xyz_world, shown, max_size, convention):
+        region = crop(images, cameras, xyz_world, shown, max_size, convention)
+        step.crops.append({"cameras": cameras, "xyz": xyz_world, "shown": shown.clone(), "region": region, "convention": convention})
         return region
 
     def inside(*arguments):
-        found = in_image(*arguments)
+        found = in_frustum(*arguments)
         step.shown.append(step.crops[-1]["shown"] & found)
         return found
 
@@ -72,7 +73,7 @@ def watch_training(monkeypatch) -> Step:
         original_step(self)
 
     monkeypatch.setattr(module, "crop_to_points", cropped)
-    monkeypatch.setattr(module, "in_image", inside)
+    monkeypatch.setattr(ProjectionSettings, "in_frustum", inside)
     monkeypatch.setattr(NPBGPlusPlus, "_describe_target", described)
     monkeypatch.setattr(NPBGPlusPlus, "refine", refined)
     monkeypatch.setattr(NPBGPlusPlus, "step", stepped)
@@ -110,7 +111,7 @@ def test_recorded_training_step(parity, build, monkeypatch, tmp_path, case):
 
     (crop,) = step.crops
     assert torch.equal(crop["xyz"], sample["points_compact"][0])
-    boxes = boxes_of_points(crop["cameras"], crop["xyz"], crop["shown"], crop["rule"])
+    boxes = boxes_of_points(crop["cameras"], crop["xyz"], crop["shown"], crop["convention"])
     assert torch.equal(boxes.extent_px, torch.stack([sample["crop_pix_w"], sample["crop_pix_h"]], 1))
     assert torch.equal(step.shown[0].any(0), sample["valid_mask"][0])
     valid = sample["valid_mask"][0]

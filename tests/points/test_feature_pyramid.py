@@ -11,7 +11,7 @@ from torch import Tensor
 
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.geometry.pixels import PixelConvention, ProjectionSettings
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.points.feature_pyramid import FeaturePyramid, RGBConverter, feature_image, feature_table
@@ -118,14 +118,18 @@ def build(recorded: dict, **settings) -> FeaturePyramid:
 
 
 def winning_rows(
-    points: Tensor, valid: Tensor, cameras: Cameras, levels: tuple[Level, ...], rule: PixelConvention = PixelConvention.AUTHORS
+    points: Tensor, valid: Tensor, cameras: Cameras, levels: tuple[Level, ...], convention: PixelConvention = PixelConvention.AUTHORS
 ) -> list[Tensor]:
     """Row of every cell of every level in the flattened (b n) clouds, -1 for empty cells; invalid points are left out."""
     count = points.shape[1]
     found: list[list[Tensor]] = [[] for _ in levels]
     for k in range(len(points)):
         kept = valid[k].nonzero()[:, 0]
-        for rows, fragments in zip(found, rasterize(ChunkedCloud.build(points[k, kept]), cameras[k], levels, 1.0, rule), strict=True):
+        for rows, fragments in zip(
+            found,
+            rasterize(ChunkedCloud.build(points[k, kept]), cameras[k], levels, ProjectionSettings(1.0, convention)),
+            strict=True,
+        ):
             hit = fragments.index >= 0
             rows.append(torch.full_like(fragments.index, -1).masked_scatter(hit, kept[fragments.index[hit]] + k * count))
     return [torch.stack(rows) for rows in found]

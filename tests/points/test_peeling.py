@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelConvention
+from npbgpp.geometry.pixels import ProjectionSettings
 from npbgpp.kernels.chunks import ChunkedCloud, ElementwiseProjection
 from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.kernels.reference import peel_reference
@@ -104,7 +104,7 @@ def test_one_layer_of_single_pixels_equals_the_rasterizer(image_size):
     principal = torch.tensor([[image_size[1] / 2 + 0.3, image_size[0] / 2 - 0.7]])
     camera = Cameras(rotation[None], torch.tensor([[0.1, -0.2, 3.0]]), torch.full((1, 2), 1.1 * image_size[1]), principal, image_size)
     cloud = ChunkedCloud.build(torch.randn(50_000, 3))
-    (level,) = rasterize(cloud, camera, [Level(1.0)], 0.0, PixelConvention.EXACT)
+    (level,) = rasterize(cloud, camera, [Level(1.0)], ProjectionSettings())
     (layer,) = peel(cloud, camera, 1, Footprint(1.0, 2.0, 0.0))
     assert torch.equal(layer.index, level.index) and torch.equal(layer.depth, level.depth)
     assert (layer.index >= 0).any() and not layer.closed.any()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.geometry.pixels import PixelConvention, PixelGrid
+from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ProjectionSettings
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.points import visibility as module
@@ -33,9 +33,9 @@ def cloud(points: int = 3000) -> Tensor:
     return torch.randn(points, 3) * torch.tensor([1.5, 1.0, 1.0])
 
 
-def by_loop(xyz: Tensor, cameras: Cameras, scale: float, rule: PixelConvention) -> Tensor:
+def by_loop(xyz: Tensor, cameras: Cameras, scale: float, convention: PixelConvention) -> Tensor:
     """Reference loop: a point is visible if no point of its cell is nearer."""
-    grid = PixelGrid(rule, cameras.image_size)
+    grid = PixelGrid(convention, cameras.image_size)
     height, width = grid.level_size(scale)
     seen = torch.zeros(len(cameras), len(xyz), dtype=torch.bool)
     for k, view in enumerate(grid.normalise(cameras, xyz)):
@@ -51,48 +51,58 @@ def by_loop(xyz: Tensor, cameras: Cameras, scale: float, rule: PixelConvention) 
     return seen
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
+@pytest.mark.parametrize("convention", PixelConvention)
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.3])
-def test_nearest_point_of_a_cell_is_visible(rule, scale):
+def test_nearest_point_of_a_cell_is_visible(convention, scale):
     xyz = cloud(600)
-    found = visible_points(xyz, two_cameras(), scale, NEAR, rule)
+    found = visible_points(xyz, two_cameras(), scale, ProjectionSettings(NEAR, convention))
     assert found.any(1).all() and not found.all()
-    assert torch.equal(found, by_loop(xyz, two_cameras(), scale, rule))
+    assert torch.equal(found, by_loop(xyz, two_cameras(), scale, convention))
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
-def test_point_behind_another_is_occluded_unless_scale_is_none(rule):
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_point_behind_another_is_occluded_unless_scale_is_none(convention):
+    projection = ProjectionSettings(NEAR, convention)
     camera = two_cameras()[0]
     xyz = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, -5.0], [9.0, 0.0, 0.0], [0.0, 0.0, -2.0]])
-    assert visible_points(xyz, camera, 1.0, NEAR, rule).tolist() == [[True, False, False, False, False, False]]
-    assert visible_points(xyz[1:], camera, 1.0, NEAR, rule).tolist() == [[True, True, False, False, False]]  # both twins
-    assert visible_points(xyz, camera, None, NEAR, rule).tolist() == [[True, True, True, False, False, False]]
-    assert visible_points(xyz, camera, 1.0, 0.5, rule).tolist() == [[False, False, False, False, False, True]]  # depth 1 counts now
+    assert visible_points(xyz, camera, 1.0, projection).tolist() == [[True, False, False, False, False, False]]
+    assert visible_points(xyz[1:], camera, 1.0, projection).tolist() == [[True, True, False, False, False]]  # both twins
+    assert visible_points(xyz, camera, None, projection).tolist() == [[True, True, True, False, False, False]]
+    assert visible_points(xyz, camera, 1.0, ProjectionSettings(0.5, convention)).tolist() == [
+        [False, False, False, False, False, True]
+    ]  # depth 1 counts now
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
-def test_visibility_is_independent_of_other_cameras_and_point_order(rule):
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_visibility_is_independent_of_other_cameras_and_point_order(convention):
+    projection = ProjectionSettings(NEAR, convention)
     xyz, cameras, order = cloud(), two_cameras(), torch.randperm(3000)
-    both = visible_points(xyz, cameras, 0.5, NEAR, rule)
-    assert torch.equal(both, torch.cat([visible_points(xyz, cameras[k], 0.5, NEAR, rule) for k in range(2)]))
-    assert torch.equal(both[:, order], visible_points(xyz[order], cameras, 0.5, NEAR, rule))
-    coarse, every = visible_points(xyz, cameras, 0.25, NEAR, rule), visible_points(xyz, cameras, None, NEAR, rule)
+    both = visible_points(xyz, cameras, 0.5, projection)
+    assert torch.equal(both, torch.cat([visible_points(xyz, cameras[k], 0.5, projection) for k in range(2)]))
+    assert torch.equal(both[:, order], visible_points(xyz[order], cameras, 0.5, projection))
+    coarse, every = (
+        visible_points(xyz, cameras, 0.25, projection),
+        visible_points(xyz, cameras, None, projection),
+    )
     assert coarse.sum() < both.sum() < every.sum() and not (both & ~every).any()
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
+@pytest.mark.parametrize("convention", PixelConvention)
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_visibility_agrees_with_the_rasterizer(rule, scale):
+def test_visibility_agrees_with_the_rasterizer(convention, scale):
     xyz, cameras = cloud(), two_cameras()
     for k in range(2):
-        index = rasterize(ChunkedCloud.build(xyz), cameras[k], [Level(scale)], NEAR, rule)[0].index
-        assert torch.equal(visible_points(xyz, cameras[k], scale, NEAR, rule)[0].nonzero()[:, 0], index[index >= 0].sort().values)
+        index = rasterize(ChunkedCloud.build(xyz), cameras[k], [Level(scale)], ProjectionSettings(NEAR, convention))[0].index
+        assert torch.equal(
+            visible_points(xyz, cameras[k], scale, ProjectionSettings(NEAR, convention))[0].nonzero()[:, 0],
+            index[index >= 0].sort().values,
+        )
 
 
 def test_empty_cloud_and_empty_depth_buffer():
-    assert visible_points(torch.zeros(0, 3), two_cameras(), 1.0, NEAR, PixelConvention.EXACT).shape == (2, 0)
+    assert visible_points(torch.zeros(0, 3), two_cameras(), 1.0, ProjectionSettings(NEAR)).shape == (2, 0)
     with pytest.raises(ValueError, match="no cell at scale 0.01"):
-        visible_points(cloud(), two_cameras(), 0.01, NEAR, PixelConvention.EXACT)
+        visible_points(cloud(), two_cameras(), 0.01, ProjectionSettings(NEAR))
 
 
 @pytest.mark.parametrize(("scale", "masked"), [(1.0, True), (0.5, True), (0.25, True), (0.125, True), (1.0, False), (0.25, False)])
@@ -109,7 +119,7 @@ def test_recorded_visibility(parity, scale, masked):
         kept = valid[k].nonzero()[:, 0]
         points = torch.cat([ndc[k, kept, :2] * (ndc[k, kept, 2:] + 1e-7), ndc[k, kept, 2:]], 1)
         found = torch.zeros_like(case["score"][k])
-        found[kept] = visible_points(points, camera, scale, 0.0, PixelConvention.AUTHORS)[0].float()
+        found[kept] = visible_points(points, camera, scale, ProjectionSettings(0.0, PixelConvention.AUTHORS))[0].float()
         assert torch.equal(found, case["score"][k])
 
 
@@ -120,36 +130,36 @@ CAMERA = Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[32.0, 32.
 BACK = Cameras(torch.diag(torch.tensor([-1.0, 1.0, -1.0]))[None], torch.zeros(1, 3), CAMERA.focal_length, CAMERA.principal_point, (64, 64))
 
 
-@pytest.mark.parametrize("rule", PixelConvention)
-def test_coverage_of_an_example(rule):
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_coverage_of_an_example(convention):
     before_near = [[0.0, 0.0, 0.5]] * 3
     seen = [[0.1, 0.0, 2.0]] * 5
     beside = [[9.0, 0.0, 2.0]] * 4
     behind = [[0.0, 0.0, -2.0]] * 8
     points = torch.tensor(before_near + seen + beside + behind)
-    found = cloud_coverage(points, [CAMERA], 1.0, rule)
+    found = cloud_coverage(points, [CAMERA], ProjectionSettings(1.0, convention))
     assert found.seen == pytest.approx(5 / 20) and found.largest_cut == pytest.approx(3 / 8)
-    both = cloud_coverage(points, [CAMERA, BACK], 1.0, rule)
+    both = cloud_coverage(points, [CAMERA, BACK], ProjectionSettings(1.0, convention))
     assert both.seen == pytest.approx(13 / 20) and both.largest_cut == pytest.approx(3 / 8)
 
 
 def test_coverage_without_visible_points_or_cameras():
     points = torch.tensor([[0.0, 0.0, -2.0], [0.0, 0.0, -3.0]])
-    found = cloud_coverage(points, [CAMERA], 1.0, PixelConvention.EXACT)
+    found = cloud_coverage(points, [CAMERA], ProjectionSettings(1.0))
     assert found.seen == 0 and found.largest_cut == 0
-    assert cloud_coverage(points, [], 1.0, PixelConvention.EXACT).seen == 0
+    assert cloud_coverage(points, [], ProjectionSettings(1.0)).seen == 0
 
 
 def test_coverage_behind_the_near_plane():
-    found = cloud_coverage(torch.tensor([[0.0, 0.0, 0.4]]), [CAMERA], 1.0, PixelConvention.EXACT)
+    found = cloud_coverage(torch.tensor([[0.0, 0.0, 0.4]]), [CAMERA], ProjectionSettings(1.0))
     assert found.seen == 0 and found.largest_cut == 1
-    assert cloud_coverage(torch.tensor([[0.0, 0.0, 0.4]]), [CAMERA], 0.1, PixelConvention.EXACT).seen == 1
+    assert cloud_coverage(torch.tensor([[0.0, 0.0, 0.4]]), [CAMERA], ProjectionSettings(0.1)).seen == 1
 
 
 def test_coverage_of_sampled_clouds_finds_single_visible_points(monkeypatch):
     monkeypatch.setattr(module, "_SAMPLE", 10)
     points = torch.full((100, 3), -2.0)
     points[37] = torch.tensor([0.0, 0.0, 2.0])  # not in the sample
-    assert cloud_coverage(points, [CAMERA], 1.0, PixelConvention.EXACT).seen == pytest.approx(1 / 100)
+    assert cloud_coverage(points, [CAMERA], ProjectionSettings(1.0)).seen == pytest.approx(1 / 100)
     half = torch.where(torch.arange(100)[:, None] < 50, torch.tensor([0.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, -2.0]))
-    assert cloud_coverage(half, [CAMERA], 1.0, PixelConvention.EXACT).seen == pytest.approx(0.5)
+    assert cloud_coverage(half, [CAMERA], ProjectionSettings(1.0)).seen == pytest.approx(0.5)

@@ -38,14 +38,14 @@ class InputViews:
 
 @torch.no_grad()
 def upright(
-    images: Float[Tensor, "k 3 h w"], cameras: Cameras, rule: PixelConvention, up: tuple[float, float, float], align: bool
+    images: Float[Tensor, "k 3 h w"], cameras: Cameras, convention: PixelConvention, up: tuple[float, float, float], align: bool
 ) -> InputViews:
-    """Prepares photos. With the authors' pixel rule, centres are those their code computes from aligned cameras, exact only for centred square pixels."""
+    """Prepares photos. With AUTHORS, centres are those their code computes from aligned cameras, exact only for centred square pixels."""
     if not align:
         return InputViews(images, cameras, cameras.centers(), cameras.R[:, :, 2])
-    alignment = align_vertically(cameras, rule, up)
+    alignment = align_vertically(cameras, convention, up)
     turned = alignment.cameras
-    if rule is PixelConvention.EXACT:
+    if convention is PixelConvention.EXACT:
         return InputViews(alignment.apply(images), turned, cameras.centers(), cameras.R[:, :, 2])
     return InputViews(alignment.apply(images), turned, -(turned.R @ turned.T[:, :, None])[:, :, 0], turned.R[:, :, 2])
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from npbgpp.core.files import save_tensors
 from npbgpp.data import Batch, Scene, Views, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PixelConvention, crop_to_points
+from npbgpp.geometry import Cameras, crop_to_points
 from npbgpp.kernels import ChunkedCloud, Level, empty_table, rasterize
-from npbgpp.methods.base import DataNeeds, InputViewSelection, Render, RunContext
+from npbgpp.methods.base import DataNeeds, Render, RunContext
 from npbgpp.methods.npbgpp.input_views import ColorJitter, InputViews, upright
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.methods.points import Framing, PointSettings, PointSystem
@@ -33,7 +33,6 @@ from npbgpp.points import (
     Visible,
     describe,
     gather_visible,
-    in_image,
     point_directions,
     sample_features,
     visible_points,
@@ -101,8 +100,7 @@ class NPBGPlusPlus(PointSystem):
 
     @classmethod
     def data_needs(cls, settings: NPBGPlusPlusSettings) -> DataNeeds:
-        selection = InputViewSelection(settings.near, PixelConvention(settings.pixel_convention))
-        return DataNeeds(input_views=selection, scenes_per_epoch=settings.max_scenes_per_train_epoch)
+        return DataNeeds(input_views=settings.projection, scenes_per_epoch=settings.max_scenes_per_train_epoch)
 
     def __init__(
         self,
@@ -195,18 +193,18 @@ class NPBGPlusPlus(PointSystem):
     ) -> None:
         """Adds what one photo shows of points first to last to their sums."""
         camera = scene.views[view].camera.to(self.device)
-        scale, near = self.settings.visibility_scale, self.settings.near
+        scale = self.settings.visibility_scale
         if scale is None:
-            points = visible_points(xyz_world, camera, None, near, self.rule)[0].nonzero()[:, 0]
+            points = visible_points(xyz_world, camera, None, self.projection)[0].nonzero()[:, 0]
         else:
-            index = rasterize(cloud, camera, [Level(scale)], near, self.rule)[0].index
+            index = rasterize(cloud, camera, [Level(scale)], self.projection)[0].index
             points = index[index >= 0].sort().values
         points = points[(points >= first) & (points < last)]
         if len(points) == 0:
             return
         image = read_photo(scene.views[view]).image.to(self.device).float()[None] / 255
-        photo = upright(image, camera, self.rule, self.settings.up, self.settings.align_view_images)
-        points = points[in_image(xyz_world[points], photo.cameras, near, self.rule)[0]]
+        photo = upright(image, camera, self.projection.pixel_convention, self.settings.up, self.settings.align_view_images)
+        points = points[self.projection.in_frustum(photo.cameras, xyz_world[points])[0]]
         if len(points):
             features = self.feature_extractor(photo.images)[0]
             sums.add_view(points - first, lambda part: self._what_a_view_adds(features, photo, 0, xyz_world[part + first]))
@@ -214,7 +212,7 @@ class NPBGPlusPlus(PointSystem):
     def _what_a_view_adds(
         self, features: Float[Tensor, "c h w"], photos: InputViews, view: int, xyz_world: Float[Tensor, "v 3"]
     ) -> Float[Tensor, "v s"]:
-        sampled = sample_features(features, xyz_world, photos.cameras[view], self.rule)
+        sampled = sample_features(features, xyz_world, photos.cameras[view], self.projection.pixel_convention)
         return self.aggregator.observe(sampled, sampled.new_ones(len(sampled)), photos.looked(view, xyz_world))
 
     def on_test_end(self) -> None:
@@ -289,18 +287,20 @@ class NPBGPlusPlus(PointSystem):
 
     def _one_target(self, framing: Framing, k: int, scene: str, inputs: Views) -> tuple[Float[Tensor, "m c"], list[Int[Tensor, "1 _ _"]]]:
         """Descriptors of the points that target k shows, and per level which of them each cell shows."""
-        target, near = framing.asked[k], self.settings.near
+        target = framing.asked[k]
         with self.autocast_free():
             cloud, xyz_scene = self.cloud(scene)
-            index = rasterize(cloud, target, [Level(1.0)], near, self.rule)[0].index
+            index = rasterize(cloud, target, [Level(1.0)], self.projection)[0].index
             xyz_world = xyz_scene[index[index >= 0].sort().values]
-            shown = visible_points(xyz_world, inputs.cameras, self.settings.visibility_scale, near, self.rule)
-            photos = upright(inputs.image, inputs.cameras, self.rule, self.settings.up, self.settings.align_view_images)
+            shown = visible_points(xyz_world, inputs.cameras, self.settings.visibility_scale, self.projection)
+            photos = upright(
+                inputs.image, inputs.cameras, self.projection.pixel_convention, self.settings.up, self.settings.align_view_images
+            )
             # twice the target as in the original, but not more than there is
             size = (min(2 * target.image_size[0], photos.images.shape[2]), min(2 * target.image_size[1], photos.images.shape[3]))
-            region = crop_to_points(photos.images, photos.cameras, xyz_world, shown, size, self.rule)
+            region = crop_to_points(photos.images, photos.cameras, xyz_world, shown, size, self.projection.pixel_convention)
             photos = replace(photos, images=region.images, cameras=region.cameras)
-            shown &= in_image(xyz_world, photos.cameras, near, self.rule)
+            shown &= self.projection.in_frustum(photos.cameras, xyz_world)
             known = shown.any(0).nonzero()[:, 0]
             maps = self.draw([ChunkedCloud.build(xyz_world, rows=known)], framing.drawn[k], self.rasterizer.levels)
             cells = torch.cat([level.flatten() for level in maps])
@@ -346,7 +346,7 @@ class NPBGPlusPlus(PointSystem):
         """Adds the input photos and the colours of their features, as the network reads them."""
         inputs, s = batch.inputs[0], self.settings
         with self.autocast_free():
-            photos = upright(inputs.image, inputs.cameras, self.rule, s.up, s.align_view_images).images
+            photos = upright(inputs.image, inputs.cameras, self.projection.pixel_convention, s.up, s.align_view_images).images
         features = self.rgb_converter(self.feature_extractor(photos).float().movedim(1, -1)).movedim(-1, 1)
         return (*photos, *features, *super().pictures_of(batch, visible, render))
 

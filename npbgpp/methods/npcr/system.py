@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from npbgpp.data import Batch
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PixelConvention, TimedCamera
+from npbgpp.geometry import Cameras, ProjectionSettings, TimedCamera
 from npbgpp.methods.base import DataNeeds, ManualOptimizationSystem, Precision, Render, RunContext, VideoOptions, VideoStability
 from npbgpp.methods.npcr.losses import NPCRSettings, RGBALoss, is_straight_alpha, premultiply, require_mattes
 from npbgpp.methods.npcr.network import RGBAUNet
@@ -138,7 +138,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         scene = self.scenes[name]
         cloud = scene.cloud.read()
         cameras = [scene.views[i].camera for i in scene.splits["train"]]
-        if cloud_coverage(cloud.xyz, cameras, 0.0, PixelConvention.EXACT).seen == 0:
+        if cloud_coverage(cloud.xyz, cameras, ProjectionSettings()).seen == 0:
             raise InputError(
                 f"point cloud {scene.cloud.path}: none of its {len(cloud)} points is seen by any training camera of scene {name}; cloud and cameras must "
                 "share one coordinate frame"
