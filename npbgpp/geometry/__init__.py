@@ -20,13 +20,13 @@ from npbgpp.geometry.trajectories import (
 
 __all__ = [
     "Alignment",
-    "TimedCamera",
     "Cameras",
     "PixelConvention",
     "PixelGrid",
     "PointCloud",
     "Projection",
     "ProjectionSettings",
+    "TimedCamera",
     "align_vertically",
     "average_pose",
     "crop_to_points",

@@ -1,4 +1,4 @@
-"""Point rasterisation: fast kernels beside a plain reference."""
+"""Point rasterization: a fast implementation and a plain reference, spatial chunks of clouds, and thread pools for CPU kernels."""
 
 from npbgpp.kernels.chunks import ChunkedCloud, ElementwiseProjection, visible_chunks
 from npbgpp.kernels.huge_pages import empty_table
@@ -8,12 +8,12 @@ from npbgpp.kernels.threads import map_in_threads, thread_count
 __all__ = [
     "ChunkedCloud",
     "EMPTY_KEY",
+    "ElementwiseProjection",
     "Fragments",
     "Level",
-    "ElementwiseProjection",
     "empty_table",
     "map_in_threads",
-    "thread_count",
     "rasterize",
+    "thread_count",
     "visible_chunks",
 ]

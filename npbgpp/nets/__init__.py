@@ -4,4 +4,4 @@ from npbgpp.nets.aggregation import Aggregator, PointDirections
 from npbgpp.nets.feature_extractor import FeatureExtractor, IdentityExtractor
 from npbgpp.nets.pretrained import find_backbone, load_features, read_backbone
 
-__all__ = ["Aggregator", "IdentityExtractor", "PointDirections", "FeatureExtractor", "find_backbone", "load_features", "read_backbone"]
+__all__ = ["Aggregator", "FeatureExtractor", "IdentityExtractor", "PointDirections", "find_backbone", "load_features", "read_backbone"]

@@ -13,11 +13,11 @@ __all__ = [
     "add_trunk",
     "check_sizes",
     "composite",
+    "composite_layers",
     "composite_packed",
     "positional_encoding",
-    "composite_layers",
+    "run_trunk",
     "sample_pdf",
     "stratified",
-    "run_trunk",
     "to_ndc",
 ]

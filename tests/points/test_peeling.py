@@ -88,7 +88,7 @@ def test_equals_reference(seed, count, height, width, layers, footprint, gap):
         ]
     )
     assert torch.equal(images, plain)
-    plain = plain + 0 * (plain_features.sum() + plain_default.sum())  # what nobody shows has a gradient too: zero
+    plain = plain + 0 * (plain_features.sum() + plain_default.sum())  # so that unused features have zero gradients
     weights = torch.randn_like(images)
     (images * weights).sum().backward()
     (plain * weights).sum().backward()
