@@ -149,8 +149,8 @@ def test_recorded_colour_regulariser(parity, build, monkeypatch, tmp_path, case)
     sample = sample | {"batch": sample["batch"] | {"empty": torch.zeros_like(sample["batch"]["empty"])}}
     system = build(RECORDED_LOSS.replace("rgb_reg_loss:0", "rgb_reg_loss:1000.0"))
     batch = recorded_batch(system, sample)
-    pyramid, images = system.rasterizer.of_image, []
-    monkeypatch.setattr(system.rasterizer, "of_image", lambda features, mask, corrupt: pyramid(features, mask, corrupt=False))
+    pyramid, images = system.rasterizer.from_image, []
+    monkeypatch.setattr(system.rasterizer, "from_image", lambda features, mask, corrupt: pyramid(features, mask, corrupt=False))
     system.refiner.register_forward_hook(lambda _, inputs, output: images.append(output))
     system.check_before_training(["recorded"], [])
     framing = system.frame(batch.target.cameras)
