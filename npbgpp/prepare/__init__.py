@@ -1,1 +1,1 @@
-"""From photos to a scene that can be trained on: what a folder holds, and what it lacks."""
+"""Commands before a training: scene checks, point clouds, LLFF cameras, and masks, poses, depth and flow of videos."""

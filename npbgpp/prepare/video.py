@@ -1,8 +1,11 @@
-"""Pictures of what every stage made of a video: a few frames, each beside its result."""
+"""``npbgpp prepare monocular``: makes masks, poses, undistorted frames, disparity and optical flow of the frames of a video.
+
+Each stage writes a folder of the ``monocular`` layout, and is skipped if the folder exists.
+"""
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,77 +13,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from npbgpp.data import DECODER_ERRORS, CloudFile, Scene, common_size, find_models, numbered_images, read_flow, read_numbers, write_flow
+from npbgpp.data import DECODER_ERRORS, CloudFile, Scene, common_size, find_models, numbered_images, write_flow
 from npbgpp.errors import InputError
-from npbgpp.io import SheetRow, contact_sheet, write_png
 from npbgpp.parsers.monocular import parse_monocular, undistorted_model
-from npbgpp.prepare.check_sheet import draw_points, thumbnail
-from npbgpp.prepare.video_maps import dis, mask_rcnn, network_disparity, raft, sparse_disparity, static_mask, stretched
-from npbgpp.prepare.video_poses import mask_of, reconstruct
-
-_SHOWN = 4
-_RED = (1.0, 0.1, 0.1)
-_NEAR = 1e-6  # all points in front of the cameras are drawn
-
-
-def shown(count: int) -> list[int]:
-    """Which of so many frames are drawn: spread from the first to the last."""
-    return sorted({round(k * (count - 1) / (_SHOWN - 1)) for k in range(_SHOWN)})
-
-
-def colours(path: Path) -> Float[Tensor, "3 h w"]:
-    """A picture, 0..1."""
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
-
-
-def masked(frame: Float[Tensor, "3 h w"], mask: Path) -> Float[Tensor, "3 h w"]:
-    """The frame, red where it is masked."""
-    dark = torch.from_numpy(read_numbers(mask)) < 0.5
-    return torch.where(dark, 0.4 * frame + 0.6 * torch.tensor(_RED)[:, None, None], frame)
-
-
-def grey(path: Path) -> Float[Tensor, "3 h w"]:
-    """A map of numbers, from its smallest, black, to its largest, white."""
-    values = torch.from_numpy(read_numbers(path))
-    values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-12)
-    return values.expand(3, -1, -1)
-
-
-def directions(path: Path) -> Float[Tensor, "3 h w"]:
-    """Flow by the usual wheel of colours: none is white."""
-    from torchvision.utils import flow_to_image  # slow to import
-
-    return flow_to_image(torch.from_numpy(read_flow(path)).permute(2, 0, 1)).float() / 255
-
-
-def points(scene: Scene, k: int) -> Float[Tensor, "3 h w"]:
-    """Points of the model over a frame, red near, blue far; the frame alone where the poses came without points."""
-    camera, photo = thumbnail(scene.views[k])
-    return photo if scene.carried_points is None else draw_points(photo, camera, scene.cloud.read().xyz, _NEAR)
-
-
-def write_preview(
-    path: Path, title: str, column: str, frames: Sequence[Path], result: Callable[[int], Float[Tensor, "3 h w"] | None] | None
-) -> None:
-    """Draws some frames, the results of a stage at their side; without any the frames alone."""
-    rows = [
-        SheetRow(frames[k].name, (colours(frames[k]),) if result is None else (colours(frames[k]), result(k))) for k in shown(len(frames))
-    ]
-    write_png(path, contact_sheet(title, ("frame",) if result is None else ("frame", column), rows))
-
-
-# ----------------------------------------------------------------------
-# ``python -m npbgpp.prepare monocular root=<folder>``: everything that the layout ``monocular`` has, from the frames of a video.
-
+from npbgpp.prepare.video_maps import dis_flow, mask_rcnn, network_disparity, quantise, raft_flow, sparse_disparity, static_mask
+from npbgpp.prepare.video_poses import find_mask, reconstruct
+from npbgpp.prepare.video_preview import flow_preview, map_preview, mask_preview, points_preview, write_preview
 
 log = logging.getLogger("npbgpp.prepare")
 
-_FEWEST = 3  # frames
+_MIN_FRAMES = 3
 
 
 @dataclass(frozen=True)
@@ -89,17 +35,17 @@ class VideoSettings:
 
     Attributes:
         root: folder of the video.
-        stages: which stages run, in their own order.
-        frames: folder below root with the frames, by the number at the end of their names.
-        max_width, max_height: frames are made no larger, pixels.
-        dynamic_classes: what moves, by the names of COCO.
-        mask_score: instances that the detector is less sure of stand still.
-        mask_weights: weights of Mask R-CNN; null looks into torch's hub folder.
-        depth: sparse (a smooth surface through COLMAP's points, weak) or the TorchScript file of a network, which runs when it is loaded.
-        depth_network: what it returns: disparity (larger is nearer) or depth.
+        stages: the stages to run; their order is fixed.
+        frames: folder of the frames below root; frames are ordered by the number at the end of their names.
+        max_width, max_height: largest size of the resized frames, pixels.
+        dynamic_classes: COCO classes of moving objects.
+        mask_score: smallest detection score of moving objects.
+        mask_weights: file with weights of Mask R-CNN; None looks into the folder of torch.hub.
+        depth: ``sparse`` (interpolates the points of the COLMAP model, weak) or the TorchScript file of a network, whose code is run.
+        depth_network: output of the network: disparity (larger is nearer) or depth.
         flow: dis (OpenCV) or raft (torchvision).
-        flow_weights: weights of RAFT; null looks into torch's hub folder.
-        device: for networks: cpu, cuda, or auto.
+        flow_weights: file with weights of RAFT; None looks into the folder of torch.hub.
+        device: of the networks: cpu, cuda, or auto.
     """
 
     root: Path
@@ -117,8 +63,7 @@ class VideoSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        unknown = [stage for stage in self.stages if stage not in STAGES]
-        if unknown or not self.stages:
+        if not self.stages or not set(self.stages) <= STAGES.keys():
             raise InputError(f"stages: expected some of {', '.join(STAGES)}, got {list(self.stages)}")
         if min(self.max_width, self.max_height) < 1:
             raise InputError(f"max_width, max_height: expected positive numbers of pixels, got {self.max_width} and {self.max_height}")
@@ -127,20 +72,20 @@ class VideoSettings:
                 raise InputError(f"{key}: expected one of {', '.join(choices)}, got {getattr(self, key)}")
 
     def network_device(self) -> torch.device:
-        """Where networks run."""
+        """Device of the networks."""
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)
 
 
 def prepare_video(settings: VideoSettings) -> None:
-    """Runs the stages. Raises InputError for whatever is missing or wrong; what earlier stages made stays."""
+    """Runs the stages. Raises InputError for missing or wrong input; results of earlier stages are kept."""
     root = settings.root.expanduser()
     if not root.is_dir():
-        raise InputError(f"root={settings.root}: expected the folder of a video, there is none at {root.absolute()}; correct the path")
+        raise InputError(f"root={settings.root}: expected the folder of a video, {root.absolute()} does not exist; correct the path")
     for stage, run in STAGES.items():
         if stage in settings.stages:
             log.info("%s: %s", stage, run(settings, root))
     if (root / "images").is_dir() and _has_poses(root):
-        scene = _scene(root)
+        scene = _read_scene(root)
         for note in scene.notes:
             log.info("%s", note)
         log.info(
@@ -151,141 +96,129 @@ def prepare_video(settings: VideoSettings) -> None:
         )
 
 
-# ------------------------------------------------------------------------- stages
+# ------------------------------------------------------------------ stages
 def _resize(settings: VideoSettings, root: Path) -> str:
     out = root / "images_resized"
-    for there in (out, root / "images"):
-        if there.is_dir():
-            return f"{there.name} is there, nothing to do"
+    for existing in (out, root / "images"):
+        if existing.is_dir():
+            return f"skipped, {existing.name} exists"
     if not (root / settings.frames).is_dir():
-        raise InputError(
-            f"stage resize: expected the frames of the video in {root / settings.frames}, got no such folder; name it with frames=<folder>"
-        )
+        raise InputError(f"stage resize: expected frames in {root / settings.frames}, got no such folder; name it with frames=<folder>")
     files = list(numbered_images(root / settings.frames).values())
-    if len(files) < _FEWEST:
-        raise InputError(f"stage resize: {root / settings.frames}: expected at least {_FEWEST} frames, got {len(files)}")
+    if len(files) < _MIN_FRAMES:
+        raise InputError(f"stage resize: {root / settings.frames}: expected at least {_MIN_FRAMES} frames, got {len(files)}")
     height, width = common_size(files)
     factor = max(width / settings.max_width, height / settings.max_height, 1.0)
     size = (max(1, int(width / factor)), max(1, int(height / factor)))
-    with _whole(out) as part:
+    with _atomic_folder(out) as part:
         for k, file in enumerate(files):
-            pixels = _pixels(file)
-            Image.fromarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if factor > 1 else pixels).save(part / f"{k:05d}.png")
-    made = _frames(out)
-    write_preview(root / "preview" / "resize.png", f"{root.name}: resize", "", made, None)
-    return f"{len(made)} frames of {size[0]}x{size[1]} pixels from {width}x{height}: {out}"
+            pixels = _read_upright(file)
+            resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if factor > 1 else pixels
+            Image.fromarray(resized).save(part / f"{k:05d}.png")
+    frames = _frames(out)
+    write_preview(root / "preview" / "resize.png", f"{root.name}: resized frames", "", frames, None)
+    return f"{len(frames)} frames of {size[0]}x{size[1]} pixels from {width}x{height}: {out}"
 
 
 def _masks(settings: VideoSettings, root: Path) -> str:
-    straight = (root / "images").is_dir()
+    undistorted = (root / "images").is_dir()
     folder = _frame_folder(root, "masks")
-    out = root / ("masks" if straight else "masks_resized")
+    out = root / ("masks" if undistorted else "masks_resized")
     if out.is_dir():
-        return f"{out.name} is there, nothing to do"
+        return f"skipped, {out.name} exists"
     files = _frames(folder)
-    if not straight and (root / "masks").is_dir():
-        # drawn for frames that are distorted; those of the undistorted ones will take this name
-        missing = [file.name for file in files if mask_of(root / "masks", file) is None]
+    if not undistorted and (root / "masks").is_dir():
+        # provided for the distorted frames; the stage poses writes the masks of the undistorted ones to this name
+        missing = [file.name for file in files if find_mask(root / "masks", file) is None]
         if missing:
             raise InputError(
-                f"stage masks: {root / 'masks'}: expected <name of the frame>.png for every frame, got none for {', '.join(missing[:5])}"
+                f"stage masks: {root / 'masks'}: expected <name of the frame>.png for each frame, got none for {', '.join(missing[:5])}"
             )
         (root / "masks").rename(out)
-        return f"masks of your own belong to the frames before undistortion: masks is now {out.name}"
+        return f"masks renamed to {out.name}: they belong to the distorted frames"
     if (root / "motion_masks").is_dir():
-        return "motion_masks is there, nothing to do"
+        return "skipped, motion_masks exists"
     detect = mask_rcnn(settings.dynamic_classes, settings.mask_weights, settings.mask_score, settings.network_device())
-    covered = 0.0
-    with _whole(out) as part:
+    moving = 0.0
+    with _atomic_folder(out) as part:
         for file in files:
-            mask = static_mask(detect(_image(file)))
-            covered += float((mask == 0).mean()) / len(files)
+            mask = static_mask(detect(_read_tensor(file)))
+            moving += float((mask == 0).mean()) / len(files)
             Image.fromarray(mask).save(part / f"{file.name}.png")
-    write_preview(
-        root / "preview" / "masks.png",
-        f"{root.name}: masks",
-        "red: may move",
-        files,
-        lambda k: masked(_image(files[k]).float() / 255, out / f"{files[k].name}.png"),
-    )
-    return f"{100 * covered:.1f} % of the pixels may move ({', '.join(settings.dynamic_classes)}): {out}"
+    preview = root / "preview" / "masks.png"
+    write_preview(preview, f"{root.name}: masks", "red: moving", files, lambda k: mask_preview(files[k], out / f"{files[k].name}.png"))
+    return f"{100 * moving:.1f} % of the pixels are masked ({', '.join(settings.dynamic_classes)}): {out}"
 
 
 def _poses(settings: VideoSettings, root: Path) -> str:
-    straight, posed = (root / "images").is_dir(), _has_poses(root)
-    if straight and posed:
-        return f"{'sparse' if find_models(root) else 'poses_bounds.npy'} and images are there, nothing to do"
+    undistorted, posed = (root / "images").is_dir(), _has_poses(root)
+    if undistorted and posed:
+        return f"skipped, {'sparse' if find_models(root) else 'poses_bounds.npy'} and images exist"
     if posed:
         raise InputError(
-            f"stage poses: {root} has poses but no folder images; put the undistorted frames that they belong to there, or move the poses away to have them "
-            "found anew"
+            f"stage poses: {root}: expected the undistorted frames of its poses in images, got no such folder; add it, or remove the poses to estimate them again"
         )
     folder = _frame_folder(root, "poses")
     files = _frames(folder)
-    if len(files) < _FEWEST:
-        raise InputError(f"stage poses: {folder}: expected at least {_FEWEST} frames, got {len(files)}")
+    if len(files) < _MIN_FRAMES:
+        raise InputError(f"stage poses: {folder}: expected at least {_MIN_FRAMES} frames, got {len(files)}")
     common_size(files)
-    masks = root / ("masks" if straight else "masks_resized")
-    with _whole(root / "poses") as part:
-        reconstruct(files, masks if masks.is_dir() else None, part, undistorts=not straight)
+    masks = root / ("masks" if undistorted else "masks_resized")
+    with _atomic_folder(root / "poses") as part:
+        reconstruct(files, masks if masks.is_dir() else None, part, undistort=not undistorted)
         _publish(part, root)
-    scene = _scene(root)
+    scene = _read_scene(root)
     frames = [view.image for view in scene.frames]
-    write_preview(root / "preview" / "poses.png", f"{root.name}: poses", "points: red near, blue far", frames, lambda k: points(scene, k))
-    without = "" if masks.is_dir() else ", without masks"
-    return f"{len(frames)} frames registered{without}: {root / 'sparse'}" + (
-        "" if straight else f"; frames without distortion: {root / 'images'}"
-    )
+    preview = root / "preview" / "poses.png"
+    write_preview(preview, f"{root.name}: poses", "points: red near, blue far", frames, lambda k: points_preview(scene, k))
+    masked = "" if masks.is_dir() else ", without masks"
+    images = "" if undistorted else f"; undistorted frames: {root / 'images'}"
+    return f"{len(frames)} frames registered{masked}: {root / 'sparse'}{images}"
 
 
 def _depth(settings: VideoSettings, root: Path) -> str:
     out = root / "disps"
     if out.is_dir():
-        return f"{out.name} is there, nothing to do"
-    files = _frames(_undistorted(root, "depth"))
+        return f"skipped, {out.name} exists"
+    files = _frames(_undistorted_folder(root, "depth"))
     if settings.depth == "sparse":
         model = undistorted_model(root)
         if model is None:
             raise InputError(
-                "stage depth: depth=sparse needs the points of a COLMAP model in sparse, there is none; run the stage poses, name a network with "
-                "depth=<TorchScript file>, or put disparity of your own into disps (16-bit PNG or .npy, larger is nearer)"
+                "stage depth: depth=sparse: expected a COLMAP model in sparse, got none; run the stage poses, name a network with depth=<TorchScript file>, or "
+                "provide disparity maps in disps (16-bit PNG or .npy, larger is nearer)"
             )
-        estimate, how = sparse_disparity(model, files), "weak, from COLMAP's points alone; a network for monocular depth does better"
+        estimate, method = sparse_disparity(model, files), "interpolated from COLMAP's points; a monocular depth network is more accurate"
     else:
         estimate = network_disparity(Path(settings.depth), settings.depth_network == "depth", settings.network_device())
-        how = f"by {settings.depth}"
-    with _whole(out) as part:
+        method = f"by {settings.depth}"
+    with _atomic_folder(out) as part:
         for k, file in enumerate(files):
-            Image.fromarray(stretched(estimate(_image(file), k))).save(part / f"{file.stem}.png")
-    write_preview(
-        root / "preview" / "depth.png", f"{root.name}: disparity", "bright is near", files, lambda k: grey(out / f"{files[k].stem}.png")
-    )
-    return f"disparity of {len(files)} frames ({how}): {out}"
+            Image.fromarray(quantise(estimate(_read_tensor(file), k))).save(part / f"{file.stem}.png")
+    preview = root / "preview" / "depth.png"
+    write_preview(preview, f"{root.name}: disparity", "bright: near", files, lambda k: map_preview(out / f"{files[k].stem}.png"))
+    return f"disparity of {len(files)} frames ({method}): {out}"
 
 
 def _flow(settings: VideoSettings, root: Path) -> str:
-    made = []
-    folder = _undistorted(root, "flow")
+    folder = _undistorted_folder(root, "flow")
     missing = [name for name in ("flow_fw", "flow_bw") if not (root / name).is_dir()]
     if not missing:
-        return "flow_fw and flow_bw are there, nothing to do"
-    estimate = dis if settings.flow == "dis" else raft(settings.flow_weights, settings.network_device())
+        return "skipped, flow_fw and flow_bw exist"
+    estimate = dis_flow if settings.flow == "dis" else raft_flow(settings.flow_weights, settings.network_device())
     files = _frames(folder)
-    images = [_image(file) for file in files]
+    images = [_read_tensor(file) for file in files]
     for name in missing:
         step = 1 if name == "flow_fw" else -1
-        with _whole(root / name) as part:
-            for k in range(len(files)):
+        with _atomic_folder(root / name) as part:
+            for k, file in enumerate(files):
                 if 0 <= k + step < len(files):
-                    write_flow(part / f"{files[k].stem}.flo", estimate(images[k], images[k + step]))
-        made.append(name)
-    if "flow_fw" in made:
+                    write_flow(part / f"{file.stem}.flo", estimate(images[k], images[k + step]))
+    if "flow_fw" in missing:
         flows = [root / "flow_fw" / f"{file.stem}.flo" for file in files]
-        write_preview(
-            root / "preview" / "flow.png", f"{root.name}: flow to the next frame", "white stands still", files,
-            lambda k: directions(flows[k]) if flows[k].is_file() else None,
-        )  # fmt: skip
-    return f"{' and '.join(made)} of {len(files)} frames by {settings.flow}: {root}"
+        preview, title = root / "preview" / "flow.png", f"{root.name}: flow to the next frame"
+        write_preview(preview, title, "white: no motion", files, lambda k: flow_preview(flows[k]) if flows[k].is_file() else None)
+    return f"{' and '.join(missing)} of {len(files)} frames by {settings.flow}: {root}"
 
 
 STAGES: dict[str, Callable[[VideoSettings, Path], str]] = {
@@ -297,16 +230,16 @@ STAGES: dict[str, Callable[[VideoSettings, Path], str]] = {
 }
 
 
-# ------------------------------------------------------------------------- folders
+# ------------------------------------------------------------------ folders
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder that takes its name only when all is in it; what an earlier run left unfinished is removed."""
+def _atomic_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to ``out`` at the end of the block, unless it is empty. Leftovers of earlier runs are removed."""
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         yield part
-        if any(part.iterdir()):  # else its parts have places of their own
+        if any(part.iterdir()):
             part.rename(out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error}); free space, or correct the permissions of the folder") from error
@@ -315,7 +248,7 @@ def _whole(out: Path) -> Iterator[Path]:
 
 
 def _publish(part: Path, root: Path) -> None:
-    """Moves all results of a stage to their places, or none of them."""
+    """Moves all folders of ``part`` to ``root``, or none."""
     moved: list[Path] = []
     try:
         for source in sorted(part.iterdir()):
@@ -332,7 +265,7 @@ def _has_poses(root: Path) -> bool:
 
 
 def _frame_folder(root: Path, stage: str) -> Path:
-    """Frames before undistortion, unless there are only those after it."""
+    """Undistorted frames, otherwise resized frames."""
     for folder in (root / "images", root / "images_resized"):
         if folder.is_dir():
             return folder
@@ -341,11 +274,11 @@ def _frame_folder(root: Path, stage: str) -> Path:
     )
 
 
-def _undistorted(root: Path, stage: str) -> Path:
+def _undistorted_folder(root: Path, stage: str) -> Path:
     folder = root / "images"
     if not folder.is_dir():
         raise InputError(
-            f"stage {stage}: expected frames without distortion in {folder}, got no such folder; run the stage poses first, or put them there"
+            f"stage {stage}: expected undistorted frames in {folder}, got no such folder; run the stage poses first, or provide them"
         )
     return folder
 
@@ -354,20 +287,20 @@ def _frames(folder: Path) -> list[Path]:
     return list(numbered_images(folder).values())
 
 
-def _scene(root: Path) -> Scene:
+def _read_scene(root: Path) -> Scene:
     scene = parse_monocular(root, root, root.name, CloudFile(root / "none.ply"))
     points_file = scene.carried_points
     return scene if points_file is None else replace(scene, cloud=CloudFile(points_file))
 
 
-def _pixels(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Colours, turned upright as the camera says."""
+def _read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Colours, rotated as the EXIF orientation says."""
     try:
-        with Image.open(path) as picture:
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except DECODER_ERRORS as error:
         raise InputError(f"image {path}: expected a readable image, got {error}; replace the file") from error
 
 
-def _image(path: Path) -> UInt8[Tensor, "3 h w"]:
-    return torch.from_numpy(_pixels(path)).permute(2, 0, 1)
+def _read_tensor(path: Path) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(_read_upright(path)).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Poses of the frames of a video by COLMAP (Schoenberger and Frahm, CVPR 2016), from what stands still, and frames and masks without distortion."""
+"""Camera poses of the frames of a video with COLMAP (Schoenberger and Frahm, CVPR 2016), from their static regions."""
 
 import os
 import shutil
@@ -11,110 +11,105 @@ from PIL import Image
 from npbgpp.data import ColmapModel, image_size, read_numbers
 from npbgpp.errors import InputError
 
-# of nsff_pl: many weak features, since videos are small and part of them is masked
-_PEAK, _EDGE, _FEATURES = 0.004, 16.0, 8192
-_FOCAL = 0.95  # first guess, as a share of the longer side
-_MATCHES = 132768
-_STILL = 0.99  # of a mask that was resampled: where only what stands still was looked up
+# of nsff_pl: many weak features, since videos are small and partly masked
+_PEAK_THRESHOLD, _EDGE_THRESHOLD, _MAX_FEATURES = 0.004, 16.0, 8192
+_FOCAL = 0.95  # initial focal length, of the longer side
+_MAX_MATCHES = 132768
+_STATIC = 0.99  # of an undistorted mask: only static pixels contributed
 
 
-def mask_of(folder: Path, frame: Path) -> Path | None:
-    """The mask of a frame by either rule, COLMAP's ``00000.png.png`` or ``00000.png``; None where there is none."""
+def find_mask(folder: Path, frame: Path) -> Path | None:
+    """The mask of a frame: ``00000.png.png``, as COLMAP names it, or ``00000.png``; None if there is neither."""
     return next((path for path in (folder / f"{frame.name}.png", folder / f"{frame.stem}.png") if path.is_file()), None)
 
 
-def reconstruct(frames: list[Path], masks: Path | None, out: Path, undistorts: bool) -> None:
-    """Finds the poses of frames and writes ``sparse``, a model without distortion, into a folder.
+def reconstruct(frames: list[Path], masks: Path | None, out: Path, undistort: bool) -> None:
+    """Estimates the poses of frames and writes an undistorted model to ``sparse`` below ``out``.
 
     Args:
         frames: at least three, of one size, in one folder.
-        masks: folder with masks, dark where something moves; a frame without one is used as a whole.
-        out: an empty folder. With ``undistorts`` it gets ``images`` and, where there are masks, ``masks`` too, and in ``sparse/0`` the model with distortion.
-        undistorts: estimate one coefficient of radial distortion; otherwise the frames are taken as those of a pinhole camera.
+        masks: folder with masks, dark on moving objects; frames without a mask are used as a whole.
+        out: an empty folder. With ``undistort``, also gets ``images``, ``masks`` if there are any, and the distorted model in ``sparse/0``.
+        undistort: estimate one coefficient of radial distortion; otherwise frames are assumed to be pinhole images.
 
     Raises:
-        InputError: masks that leave nothing of a frame, no reconstruction, or frames that it lacks.
+        InputError: an empty mask, no reconstruction, or frames that are not registered.
     """
     import pycolmap
 
     pycolmap.logging.minloglevel = int(pycolmap.logging.Level.ERROR)
     pycolmap.set_random_seed(0)
     work = out / "work"
-    still = {} if masks is None else _still_parts(frames, masks)
+    static = {} if masks is None else _static_masks(frames, masks)
     reader = pycolmap.ImageReaderOptions()
-    reader.camera_model = "SIMPLE_RADIAL" if undistorts else "SIMPLE_PINHOLE"
+    reader.camera_model = "SIMPLE_RADIAL" if undistort else "SIMPLE_PINHOLE"
     reader.default_focal_length_factor = _FOCAL
-    if still:
-        reader.mask_path = str(
-            _written(work / "masks", {f"{frame.name}.png": still[frame.name] for frame in frames if frame.name in still})
-        )
+    if static:
+        reader.mask_path = str(_write_masks(work / "masks", {f"{name}.png": mask for name, mask in static.items()}))
     extraction = pycolmap.FeatureExtractionOptions()
-    extraction.sift.peak_threshold, extraction.sift.edge_threshold, extraction.sift.max_num_features = _PEAK, _EDGE, _FEATURES
+    extraction.sift.peak_threshold, extraction.sift.edge_threshold = _PEAK_THRESHOLD, _EDGE_THRESHOLD
+    extraction.sift.max_num_features = _MAX_FEATURES
     matching = pycolmap.FeatureMatchingOptions()
-    matching.max_num_matches = _MATCHES
+    matching.max_num_matches = _MAX_MATCHES
     mapping = pycolmap.IncrementalPipelineOptions()
     mapping.random_seed = 0
-    threads = len(os.sched_getaffinity(0))
-    extraction.num_threads = matching.num_threads = mapping.num_threads = threads
+    extraction.num_threads = matching.num_threads = mapping.num_threads = len(os.sched_getaffinity(0))
     work.mkdir(parents=True, exist_ok=True)
     database, folder, names = work / "database.db", frames[0].parent, [frame.name for frame in frames]
-    cpu = pycolmap.Device.cpu
-    pycolmap.extract_features(database, folder, names, pycolmap.CameraMode.SINGLE, reader, extraction, cpu)
-    pycolmap.match_exhaustive(database, matching, device=cpu)
+    pycolmap.extract_features(database, folder, names, pycolmap.CameraMode.SINGLE, reader, extraction, pycolmap.Device.cpu)
+    pycolmap.match_exhaustive(database, matching, device=pycolmap.Device.cpu)
     (work / "models").mkdir()
     found = pycolmap.incremental_mapping(database, folder, work / "models", mapping)
     if not found:
         raise InputError(
-            f"stage poses: {folder}: expected frames that COLMAP can reconstruct, got no model; the camera must move, and enough of the picture must stand "
-            "still and have texture: choose other frames or narrower masks, or put poses of your own into sparse or poses_bounds.npy"
+            f"stage poses: {folder}: expected frames that COLMAP can reconstruct, got no model; the camera must move, and static regions need enough area and "
+            "texture: choose other frames or smaller masks, or provide poses in sparse or poses_bounds.npy"
         )
-    largest = max(found, key=lambda number: found[number].num_reg_images())
-    model = work / "models" / str(largest)
+    model = work / "models" / str(max(found, key=lambda number: found[number].num_reg_images()))
     registered = {image.name for image in ColmapModel.read(model).images}
     missing = [name for name in names if name not in registered]
     if missing:
         raise InputError(
             f"stage poses: {folder}: expected poses for all {len(names)} frames, got none for {len(missing)} that COLMAP could not register: "
-            f"{', '.join(missing[:20])}; remove them, or draw better masks"
+            f"{', '.join(missing[:20])}; remove them, or provide better masks"
         )
-    if not undistorts:
+    if not undistort:
         shutil.move(model, out / "sparse")
     else:
-        pycolmap.undistort_images(work / "straight", model, folder)
-        shutil.move(work / "straight" / "images", out / "images")
-        shutil.move(work / "straight" / "sparse", out / "sparse")
+        pycolmap.undistort_images(work / "undistorted", model, folder)
+        shutil.move(work / "undistorted" / "images", out / "images")
+        shutil.move(work / "undistorted" / "sparse", out / "sparse")
         shutil.copytree(model, out / "sparse" / "0")
-        if still:
-            whole = np.full(image_size(frames[0]), 255, np.uint8)
-            folder = _written(work / "whole", {name: still.get(name, whole) for name in names})
-            pycolmap.undistort_images(work / "straight masks", model, folder)
-            straight = {f"{name}.png": read_numbers(work / "straight masks" / "images" / name) for name in names}
-            _written(out / "masks", {name: np.where(mask >= _STILL, 255, 0).astype(np.uint8) for name, mask in straight.items()})
+        if static:
+            everywhere = np.full(image_size(frames[0]), 255, np.uint8)
+            distorted = _write_masks(work / "distorted masks", {name: static.get(name, everywhere) for name in names})
+            pycolmap.undistort_images(work / "undistorted masks", model, distorted)
+            undistorted = {f"{name}.png": read_numbers(work / "undistorted masks" / "images" / name) for name in names}
+            _write_masks(out / "masks", {name: np.where(mask >= _STATIC, 255, 0).astype(np.uint8) for name, mask in undistorted.items()})
     shutil.rmtree(work)
 
 
-def _still_parts(frames: list[Path], folder: Path) -> dict[str, UInt8[np.ndarray, "h w"]]:
-    """Masks at the size of the frames, 255 where nothing moves, by the names of the frames."""
-    found = {}
+def _static_masks(frames: list[Path], folder: Path) -> dict[str, UInt8[np.ndarray, "h w"]]:
+    """Masks at the size of the frames, 255 in static regions, by the names of the frames."""
+    masks = {}
     for frame in frames:
-        path = mask_of(folder, frame)
+        path = find_mask(folder, frame)
         if path is None:
             continue
         height, width = image_size(frame)
-        picture = Image.fromarray(np.where(read_numbers(path) >= 0.5, 255, 0).astype(np.uint8))
-        mask = np.asarray(picture.resize((width, height), Image.Resampling.NEAREST))
+        image = Image.fromarray(np.where(read_numbers(path) >= 0.5, 255, 0).astype(np.uint8))
+        mask = np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
         if not mask.any():
             raise InputError(
-                f"stage poses: mask {path}: expected some pixels that stand still (255), got none: no pose can be found; draw it again, or remove it if "
-                "0 was meant to stand still"
+                f"stage poses: mask {path}: expected some static pixels (255), got none; correct the mask, or remove it if it is inverted"
             )
-        found[frame.name] = mask
-    return found
+        masks[frame.name] = mask
+    return masks
 
 
-def _written(folder: Path, pictures: dict[str, UInt8[np.ndarray, "h w"]]) -> Path:
-    """Writes pictures as PNG, whatever their names end in."""
+def _write_masks(folder: Path, masks: dict[str, UInt8[np.ndarray, "h w"]]) -> Path:
+    """Writes masks as PNG, whatever the suffix of their names."""
     folder.mkdir(parents=True)
-    for name, pixels in pictures.items():
+    for name, pixels in masks.items():
         Image.fromarray(pixels).save(folder / name, format="PNG")
     return folder
