@@ -21,7 +21,7 @@ CHECK_VERSION := import sys; v = tuple(sys.version_info[:2]); \
 	(3, 10) <= v <= (3, 12) or sys.exit("error: Python 3.10, 3.11 or 3.12 is needed, but %s is %d.%d." % ((sys.executable,) + v))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock bench clean
+.PHONY: help install demo test lint format lock bench docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,10 @@ bench: $(INSTALLED)  ## measure the rasterizer, peeling, a training step, view s
 	$(BIN)/python benchmarks/view_selection.py
 	$(BIN)/python benchmarks/aggregation.py
 	$(BIN)/python benchmarks/loading.py
+
+# In an environment of its own. The variable silences a notice about the next version of mkdocs.
+docs: $(UV)  ## build the documentation in site/
+	NO_MKDOCS_2_WARNING=1 $(UV) tool run --python $(BIN)/python --with-requirements requirements-docs.txt mkdocs build --strict
 
 clean:  ## remove the environment and the caches, never results
 	@if [ -e $(CREATED) ]; then rm -rf $(VENV); elif [ -e $(VENV) ]; then echo "$(VENV) is kept: make did not create it"; fi

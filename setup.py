@@ -95,6 +95,8 @@ setup(
         "dev": TEST_REQUIRES + DEV_REQUIRES,
         # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
         "cluster": ["hydra-submitit-launcher>=1.2,<2"],
+        # The documentation; make docs uses the pins of requirements-docs.txt.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
         # Optional peers: nothing here needs them. Both must be built against the installed torch.
         "scatter": ["torch-scatter"],
         "pytorch3d": ["pytorch3d"],
