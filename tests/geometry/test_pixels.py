@@ -122,3 +122,12 @@ def test_recorded_pixels(parity):
         found = torch.where(inside, row.long() * width + column, height * width)
         safe = case["safe"].reshape(-1) if "safe" in case else torch.ones_like(inside)
         assert torch.equal(found[safe], case["pixel_id"].reshape(-1)[safe])
+
+
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_frustum_ends_at_the_image_border_and_behind_the_near_plane(convention):
+    camera = Cameras(torch.eye(3)[None], torch.zeros(1, 3), torch.tensor([[32.0, 32.0]]), torch.tensor([[32.0, 32.0]]), (64, 64))
+    points = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 1.0], [0.0, 0.0, -2.0], [1.9, 0.0, 2.0], [2.1, 0.0, 2.0], [0.0, -2.1, 2.0]])
+    projection = ProjectionSettings(1.0, convention)
+    assert projection.in_frustum(camera, points).tolist() == [[True, False, False, True, False, False]]
+    assert projection.grid((48, 64)) == PixelGrid(convention, (48, 64))
