@@ -1,1 +1,1 @@
-"""What a trained run becomes outside of this program: weights, point clouds, meshes, volumes. ``python -m npbgpp.export``."""
+"""Files for other programs from a trained run: weights, point clouds, meshes, volumes, cameras."""

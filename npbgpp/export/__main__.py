@@ -23,8 +23,8 @@ from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import configure_logging, evaluation_of, parse_args, run_config, trainer_of
 from npbgpp.errors import InputError, original_message
 from npbgpp.export import mesh, volume
-from npbgpp.export.mesh import Box, Densities, Occlusion, colours_along_normals, fused_colours
-from npbgpp.export.volume import all_round_colours, write_volume
+from npbgpp.export.mesh import Box, DensityField, OcclusionTest, photo_colours, rendered_colours
+from npbgpp.export.volume import mean_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
 from npbgpp.geometry import write_ply
 from npbgpp.methods.base import FieldExport, System
@@ -106,7 +106,7 @@ class MeshSettings(BoxChoice):
         occ_threshold: opacity in front of a vertex that hides it from a photo.
         samples: depths at which that is looked for.
         use_vertex_normal: colours of the field against the normals, in place of those of the photos.
-        near_t: see ``colours_along_normals``.
+        near_t: see ``rendered_colours``.
     """
 
     sigma_threshold: float = 20.0
@@ -166,25 +166,25 @@ def extract_mesh(settings: MeshSettings, overrides: list[str]) -> None:
     """Writes the surface of a scene with its colours."""
     system, scene, export, densities = _radiance_field(settings, overrides)
     out, box = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES), settings.box(export.grid)
-    occlusion = Occlusion(densities, export.normalisation, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
-    values = densities.inside(box)
-    whole = mesh.surface(values, box, settings.sigma_threshold)
-    if mesh.is_cut(values, settings.sigma_threshold):
+    occlusion = OcclusionTest(densities, export.normalisation, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
+    values = densities.on_grid(box)
+    whole = mesh.extract_surface(values, box, settings.sigma_threshold)
+    if mesh.is_open(values, settings.sigma_threshold):
         log.warning("%s cuts what is dense: the mesh is open there; widen x_range, y_range or z_range", box)
-    found = whole.largest_piece()
+    found = whole.largest_component()
     vertices, normals = (torch.from_numpy(part).float().to(densities.device) for part in (found.vertices, found.normals))
     if settings.use_vertex_normal:
-        colours = colours_along_normals(export.render_rays, vertices, normals, densities, export.normalisation, settings.near_t)
+        colours = rendered_colours(export.render_rays, vertices, normals, export.normalisation, export.chunk, settings.near_t)
     else:
-        colours, known = fused_colours(system.scenes[scene], vertices, normals, occlusion)
+        colours, known = photo_colours(system.scenes[scene], vertices, normals, occlusion)
         if not known.all():
             log.warning("%d of %d vertices are in no training photo: they are grey", (~known).sum(), len(known))
-    mesh.write_mesh(out, found.in_world(export.normalisation), (colours * 255).round().byte().cpu().numpy())
+    mesh.write_mesh(out, found.to_world(export.normalisation), (colours * 255).round().byte().cpu().numpy())
     log.info(
         "%d vertices, %d triangles, the largest of %d pieces: %s",
         len(found.vertices),
         len(found.faces),
-        len(np.unique(whole.pieces())),
+        len(np.unique(whole.components())),
         out,
     )
 
@@ -194,7 +194,7 @@ def extract_volume(settings: VolumeSettings, overrides: list[str]) -> None:
     system, scene, export, densities = _radiance_field(settings, overrides)
     out, box = settings.file(f"{scene}.vol", volume.SUFFIXES), settings.box(export.grid)
     field = export.field
-    count = write_volume(out, densities.inside(box), box, lambda xyz: all_round_colours(field, xyz), densities.device)
+    count = write_volume(out, densities.on_grid(box), box, lambda xyz: mean_colours(field, xyz), densities.device)
     log.info("%d of %d voxels, %s: %s", count, box.count**3, box, out)
 
 
@@ -212,11 +212,11 @@ def cameras(settings: CameraChoice, overrides: list[str]) -> None:
     log.info("%d cameras: %s, %s", len(frames), poses, intrinsics)
 
 
-def _radiance_field(settings: BoxChoice, overrides: list[str]) -> tuple[System, str, FieldExport, Densities]:
+def _radiance_field(settings: BoxChoice, overrides: list[str]) -> tuple[System, str, FieldExport, DensityField]:
     """The method, the name of the scene, its radiance field and the densities of that."""
     system, scene = _rebuilt(settings, overrides)
     export = system.field_export()
-    return system, scene, export, Densities(export.field.density, export.grid, export.chunk, system.device)
+    return system, scene, export, DensityField(export.field.density, export.grid, export.chunk, system.device)
 
 
 def _rebuilt(settings: SceneChoice, overrides: list[str]) -> tuple[System, str]:

@@ -1,6 +1,7 @@
-"""Densities of a radiance field, at any points and at the nodes of a box.
+"""Triangle meshes from a radiance field: densities on a grid, marching cubes, colours of the vertices, mesh files.
 
-Coordinates are those of the field (see ``npbgpp.data.normalisation``), densities are per unit of its length. Symbols: n points, q nodes, g nodes along a side.
+Coordinates are those of the field (see ``npbgpp.data.normalisation``), densities are per unit of its length. Symbols: n points, q nodes, g nodes along a side,
+v vertices, f triangles.
 """
 
 import math
@@ -27,21 +28,25 @@ from npbgpp.geometry import Cameras, PixelConvention
 from npbgpp.points import sample_features
 from npbgpp.volume import Composited, OccupancyGrid, Rays, composite, stratified
 
-_CHUNKS_AT_ONCE = 16  # nodes looked up in the occupancy grid for one that the field is asked about: most are empty
-_LARGEST_COUNT = 1625  # nodes of a larger box have no number of 32 bits
+SUFFIXES = (".ply", ".obj")
+_GRID_CHUNKS = 16  # chunks of nodes looked up in the occupancy grid at a time: most nodes are empty
+_RAY_CHUNKS = 16  # the same for samples of rays
+_MAX_COUNT = 1625  # nodes of a larger box have no 32-bit index
+_DISTANCE_WEIGHT = 0.1  # weight of a photo at distance 1 in which the vertex is occluded; photos that see it have 1 more
+_UNKNOWN = 0.5  # grey
 
 
 @dataclass(frozen=True)
 class Box:
-    """g x g x g nodes, the first and the last ones on the faces of an axis-aligned box.
+    """g x g x g nodes in an axis-aligned box, the outermost ones on its faces.
 
     Attributes:
-        low: least corner.
-        high: greatest corner.
+        low: smallest coordinates.
+        high: largest coordinates.
         count: g.
 
     Raises:
-        InputError: no box, or a number of nodes out of range.
+        InputError: an empty or infinite box, or a number of nodes out of range.
     """
 
     low: tuple[float, float, float]
@@ -51,9 +56,9 @@ class Box:
     def __post_init__(self) -> None:
         for axis, low, high in zip("xyz", self.low, self.high, strict=True):
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise InputError(f"{axis}_range: expected two finite numbers that ascend, got {low:g} and {high:g}")
-        if not 2 <= self.count <= _LARGEST_COUNT:
-            raise InputError(f"n_grid: expected 2 to {_LARGEST_COUNT} nodes along a side, got {self.count}")
+                raise InputError(f"{axis}_range: expected two finite ascending numbers, got {low:g} and {high:g}")
+        if not 2 <= self.count <= _MAX_COUNT:
+            raise InputError(f"n_grid: expected 2 to {_MAX_COUNT} nodes along a side, got {self.count}")
 
     def __str__(self) -> str:
         return ", ".join(f"{axis} {low:g} to {high:g}" for axis, low, high in zip("xyz", self.low, self.high, strict=True))
@@ -64,20 +69,20 @@ class Box:
         return x, y, z
 
     def nodes(self, index: Int[Tensor, "q 3"]) -> Float[Tensor, "q 3"]:
-        """Nodes by their numbers along x, y and z."""
+        """Coordinates of nodes, indexed by x, y and z."""
         low, high = (torch.tensor(corner, device=index.device) for corner in (self.low, self.high))
         return low + index / (self.count - 1) * (high - low)
 
 
 @dataclass(frozen=True)
-class Densities:
-    """Asks a field for densities in portions; negative ones become 0.
+class DensityField:
+    """Evaluates densities in chunks; negative ones become 0.
 
     Attributes:
         field: raw densities of points.
-        grid: where it says empty, the field is not asked and the density is 0.
-        chunk: points that the field is asked about at a time.
-        device: where the field is.
+        grid: points in its empty cells have density 0 and are not evaluated; None evaluates all.
+        chunk: points per evaluation.
+        device: of the field.
     """
 
     field: Callable[[Float[Tensor, "n 3"]], Float[Tensor, " n"]]
@@ -87,103 +92,97 @@ class Densities:
 
     @torch.no_grad()
     def at(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
-        """Densities of points, on their device."""
-        found = xyz.new_zeros(len(xyz))
+        """Densities of points on the device of the field."""
+        density = xyz.new_zeros(len(xyz))
         occupied = xyz.new_ones(len(xyz), dtype=torch.bool) if self.grid is None else self.grid.occupied(xyz)
-        for part in occupied.nonzero()[:, 0].split(self.chunk):
-            found[part] = self.field(xyz[part]).to(found.dtype)
-        return found.clamp(min=0)
+        for index in occupied.nonzero()[:, 0].split(self.chunk):
+            density[index] = self.field(xyz[index]).to(density.dtype)
+        return density.clamp(min=0)
 
-    def inside(self, box: Box) -> Float[np.ndarray, "g g g"]:
-        """Densities at the nodes of a box, by their numbers along x, y and z.
+    def on_grid(self, box: Box) -> Float[np.ndarray, "g g g"]:
+        """Densities at the nodes of a box, indexed by x, y and z.
 
         Raises:
             InputError: a density that is not finite.
         """
-        total, at_once = box.count**3, _CHUNKS_AT_ONCE * self.chunk
+        total, step = box.count**3, _GRID_CHUNKS * self.chunk
         values = np.empty(total, dtype=np.float32)
         with tqdm(total=total, desc="densities", unit="node", unit_scale=True, disable=None, leave=False) as progress:
-            for first in range(0, total, at_once):
-                flat = torch.arange(first, min(first + at_once, total), device=self.device)
+            for first in range(0, total, step):
+                flat = torch.arange(first, min(first + step, total), device=self.device)
                 nodes = box.nodes(torch.stack(torch.unravel_index(flat, (box.count,) * 3), -1))
                 values[first : first + len(flat)] = self.at(nodes).cpu().numpy()
                 progress.update(len(flat))
-        if not np.isfinite(values).all():
+        bad = np.count_nonzero(~np.isfinite(values))
+        if bad:
             raise InputError(
-                f"density of the field: expected finite numbers in {box}, got others at {np.count_nonzero(~np.isfinite(values))} of {total} nodes; the "
-                "training has diverged: choose an earlier checkpoint"
+                f"density of the field: expected finite numbers in {box}, got others at {bad} of {total} nodes; the training has diverged: choose an earlier "
+                "checkpoint"
             )
         return values.reshape((box.count,) * 3)
 
 
-# ----------------------------------------------------------------------
-# The surface on which a density has some value, as triangles (marching cubes; Lewiner et al., Journal of Graphics Tools, 2003), and files of it.
-
-
-SUFFIXES = (".ply", ".obj")
-
-
 @dataclass(frozen=True)
 class Mesh:
-    """v vertices and f triangles.
+    """A triangle mesh.
 
     Attributes:
-        vertices: points.
-        normals: unit vectors that point outwards, to where the density is lower.
-        faces: three vertices of each triangle, counter-clockwise as seen from outside.
+        vertices: coordinates.
+        normals: unit vectors towards lower density.
+        faces: vertex indices, counter-clockwise seen from outside.
     """
 
     vertices: Float[np.ndarray, "v 3"]
     normals: Float[np.ndarray, "v 3"]
     faces: Int[np.ndarray, "f 3"]
 
-    def pieces(self) -> Int[np.ndarray, " f"]:
-        """Number of the connected piece that each triangle belongs to."""
+    def components(self) -> Int[np.ndarray, " f"]:
+        """Label of the connected component of each triangle."""
         first = self.faces[:, [0, 0]].ravel()
         edges = coo_array((np.ones(len(first), dtype=bool), (first, self.faces[:, 1:].ravel())), shape=(len(self.vertices),) * 2)
         return connected_components(edges, directed=False)[1][self.faces[:, 0]]
 
-    def largest_piece(self) -> "Mesh":
-        """The connected piece of the most triangles, alone."""
-        piece = self.pieces()
-        used, faces = np.unique(self.faces[piece == np.bincount(piece).argmax()], return_inverse=True)
+    def largest_component(self) -> "Mesh":
+        """The connected component with the most triangles."""
+        label = self.components()
+        used, faces = np.unique(self.faces[label == np.bincount(label).argmax()], return_inverse=True)
         return Mesh(self.vertices[used], self.normals[used], faces.reshape(-1, 3))
 
-    def in_world(self, frame: SceneNormalisation) -> "Mesh":
-        """The mesh of a field without NDC in scene units."""
-        rotation = frame.rotation.numpy()
-        return replace(self, vertices=self.vertices / frame.scale @ rotation.T + frame.centre.numpy(), normals=self.normals @ rotation.T)
+    def to_world(self, normalisation: SceneNormalisation) -> "Mesh":
+        """The mesh in scene units; for fields without NDC."""
+        vertices = normalisation.world(torch.from_numpy(self.vertices)).numpy()
+        return replace(self, vertices=vertices, normals=self.normals @ normalisation.rotation.numpy().T)
 
 
-def surface(densities: Float[np.ndarray, "g g g"], box: Box, threshold: float) -> Mesh:
-    """Where a density falls below a threshold; open where the border of the box cuts what is dense.
+def extract_surface(densities: Float[np.ndarray, "g g g"], box: Box, threshold: float) -> Mesh:
+    """The isosurface of a density (marching cubes; Lewiner et al., Journal of Graphics Tools, 2003), open at the border of the box.
 
     Args:
-        densities: at the nodes of the box, by their numbers along x, y and z.
+        densities: at the nodes of the box, indexed by x, y and z.
         box: coordinates of the nodes.
-        threshold: density.
+        threshold: density of the surface.
 
     Raises:
-        InputError: the threshold is above or below all densities.
+        InputError: the threshold is outside the range of the densities.
     """
-    least, largest = densities.min().item(), densities.max().item()
-    if not least < threshold < largest:
-        advice = "lower it, or look elsewhere with x_range, y_range and z_range" if threshold >= largest else "raise it, or look farther"
+    lowest, highest = densities.min().item(), densities.max().item()
+    if not lowest < threshold < highest:
+        advice = "lower it, or change x_range, y_range and z_range" if threshold >= highest else "raise it, or enlarge the box"
         raise InputError(
-            f"sigma_threshold: expected a density between those found in {box}, which are {least:.4g} to {largest:.4g}, got {threshold:g}; {advice}"
+            f"sigma_threshold: expected a density in the range found in {box}, {lowest:.4g} to {highest:.4g}, got {threshold:g}; {advice}"
         )
-    # scikit-image counts triangles by the left hand: its "ascent" turns them counter-clockwise and leaves the normals, which point outwards, alone
+    # "ascent" orders the vertices counter-clockwise seen from the low side and does not change the normals, which point to it
     vertices, faces, normals, _ = marching_cubes(densities, threshold, spacing=box.steps(), gradient_direction="ascent")
     return Mesh(vertices.astype(np.float64) + np.array(box.low), normals.astype(np.float64), faces)
 
 
-def is_cut(densities: Float[np.ndarray, "g g g"], threshold: float) -> bool:
-    """Whether something dense reaches the border of the box."""
+def is_open(densities: Float[np.ndarray, "g g g"], threshold: float) -> bool:
+    """Whether the surface of a density reaches the border of the box."""
     return any((densities.take((0, -1), axis) > threshold).any() for axis in range(3))
 
 
 def write_mesh(path: Path, mesh: Mesh, colours: UInt8[np.ndarray, "v 3"]) -> None:
-    """Writes a binary PLY file (.ply), or an OBJ file (.obj) with the colours, 0..1, behind the coordinates of vertices, as most programs read them.
+    """Writes a binary PLY file (.ply), or an OBJ file (.obj) with vertex colours in 0..1 after the coordinates.
 
     Raises:
         InputError: a file that cannot be written.
@@ -208,32 +207,24 @@ def write_mesh(path: Path, mesh: Mesh, colours: UInt8[np.ndarray, "v 3"]) -> Non
     write_atomically(path, write_ply if path.suffix == ".ply" else write_obj)
 
 
-# ----------------------------------------------------------------------
-# Colours of the vertices of a mesh: from the photos that see them, or from the field.
-
-
-_NEARNESS = 0.1  # weight of a photo at distance 1 that does not see the vertex; one that does has 1 more
-_RAYS_AT_ONCE = 16  # see Densities
-_UNSEEN = 0.5  # grey
-
-
+# ------------------------------------------------------------------ colours
 @dataclass(frozen=True)
-class Occlusion:
-    """How it is found out whether something lies in front of a vertex.
+class OcclusionTest:
+    """Decides by the opacity between a camera and a vertex whether the camera sees it.
 
     Attributes:
         densities: of the field.
-        frame: bounds of rays.
-        samples: depths between camera and vertex at which the field is asked.
-        threshold: opacity that hides a vertex.
-        margin: the way ends so far before the vertex, that the surface itself is not in it.
+        normalisation: bounds of rays.
+        samples: number of depths between camera and vertex.
+        threshold: opacity from which a vertex is occluded.
+        margin: distance before the vertex that is not sampled, since the surface itself is dense.
 
     Raises:
         InputError: a number out of range.
     """
 
-    densities: Densities
-    frame: SceneNormalisation
+    densities: DensityField
+    normalisation: SceneNormalisation
     samples: int
     threshold: float
     margin: float
@@ -242,35 +233,35 @@ class Occlusion:
         if self.samples < 1:
             raise InputError(f"samples: expected 1 or more, got {self.samples}")
         if not 0 < self.threshold <= 1:
-            raise InputError(f"occ_threshold: expected an opacity, more than 0 and at most 1, got {self.threshold:g}")
+            raise InputError(f"occ_threshold: expected an opacity above 0, at most 1, got {self.threshold:g}")
 
-    def visible(self, eye: Float[Tensor, "1 3"], vertices: Float[Tensor, "v 3"]) -> Bool[Tensor, " v"]:
-        """Whether a camera at ``eye`` sees vertices that it looks at from their front."""
-        found = []
-        for part in vertices.split(max(1, _RAYS_AT_ONCE * self.densities.chunk // self.samples)):
-            offset = part - eye
+    def visible(self, centre: Float[Tensor, "1 3"], vertices: Float[Tensor, "v 3"]) -> Bool[Tensor, " v"]:
+        """Whether a camera at ``centre`` sees vertices that face it."""
+        visible = []
+        for part in vertices.split(max(1, _RAY_CHUNKS * self.densities.chunk // self.samples)):
+            offset = part - centre
             distance = offset.norm(dim=1)
             far = distance - self.margin
-            near = torch.full_like(far, self.frame.near)
-            between = far > near  # else there is no way that a ray of the field would go
-            rays = Rays(eye.expand_as(part)[between], (offset / distance[:, None])[between], near[between], far[between])
+            near = torch.full_like(far, self.normalisation.near)
+            sampled = far > near
+            rays = Rays(centre.expand_as(part)[sampled], (offset / distance[:, None])[sampled], near[sampled], far[sampled])
             opacity = torch.zeros_like(far)
-            opacity[between] = self._opacity(rays)
-            found.append(opacity < self.threshold)  # an unknown one, NaN, hides
-        return torch.cat(found) if found else vertices.new_zeros(0, dtype=torch.bool)
+            opacity[sampled] = self._opacity(rays)
+            visible.append(opacity < self.threshold)  # NaN occludes
+        return torch.cat(visible) if visible else vertices.new_zeros(0, dtype=torch.bool)
 
     def _opacity(self, rays: Rays) -> Float[Tensor, " n"]:
         z = stratified(rays.near, rays.far, self.samples + 1)
         sigma = self.densities.at(rays.points(z).flatten(0, 1)).view_as(z)
-        sigma[:, -1] = -torch.inf  # the last sample reaches to infinity, through the surface
+        sigma[:, -1] = -torch.inf  # the last interval extends to infinity, beyond the surface
         return composite(sigma, None, z, torch.ones_like(rays.near)).opacity
 
 
 @torch.no_grad()
-def fused_colours(
-    scene: Scene, vertices: Float[Tensor, "v 3"], normals: Float[Tensor, "v 3"], occlusion: Occlusion
+def photo_colours(
+    scene: Scene, vertices: Float[Tensor, "v 3"], normals: Float[Tensor, "v 3"], occlusion: OcclusionTest
 ) -> tuple[Float[Tensor, "v 3"], Bool[Tensor, " v"]]:
-    """Colours, 0..1, from the training photos of a scene, and which vertices are in one at all; others are grey.
+    """Weighted mean colour, 0..1, of the training photos that show each vertex, grey if there is none, and whether there is one.
 
     Raises:
         InputError: a photo that cannot be read.
@@ -278,51 +269,50 @@ def fused_colours(
     total, weight = torch.zeros_like(vertices), vertices.new_zeros(len(vertices))
     for k in tqdm(scene.splits["train"], desc=f"photos of {scene.name}", disable=None, leave=False):
         view = scene.views[k]
-        camera = occlusion.frame.cameras(view.camera.to(vertices.device))
-        inside = _inside(camera, vertices).nonzero()[:, 0]
-        eye, seen = camera.centers(), vertices[inside]
-        front = ((eye - seen) * normals[inside]).sum(1) > 0
-        visible = torch.zeros_like(front)
-        visible[front] = occlusion.visible(eye, seen[front])
+        camera = occlusion.normalisation.cameras(view.camera.to(vertices.device))
+        inside = _inside_image(camera, vertices).nonzero()[:, 0]
+        centre, xyz = camera.centers(), vertices[inside]
+        facing = ((centre - xyz) * normals[inside]).sum(1) > 0
+        visible = torch.zeros_like(facing)
+        visible[facing] = occlusion.visible(centre, xyz[facing])
         photo = read_photo(view).image.to(vertices.device).float() / 255
-        counts = _NEARNESS / (seen - eye).norm(dim=1) + visible
-        total[inside] += counts[:, None] * sample_features(photo, seen, camera, PixelConvention.EXACT)
-        weight[inside] += counts
+        photo_weight = _DISTANCE_WEIGHT / (xyz - centre).norm(dim=1) + visible
+        total[inside] += photo_weight[:, None] * sample_features(photo, xyz, camera, PixelConvention.EXACT)
+        weight[inside] += photo_weight
     known = weight > 0
-    return torch.where(known[:, None], total / torch.where(known, weight, 1.0)[:, None], _UNSEEN), known
+    return torch.where(known[:, None], total / torch.where(known, weight, 1.0)[:, None], _UNKNOWN), known
 
 
-def _inside(camera: Cameras, vertices: Float[Tensor, "v 3"]) -> Bool[Tensor, " v"]:
+def _inside_image(camera: Cameras, vertices: Float[Tensor, "v 3"]) -> Bool[Tensor, " v"]:
     uv_px, depth = camera.project(vertices)
     height, width = camera.image_size
     return (depth[0] > 0) & (uv_px[0] >= 0).all(1) & (uv_px[0] <= uv_px.new_tensor([width, height])).all(1)
 
 
 @torch.no_grad()
-def colours_along_normals(
+def rendered_colours(
     render_rays: Callable[[Rays, Float[Tensor, "n 3"]], Composited],
     vertices: Float[Tensor, "v 3"],
     normals: Float[Tensor, "v 3"],
-    densities: Densities,
-    frame: SceneNormalisation,
+    normalisation: SceneNormalisation,
+    chunk: int,
     near_t: float,
 ) -> Float[Tensor, "v 3"]:
-    """Colours, 0..1, that the field shows to rays that come against the normals.
+    """Colours, 0..1, of rays against the normals.
 
     Args:
         render_rays: renders rays, given viewing directions, without background.
-        vertices: where to look.
-        normals: outwards.
-        densities: occupancy grid and portions of the field.
-        frame: bounds of rays.
-        near_t: samples begin ``(near_t - 1) * near`` outside of a vertex: 1 is on it.
+        vertices: on the surface.
+        normals: outward.
+        normalisation: bounds of rays.
+        chunk: rays at a time.
+        near_t: the first sample is ``(near_t - 1) * near`` outside of a vertex: 1 starts on it.
     """
     colours = []
-    for part, outwards in zip(vertices.split(densities.chunk), normals.split(densities.chunk), strict=True):
-        near, far = (part.new_full((len(part),), bound) for bound in (frame.near, frame.far))
-        rays = Rays(part + frame.near * near_t * outwards, -outwards, near, far)
-        seen = render_rays(rays, -outwards)
-        assert seen.rgb is not None
-        known = seen.opacity > 0
-        colours.append(torch.where(known[:, None], seen.rgb / torch.where(known, seen.opacity, 1.0)[:, None], _UNSEEN))
+    for xyz, outward in zip(vertices.split(chunk), normals.split(chunk), strict=True):
+        near, far = (xyz.new_full((len(xyz),), bound) for bound in (normalisation.near, normalisation.far))
+        rendered = render_rays(Rays(xyz + normalisation.near * near_t * outward, -outward, near, far), -outward)
+        assert rendered.rgb is not None
+        known = rendered.opacity > 0
+        colours.append(torch.where(known[:, None], rendered.rgb / torch.where(known, rendered.opacity, 1.0)[:, None], _UNKNOWN))
     return torch.cat(colours).clamp(0, 1)

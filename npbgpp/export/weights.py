@@ -1,4 +1,4 @@
-"""Weights alone, in the safetensors format: no optimiser, nothing that runs code, and readable without this program."""
+"""Weights of a checkpoint in the safetensors format: without optimizer states, and without code that runs on loading."""
 
 import json
 from pathlib import Path
@@ -12,16 +12,16 @@ SUFFIX = ".safetensors"
 
 
 def export_weights(checkpoint: Path, out: Path) -> int:
-    """Writes the weights of a checkpoint, which ``weights_path`` takes as it takes the checkpoint; returns how many tensors there are.
+    """Writes the weights of a checkpoint; ``weights_path`` accepts the file. Returns the number of tensors.
 
     Raises:
-        InputError: a file that is no checkpoint, or one that cannot be written.
+        InputError: a file that is not a checkpoint, or one that cannot be written.
     """
     found = read_weights(checkpoint)
     metadata = None
     if found.origin is not None:
         metadata = {SAFETENSORS_KEY: json.dumps({"format": found.origin.format, "system": found.origin.system})}
-    # tensors that share memory, or are a part of some, are stored each for itself
+    # safetensors refuses tensors that share memory
     content = save({name: value.detach().contiguous().clone() for name, value in found.tensors.items()}, metadata)
     write_atomically(out, lambda file: file.write(content))
     return len(found.tensors)
