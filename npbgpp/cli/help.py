@@ -4,6 +4,10 @@ import shutil
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 _NAME_WIDTH = 34
 _LONGEST_LINE = 140
@@ -41,6 +45,20 @@ def entry(name: str, text: str) -> list[str]:
     if len(left) + 2 > _NAME_WIDTH:
         return [left, *(" " * _NAME_WIDTH + line for line in body)]
     return [left.ljust(_NAME_WIDTH) + (body[0] if body else ""), *(" " * _NAME_WIDTH + line for line in body[1:])]
+
+
+def typed_value(value: Any) -> str:
+    """A value as it would be typed on the command line."""
+    if isinstance(value, str | Path):
+        return str(value) or "''"
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000, sort_keys=False)
+    return text.removesuffix("...\n").strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def section(title: str, keys: Iterable[KeyHelp]) -> list[str]:

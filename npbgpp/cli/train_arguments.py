@@ -5,7 +5,6 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from npbgpp.cli.config_tree import ConfigTree, config_loader, flattened, plain
-from npbgpp.cli.help import KeyHelp, entry, paragraph, section
+from npbgpp.cli.help import KeyHelp, entry, paragraph, section, typed_value
 from npbgpp.cli.nearest import hint, nearest
 from npbgpp.cli.yaml_docs import choices, first_sentence
 from npbgpp.errors import InputError
@@ -126,7 +125,7 @@ def _check_keys(tree: ConfigTree, overrides: Sequence[Override], chosen: dict[st
         key = override.key_or_group
         if key not in known and not any(name.startswith(f"{key}.") for name in known):
             raise InputError(f"{key}: unknown key; {_meant(key, known if '.' in key else [*known, *tree.groups])}")
-    texts = {o.key_or_group: [_typed(v) for v in _values(o) if v is None or isinstance(v, str | bool)] for o in changed}
+    texts = {o.key_or_group: [typed_value(v) for v in _values(o) if v is None or isinstance(v, str | bool)] for o in changed}
     comments = tree.comments(list(chosen.values())) if any(texts.values()) else {}
     for key, values in texts.items():
         accepted = choices(comments.get(key, ""))
@@ -141,11 +140,6 @@ def _meant(key: str, known: Sequence[str]) -> str:
         return f"did you mean {close}?"
     below = [name for name in known if name.startswith(key.partition(".")[0] + ".")]
     return f"known keys: {', '.join(below)}" if below else _SEE_HELP
-
-
-def _typed(value: Any) -> str:
-    """A value as it is typed in yaml."""
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
 
 
 def _composed(tree: ConfigTree, chosen: dict[str, str], keys: Sequence[str]) -> DictConfig:
@@ -225,7 +219,7 @@ def _run_keys(config: dict[str, Any], comments: dict[str, str]) -> list[KeyHelp]
     own = {key: value for key, value in config.items() if not isinstance(value, dict)}
     hydra = flattened({"hydra": config["hydra"]})
     of_hydra = [k for k in comments if k in hydra and not k.startswith("hydra.launcher.")]
-    return _documented(own, comments) + [KeyHelp(k, _value(hydra[k]), comments[k]) for k in of_hydra]
+    return _documented(own, comments) + [KeyHelp(k, typed_value(hydra[k]), comments[k]) for k in of_hydra]
 
 
 def _documented(node: dict[str, Any], comments: dict[str, str], prefix: str = "") -> list[KeyHelp]:
@@ -239,13 +233,5 @@ def _documented(node: dict[str, Any], comments: dict[str, str], prefix: str = ""
         if isinstance(value, dict) and value and (below or name not in comments):
             found += _documented(value, comments, f"{name}.")
         else:
-            found.append(KeyHelp(name, None if value == "???" else _value(value), comments.get(name, "")))
+            found.append(KeyHelp(name, None if value == "???" else typed_value(value), comments.get(name, "")))
     return found
-
-
-def _value(value: Any) -> str:
-    """A value as it would be typed on the command line."""
-    if isinstance(value, str):
-        return value if value else "''"
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
-    return text.removesuffix("\n...").removesuffix("...").strip()

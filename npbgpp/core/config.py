@@ -8,7 +8,7 @@ refusing ``true`` for a number. Here every message reads ``<group>.<key>: expect
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,17 @@ T = TypeVar("T")
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", Path: "a path", type(None): "null"}
 
 
+def key(default: Any = dataclasses.MISSING, *, help: str, choices: Callable[[], Iterable[str]] | None = None) -> Any:
+    """A dataclass field that is a key of a command line.
+
+    Args:
+        default: value of the field; without one the key must be given.
+        help: meaning, unit and special values.
+        choices: gives the accepted values where they are known at run time only; others are a Literal type.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
 def typed(schema: type[T], node: DictConfig | dict[str, Any], prefix: str) -> T:
     """Builds a dataclass from a config node.
 
@@ -29,7 +40,7 @@ def typed(schema: type[T], node: DictConfig | dict[str, Any], prefix: str) -> T:
     Args:
         schema: a dataclass whose field types ``convert`` knows.
         node: the part of the config.
-        prefix: name of the node in messages, such as ``datasets``.
+        prefix: name of the node in messages, such as ``datasets``; empty where keys are typed without one.
 
     Raises:
         InputError: unknown key (with the nearest known one), missing key, or a value of another type.
@@ -42,9 +53,9 @@ def typed(schema: type[T], node: DictConfig | dict[str, Any], prefix: str) -> T:
     arguments = {}
     for name, field in fields.items():
         if name in values:
-            arguments[name] = convert(values[name], hints[name], f"{prefix}.{name}")
+            arguments[name] = convert(values[name], hints[name], _dotted(prefix, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise _missing(hints[name], f"{prefix}.{name}")
+            raise _missing(hints[name], _dotted(prefix, name))
     return schema(**arguments)
 
 
@@ -54,8 +65,12 @@ def require_known(keys: Iterable[Any], known: Iterable[str], prefix: str) -> Non
     for key in keys:
         if key not in names:
             close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {prefix}.{close[0]}?" if close else f"known keys: {', '.join(names)}"
-            raise InputError(f"{prefix}.{key!s}: unknown key; {hint}")
+            hint = f"did you mean {_dotted(prefix, close[0])}?" if close else f"known keys: {', '.join(names)}"
+            raise InputError(f"{_dotted(prefix, key)}: unknown key; {hint}")
+
+
+def _dotted(prefix: str, key: Any) -> str:
+    return f"{prefix}.{key}" if prefix else str(key)
 
 
 def convert(value: Any, hint: Any, name: str) -> Any:
@@ -73,7 +88,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     Raises:
         InputError: a value of another type.
     """
-    failure = InputError(f"{name}: expected {describe(hint)}, got {value!r}")
+    failure = InputError(f"{name}: expected {describe(hint)}, got {value!r}{_meant(value, hint)}")
     if value == "???":
         raise _missing(hint, name)
     origin, arguments = get_origin(hint), get_args(hint)
@@ -133,6 +148,19 @@ def _convert_scalar(value: Any, hint: Any, failure: InputError) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     raise failure
+
+
+def _meant(value: Any, hint: Any) -> str:
+    close = difflib.get_close_matches(value, literals(hint), n=1) if isinstance(value, str) else []
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def literals(hint: Any) -> tuple[str, ...]:
+    """The values of the Literal types in a type, as they are typed in YAML; empty without any."""
+    if get_origin(hint) is Literal:
+        return tuple({None: "null", True: "true", False: "false"}.get(a, str(a)) for a in get_args(hint))
+    found = [value for argument in get_args(hint) for value in literals(argument)]
+    return (*found, "null") if found and type(None) in get_args(hint) else tuple(found)
 
 
 def _missing(hint: Any, name: str) -> InputError:

@@ -1,0 +1,172 @@
+"""Commands whose arguments are the fields of a dataclass: reading them, checking them, and help. Nothing here imports torch."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from npbgpp.cli.help import KeyHelp, entry, paragraph, section, typed_value
+from npbgpp.cli.nearest import hint
+from npbgpp.core.config import literals, typed
+from npbgpp.errors import InputError, original_message
+
+S = TypeVar("S")
+
+# of the config of a run
+GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")
+_RUN_KEYS = ("weights_path", "weights_strict", "cache_dir")
+_HELP = ("-h", "--help")
+
+
+@dataclass(frozen=True)
+class Command(Generic[S]):
+    """A command of the form ``npbgpp <name> [<positional> ...] [key=value ...]``.
+
+    Attributes:
+        name: behind ``npbgpp``, such as ``export mesh``.
+        summary: what it does, one sentence.
+        schema: dataclass whose fields are the keys, see ``npbgpp.core.config.key``.
+        positional: keys whose values may be given without the key, in this order; a tuple takes all that are left.
+        config_keys: also takes keys of the config of a run.
+        example: arguments of a typical call.
+        notes: further paragraphs of the help.
+    """
+
+    name: str
+    summary: str
+    schema: type[S]
+    positional: tuple[str, ...] = ()
+    config_keys: bool = False
+    example: str = ""
+    notes: tuple[str, ...] = ()
+
+    def read(self, arguments: Sequence[str]) -> tuple[S, list[str]]:
+        """(the settings, overrides of the config of a run). Raises InputError for words that are neither."""
+        given: dict[str, Any] = {}
+        overrides, words = [], []
+        for word in arguments:
+            key, separator, _ = word.partition("=")
+            if not separator or key.startswith("-"):
+                words.append(word)
+            elif self.config_keys and (key in _RUN_KEYS or key.partition(".")[0] in GROUPS):
+                overrides.append(word)
+            else:
+                given |= _parsed(word)
+        given |= self._positional(words, given)
+        settings = typed(self.schema, given, "")
+        for field in _keys(self.schema):
+            known = self._choices(field)
+            value = getattr(settings, field.name)
+            if known and isinstance(value, str) and value not in known:
+                raise InputError(f"{field.name}={value}: unknown choice; {hint(value, known)}")
+        return settings, overrides
+
+    def _positional(self, words: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        hints = get_type_hints(self.schema)
+        left = [key for key in self.positional if key not in given]
+        for word in words:
+            if word.startswith("-") or not left:
+                raise InputError(
+                    f"{word}: expected key=value{f', such as {self.positional[0]}=<...>' if self.positional else ''}; {self._see_help()}"
+                )
+            if hints[left[0]] == tuple[Path, ...]:
+                found.setdefault(left[0], []).append(word)
+            else:
+                found[left.pop(0)] = word
+        return found
+
+    def _see_help(self) -> str:
+        return f"npbgpp {self.name} --help lists the keys"
+
+    def _choices(self, field: "Field[Any]") -> tuple[str, ...]:
+        listed = field.metadata.get("choices")
+        return tuple(listed()) if listed is not None else ()
+
+    def help(self) -> str:
+        """The help text."""
+        words = "".join(f" <{key}>" for key in self.positional)
+        lines = [f"usage: npbgpp {self.name}{words} [key=value ...]", "", *paragraph(self.summary)]
+        hints = get_type_hints(self.schema)
+        keys = []
+        for field in _keys(self.schema):
+            default = None if field.default is MISSING else typed_value(field.default)
+            keys.append(KeyHelp(field.name, default, field.metadata.get("help", ""), self._choices(field) or literals(hints[field.name])))
+        lines += section("keys", keys)
+        if self.config_keys:
+            groups = ", ".join(f"{group}.*" for group in GROUPS[:4])
+            lines += [
+                "",
+                *paragraph(f"Keys of the config of the run ({groups}, {', '.join(_RUN_KEYS)}) change that config for this command."),
+            ]
+        for note in self.notes:
+            lines += ["", *paragraph(note)]
+        if self.example:
+            lines += ["", f"example: npbgpp {self.name} {self.example}"]
+        return "\n".join(lines)
+
+
+def _keys(schema: Any) -> "list[Field[Any]]":
+    return [field for field in fields(schema) if field.init]
+
+
+def _parsed(word: str) -> dict[str, Any]:
+    """A key and its value in YAML."""
+    try:
+        container = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{word}: expected a value in YAML, got something else ({' '.join(str(error).split())})") from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def read_arguments(command: Command[S], arguments: Sequence[str]) -> tuple[S, list[str]]:
+    """Settings and config overrides of a command line. Prints help and exits where it is asked for; exits with code 1 for mistakes, and without arguments."""
+    if any(word in _HELP for word in arguments):
+        print(command.help())
+        sys.exit()
+    if not arguments:
+        sys.exit(command.help())
+    with user_errors():
+        return command.read(arguments)
+
+
+def read_subcommand(
+    program: str, summary: str, commands: Mapping[str, Command[Any]], arguments: Sequence[str]
+) -> tuple[str, Any, list[str]]:
+    """(name of the sub-command, its settings, config overrides). Exits as ``read_arguments``.
+
+    Args:
+        program: behind ``npbgpp``.
+        summary: what the program does.
+        commands: sub-commands by name.
+        arguments: words behind the name of the program.
+    """
+    if not arguments or arguments[0] in _HELP:
+        lines = [f"usage: npbgpp {program} <command> ...", "", *paragraph(summary), "", "commands:"]
+        lines += [line for name, command in commands.items() for line in entry(name, command.summary)]
+        lines += ["", f"npbgpp {program} <command> --help lists the keys of a command."]
+        text = "\n".join(lines)
+        if not arguments:
+            sys.exit(text)
+        print(text)
+        sys.exit()
+    name, *rest = arguments
+    if name not in commands:
+        sys.exit(f"error: {name}: unknown command; {hint(name, commands)}")
+    return name, *read_arguments(commands[name], rest)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """User errors inside of it print one line and exit with code 1."""
+    try:
+        yield
+    except (InputError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
+        sys.exit(f"error: {' '.join(original_message(error).split())}")
