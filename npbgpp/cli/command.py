@@ -5,22 +5,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.cli.help import KeyHelp, entry, paragraph, section, typed_value
+from npbgpp.cli.help import KeyHelp, columns, paragraph, section, typed_value
 from npbgpp.cli.nearest import hint
-from npbgpp.core.config import literals, typed
+from npbgpp.core.config import GROUPS, literals, typed
 from npbgpp.errors import InputError, original_message
 
 S = TypeVar("S")
 
-# of the config of a run
-GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")
+# of the config of a run, beside those of its groups
 _RUN_KEYS = ("weights_path", "weights_strict", "cache_dir")
+_MANY = tuple[Path, ...]
 _HELP = ("-h", "--help")
 
 
@@ -54,7 +54,9 @@ class Command(Generic[S]):
             key, separator, _ = word.partition("=")
             if not separator or key.startswith("-"):
                 words.append(word)
-            elif self.config_keys and (key in _RUN_KEYS or key.partition(".")[0] in GROUPS):
+            elif key in _RUN_KEYS or key.partition(".")[0] in GROUPS:
+                if not self.config_keys:
+                    raise InputError(f"{word}: npbgpp {self.name} takes no keys of the config of a run; leave it out")
                 overrides.append(word)
             else:
                 given |= _parsed(word)
@@ -76,7 +78,7 @@ class Command(Generic[S]):
                 raise InputError(
                     f"{word}: expected key=value{f', such as {self.positional[0]}=<...>' if self.positional else ''}; {self._see_help()}"
                 )
-            if hints[left[0]] == tuple[Path, ...]:
+            if hints[left[0]] == _MANY:
                 found.setdefault(left[0], []).append(word)
             else:
                 found[left.pop(0)] = word
@@ -91,13 +93,15 @@ class Command(Generic[S]):
 
     def help(self) -> str:
         """The help text."""
-        words = "".join(f" <{key}>" for key in self.positional)
-        lines = [f"usage: npbgpp {self.name}{words} [key=value ...]", "", *paragraph(self.summary)]
         hints = get_type_hints(self.schema)
+        words = "".join(f" <{key}>" if hints[key] != _MANY else f" <{key.removesuffix('s')}> ..." for key in self.positional)
+        lines = [f"usage: npbgpp {self.name}{words} [key=value ...]", "", *paragraph(self.summary)]
         keys = []
         for field in _keys(self.schema):
             default = None if field.default is MISSING else typed_value(field.default)
-            keys.append(KeyHelp(field.name, default, field.metadata.get("help", ""), self._choices(field) or literals(hints[field.name])))
+            hinted = hints[field.name]
+            known = self._choices(field) or literals(hinted)
+            keys.append(KeyHelp(field.name, default, field.metadata.get("help", ""), known, get_origin(hinted) is tuple))
         lines += section("keys", keys)
         if self.config_keys:
             groups = ", ".join(f"{group}.*" for group in GROUPS[:4])
@@ -120,8 +124,9 @@ def _parsed(word: str) -> dict[str, Any]:
     """A key and its value in YAML."""
     try:
         container = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{word}: expected a value in YAML, got something else ({' '.join(str(error).split())})") from error
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
+        raise InputError(f"{word}: expected a value in YAML, got something else ({reason})") from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
@@ -150,7 +155,7 @@ def read_subcommand(
     """
     if not arguments or arguments[0] in _HELP:
         lines = [f"usage: npbgpp {program} <command> ...", "", *paragraph(summary), "", "commands:"]
-        lines += [line for name, command in commands.items() for line in entry(name, command.summary)]
+        lines += columns((name, command.summary) for name, command in commands.items())
         lines += ["", f"npbgpp {program} <command> --help lists the keys of a command."]
         text = "\n".join(lines)
         if not arguments:

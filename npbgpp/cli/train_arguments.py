@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from npbgpp.cli.config_tree import ConfigTree, config_loader, flattened, plain
-from npbgpp.cli.help import KeyHelp, entry, paragraph, section, typed_value
+from npbgpp.cli.help import KeyHelp, columns, paragraph, section, typed_value
 from npbgpp.cli.nearest import hint, nearest
 from npbgpp.cli.yaml_docs import choices, first_sentence
 from npbgpp.errors import InputError
@@ -187,8 +187,7 @@ def _overview(tree: ConfigTree, config: dict[str, Any], comments: dict[str, str]
     for group in tree.groups:
         default = next((choice for key, choice in defaults.items() if key.partition("@")[0] == group), None)
         lines += ["", f"{group}=" + ("" if default in (None, "???") else f"   (default: {default})")]
-        for option in tree.options(group):
-            lines += entry(option, first_sentence(tree.summary(group, option)) or "of Hydra")
+        lines += columns((option, first_sentence(tree.summary(group, option)) or "of Hydra") for option in tree.options(group))
     lines += section("keys of every run", _run_keys(config, comments))
     lines += ["", "keys of a group: npbgpp train --help datasets=<choice> system=<choice>, or trainer=project, and so on"]
     lines += ["options of Hydra, such as -m for sweeps and --cfg job for the composed config: npbgpp train --hydra-help"]

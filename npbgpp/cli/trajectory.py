@@ -1,10 +1,9 @@
-"""Paths of cameras through the scene of a run: the keys that films, refinement and exports of cameras share, and the frames of a path."""
+"""Frames of the camera paths of ``npbgpp.cli.settings.PathSettings`` through a scene."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from npbgpp.cli.settings import ONE_CAMERA_PATHS, SAMPLED_PATHS, SPLITS, PathSettings, VideoPath
 from npbgpp.data import LARGEST_SIDE, Scene, read_poses
 from npbgpp.errors import InputError
 from npbgpp.geometry import (
@@ -22,63 +21,8 @@ from npbgpp.geometry import (
     turntable_path,
 )
 
-_SPLITS = ("test", "val", "train")
-_MADE = ("spiral", "circle", "interpolate")  # paths of as many frames as one likes
-_MOVED = {"turn": 500, "straight": 301, "tumble": 120}  # paths that move one camera, and their usual numbers of frames
 _FRAMES = 120
 _NEAREST_TO_FOCUS = 3.5 * 0.75  # NeRF's code looks at depth 3.5 where the nearest depth is 1 / 0.75
-
-
-@dataclass(frozen=True, kw_only=True)
-class PathSettings:
-    """Keys of a path.
-
-    Attributes:
-        path: test, val or train (the views of the scene), interpolate (through the test views), circle or spiral (made from the training views), file;
-            turn (the first training view once around the world's z axis), straight (along its x axis), tumble (random turns about its origin); of
-            moving scenes also spiral<X> and fixview<X>_interp<Y>, see ``npbgpp.cli.trajectory``.
-        poses: with path=file, the file (see ``npbgpp.data.pose_files``); turn, straight and tumble move its first camera in place of a view.
-        views: names or indices of the views that a path other than file is made of, in place of those named above.
-        reach: of a straight move, its ends relative to the camera, scene units.
-        seed: of a tumble.
-        frames: of a path that is none of views or of a file; 120 unless given, 500 of a turn, whose last is the first, 301 of a straight move; of moving
-            scenes as ``npbgpp.cli.trajectory`` says.
-        loop: an interpolation comes back to its first view.
-        size: (height, width) of the pictures, which then show at least what they would without it; None is that of the views.
-    """
-
-    path: str = "test"
-    poses: Path | None = None
-    views: tuple[int | str, ...] | None = None
-    reach: tuple[float, float] = (-2.0, 1.0)
-    seed: int = 0
-    frames: int | None = None
-    loop: bool = False
-    size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        known = (*_SPLITS, *_MADE, *_MOVED, "file")
-        if self.path not in known and not is_video_path(self.path):
-            raise InputError(f"path: expected one of {', '.join(known)}, spiral<X> or fixview<X>_interp<Y>, got {self.path}")
-        if (self.poses is None) == (self.path == "file") and self.path not in _MOVED:
-            raise InputError(
-                f"poses: a file with poses belongs to path=file|{'|'.join(_MOVED)} and to no other path, got poses={self.poses} path={self.path}"
-            )
-        made = self.path in (*_MADE, *_MOVED) or (is_video_path(self.path) and self.path.startswith("spiral"))
-        if self.frames is not None and (not made or self.frames < 1):
-            raise InputError(
-                f"frames: expected a positive number with path={'|'.join((*_MADE, *_MOVED))}, got frames={self.frames} path={self.path}"
-            )
-        if self.loop and self.path != "interpolate":
-            raise InputError(
-                f"loop: expected path=interpolate with it, got path={self.path}; a circle is closed, and the others are as they are"
-            )
-        if self.views is not None and (self.path == "file" or is_video_path(self.path) or not self.views):
-            raise InputError(
-                f"views: expected at least one view, and a path that is made of views, got views={list(self.views)} path={self.path}"
-            )
-        if self.size is not None and not all(1 <= side <= LARGEST_SIDE for side in self.size):
-            raise InputError(f"size: expected [height, width] in pixels, at most {LARGEST_SIDE}, got {list(self.size)}")
 
 
 @dataclass(frozen=True)
@@ -96,13 +40,14 @@ class Frame:
 
 def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
     """The frames of a path. Raises InputError for views that are not there, and where a path cannot be made."""
-    if is_video_path(settings.path):
+    _check_size(settings.size)
+    if VideoPath.parse(settings.path) is not None:
         raise InputError(
             f"path={settings.path}: expected a path through a scene at rest, since this one is made of time steps; choose a run of a method for moving scenes"
         )
     chosen = _chosen_views(settings, scene)
     cameras = [scene.views[i].camera for i in chosen]
-    if settings.path in _MADE:
+    if settings.path in SAMPLED_PATHS:
         size = settings.size or cameras[0].image_size
         together, count = Cameras.cat([fit_to_size(camera, size) for camera in cameras]), settings.frames or _FRAMES
         if settings.path == "interpolate":
@@ -112,7 +57,7 @@ def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
         else:
             path = spiral_path(together, _focus_depth(scene, together), count)
         return [Frame(TimedCamera(path[k]), str(k)) for k in range(count)]
-    if settings.path in _MOVED:
+    if settings.path in ONE_CAMERA_PATHS:
         base = cameras[0] if settings.poses is None else read_poses(settings.poses, cameras[0])[0]
         path = _moved(settings, base if settings.size is None else fit_to_size(base, settings.size))
         return [Frame(TimedCamera(path[k]), str(k)) for k in range(len(path))]
@@ -126,9 +71,14 @@ def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
     return [Frame(TimedCamera(camera), label) for camera, label in zip(cameras, labels, strict=True)]
 
 
+def _check_size(size: tuple[int, int] | None) -> None:
+    if size is not None and not all(1 <= side <= LARGEST_SIDE for side in size):
+        raise InputError(f"size: expected [height, width] in pixels, at most {LARGEST_SIDE}, got {list(size)}")
+
+
 def _moved(settings: PathSettings, base: Cameras) -> Cameras:
     """A path that moves one camera."""
-    count = settings.frames or _MOVED[settings.path]
+    count = settings.frames or ONE_CAMERA_PATHS[settings.path]
     if settings.path == "turn":
         return turntable_path(base, count)
     if settings.path == "straight":
@@ -138,11 +88,12 @@ def _moved(settings: PathSettings, base: Cameras) -> Cameras:
 
 def moving_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
     """The frames of a path through a moving scene: views at their moments, other cameras while time goes on evenly. Raises InputError as ``trajectory_frames``."""
-    if is_video_path(settings.path) or (settings.path == "spiral" and settings.views is None):
+    _check_size(settings.size)
+    if VideoPath.parse(settings.path) is not None or (settings.path == "spiral" and settings.views is None):
         timed = timed_path(settings.path, scene, settings.frames, settings.size)
         return [Frame(t, f"{t.moment}+{t.share:.2f}" if t.share else str(t.moment)) for t in timed]
     frames = trajectory_frames(settings, scene)
-    if settings.path in _SPLITS:
+    if settings.path in SPLITS:
         moments = {view.name: view.moment for view in scene.views if view.moment is not None}
         return [Frame(TimedCamera(f.camera, moments[f.label]), f.label) for f in frames]
     timed = spread_over_time([frame.camera for frame in frames], len(scene.frames))
@@ -150,7 +101,7 @@ def moving_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
 
 
 def _chosen_views(settings: PathSettings, scene: Scene) -> tuple[int, ...]:
-    stage = settings.path if settings.path in _SPLITS else "test" if settings.path == "interpolate" else "train"
+    stage = settings.path if settings.path in SPLITS else "test" if settings.path == "interpolate" else "train"
     split = scene.splits[stage]  # type: ignore[index]
     if settings.views is not None:
         names = {view.name: k for k, view in enumerate(scene.views)}
@@ -161,7 +112,7 @@ def _chosen_views(settings: PathSettings, scene: Scene) -> tuple[int, ...]:
             raise InputError(f"views: scene {scene.name} has no {', '.join(unknown[:5])}; its {len(names)} views are {some} and so on")
         chosen = tuple(index[str(view)] for view in settings.views)
         others = [scene.views[i].name for i in chosen if i not in split]
-        if settings.path in _SPLITS and others:
+        if settings.path in SPLITS and others:
             raise InputError(f"views: {', '.join(others[:5])} of scene {scene.name} are no {stage} views; choose others, or another path")
         return chosen
     if not split:
@@ -189,19 +140,6 @@ def _focus_depth(scene: Scene, cameras: Cameras) -> float:
 
 _FRAMES_PER_MOMENT = 6
 _LOOP = 60
-_STANDING = re.compile(r"spiral([0-9]+)")
-_FIXED = re.compile(r"fixview([0-9]+)_interp([0-9]+)")
-
-
-def is_video_path(path: str) -> bool:
-    """Whether a path is one for moving scenes only: ``spiral`` is not, because still scenes have one, too."""
-    return bool(_STANDING.fullmatch(path) or _FIXED.fullmatch(path))
-
-
-def has_times_between(path: str) -> bool:
-    """Whether a path looks between the moments of a video."""
-    found = _FIXED.fullmatch(path)
-    return found is not None and int(found[2]) > 0
 
 
 def timed_path(path: str, scene: Scene, count: int | None, image_size: tuple[int, int] | None) -> list[TimedCamera]:
@@ -223,15 +161,15 @@ def timed_path(path: str, scene: Scene, count: int | None, image_size: tuple[int
         total = count or _FRAMES_PER_MOMENT * moments
         along = spiral_along_path(cameras, total)
         return [TimedCamera(along[k], k * moments // total) for k in range(total)]
-    standing, fixed = _STANDING.fullmatch(path), _FIXED.fullmatch(path)
-    frame = int((standing or fixed or "")[1])
+    video = VideoPath.parse(path)
+    assert video is not None
+    frame = video.frame
     if frame >= moments:
         raise InputError(f"path={path}: expected a frame from 0 to {moments - 1} of scene {scene.name}, got {frame}")
-    if standing:
+    if video.between is None:
         around = loop_path(cameras, frame, count or _LOOP)
         return [TimedCamera(around[k], frame) for k in range(len(around))]
-    assert fixed is not None
-    steps, camera = int(fixed[2]) + 1, cameras[frame]
+    steps, camera = video.between + 1, cameras[frame]
     between = [TimedCamera(camera, moment, k / steps) for moment in range(moments - 1) for k in range(steps)]
     return [*between, TimedCamera(camera, moments - 1)]
 

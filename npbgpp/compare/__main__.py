@@ -1,37 +1,61 @@
-"""Compares finished runs: ``python -m npbgpp.compare <run or sweep> ... --out <folder>``.
+"""``npbgpp compare <run or sweep> ... [out=<folder>]``, the same as ``python -m npbgpp.compare``: evaluated runs side by side.
 
-Reads ``metrics.json``, the configs and the test images of run folders; prints a table and writes ``compare.md``, ``compare.html`` (with its images
-embedded) and ``compare.png``.
+Reads ``metrics.json``, the command lines and the test images of run folders; prints a table and writes ``compare.md``, ``compare.html`` (one page with its
+images inside) and ``compare.png``.
 """
 
-import argparse
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from npbgpp.compare.page import write_comparison
-from npbgpp.compare.runs import read_runs, runs_below
-from npbgpp.errors import InputError
+from npbgpp.cli.command import Command, read_arguments, user_errors
+from npbgpp.core.config import key
 
 
-def compare(folders: list[Path], out: Path) -> None:
-    """Compares runs and the runs of sweeps. Raises InputError for folders without runs, and for single runs that were not evaluated."""
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """Arguments of the command."""
+
+    runs: tuple[Path, ...] = key(help="folders of runs or sweeps (hydra -m), the first one on the left")
+    out: Path = key(Path("."), help="folder for compare.md, compare.html and compare.png")
+
+
+COMMAND = Command(
+    "compare",
+    "Compares evaluated runs in a table and a page of images.",
+    CompareSettings,
+    positional=("runs",),
+    example="experiments/demo/npbgpp experiments/demo/npbg out=experiments/demo",
+)
+
+
+def compare(folders: Sequence[Path], out: Path) -> None:
+    """Compares runs, and the runs of sweeps. Raises InputError for folders without runs, and for a run, named as such, that was not evaluated."""
+    from npbgpp.compare.page import write_comparison
+    from npbgpp.compare.runs import read_runs, runs_below
+
     found = [runs_below(folder.resolve()) for folder in folders]
     single = all(len(runs) == 1 for runs in found)
     write_comparison(read_runs([run for runs in found for run in runs], must_be_evaluated=single), out)
 
 
+def _without_option(arguments: Sequence[str]) -> list[str]:
+    """``--out <folder>`` as ``out=<folder>``."""
+    words = [word.removeprefix("--") if word.startswith("--out=") else word for word in arguments]
+    while "--out" in words[:-1]:
+        k = words.index("--out")
+        words[k : k + 2] = [f"out={words[k + 1]}"]
+    return words
+
+
 def main() -> None:
-    """Command line entry point."""
+    """The command."""
+    settings, _ = read_arguments(COMMAND, _without_option(sys.argv[1:]))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    parser = argparse.ArgumentParser(prog="python -m npbgpp.compare", description="Compares evaluated runs: table and images.")
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs or sweeps (hydra -m), from left to right")
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for compare.md, compare.html and compare.png")
-    options = parser.parse_args()
-    try:
-        compare(options.runs, options.out)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    with user_errors():
+        compare(settings.runs, settings.out)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from npbgpp.errors import InputError
 
 T = TypeVar("T")
 
+# groups of conf/config.yaml; its other keys concern the whole run
+GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")
+
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", Path: "a path", type(None): "null"}
 
 

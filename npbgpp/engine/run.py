@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from npbgpp.callbacks.evaluation import EvaluationWriter
 from npbgpp.callbacks.preemption import Preemption
 from npbgpp.callbacks.timing import RunCosts, progress_callback
-from npbgpp.core.config import typed
+from npbgpp.core.config import GROUPS, typed
 from npbgpp.core.distributed import report_lost_process
 from npbgpp.core.paths import SearchPaths
 from npbgpp.core.plugins import METHODS, load_plugin, warn_of_broken_plugins
@@ -36,9 +36,6 @@ from npbgpp.metrics import ImageMetrics
 from npbgpp.parsers import layout_keys
 
 log = logging.getLogger(__name__)
-
-# config groups; all other keys of conf/config.yaml are run-wide
-GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,12 @@ from pytorch_lightning import Trainer
 
 from npbgpp.core.paths import SearchPaths, project_folder
 from npbgpp.engine.checkpoint import with_current_classes
-from npbgpp.engine.run import GROUPS, Run, method_of
+from npbgpp.engine.run import Run, method_of
 from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
 
 _SPLITS = ("test", "val", "train")
-_RUN_KEYS = ("weights_path", "weights_strict", "cache_dir")
-
-
-def parse_args(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """(keys of the command, overrides of the config of the run) of a command line. Raises InputError for what is no key=value."""
-    bad = [word for word in arguments if "=" not in word]
-    if bad:
-        raise InputError(f"{bad[0]}: expected key=value, such as run=<run folder>")
-    overrides = [word for word in arguments if word.split("=")[0] in _RUN_KEYS or word.split("=")[0].split(".")[0] in GROUPS]
-    return OmegaConf.from_dotlist([word for word in arguments if word not in overrides]), overrides
 
 
 def configure_logging() -> None:

@@ -225,13 +225,13 @@ def test_default_files_are_in_the_run(trained, export, tmp_path):
     [
         ("nerf", "mesh sigma_threshold=1e6", r"sigma_threshold: .* 0 to 220, got 1e\+06"),
         ("nerf", "mesh x_range=[1,-1]", "x_range: .* 1 and -1"),
-        ("nerf", "mesh x_range=3", "mesh.x_range: .* 2 values"),
+        ("nerf", "mesh x_range=3", "^error: x_range: .* 2 values"),
         ("nerf", "mesh n_grid=1", "n_grid: .* got 1"),
         ("nerf", "mesh near_t=-1", "near_t: .* -1"),
         ("nerf", "mesh samples=0", "samples: .* 0"),
         ("nerf", "mesh occ_threshold=2", "occ_threshold: .* 2"),
         ("nerf", "mesh out=mesh.stl", "mesh.stl: .* .ply or .obj"),
-        ("nerf", "mesh sigma_treshold=3", "mesh.sigma_treshold: .* mesh.sigma_threshold"),
+        ("nerf", "mesh sigma_treshold=3", "^error: sigma_treshold: .* sigma_threshold"),
         ("nerf", "volume x_range=[5,6]", "x 5 to 6"),
         ("nerf", "volume out=scene.raw", "scene.raw: .* .vol or .npy"),
         ("nerf", "mesh checkpoint=best", "checkpoint: .* last .* best"),
@@ -243,9 +243,9 @@ def test_default_files_are_in_the_run(trained, export, tmp_path):
         ("npbg", "weights checkpoint=best", "checkpoint: .* epoch0, last .* best"),
         ("npbg", "weights out=weights.ckpt", "weights.ckpt: .* .safetensors"),
         ("npbg", "weights datasets.scene_name=moon", "datasets.scene_name=moon"),
-        ("npbg", "weights extra=1", "weights.extra: "),
+        ("npbg", "weights extra=1", "^error: extra: "),
         ("nerf", "mesh out", "out: .* key=value"),
-        ("nerf", "mesh out=[", "parsing"),
+        ("nerf", "mesh out=[", r"out=\\["),
     ],
 )
 def test_refusals(trained, export, tmp_path, system, arguments, message):
@@ -274,7 +274,7 @@ def test_fields_in_ndc_are_refused(trained, export, tiny_root, tmp_path, command
 
 def test_missing_runs_and_damaged_checkpoints_are_refused(trained, export, tmp_path):
     assert "nowhere" in refused(export, "mesh", "run=nowhere")
-    assert "run: " in refused(export, "weights")
+    assert "run: " in refused(export, "weights", "overwrite=true")
     run = tmp_path / "copy"
     shutil.copytree(trained["nerf"], run)
     (run / "checkpoints" / "last.ckpt").write_bytes(b"PK" + bytes(100))
@@ -284,9 +284,11 @@ def test_missing_runs_and_damaged_checkpoints_are_refused(trained, export, tmp_p
 
 def test_command_line(trained, export, tmp_path):
     """Usage without arguments; a user error is one line and exit code 1."""
-    with pytest.raises(SystemExit, match=r"(?s)usage: .*sigma_threshold") as caught:
+    with pytest.raises(SystemExit, match="usage: npbgpp export") as caught:
         export()
-    assert all(f"  {command}: run, checkpoint, out" in str(caught.value.code) for command in ("weights", "cloud", "mesh", "volume"))
+    assert all(f"  {command} " in str(caught.value.code) for command in ("weights", "cloud", "mesh", "volume", "cameras"))
+    with pytest.raises(SystemExit, match=r"(?s)usage: npbgpp export mesh.* run=.* sigma_threshold=20"):
+        export("mesh")
     (tmp_path / "weights.safetensors").touch()
     command = [sys.executable, "-m", "npbgpp.export", "weights", f"run={trained['nerf']}", "out=weights.safetensors"]
     done = subprocess.run(

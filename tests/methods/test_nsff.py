@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from npbgpp.cli.render import render_video
+from npbgpp.cli.settings import RenderSettings
 from npbgpp.core.files import load_tensors
 from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff import system as nsff
 from npbgpp.methods.nsff.objective import LossWeights
-from npbgpp.render import FilmSettings, render_film
 
 from ..conftest import TINY_NERF, TINY_NSFF
 from ..run_folders import remember
@@ -192,7 +193,7 @@ def pixels(path) -> np.ndarray:
 
 def film(trained, out, path, *overrides, **settings) -> list[np.ndarray]:
     """Frames of a film."""
-    render_film(FilmSettings(run=trained, path=path, out=out, video="none", overwrite=True, **settings), overrides)
+    render_video(RenderSettings(run=trained, path=path, out=out, video="none", overwrite=True, **settings), overrides)
     return [pixels(found) for found in sorted(out.glob("[0-9]*.png"))]
 
 
@@ -243,7 +244,7 @@ def test_parts_depth_and_motion(trained, tmp_path):
 def test_gif_and_mp4(trained, tmp_path):
     for kind in ("gif", "mp4"):
         out = tmp_path / kind
-        render_film(FilmSettings(run=trained, path="fixview0_interp0", out=out, video=kind, motion=True, images=False), ())
+        render_video(RenderSettings(run=trained, path="fixview0_interp0", out=out, video=kind, motion=True, images=False), ())
         assert (out / f"film.{kind}").stat().st_size > 100 and (out / f"motion.{kind}").stat().st_size > 100
 
 
@@ -260,7 +261,7 @@ def test_gif_and_mp4(trained, tmp_path):
 )
 def test_films_that_cannot_be(trained, tmp_path, settings, words):
     with pytest.raises(InputError) as caught:
-        render_film(FilmSettings(run=trained, out=tmp_path / "film", video="none", **settings), ())
+        render_video(RenderSettings(run=trained, out=tmp_path / "film", video="none", **settings), ())
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
@@ -318,4 +319,4 @@ def test_another_system(run_nsff, run_nerf, tiny_root, tmp_path):
         run_nsff(tmp_path, "eval_only=true", f"weights_path={nerf / LAST}", name="other")
     remember(nerf, tmp_path, *TINY_NERF, f"datasets.data_root={tiny_root}")
     with pytest.raises(InputError, match=r"runs of system=nsff"):
-        render_film(FilmSettings(run=nerf, path="fixview0_interp0", out=tmp_path / "film"), ())
+        render_video(RenderSettings(run=nerf, path="fixview0_interp0", out=tmp_path / "film"), ())

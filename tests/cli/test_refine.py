@@ -12,18 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp import refine as refine_module
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.pose_files import read_poses, write_npcr_cameras, write_poses
 from npbgpp.errors import InputError
 from npbgpp.export.__main__ import main as export_main
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.parsers import read_scene
+from npbgpp.refine import main as refine_main
 from npbgpp.render import main as render_main
 
-from .conftest import SMALL_HAIR, TINY_OVERRIDES, ring_pose
-from .helpers.layouts import npcr
-from .run_folders import REPOSITORY, remember
+from ..conftest import SMALL_HAIR, TINY_OVERRIDES, ring_pose
+from ..helpers.layouts import npcr
+from ..run_folders import REPOSITORY, remember
 
 HAIR = REPOSITORY / "example" / "hair"
 PATH = ("path=straight", "views=[img_0001]", "reach=[-0.1,0.1]", "frames=7")  # steps of half a pixel
@@ -52,7 +52,7 @@ def refined(trained) -> Path:
     out = run.parent / "refined"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["refine", f"run={run}", *PATH, f"out={out}"])
-        refine_module.main()
+        refine_main()
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     return out
 
@@ -62,7 +62,7 @@ def command(monkeypatch, tmp_path, capsys, caplog) -> Callable[..., str]:
     """Runs a command in this process, in a folder of its own; returns what it said."""
     caplog.set_level(logging.INFO)
     monkeypatch.chdir(tmp_path)
-    mains = {"render": render_main, "refine": refine_module.main, "export": export_main}
+    mains = {"render": render_main, "refine": refine_main, "export": export_main}
 
     def go(name: str, *words: str) -> str:
         monkeypatch.setattr(sys, "argv", [name, *words])

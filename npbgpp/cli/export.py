@@ -1,0 +1,128 @@
+"""``npbgpp export``: files of a trained run for other programs: weights, point clouds, meshes, volumes and cameras."""
+
+import logging
+
+import numpy as np
+import torch
+
+from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, VolumeExport, WeightsExport
+from npbgpp.cli.trajectory import trajectory_frames
+from npbgpp.data import write_npcr_cameras
+from npbgpp.engine.checkpoint import find_weights
+from npbgpp.engine.run import build_run
+from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
+from npbgpp.errors import InputError
+from npbgpp.export import mesh, volume
+from npbgpp.export.mesh import Box, DensityField, OcclusionTest, photo_colours, rendered_colours
+from npbgpp.export.volume import mean_colours, write_volume
+from npbgpp.export.weights import SUFFIX, export_weights
+from npbgpp.geometry import write_ply
+from npbgpp.methods.base import FieldExport, System
+from npbgpp.volume import OccupancyGrid
+
+log = logging.getLogger("npbgpp.export")
+
+_MARGIN_CELLS = 4  # before a vertex that do not hide it: fields thin out over some cells in front of their surfaces
+
+
+def weights(settings: WeightsExport) -> None:
+    """Writes the weights of a checkpoint alone."""
+    run = settings.folder()
+    config, search_paths = run_config(run)
+    out = settings.file(f"{run.name}{SUFFIX}", (SUFFIX,))
+    known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
+    name = settings.checkpoint.removesuffix(".ckpt")
+    if name in known:
+        source = run / "checkpoints" / f"{name}.ckpt"
+    elif not known and name == "last" and config.get("weights_path") is not None:  # the run of an evaluation
+        source = find_weights(str(config.weights_path), search_paths)
+    else:
+        raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {settings.checkpoint}")
+    count = export_weights(source, out)
+    log.info("%d tensors of %s: %s", count, source, out)
+    if (run / "descriptors").is_dir():
+        log.info("descriptors of scenes are not among them, they lie in %s", run / "descriptors")
+
+
+def cloud(settings: CloudExport, overrides: list[str]) -> None:
+    """Writes the points of a scene in the colours of their descriptors."""
+    system, scene = _rebuilt(settings, overrides)
+    out = settings.file(f"{scene}_cloud.ply", (".ply",))
+    points = system.coloured_cloud(scene)
+    write_ply(out, points)
+    log.info("%d points: %s", len(points), out)
+
+
+def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:
+    """Writes the surface of a scene with its colours."""
+    system, scene, export, densities = _radiance_field(settings, overrides)
+    out, box = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES), _box(settings, export.grid)
+    occlusion = OcclusionTest(densities, export.normalisation, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
+    values = densities.on_grid(box)
+    whole = mesh.extract_surface(values, box, settings.sigma_threshold)
+    if mesh.is_open(values, settings.sigma_threshold):
+        log.warning("%s cuts what is dense: the mesh is open there; widen x_range, y_range or z_range", box)
+    found = whole.largest_component()
+    vertices, normals = (torch.from_numpy(part).float().to(densities.device) for part in (found.vertices, found.normals))
+    if settings.use_vertex_normal:
+        colours = rendered_colours(export.render_rays, vertices, normals, export.normalisation, export.chunk, settings.near_t)
+    else:
+        colours, known = photo_colours(system.scenes[scene], vertices, normals, occlusion)
+        if not known.all():
+            log.warning("%d of %d vertices are in no training photo: they are grey", (~known).sum(), len(known))
+    mesh.write_mesh(out, found.to_world(export.normalisation), (colours * 255).round().byte().cpu().numpy())
+    log.info(
+        "%d vertices, %d triangles, the largest of %d pieces: %s",
+        len(found.vertices),
+        len(found.faces),
+        len(np.unique(whole.components())),
+        out,
+    )
+
+
+def extract_volume(settings: VolumeExport, overrides: list[str]) -> None:
+    """Writes the voxels of a scene."""
+    system, scene, export, densities = _radiance_field(settings, overrides)
+    out, box = settings.file(f"{scene}.vol", volume.SUFFIXES), _box(settings, export.grid)
+    field = export.field
+    count = write_volume(out, densities.on_grid(box), box, lambda xyz: mean_colours(field, xyz), densities.device)
+    log.info("%d of %d voxels, %s: %s", count, box.count**3, box, out)
+
+
+def cameras(settings: CameraExport, overrides: list[str]) -> None:
+    """Writes the cameras of a path in NPCR's files."""
+    run = settings.folder()
+    out = (settings.out or run / "export").expanduser().absolute()
+    there = [path.name for path in (out / "CamPose.inf", out / "Intrinsic.inf") if path.exists()]
+    if there and not settings.overwrite:
+        raise InputError(f"out={out}: there is {' and '.join(there)} already; choose another folder, or overwrite=true")
+    config, search_paths = run_config(run)
+    scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
+    frames = trajectory_frames(settings, build_run(config, search_paths, needs_test_views=False).data.scenes[scene])
+    poses, intrinsics = write_npcr_cameras(out, [frame.camera for frame in frames])
+    log.info("%d cameras: %s, %s", len(frames), poses, intrinsics)
+
+
+def _radiance_field(settings: BoxExport, overrides: list[str]) -> tuple[System, str, FieldExport, DensityField]:
+    """The method, the name of the scene, its radiance field and the densities of that."""
+    system, scene = _rebuilt(settings, overrides)
+    export = system.field_export()
+    return system, scene, export, DensityField(export.field.density, export.grid, export.chunk, system.device)
+
+
+def _box(settings: BoxExport, grid: OccupancyGrid | None) -> Box:
+    """The box to evaluate a field in. Raises InputError for an empty one."""
+    whole = [(-1.0, 1.0)] * 3 if grid is None else list(zip(grid.low.tolist(), grid.high.tolist(), strict=True))
+    ranges = (settings.x_range, settings.y_range, settings.z_range)
+    low, high = zip(*(given or end for given, end in zip(ranges, whole, strict=True)), strict=True)
+    return Box(low, high, settings.n_grid)
+
+
+def _rebuilt(settings: CloudExport, overrides: list[str]) -> tuple[System, str]:
+    """The system of a run with its weights, on the device that the run asks for, and the name of the scene."""
+    run = settings.folder()
+    config, search_paths = run_config(run)
+    scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
+    parts = build_run(config, search_paths, needs_test_views=False)
+    trainer = trainer_of(parts)
+    return parts.system.to(trainer.strategy.root_device).eval(), scene
