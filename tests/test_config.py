@@ -1,19 +1,24 @@
 """Typed settings refuse by name what they do not know, and every file of conf/ can be chosen."""
 
+import copy
 import dataclasses
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.core.config import typed
+from npbgpp.cli.config_tree import ConfigTree, config_loader, flattened, plain
+from npbgpp.cli.yaml_docs import choices as documented_choices
+from npbgpp.core.config import literals, typed
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.run import method_of
 from npbgpp.engine.trainer import trainer_plan
@@ -203,17 +208,65 @@ def test_every_choice_composes_into_valid_settings(group, choice):
     assert datasets.scenes.train and dataloader.train.total_batch_size >= 1 and system.system_class
 
 
+CHOSEN_TOGETHER = max(len(choices(group)) for group in GROUPS)
+
+
+def together(number: int) -> dict[str, str]:
+    """One choice of every group but experiments, so that some compositions cover all files."""
+    parts = [group for group in GROUPS if group.startswith("system/")]
+    chosen = {group: choices(group)[number % len(choices(group))] for group in GROUPS if group not in (*parts, "experiment")}
+    if chosen["system"] == "npbgpp_sphere":
+        chosen |= {part: choices(part)[number % len(choices(part))] for part in parts}
+    return chosen
+
+
+def documentation(chosen: dict[str, str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config of some choices, and the comments on its keys."""
+    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
+    with config_loader() as loader:
+        tree = ConfigTree(loader)
+        return tree.compose(["hydra.runtime.output_dir=run", "hydra.runtime.cwd=launch", *overrides]), tree.comments(overrides)
+
+
+@pytest.mark.parametrize("number", range(CHOSEN_TOGETHER))
+def test_every_key_has_a_comment(number):
+    """Its own, or that of the mapping that it is in."""
+    config, comments = documentation(together(number))
+    keys = [key for key in flattened(plain(config)) if not key.startswith("hydra.") or key.startswith("hydra.launcher.")]
+    keys = [key for key in keys if not any(part.startswith("_") for part in key.split("."))]
+    assert len(keys) > 100
+    assert [key for key in keys if key not in comments and key.rpartition(".")[0] not in comments] == []
+
+
+@pytest.mark.parametrize("system", ["nerf", "npbg", "npbgpp_sphere", "npcr", "nsff"])
+def test_documented_choices_are_those_of_the_code(system):
+    """They are accepted, and they are complete where the code has a list of them."""
+    config, comments = documentation({"datasets": "monocular" if system == "nsff" else "auto_one_scene", "system": system})
+    config = OmegaConf.create({key: value for key, value in plain(config).items() if key != "hydra"})
+    config.datasets.scene_name = "a"
+    listed = {key: documented_choices(comment) for key, comment in comments.items() if documented_choices(comment)}
+    assert {"test_video", "datasets.train_on", "dataloader.train_data_mode", "system.lr_schedule", "trainer.deterministic"} <= set(listed)
+    for key, values in listed.items():
+        for value in values:
+            changed = copy.deepcopy(config)
+            OmegaConf.update(changed, key, yaml.safe_load(value))
+            settings_of(changed)
+            network = OmegaConf.select(changed, ".".join(key.split(".")[:2]))
+            if isinstance(network, DictConfig) and "_target_" in network and value != "spherical":  # has another number of functions
+                if "encoder" in network:
+                    network.encoder, network.pretrained_encoder = "test_efficientnet", False
+                instantiate(network)
+    for group, schema in (("datasets", DatasetSettings), ("dataloader", DataloaderSettings), ("system", method_of(config).settings_class)):
+        for name, hint in get_type_hints(schema).items():
+            if literals(hint) and f"{group}.{name}" in comments:
+                assert set(listed[f"{group}.{name}"]) == set(literals(hint)), f"{group}.{name}"
+
+
 def test_datasets_and_system_must_be_chosen():
     with pytest.raises(HydraException, match="datasets"):
         composed("system=npbg", full=True)
     with pytest.raises(HydraException, match="system"):
         composed("datasets=nerf_blender_one_scene", full=True)
-
-
-def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {k: v for key, value in node.items() for k, v in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
 ACCEPTED_OVERRIDES = [

@@ -2,7 +2,7 @@
 
 import re
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -16,9 +16,15 @@ from npbgpp.cli.config_tree import ConfigTree, config_loader, flattened, plain
 from npbgpp.cli.help import KeyHelp, columns, paragraph, section, typed_value
 from npbgpp.cli.nearest import hint, nearest
 from npbgpp.cli.yaml_docs import choices, first_sentence
+from npbgpp.core.plugins import LAYOUTS, METHODS, plugins
 from npbgpp.errors import InputError
 
 _LAUNCHER = "hydra/launcher"
+# what packages register decides about the values of these keys
+_REGISTERED: Mapping[str, Callable[[], tuple[str, ...]]] = {
+    "datasets.layout": lambda: ("auto", *sorted(plugins(LAYOUTS))),
+    "system.system_class": lambda: tuple(sorted(plugins(METHODS))),
+}
 _SEE_HELP = "npbgpp train --help lists the choices"
 
 
@@ -128,7 +134,7 @@ def _check_keys(tree: ConfigTree, overrides: Sequence[Override], chosen: dict[st
     texts = {o.key_or_group: [typed_value(v) for v in _values(o) if v is None or isinstance(v, str | bool)] for o in changed}
     comments = tree.comments(list(chosen.values())) if any(texts.values()) else {}
     for key, values in texts.items():
-        accepted = choices(comments.get(key, ""))
+        accepted = _REGISTERED[key]() if key in _REGISTERED else choices(comments.get(key, ""))
         for value in values:
             if accepted and value not in accepted and not value.startswith("${"):
                 raise InputError(f"{key}={value}: unknown choice; {hint(value, accepted)}")
@@ -232,5 +238,6 @@ def _documented(node: dict[str, Any], comments: dict[str, str], prefix: str = ""
         if isinstance(value, dict) and value and (below or name not in comments):
             found += _documented(value, comments, f"{name}.")
         else:
-            found.append(KeyHelp(name, None if value == "???" else typed_value(value), comments.get(name, "")))
+            known = _REGISTERED[name]() if name in _REGISTERED else ()
+            found.append(KeyHelp(name, None if value == "???" else typed_value(value), comments.get(name, ""), known))
     return found

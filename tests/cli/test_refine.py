@@ -211,8 +211,8 @@ def test_a_pose_file_of_other_counts_is_refused(trained, command, tmp_path):
         ("npcr", ("refine", "path=fixview0_interp2"), "path=fixview0_interp2: expected a path through a scene at rest"),
         ("npcr", ("render", "path=turn", "frames=1"), "frames: expected at least 2 for a full turn, got 1"),
         ("npcr", ("render", "path=straight", "frames=1"), "frames: expected at least 2 for a straight path, got 1"),
-        ("npbg", ("refine",), "expected a run of NPCR"),
-        ("npbg", ("render", "history=true"), "history: expected a run of NPCR"),
+        ("npbg", ("refine",), "refine: NPBG .*system=npcr"),
+        ("npbg", ("render", "history=true"), "history: .*system=npcr.*NPBG"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_message(trained, command, run, words, message):

@@ -318,5 +318,5 @@ def test_another_system(run_nsff, run_nerf, tiny_root, tmp_path):
     with pytest.raises(InputError, match="weights of system NeRF"):
         run_nsff(tmp_path, "eval_only=true", f"weights_path={nerf / LAST}", name="other")
     remember(nerf, tmp_path, *TINY_NERF, f"datasets.data_root={tiny_root}")
-    with pytest.raises(InputError, match=r"runs of system=nsff"):
+    with pytest.raises(InputError, match=r"path=fixview0_interp0.*system=nsff.*NeRF"):
         render_video(RenderSettings(run=nerf, path="fixview0_interp0", out=tmp_path / "film"), ())
