@@ -1,4 +1,4 @@
-"""Typed settings refuse by name what they do not know, and every file of conf/ can be chosen."""
+"""Conversion of config values, and composition of conf/: every choice, and the command lines of the original code."""
 
 import copy
 import dataclasses
@@ -141,7 +141,7 @@ def test_other_values_and_unknown_keys_are_refused_by_name(values, name, expecte
 
 
 def composed(*overrides: str, datasets: str = "nerf_blender_one_scene", system: str = "npbg", full: bool = False) -> DictConfig:
-    """The config that a command line gives; ``full`` leaves the choice of datasets and system to the overrides."""
+    """Composes the config of a command line; ``full``: the overrides choose datasets and system."""
     chosen = [] if full else [f"datasets={datasets}", f"system={system}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=["hydra.runtime.output_dir=run", "hydra.runtime.cwd=launch", *chosen, *overrides])
@@ -152,7 +152,7 @@ def choices(group: str) -> list[str]:
 
 
 def settings_of(config: DictConfig) -> tuple:
-    """Every group as its typed settings, as a run reads them; interpolations of Hydra's own node are not part of these."""
+    """Typed settings of every group, as a run reads them."""
     system = {k: v for k, v in OmegaConf.to_container(config.system, resolve=True).items() if not (isinstance(v, dict) and "_target_" in v)}
     return (
         DatasetSettings.from_config(OmegaConf.to_container(config.datasets, resolve=True), layout_keys()),
@@ -177,12 +177,12 @@ GROUPS = (
 
 
 def test_every_group_is_checked():
-    """A new folder below conf/ must be added above; a folder without choices would be of no use."""
+    """New folders of conf/ must be added above."""
     folders = {str(p.parent.relative_to(CONF)) for p in CONF.rglob("*.yaml")} - {"."}
     assert folders == set(GROUPS) and all(choices(group) for group in GROUPS)
 
 
-# choices for the user's own scenes, which have no name that could be known
+# choices that need the name of a scene
 SCENES_TO_NAME = {
     "auto_one_scene": ("datasets.scene_name=a",),
     "colmap_one_scene": ("datasets.scene_name=a",),
@@ -330,8 +330,8 @@ ACCEPTED_OVERRIDES = [
 
 
 @pytest.mark.parametrize("entries", [ACCEPTED_OVERRIDES[k::4] for k in range(4)])
-def test_keys_of_the_original_are_accepted_and_arrive(entries):
-    """A quarter at a time, in which every key occurs once: composing takes most of the time."""
+def test_keys_of_the_original_code_are_accepted(entries):
+    """In four rounds, in which every key occurs once: composition takes most of the time."""
     assert len({override.split("=")[0] for override, _ in entries}) == len(entries)
     config = composed(*(override for override, _ in entries))
     settings_of(config)
@@ -341,7 +341,7 @@ def test_keys_of_the_original_are_accepted_and_arrive(entries):
 
 
 def test_the_authors_commands_compose():
-    """Rows for NPBG on NeRF-Synthetic scenes, as users type them."""
+    """NPBG on NeRF-Synthetic scenes."""
     pretrain = (
         "trainer.gpus=4 hydra.run.dir=experiments/npbg_nerf datasets=nerf_blender_pretrain datasets.train_random_zoom=[0.5,2.0] datasets.train_image_size=512 "
         "datasets.selection_count=0 system=npbg system.descriptors_save_dir=experiments/npbg_nerf/result/descriptors trainer.max_epochs=24 "
@@ -383,12 +383,12 @@ def test_misspelt_keys_are_refused_by_name(override):
 @pytest.mark.parametrize(
     ("override", "name"), [("+datasets.scene_nmae=x", "datasets.scene_nmae"), ("+system.max_point=1", "system.max_point")]
 )
-def test_keys_added_by_force_are_refused_by_name(override, name):
+def test_unknown_keys_added_with_a_plus_are_refused_by_name(override, name):
     with pytest.raises(InputError, match=f"{name}: unknown key; did you mean"):
         settings_of(composed(override))
 
 
-def test_a_choice_that_does_not_exist_is_refused_with_the_ones_that_do():
+def test_an_unknown_choice_is_refused_with_the_known_ones():
     with pytest.raises(HydraException, match=r"(?s)nerf_blender_two_scenes.*nerf_blender_one_scene"):
         composed(datasets="nerf_blender_two_scenes")
 
@@ -405,42 +405,16 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_ones_that_do():
     ],
 )
 def test_every_setting_can_be_reached_without_a_plus(schema, group, choice):
-    """A field of the settings that is in no yaml could be set with +key=value only."""
+    """A field without a key in conf/ could only be set with +key=value."""
     from_trainer = {"accumulate_grad_batches", "gradient_clip_val"} if group == "system" else {"options"}
     assert {f.name for f in dataclasses.fields(schema)} - set(composed(system=choice)[group]) <= from_trainer
 
 
 def test_no_yaml_repeats_what_another_one_says():
-    """No two files share a run of four lines that say something; no file is as good as another."""
+    """No two files share four consecutive lines."""
     said: Counter = Counter()
     for path in CONF.rglob("*.yaml"):
         lines = [re.sub(r"\s*#.*", "", line).strip() for line in path.read_text().splitlines()]
         lines = [line for line in lines if line]
         said.update({tuple(lines[k : k + 4]) for k in range(len(lines) - 3)})
     assert [run for run, count in said.items() if count > 1] == []
-
-
-@pytest.mark.parametrize("name", choices("experiment"))
-def test_experiments_hold_differences_only(name):
-    """No value of an experiment is the one that would hold without its file."""
-    content = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{name}.yaml"), resolve=False)
-    shared = [
-        OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{entry}.yaml"), resolve=False)
-        for entry in content["defaults"]
-        if isinstance(entry, str) and entry.startswith("_") and entry != "_self_"
-    ]
-    parents = [entry for entry in content["defaults"] if isinstance(entry, str) and not entry.startswith("_")]
-    if parents:
-        base = composed(f"experiment={parents[0]}", *SCENES_TO_NAME.get(parents[0], ()), full=True)
-    else:
-        content["defaults"] += [entry for part in shared for entry in part["defaults"]]
-        overrides = {k.removeprefix("override /"): v for entry in content["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
-        overrides.setdefault("datasets", "nerf_blender_one_scene")
-        base = composed(*(f"{k}={v}".replace("'", "").replace(" ", "") for k, v in overrides.items()), full=True)
-    base = flattened(OmegaConf.to_container(base, resolve=False))
-    own = {k: v for k, v in flattened({k: v for k, v in content.items() if k not in ("defaults", "hydra")}).items()}
-    # what the shared file changes may be changed again, or back
-    of_shared = {key for part in shared for key in flattened({k: v for k, v in part.items() if k != "defaults"})}
-    # a mapping, such as layers by epoch, may stand for a number
-    unknown = {k for k in own if k not in base and k.rpartition(".")[0] not in base}
-    assert own and [k for k, v in own.items() if k in unknown or (base.get(k) == v and k not in of_shared)] == []
