@@ -1,4 +1,4 @@
-"""Runs side by side: the table, the page, the sheet, the settings in which runs differ, and folders that are no runs."""
+"""Comparison of runs: table, HTML page, contact sheet, settings in which runs differ, and folders without runs."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from npbgpp.compare.table import columns, markdown, rows
 from npbgpp.compare.views import shared_views
 from npbgpp.errors import InputError
 
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 COSTS = {
     **{"device": "cpu, 1 threads", "processes": 1, "epochs": 2, "steps": 100, "batches": 100, "train_seconds": 60.0, "data_seconds": 4.5},
     **{"step_seconds": 50.0, "validation_seconds": 5.0, "test_seconds": 2.0, "unit": "points", "units_per_s": 1.25e6, "images_per_s": 2.0},
@@ -42,8 +44,7 @@ def write_run(
     return folder
 
 
-def write_started(folder: Path, overrides: list[str], config: dict, choices: dict[str, str]) -> None:
-    """What Hydra leaves."""
+def write_hydra_files(folder: Path, overrides: list[str], config: dict, choices: dict[str, str]) -> None:
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
@@ -69,7 +70,7 @@ def test_table_and_pictures(tmp_path):
         assert [sheet.getpixel((8 + 264 * k + 128, 64 + 128)) for k in range(3)] == [(255, 255, 255), (255, 0, 0), (0, 255, 0)]
 
 
-def test_costs_have_columns_and_runs_without_them_have_none(tmp_path):
+def test_columns_of_costs(tmp_path):
     runs = read_runs([write_run(tmp_path / "a", 20.0, (0, 0, 0), costs=COSTS), write_run(tmp_path / "b", 21.0, (0, 0, 0))])
     titles = [column.title for column in columns(runs)]
     ours, others = (dict(zip(titles, row, strict=True)) for row in texts(runs))
@@ -78,13 +79,13 @@ def test_costs_have_columns_and_runs_without_them_have_none(tmp_path):
     assert others["training [s]"] == others["per second"] == "-" and others["PSNR [dB]"] == "21.00"
 
 
-def test_settings_that_differ_have_columns(tmp_path):
-    """A run that does not name a key shows what it had without it; what is the same in all runs, however it is written, is left out."""
+def test_columns_of_settings_that_differ(tmp_path):
+    """A run without an override of a key shows its default. Values that are equal in all runs, however they are written, are left out."""
     config = {"seed": 1, "system": {"lr": 0.1, "deep": {"x": [1, 2]}}, "same": 3}
     first, second = write_run(tmp_path / "0", 20.0, (0, 0, 0)), write_run(tmp_path / "1", 21.0, (0, 0, 0))
-    write_started(first, ["system=npbg", "system.lr=0.10", "same=3"], config, {"system": "npbg"})
+    write_hydra_files(first, ["system=npbg", "system.lr=0.10", "same=3"], config, {"system": "npbg"})
     other = {"seed": 1, "system": {"lr": 0.2, "deep": {"x": [1, 2]}, "extra": "a b"}, "same": 3}
-    write_started(second, ["system=nerf", "+system.extra=a b", "same=3.0", "~system.deep.x"], other, {"system": "nerf"})
+    write_hydra_files(second, ["system=nerf", "+system.extra=a b", "same=3.0", "~system.deep.x"], other, {"system": "nerf"})
     runs = read_runs([first, second])
     assert [run.settings for run in runs] == [
         {"system": "npbg", "system.lr": "0.1", "system.extra": "-"},
@@ -93,8 +94,8 @@ def test_settings_that_differ_have_columns(tmp_path):
     assert "| dataset | run | system | system.lr | system.extra | PSNR [dB] |" in markdown(runs)
 
 
-class Read(HTMLParser):
-    """Tags of a page, and its text."""
+class ParsedPage(HTMLParser):
+    """Tags of a page with their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -120,17 +121,17 @@ class Read(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_the_page_holds_its_pictures_and_asks_no_network(tmp_path):
+def test_the_page_embeds_its_pictures(tmp_path):
     runs = [write_run(tmp_path / "a & <b>", 20.0, (255, 0, 0)), write_run(tmp_path / "second", 25.0, (0, 255, 0))]
     compare(runs, tmp_path / "out")
     text = (tmp_path / "out" / "compare.html").read_text()
-    read = Read(text)
-    images = read.all("img")
+    parsed = ParsedPage(text)
+    images = parsed.all("img")
     assert len(images) == 2 * 3 and all(image["src"].startswith("data:image/jpeg;base64,") and image["alt"] for image in images)
-    assert "http" not in text and not read.all("script") and not read.all("link")
-    assert "a & <b>" in read.text and "25.00 dB" in read.text
-    for link in read.all("a"):
-        assert (tmp_path / "out" / link["href"].replace("%20", " ").replace("%26", "&").replace("%3C", "<").replace("%3E", ">")).is_file()
+    assert "http" not in text and not parsed.all("script") and not parsed.all("link")
+    assert "a & <b>" in parsed.text and "25.00 dB" in parsed.text
+    for link in parsed.all("a"):
+        assert (tmp_path / "out" / unquote(link["href"])).is_file()
 
 
 def test_large_pictures_are_embedded_smaller(tmp_path):
@@ -138,24 +139,23 @@ def test_large_pictures_are_embedded_smaller(tmp_path):
     for path in run.rglob("a_*.png"):
         Image.new("RGB", (1600, 800), (10, 200, 30)).save(path)
     runs = read_runs([run])
-    images = Read(page(runs, shared_views(runs), "title", tmp_path)).all("img")
+    images = ParsedPage(page(runs, shared_views(runs), "title", tmp_path)).all("img")
     assert {(image["width"], image["height"]) for image in images} == {("640", "320")}
 
 
-@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="needs a browser")
+@pytest.mark.skipif(BROWSER is None, reason="needs a browser")
 def test_a_browser_shows_the_pictures(tmp_path):
-    """Reads the page after the browser has laid it out: every picture has been decoded."""
+    """Their decoded width, read from the page in a headless browser."""
     compare([write_run(tmp_path / "a", 20.0, (255, 0, 0)), write_run(tmp_path / "b", 25.0, (0, 255, 0))], tmp_path)
     path = tmp_path / "compare.html"
     count = "<script>addEventListener('load', () => { document.title = [...document.images].map(i => i.naturalWidth).join() })</script>"
     path.write_text(path.read_text().replace("</body>", count + "</body>"))
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
     flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom")
-    done = subprocess.run([browser, *flags, path.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([BROWSER, *flags, path.as_uri()], capture_output=True, text=True, timeout=120)
     assert f"<title>{','.join(['32'] * 6)}</title>" in done.stdout
 
 
-def test_a_sweep_is_its_runs_in_order_and_shows_failures(tmp_path):
+def test_runs_of_a_sweep_are_sorted_and_show_errors(tmp_path):
     for number in (10, 9):
         write_run(tmp_path / "sweep" / str(number), 20.0 + number, (255, 0, 0))
     (tmp_path / "sweep" / "11").mkdir()
@@ -166,7 +166,7 @@ def test_a_sweep_is_its_runs_in_order_and_shows_failures(tmp_path):
     (last,) = [line for line in (tmp_path / "out" / "compare.md").read_text().splitlines() if "| 11 |" in line]
     assert last.startswith("| not evaluated | 11 | - |") and last.endswith(r"| datasets.n_point: expected more \| than |")
     assert "1 failed" in (tmp_path / "out" / "compare.html").read_text()
-    with Image.open(tmp_path / "out" / "compare.png") as sheet:  # the failed run has an empty place
+    with Image.open(tmp_path / "out" / "compare.png") as sheet:  # the tile of the failed run is empty
         assert sheet.size[0] == 4 * 264 + 8 and sheet.getpixel((8 + 264 * 3 + 128, 64 + 128)) == (250, 250, 248)
 
 
@@ -176,24 +176,30 @@ def test_runs_without_a_common_view_have_no_pictures(tmp_path):
     assert "share no rendered test view" in (tmp_path / "out" / "compare.html").read_text()
 
 
-def test_what_is_no_run_is_named(tmp_path):
-    run = write_run(tmp_path / "a", 20.0, (0, 0, 0))
-    with pytest.raises(InputError, match="given twice"):
-        compare([run, run], tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="found no run in it"):
-        compare([run, tmp_path / "empty"], tmp_path)
-    (tmp_path / "begun" / ".hydra").mkdir(parents=True)
-    with pytest.raises(InputError, match="evaluate the run first"):
-        compare([run, tmp_path / "begun"], tmp_path)
-    (run / ".hydra").mkdir()
-    (run / ".hydra" / "overrides.yaml").write_text("- [")
-    with pytest.raises(InputError, match="overrides.yaml: expected a file written by Hydra"):
-        compare([run], tmp_path)
-    (run / ".hydra" / "overrides.yaml").unlink()
-    for content in ('{"datasets": []}', '{"datasets": {}, "costs": {"device": 1}}', '{"datasets": {"a": {}}}'):
-        (run / "metrics.json").write_text(content)
-        with pytest.raises(InputError, match="expected the metrics of a run"):
-            compare([run], tmp_path)
-    done = subprocess.run([sys.executable, "-m", "npbgpp.compare", str(run)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 1 and "expected the metrics of a run" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("damage", "folders", "message"),
+    [
+        ({}, ["a", "a"], "given twice"),
+        ({"empty/.keep": ""}, ["a", "empty"], "found no run in it"),
+        ({"begun/.hydra/config.yaml": ""}, ["a", "begun"], "evaluate the run first"),
+        ({"a/.hydra/overrides.yaml": "- ["}, ["a"], "overrides.yaml: expected a file written by Hydra"),
+        ({"a/metrics.json": '{"datasets": []}'}, ["a"], "expected the metrics of a run"),
+        ({"a/metrics.json": '{"datasets": {}, "costs": {"device": 1}}'}, ["a"], "expected the metrics of a run"),
+        ({"a/metrics.json": '{"datasets": {"a": {}}}'}, ["a"], "expected the metrics of a run"),
+        ({"a/rendered/ball_holdout/test_epoch10/a_gt.png": "text"}, ["a"], "expected a picture of a run"),
+    ],
+)
+def test_folders_without_readable_runs_are_refused(tmp_path, damage, folders, message):
+    write_run(tmp_path / "a", 20.0, (0, 0, 0))
+    for name, text in damage.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        compare([tmp_path / folder for folder in folders], tmp_path)
+
+
+def test_the_command_prints_one_message(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "npbgpp.compare", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path}: ") and len(done.stderr.splitlines()) == 1

@@ -1,7 +1,6 @@
-"""Several processes: two real ones on the CPU learn what one learns from the same data; each reads its own scenes; nothing is evaluated twice or lost."""
+"""Two processes on the CPU train as one does on the same data; each reads its own scenes; every view is evaluated once."""
 
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ import torch
 
 from npbgpp.core.files import load_tensors
 from npbgpp.data.sampling import SceneSampler, Shard
-from npbgpp.errors import InputError
 
 from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
 
@@ -24,71 +22,42 @@ LAST = "checkpoints/last.ckpt"
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
 SCENES = "datasets.scenes={train:[ball,globe],val:[ball,globe],test:[ball,globe]}"
 
-# a process of a test, for one run after another: what it reads, and what it validates with beside weights, go to files of its own
-WORKER = """
-import json, os, sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.run_folders import run_words
-import npbgpp.callbacks.evaluation as evaluation
-import npbgpp.data.images as photo_cache
-import npbgpp.data.point_files as cloud_file
-read = set()
-photo, cloud = photo_cache.read_photo, cloud_file.CloudFile.read
-def read_photo(view, *rest):
-    read.add(str(view.image)); return photo(view, *rest)
-def read_cloud(self, *rest):
-    read.add(str(self.path)); return cloud(self, *rest)
-photo_cache.read_photo, cloud_file.CloudFile.read = read_photo, read_cloud
-buffers = []
-begin = evaluation.EvaluationWriter.on_validation_epoch_start
-def begin_evaluation(self, trainer, module):
-    buffers.append([value.double().sum().item() for value in module.buffers()]); begin(self, trainer, module)
-evaluation.EvaluationWriter.on_validation_epoch_start = begin_evaluation
-launch, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
-for words in runs:
-    run_words(launch, *words)
-for name, found in dict(read=sorted(read), buffers=buffers).items():
-    (launch / ("%s_%s.json" % (name, os.environ["RANK"]))).write_text(json.dumps(found))
-"""
-
-
-# the first process of a run, which starts the others: told to stop at the beginning of a batch, alone or with all processes of its job
-TOLD = """
+# the first process of a run, which starts the others; sends SIGTERM at the start of a batch, to itself or to its whole process group
+SIGNALLED = """
 import os, runpy, subprocess, sys
 sys.path.insert(0, {root!r})
 from npbgpp.callbacks.checkpoints import StepCheckpoint
-whom, epoch, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
-def told(self, trainer, module, batch, batch_idx):
+target, epoch, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+def send(self, trainer, module, batch, batch_idx):
     if (trainer.current_epoch, batch_idx) == (epoch, number):
-        subprocess.run(["sh", "-c", "kill -TERM %d" % dict(alone=os.getpid(), all=0)[whom]])
-StepCheckpoint.on_train_batch_start = told
+        subprocess.run(["sh", "-c", "kill -TERM %d" % dict(itself=os.getpid(), all=0)[target]])
+StepCheckpoint.on_train_batch_start = send
 runpy.run_path({root!r} + "/train_net.py", run_name="__main__")
 """
 
 
 @pytest.fixture(scope="module")
 def start(tiny_root):
-    """Runs a configuration in two real processes that find each other as torchrun's do; returns what they said and their exit codes.
+    """Runs a configuration in two processes with the environment of torchrun; returns their outputs and exit codes.
 
-    With ``runs`` these configurations, one after another, each in the folder of its name.
+    With ``runs``: these configurations, one after another, in folders of their names.
     """
 
-    def go(launch: Path, *words: str, timeout: float = 280, root: Path = tiny_root, runs: dict[str, tuple[str, ...]] | None = None):
+    def go(launch: Path, *overrides: str, timeout: float = 280, root: Path = tiny_root, runs: dict[str, tuple[str, ...]] | None = None):
         count = 2
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "test"}
-        told |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        runs = {"run": (f"datasets.data_root={root}", *words)} if runs is None else runs
-        lines = [[*TWO, *words, f"hydra.run.dir={launch / name}"] for name, words in runs.items()]
-        line = [sys.executable, "-c", WORKER.format(root=str(REPOSITORY)), str(launch), json.dumps(lines)]
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "test"}
+        environment |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        runs = {"run": (f"datasets.data_root={root}", *overrides)} if runs is None else runs
+        lines = [[*TWO, *overrides, f"hydra.run.dir={launch / name}"] for name, overrides in runs.items()]
+        line = [sys.executable, "-m", "tests.worker_process", str(launch), json.dumps(lines)]
         processes = [
             subprocess.Popen(
                 line,
                 cwd=REPOSITORY,
-                env=os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
+                env=os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -104,24 +73,18 @@ def start(tiny_root):
     return go
 
 
-@pytest.fixture
-def together(start, tmp_path):
-    """The same, from the folder of a test."""
-    return functools.partial(start, tmp_path)
-
-
 def succeed(finished: list[tuple[str, int]]) -> None:
-    assert [code for _, code in finished] == [0, 0], "\n".join(said[-3000:] for said, _ in finished)
+    assert [code for _, code in finished] == [0, 0], "\n".join(output[-3000:] for output, _ in finished)
 
 
-def learnt(run: Path) -> dict[str, torch.Tensor]:
+def trained_state(run: Path) -> dict[str, torch.Tensor]:
     """Networks and descriptors of a run."""
     found = {name: value.float() for name, value in load_tensors(run / LAST, "checkpoint")["state_dict"].items()}
     return found | {path.stem: load_tensors(path, "descriptors") for path in (run / "descriptors").glob("*.pth")}
 
 
 def assert_close(one: Path, two: Path, tolerance: float = 1e-5) -> None:
-    first, second = learnt(one), learnt(two)
+    first, second = trained_state(one), trained_state(two)
     assert first.keys() == second.keys() and len(first) > 3
     filled = [name for name in first if first[name].numel()]
     # a step of RMSprop moves a descriptor by up to 1
@@ -145,7 +108,7 @@ def assert_same_scores(run: Path, alone: Path) -> None:
 
 
 def read_by(tmp_path: Path, rank: int) -> set[str]:
-    """Names of the scenes that a process read anything of."""
+    """Scenes whose data a process read."""
     return {
         Path(path).relative_to(Path(path).parents[2 if path.endswith(".png") else 1]).parts[0]
         for path in json.loads((tmp_path / f"read_{rank}.json").read_text())
@@ -153,7 +116,7 @@ def read_by(tmp_path: Path, rank: int) -> set[str]:
 
 
 class Merged(SceneSampler):
-    """What two processes draw, for one process: batches of both side by side."""
+    """The samples of two processes for a single one: their batches side by side."""
 
     def __iter__(self):
         parts = []
@@ -182,7 +145,7 @@ NPBG = (
 
 @pytest.fixture(scope="module")
 def one_process(run_in, tmp_path_factory):
-    """One process on the data of two."""
+    """A run of one process on the data of two."""
     launch = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("npbgpp.engine.datamodule.SceneSampler", Merged)
@@ -191,7 +154,7 @@ def one_process(run_in, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(start, tmp_path_factory):
-    """The folder that two processes were launched from."""
+    """Launch folder of a run of two processes."""
     launch = tmp_path_factory.mktemp("two")
     succeed(start(launch, *NPBG))
     return launch
@@ -203,7 +166,7 @@ def test_two_processes_learn_what_one_learns(two_processes, one_process):
     assert {path.stem for path in (run / "descriptors").glob("*.pth")} == {"ball", "globe"}, "descriptors of both processes are kept"
 
 
-def test_nothing_is_evaluated_twice(two_processes, one_process):
+def test_every_view_is_evaluated_once(two_processes, one_process):
     run = two_processes / "run"
     assert {name: found["views"] for name, found in metrics(run).items()} == {"ball_holdout": 2, "globe_holdout": 2}
     assert_same_scores(run, one_process)
@@ -214,32 +177,40 @@ def test_each_process_reads_its_own_scenes(two_processes):
     assert [read_by(two_processes, rank) for rank in range(2)] == [{"ball"}, {"globe"}]
 
 
-def test_two_processes_go_on_bit_for_bit(two_processes, together, tmp_path):
-    """Stopped after the descriptors of the second epoch were saved, before its checkpoint was."""
+def test_two_processes_resume_bit_for_bit(two_processes, start, tmp_path):
+    """From a run that ended between saving the descriptors of the second epoch and its checkpoint."""
     shutil.copytree(two_processes / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "rendered")
     for name in ("last", "epoch1"):
         (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").unlink()
-    succeed(together(*NPBG, "resume=auto"))
+    succeed(start(tmp_path, *NPBG, "resume=auto"))
     assert_close(two_processes / "run", tmp_path / "run", 0.0)
 
 
-def test_processes_that_are_told_to_stop_do_so_together(two_processes, tiny_root, tmp_path):
-    """Started by the first one, which is told alone in its first batch; then all are in the last one, loaders' workers among them."""
-    (tmp_path / "first.py").write_text(TOLD.format(root=str(REPOSITORY)))
+def test_sigterm_stops_all_processes_at_the_same_step(two_processes, tiny_root, tmp_path):
+    """First only the process that started the other receives it, in the first batch; then all do in the last one, also those of the loaders."""
+    (tmp_path / "first.py").write_text(SIGNALLED.format(root=str(REPOSITORY)))
     places = (f"datasets.data_root={tiny_root}", f"hydra.run.dir={tmp_path / 'run'}")
-    words = (*NPBG, *TWO, *places, "test_after_fit=false", "trainer.limit_val_batches=0", "resume=auto", "dataloader.train.num_workers=1")
+    overrides = (
+        *NPBG,
+        *TWO,
+        *places,
+        "test_after_fit=false",
+        "trainer.limit_val_batches=0",
+        "resume=auto",
+        "dataloader.train.num_workers=1",
+    )
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    for whom, epoch, batch, steps in (("alone", "0", "0", 1), ("all", "1", "1", 4)):
-        line = [sys.executable, str(tmp_path / "first.py"), whom, epoch, batch, *words]
+    for target, epoch, batch, steps in (("itself", "0", "0", 1), ("all", "1", "1", 4)):
+        line = [sys.executable, str(tmp_path / "first.py"), target, epoch, batch, *overrides]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         first = subprocess.Popen(line, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
         try:
-            said, _ = first.communicate(timeout=150)  # of all processes: their output ends when the last one has
+            output, _ = first.communicate(timeout=150)  # of all processes: it ends with the last one
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(first.pid, signal.SIGKILL)
-        assert first.returncode == 75 and "Traceback" not in said, said
+        assert first.returncode == 75 and "Traceback" not in output, output
         assert load_tensors(tmp_path / "run" / LAST, "checkpoint")["global_step"] == steps
     assert_close(two_processes / "run", tmp_path / "run", 0.0)
 
@@ -253,7 +224,7 @@ OTHERS = {
     "npbgpp": (*TINY_NPBGPP, *TESTED, *BOTH),
     "npcr": (*TINY_NPCR, "test_after_fit=true", *BOTH),
 }
-# any scene in a batch of any process, as one process with the batches of both
+# batches of any process may hold any scene
 SHARED = (
     *NPBG,
     "dataloader.train_data_mode=common",
@@ -265,15 +236,15 @@ SHARED = (
 
 @pytest.fixture(scope="module")
 def others(start, tiny_root, moving_root, tmp_path_factory):
-    """The folder that two processes trained and evaluated the other systems in, one with scenes that both share, and where the data of each lie."""
+    """Launch folder of two processes that trained and evaluated the other systems, one with scenes that both share; and the data root of each."""
     launch = tmp_path_factory.mktemp("others")
     runs = OTHERS | {"shared": SHARED}
     roots = {name: moving_root if name == "nsff" else tiny_root for name in runs}
-    succeed(start(launch, runs={name: (*words, f"datasets.data_root={roots[name]}") for name, words in runs.items()}))
+    succeed(start(launch, runs={name: (*overrides, f"datasets.data_root={roots[name]}") for name, overrides in runs.items()}))
     return launch, roots
 
 
-def test_processes_that_share_a_scene_keep_one_table(others, run_in, tmp_path):
+def test_processes_that_share_a_scene_keep_equal_descriptors(others, run_in, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
 
         class Dealt(SceneSampler):
@@ -288,24 +259,24 @@ def test_processes_that_share_a_scene_keep_one_table(others, run_in, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nerf", "nsff"])
-def test_rays_are_dealt_out(others, run_in, tmp_path, name):
+def test_rays_are_split_over_processes(others, run_in, tmp_path, name):
     launch, roots = others
-    # of one process, two batches make a step
-    words = ("trainer.accumulate_grad_batches=2", *(("trainer.limit_train_batches=8",) if name == "nerf" else ()))
-    alone = run_in(tmp_path, *words, root=roots[name], tiny=OTHERS[name])
+    # one process accumulates two batches
+    overrides = ("trainer.accumulate_grad_batches=2", *(("trainer.limit_train_batches=8",) if name == "nerf" else ()))
+    alone = run_in(tmp_path, *overrides, root=roots[name], tiny=OTHERS[name])
     assert_close(alone, launch / name)
     assert_same_scores(launch / name, alone)
 
 
 def test_two_processes_validate_with_the_same_statistics(others):
-    """Those of the batches that the first process saw, which are those that are saved; NPCR has some and is the only one here that validates."""
+    """Those of the first process, which are saved. NPCR has batch statistics, and is the only system here that validates."""
     seen = [json.loads((others[0] / f"buffers_{rank}.json").read_text()) for rank in range(2)]
     assert len(seen[0]) == 1 and len(seen[0][0]) > 10 and seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_two_processes_score_what_they_have_saved(others, run_in, tmp_path, name):
-    """Both evaluate the same networks, also where these kept something of what one process saw alone."""
+    """Both evaluate the same networks, also those with batch statistics, which differ between processes."""
     launch, roots = others
     saved = [f"weights_path={launch / name / LAST}", "eval_only=true"]
     saved += [f"system.descriptors_pretrained_dir={launch / name / 'descriptors'}"] if name == "npcr" else []
@@ -314,20 +285,11 @@ def test_two_processes_score_what_they_have_saved(others, run_in, tmp_path, name
         assert {path.stem for path in (launch / name / "descriptors").glob("*.pth")} == {"ball", "globe"}
 
 
-# ------------------------------------------------------------------ mistakes
-def test_a_process_that_dies_ends_the_others(together, tiny_root, tmp_path):
-    """A photo of the second process is damaged: both end, and say why."""
-    shutil.copytree(tiny_root, tmp_path / "spoilt")
-    photo = tmp_path / "spoilt" / "globe" / "train" / "r_2.png"
+def test_a_process_that_fails_ends_the_others(start, tiny_root, tmp_path):
+    """A damaged photo of the second process; each prints its own message."""
+    shutil.copytree(tiny_root, tmp_path / "damaged")
+    photo = tmp_path / "damaged" / "globe" / "train" / "r_2.png"
     photo.write_bytes(photo.read_bytes()[:150])
-    finished = together(*NPBG, "trainer.limit_val_batches=0", root=tmp_path / "spoilt", timeout=120)
+    finished = start(tmp_path, *NPBG, "trainer.limit_val_batches=0", root=tmp_path / "damaged", timeout=120)
     assert all(code != 0 for _, code in finished)
-    assert "r_2.png" in finished[1][0] and "another process of this run has ended" in finished[0][0]
-
-
-def test_the_number_of_processes_must_match(run_in, tmp_path, monkeypatch):
-    """What a launcher tells the processes that it starts."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"trainer.devices: .* the 2 processes that were started, got 3 devices"):
-        run_in(tmp_path, "trainer.devices=3", tiny=NPBG)
+    assert "r_2.png" in finished[1][0] and "process 0: another process of this run has ended" in finished[0][0]

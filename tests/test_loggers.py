@@ -1,4 +1,4 @@
-"""Every logger gets the scores and the costs; several work at once."""
+"""Several loggers at once receive scores and costs."""
 
 import csv
 
@@ -13,7 +13,7 @@ NAMES = {
 
 @pytest.mark.slow
 def test_three_loggers_at_once(run_here, monkeypatch):
-    """W&B without an account or a network."""
+    """W&B in offline mode."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = run_here("test_after_fit=true", "loggers=[tensorboard,csv,wandb]", "trainer.log_every_n_steps=1")
     events = EventAccumulator(str(folder / "tb_logs"))

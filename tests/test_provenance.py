@@ -1,4 +1,4 @@
-"""What a run was started with: enough to repeat it, and nothing private."""
+"""Provenance files of a run, which hold no secrets of the environment."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import yaml
 from npbgpp.engine.provenance import environment
 
 
-def test_every_run_keeps_its_environment_and_its_config(run_here, monkeypatch):
+def test_a_run_writes_its_environment_and_config(run_here, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a-secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = run_here("trainer.limit_val_batches=0")
@@ -29,16 +29,18 @@ def test_the_commit_of_a_checkout(tmp_path):
     if shutil.which("git") is None:
         return
 
-    def git(*words: str) -> str:
+    def git(*arguments: str) -> str:
         identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        return subprocess.run(["git", "-C", str(tmp_path), *identity, *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     git("init", "-q")
     (tmp_path / "file").write_text("one")
     git("add", "file")
     git("commit", "-qm", "one")
     assert environment(tmp_path)["git"] == {"commit": git("rev-parse", "HEAD"), "changed": False}
-    (tmp_path / "untracked").write_text("of no account")
+    (tmp_path / "untracked").write_text("two")
     assert environment(tmp_path)["git"]["changed"] is False
     (tmp_path / "file").write_text("two")
     assert environment(tmp_path)["git"]["changed"] is True
