@@ -1,9 +1,9 @@
-"""Makes the example scene: pictures, cameras and point cloud of a still life, in the layout of the NeRF-Synthetic ("Blender") data.
+"""Makes the example scene: images, cameras and point cloud of a still life, in the NeRF-Synthetic ("Blender") layout.
 
     python example/make_scene.py --out example/still_life
 
-writes `transforms_{train,val,test}.json`, `{train,val,test}/r_<i>.png` and `mvs_pc.ply`. The objects are fixed; the seed moves the
-cameras and the points of the cloud. Needs numpy, torch, Pillow and plyfile.
+writes `transforms_{train,val,test}.json`, `{train,val,test}/r_<i>.png` and `mvs_pc.ply`. The objects are fixed; the seed
+sets the cameras and the points of the cloud. Needs numpy, torch, Pillow and plyfile.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from PIL import Image
 from plyfile import PlyData, PlyElement
 
 from still_life_maker.cloud import surface_cloud
-from still_life_maker.views import ANGLE_X, picture, poses, spread
+from still_life_maker.views import ANGLE_X, poses, render, spread
 
 SPLITS = ("train", "val", "test")
 
@@ -34,35 +34,35 @@ def at_least_one(text: str) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Command line; refuses a folder with pictures of another, larger run, which would no longer match the json files."""
+    """Reads the command line; refuses a folder with images of a larger run, which would not match the json files."""
     parser = argparse.ArgumentParser(description="Render the example scene.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the scene, made if absent")
-    parser.add_argument("--size", type=at_least_one, default=200, help="side of the square pictures in pixels")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the scene")
+    parser.add_argument("--size", type=at_least_one, default=200, help="size of the square images, pixels")
     parser.add_argument("--train", type=at_least_one, default=80, help="number of training views")
     parser.add_argument("--val", type=at_least_one, default=20, help="number of validation views")
     parser.add_argument("--test", type=at_least_one, default=15, help="number of test views")
     parser.add_argument("--samples", type=at_least_one, default=4, help="rays along each side of a pixel")
     parser.add_argument("--points", type=at_least_one, default=70000, help="points of the cloud")
-    parser.add_argument("--seed", type=int, default=0, help="moves the cameras and the points of the cloud")
-    parser.add_argument("--workers", type=at_least_one, default=os.cpu_count() or 1, help="processes that render, one view at a time each")
+    parser.add_argument("--seed", type=int, default=0, help="of the cameras and the points of the cloud")
+    parser.add_argument("--workers", type=at_least_one, default=os.cpu_count() or 1, help="rendering processes")
     arguments = parser.parse_args(argv)
     kept = {arguments.out / split / f"r_{i}.png" for split in SPLITS for i in range(getattr(arguments, split))}
     stale = sorted({path for split in SPLITS for path in (arguments.out / split).glob("r_*.png")} - kept)
     if stale:
-        parser.error(f"--out: expected no pictures beyond those of this run, got {len(stale)}, the first is {stale[0]}; remove them")
+        parser.error(f"--out: expected no images beyond those of this run, got {len(stale)}, the first is {stale[0]}; remove them")
     return arguments
 
 
 def split_cameras(counts: dict[str, int], seed: int) -> dict[str, np.ndarray]:
-    """(k, 4, 4) cameras of every split; the test and validation views are spread out and lie between the training views."""
+    """(k, 4, 4) cameras of each split; test and validation views are spread out between the training views."""
     cameras = spread(poses(sum(counts.values()), seed))
     test, val, train = np.split(cameras, [counts["test"], counts["test"] + counts["val"]])
     return {"train": train, "val": val, "test": test}
 
 
 def write_view(path: Path, pose: np.ndarray, size: int, samples: int) -> None:
-    """Renders one picture and writes it as PNG."""
-    Image.fromarray(picture(pose, size, samples)).save(path, optimize=True)
+    """Renders one image and writes it as PNG."""
+    Image.fromarray(render(pose, size, samples)).save(path, optimize=True)
 
 
 def write_transforms(path: Path, split: str, cameras: np.ndarray) -> None:
@@ -81,10 +81,10 @@ def write_cloud(path: Path, xyz: np.ndarray, rgb: np.ndarray) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the whole scene; `argv` replaces the command line's arguments."""
+    """Writes the whole scene; `argv` replaces the arguments of the command line."""
     arguments = parse_arguments(argv)
     cameras = split_cameras({split: getattr(arguments, split) for split in SPLITS}, arguments.seed)
-    # Fresh interpreters: a process that has used torch must not be forked.
+    # torch does not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = []

@@ -1,4 +1,4 @@
-"""Draws ``style.png``, the default picture of the style loss: brush-like waves in a few colours. Run: ``python example/make_style.py``."""
+"""Draws ``style.png``, the default image of the style loss: waves in a few colours. Run: ``python example/make_style.py``."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from PIL import Image
 SIZE = 192
 
 
-def style_picture(size: int = SIZE) -> np.ndarray:
+def style_image(size: int = SIZE) -> np.ndarray:
     """Colours (size, size, 3), 8 bits."""
     v, u = np.mgrid[0:size, 0:size] / size * 2 * np.pi
     phase = 3 * u + 2 * np.sin(2 * v) + np.sin(5 * u + 3 * v)
@@ -19,4 +19,4 @@ def style_picture(size: int = SIZE) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    Image.fromarray(style_picture()).save(Path(__file__).parent / "style.png", optimize=True)
+    Image.fromarray(style_image()).save(Path(__file__).parent / "style.png", optimize=True)

@@ -1,4 +1,4 @@
-"""A head with a pattern, and half transparent strands that hang around it in several shells, one behind the other."""
+"""A patterned head, and semi-transparent strands in several shells around it."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import numpy as np
 
 HEAD_RADIUS = 0.45
 STRANDS = 260
-WIDTH = 0.016  # of a strand, world units: about one pixel of the example
-SHELLS = (0.58, 0.95)  # smallest and largest radius that strands hang at
+WIDTH = 0.016  # of a strand, world units: about one pixel
+SHELLS = (0.58, 0.95)  # range of the radii of strands
 OPACITIES = (0.3, 0.85)
 PALETTE = np.array([[0.55, 0.16, 0.08], [0.85, 0.55, 0.2], [0.16, 0.1, 0.09], [0.75, 0.72, 0.66], [0.35, 0.12, 0.4]])
 CHECKS = np.array([[0.1, 0.45, 0.75], [0.95, 0.85, 0.35], [0.15, 0.6, 0.35], [0.9, 0.35, 0.3]])
@@ -18,8 +18,8 @@ class Strands:
     """k curves.
 
     Attributes:
-        shell, azimuth, twist, drop: radius that a strand hangs at, angle it starts at (rad), angle it turns by (rad), height it falls by.
-        curl, turns, phase: radius of its curls, their number, and where they begin (rad).
+        shell, azimuth, twist, drop: radius, initial azimuth (rad), total rotation (rad) and height difference of each strand.
+        curl, turns, phase: radius, number and initial phase (rad) of its curls.
         opacity: of each strand.
         colour: (k, 3), at the root; tips are lighter.
     """
@@ -34,9 +34,9 @@ class Strands:
     opacity: np.ndarray
     colour: np.ndarray
 
-    def at(self, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """((k, m, 3) positions, (k, m, 3) colours) at m shares of the way from root to tip, in [0, 1]."""
-        t = share[None]
+    def at(self, parameter: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """((k, m, 3) positions, (k, m, 3) colours) at m parameters from 0 (root) to 1 (tip)."""
+        t = parameter[None]
         column = {name: getattr(self, name)[:, None] for name in ("shell", "azimuth", "twist", "drop", "curl", "turns", "phase")}
         wave = 2.0 * np.pi * column["turns"] * t + column["phase"]
         radius = column["shell"] * np.sin(0.5 * np.pi * np.minimum(1.0, 0.08 + 1.7 * t)) + column["curl"] * t * np.cos(wave)
@@ -48,7 +48,7 @@ class Strands:
 
 
 def strands(seed: int) -> Strands:
-    """The strands of a seed."""
+    """Random strands."""
     rng = np.random.default_rng(seed)
     azimuth = 2.0 * np.pi * (np.arange(STRANDS) + rng.random(STRANDS)) / STRANDS
     chosen = PALETTE[rng.integers(len(PALETTE), size=STRANDS)]
@@ -66,7 +66,7 @@ def strands(seed: int) -> Strands:
 
 
 def head_colour(xyz: np.ndarray) -> np.ndarray:
-    """(n, 3) colours of points (n, 3) of the head: a pattern of four colours, brighter above."""
+    """(n, 3) colours of points (n, 3) on the head: a pattern of four colours, brighter at the top."""
     azimuth = np.arctan2(xyz[:, 1], xyz[:, 0])
     sine = np.clip(xyz[:, 2] / HEAD_RADIUS, -1.0, 1.0)
     column, row = np.floor(8.0 * azimuth / np.pi).astype(int), np.floor(4.0 * sine).astype(int)
@@ -74,7 +74,7 @@ def head_colour(xyz: np.ndarray) -> np.ndarray:
 
 
 def cloud(hair: Strands, count: int, seed: int) -> np.ndarray:
-    """(count, 3) points: four fifths within the strands, the others on the head."""
+    """(count, 3) points: four fifths inside the strands, the others on the head."""
     rng = np.random.default_rng(seed + 1)
     on_head = count // 5
     height = rng.uniform(-1.0, 1.0, on_head)

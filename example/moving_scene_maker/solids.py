@@ -1,6 +1,6 @@
-"""Shapes that rays are cut with, in coordinates of their own, and textures that are painted on them.
+"""Shapes that rays intersect, in their own coordinates, and their textures.
 
-Textures are fixed to a shape, and the light comes evenly from above, so that a shape that moves and turns about the vertical keeps its colours.
+Textures are fixed to the shapes, and the light comes evenly from above, so shapes that move and turn about the vertical axis keep their colours.
 """
 
 from abc import ABC, abstractmethod
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
-_NEAREST = 1e-6  # hits nearer than that belong to the surface that a ray starts from
-_WAVES = 7  # of a texture
-_HUE = 0.35  # how much waves differ in colour, as a share of their brightness
-_SHADE = 0.45  # how dark what faces down is
+_MIN_DISTANCE = 1e-6  # nearer intersections belong to the surface that a ray starts from
+_WAVES = 7  # per texture
+_HUE = 0.35  # amplitude of the differences in colour, relative to that of the brightness
+_SHADE = 0.45  # darkening of surfaces that face down
 
 
 class Shape(ABC):
     """A surface around the origin of its own coordinates."""
 
     @abstractmethod
-    def hits(self, o: Array, d: Array) -> Array:
-        """(n,) distances in lengths of d from o (n, 3) along d (n, 3) to the surface, inf where it is missed."""
+    def intersect(self, o: Array, d: Array) -> Array:
+        """(n,) distances from o (n, 3) along d (n, 3), in lengths of d, to the surface; inf without an intersection."""
 
     @abstractmethod
     def normals(self, x: Array) -> Array:
@@ -29,12 +29,12 @@ class Shape(ABC):
 
 
 class Floor(Shape):
-    """The plane y = 0; walls are turned floors."""
+    """The plane y = 0; walls are rotated floors."""
 
-    def hits(self, o: Array, d: Array) -> Array:
+    def intersect(self, o: Array, d: Array) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             t = -o[:, 1] / d[:, 1]
-        return np.where(t > _NEAREST, t, np.inf)
+        return np.where(t > _MIN_DISTANCE, t, np.inf)
 
     def normals(self, x: Array) -> Array:
         return np.broadcast_to([0.0, 1.0, 0.0], x.shape)
@@ -46,7 +46,7 @@ class Ball(Shape):
 
     radius: float
 
-    def hits(self, o: Array, d: Array) -> Array:
+    def intersect(self, o: Array, d: Array) -> Array:
         return _nearer_root(d, o, self.radius)
 
     def normals(self, x: Array) -> Array:
@@ -55,11 +55,11 @@ class Ball(Shape):
 
 @dataclass(frozen=True)
 class Pillar(Shape):
-    """A vertical cylinder without ends."""
+    """An infinite vertical cylinder."""
 
     radius: float
 
-    def hits(self, o: Array, d: Array) -> Array:
+    def intersect(self, o: Array, d: Array) -> Array:
         return _nearer_root(d[:, ::2], o[:, ::2], self.radius)
 
     def normals(self, x: Array) -> Array:
@@ -72,11 +72,11 @@ class Crate(Shape):
 
     half: tuple[float, float, float]
 
-    def hits(self, o: Array, d: Array) -> Array:
+    def intersect(self, o: Array, d: Array) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             both = (np.array([[-1.0], [1.0]])[..., None] * self.half - o) / d
         enter, leave = both.min(0).max(1), both.max(0).min(1)
-        return np.where((enter < leave) & (enter > _NEAREST), enter, np.inf)
+        return np.where((enter < leave) & (enter > _MIN_DISTANCE), enter, np.inf)
 
     def normals(self, x: Array) -> Array:
         share = x / self.half
@@ -91,18 +91,18 @@ def _nearer_root(d: Array, o: Array, radius: float) -> Array:
     square = b * b - a * c
     with np.errstate(invalid="ignore", divide="ignore"):
         t = (-b - np.sqrt(square)) / a
-    return np.where((square > 0) & (t > _NEAREST), t, np.inf)
+    return np.where((square > 0) & (t > _MIN_DISTANCE), t, np.inf)
 
 
 @dataclass(frozen=True)
 class Texture:
-    """Coloured waves through space.
+    """A sum of coloured waves in space.
 
     Attributes:
         base: (3,) mean colour.
-        waves: (k, 3) waves per unit along every axis.
-        phases: (k,) in turns.
-        colours: (k, 3) what each wave adds at its crest.
+        waves: (k, 3) frequencies along each axis, per unit.
+        phases: (k,) in periods.
+        colours: (k, 3) amplitude of each wave.
     """
 
     base: Array
@@ -112,7 +112,7 @@ class Texture:
 
     @classmethod
     def random(cls, rng: np.random.Generator, base: tuple[float, float, float], scale: float, contrast: float = 0.11) -> "Texture":
-        """Waves of about ``scale`` units in random directions."""
+        """Waves with lengths of about ``scale`` units in random directions."""
         directions = rng.normal(size=(_WAVES, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         lengths = scale * rng.uniform(0.6, 1.8, (_WAVES, 1))
@@ -130,13 +130,13 @@ class Texture:
 
 
 @dataclass(frozen=True)
-class Thing:
-    """A textured shape on its way.
+class SceneObject:
+    """A textured shape with a motion.
 
     Attributes:
-        shape, texture: what it is.
-        pose: its object-to-world matrix at a moment.
-        moves: whether that changes.
+        shape, texture: its surface.
+        pose: object-to-world matrix at a time.
+        moves: whether the pose changes.
     """
 
     shape: Shape
@@ -144,7 +144,7 @@ class Thing:
     pose: Callable[[float], Array]
     moves: bool = False
 
-    def colours(self, x: Array, moment: float) -> Array:
-        """(n, 3) what points x (n, 3) of its own coordinates look like."""
-        up = self.shape.normals(x) @ self.pose(moment)[1, :3]
+    def colours(self, x: Array, time: float) -> Array:
+        """(n, 3) shaded colours at points x (n, 3) in its own coordinates."""
+        up = self.shape.normals(x) @ self.pose(time)[1, :3]
         return self.texture.at(x) * (1 - _SHADE * (1 - up) / 2)[:, None]

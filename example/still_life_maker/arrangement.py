@@ -1,6 +1,6 @@
-"""The still life: what stands on the round table, where, and of which material. World units; the table top is the plane z = 0.
+"""The objects on the round table, their positions and materials. World units; the table top is the plane z = 0.
 
-Colours are written as sRGB triples in [0, 1] and turned into linear RGB once, by `linear`.
+Colours are sRGB triples in [0, 1]; `linear` converts them to linear RGB.
 """
 
 import math
@@ -38,7 +38,7 @@ def linear(colour: Colour) -> Tensor:
 
 
 def plain(colour: Colour) -> Callable[[Tensor], Tensor]:
-    """Albedo of one colour all over."""
+    """Albedo of a single colour."""
     value = linear(colour)
     return lambda p: value.expand(3, p.shape[1])
 
@@ -49,7 +49,7 @@ def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 
 
 def grain(base: Tensor, rings: Tensor, strength: float = 0.22) -> Tensor:
-    """Wood: the colour `base` (3, 1), darkened in soft rings; `rings` (n,) counts years."""
+    """Wood: the colour `base` (3, 1), darkened in soft rings; `rings` (n,) is the ring number."""
     return base * (1.0 - strength * (0.5 + 0.5 * torch.sin(2.0 * math.pi * rings)))
 
 
@@ -82,7 +82,7 @@ def book_albedo(p: Tensor) -> Tensor:
 
 
 def block_albedo(p: Tensor) -> Tensor:
-    """Oak, rings about an axis beside the block."""
+    """Oak, with rings about an axis beside the block."""
     return grain(linear(OAK), 16.0 * torch.hypot(p[0] + 0.3, p[2] + 0.25) + 0.3 * torch.sin(7.0 * p[1]), 0.35)
 
 
@@ -118,7 +118,7 @@ def marble_albedo(first: Colour, second: Colour) -> Callable[[Tensor], Tensor]:
 
 
 def turned(axis: int, degrees: float) -> Tensor:
-    """(3, 3) rotation about a coordinate axis (0 x, 1 y, 2 z), counter-clockwise when seen from the axis' tip."""
+    """(3, 3) rotation about a coordinate axis (0 x, 1 y, 2 z) by the right-hand rule."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     i, j = (axis + 1) % 3, (axis + 2) % 3
     rotation = torch.eye(3, dtype=torch.float64)
@@ -127,7 +127,7 @@ def turned(axis: int, degrees: float) -> Tensor:
 
 
 def place(name: str, shape: Shape, position: tuple[float, float, float], material: Material, rotation: Tensor | None = None) -> Solid:
-    """A solid in the world; without a rotation its axes are the world's."""
+    """A solid in the world; None is the identity rotation."""
     turn = torch.eye(3, dtype=torch.float64) if rotation is None else rotation
     return Solid(name, shape, turn, torch.tensor(position, dtype=torch.float64)[:, None], material)
 

@@ -1,7 +1,7 @@
-"""An exact point cloud of the surfaces that the training cameras see.
+"""An exact point cloud of the surfaces that the training cameras see, uniform by area.
 
-p (3, n): points, uniform by area. Points are drawn evenly in each solid's box, those within `SHELL` of its surface are kept (a shell of
-constant thickness holds the same number of them above every unit of area) and are moved onto the surface.
+p (3, n): points. They are drawn uniformly in the box of each solid; those in a shell of constant thickness around its surface are projected
+onto the surface.
 """
 
 import numpy as np
@@ -13,18 +13,18 @@ from still_life_maker.light import OFFSET
 from still_life_maker.solids import Solid, blocked, dot, unit
 from still_life_maker.views import project, to_srgb
 
-SHELL = 0.002
+SHELL = 0.002  # half of its thickness
 ON_SURFACE = 1e-7
-VISIBLE_AREA = 11.0  # square world units, roughly: sets how many candidates a draw has
+VISIBLE_AREA = 11.0  # about, square world units: sets the number of candidates per draw
 DRAWS = 20
 
 
 def surface_cloud(cameras: np.ndarray, size: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points that at least one camera sees.
+    """Points visible in at least one camera.
 
     Args:
         cameras: (k, 4, 4) camera-to-world matrices.
-        size: side of their square images in pixels.
+        size: of their square images, pixels.
         count: number of points.
         seed: of the random draws.
 
@@ -32,22 +32,22 @@ def surface_cloud(cameras: np.ndarray, size: int, count: int, seed: int) -> tupl
         (count, 3) float32 world positions and (count, 3) uint8 sRGB diffuse colours, in random order.
 
     Raises:
-        ValueError: if the cameras see too little for `count` points.
+        ValueError: if too few points are visible.
     """
     generator = torch.Generator().manual_seed(seed)
     solids = still_life()
     points, colours, have = [], [], 0
     for _ in range(DRAWS):
         p, normals, albedo = _draw(solids, count / VISIBLE_AREA, generator)
-        seen = _seen(solids, p, normals, cameras, size)
-        points.append(p[:, seen])
-        colours.append(to_srgb(albedo[:, seen]))
-        have += int(seen.sum())
+        visible = _visible(solids, p, normals, cameras, size)
+        points.append(p[:, visible])
+        colours.append(to_srgb(albedo[:, visible]))
+        have += int(visible.sum())
         if have >= count:
             break
     else:
-        raise ValueError(f"count: expected at most {have} points that the cameras see, got {count}; add cameras or ask for fewer points")
-    # A shuffle across all draws keeps the density even when the surplus is cut off.
+        raise ValueError(f"count: expected at most the {have} visible points, got {count}; add cameras or choose fewer points")
+    # shuffled over all draws, so that the density stays uniform when the surplus is removed
     chosen = torch.randperm(have, generator=generator)[:count]
     xyz = torch.cat(points, 1)[:, chosen].T.to(torch.float32)
     rgb = (torch.cat(colours, 1)[:, chosen].T * 255.0 + 0.5).floor().to(torch.uint8)
@@ -55,7 +55,7 @@ def surface_cloud(cameras: np.ndarray, size: int, count: int, seed: int) -> tupl
 
 
 def _draw(solids: list[Solid], density: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Surface points (3, m), `density` to the unit area, that lie in no other solid, with their normals (3, m) and albedos (3, m)."""
+    """Surface points (3, m) outside of other solids, `density` per unit of area, with normals (3, m) and albedos (3, m)."""
     points, normals, albedos = [], [], []
     for solid in solids:
         half = torch.tensor(solid.shape.half_extent, dtype=torch.float64)[:, None] + 2.0 * SHELL
@@ -75,15 +75,15 @@ def _draw(solids: list[Solid], density: float, generator: torch.Generator) -> tu
     return torch.cat(points, 1), torch.cat(normals, 1), torch.cat(albedos, 1)
 
 
-def _seen(solids: list[Solid], p: Tensor, n: Tensor, cameras: np.ndarray, size: int) -> Tensor:
-    """(m,) bool: whether a camera has the point (3, m) with normal n in its image, from the front and with nothing between."""
-    seen = torch.zeros(p.shape[1], dtype=torch.bool)
+def _visible(solids: list[Solid], p: Tensor, n: Tensor, cameras: np.ndarray, size: int) -> Tensor:
+    """(m,) bool: whether a point (3, m) with normal n is in the image of a camera, faces it, and is not occluded."""
+    visible = torch.zeros(p.shape[1], dtype=torch.bool)
     for camera in cameras:
         to_camera = torch.tensor(camera[:3, 3:], dtype=torch.float64) - p
         uv, _ = project(p.T.numpy(), camera, size)
         inside = torch.from_numpy(((uv >= 0.0) & (uv < size)).all(-1))
-        rays = (~seen & inside & (dot(to_camera, n) > 0.0)).nonzero()[:, 0]
+        rays = (~visible & inside & (dot(to_camera, n) > 0.0)).nonzero()[:, 0]
         away = to_camera[:, rays]
         free = ~blocked(solids, p[:, rays] + OFFSET * n[:, rays], unit(away), dot(away, away).sqrt())
-        seen[rays[free]] = True
-    return seen
+        visible[rays[free]] = True
+    return visible

@@ -1,7 +1,7 @@
-"""Colour of a ray: one round lamp with soft shadows, a surrounding sky with two soft panels, contact shadows, mirror reflections.
+"""Shading: a disc lamp with soft shadows, an environment with two soft panels, ambient occlusion, mirror reflections.
 
-All colours are linear RGB (3, n). `lamp` (3, n) is the point of the lamp's disc that a ray uses; spreading these points over the
-samples of a pixel makes the shadow's edge soft without noise.
+All colours are linear RGB (3, n). `lamp` (3, n) is the point on the lamp that each ray samples; different points for the samples of a pixel
+give soft shadows without noise.
 """
 
 import math
@@ -17,7 +17,7 @@ LAMP_RADIUS = 0.45
 LAMP_COLOUR = (0.88, 0.82, 0.73)
 SKY_COLOUR = (0.42, 0.45, 0.50)
 BOUNCE_COLOUR = (0.34, 0.31, 0.28)
-OFFSET = 5e-4  # how far off the surface the next ray starts
+OFFSET = 5e-4  # distance of secondary rays from the surface
 BOUNCES = 2
 NORMAL_REFLECTANCE = 0.05
 OCCLUSION_TAPS = (0.04, 0.09, 0.17, 0.28)
@@ -28,8 +28,8 @@ def column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)[:, None]
 
 
-def surroundings(d: Tensor) -> Tensor:
-    """Radiance (3, n) that arrives from the unit directions d when nothing is hit: sky, floor glow and two soft panels."""
+def environment(d: Tensor) -> Tensor:
+    """Radiance (3, n) of the environment in the unit directions d: sky, ground and two soft panels."""
     up = d[2]
     above = (up.clamp_min(0.0)) ** 0.6
     below = (-up).clamp_min(0.0) ** 0.5
@@ -47,16 +47,16 @@ def surroundings(d: Tensor) -> Tensor:
 
 
 def soft_step(x: Tensor) -> Tensor:
-    """0 below 0, 1 above 1, a cubic without kinks between."""
+    """Cubic smoothstep from 0 at 0 to 1 at 1."""
     x = x.clamp(0.0, 1.0)
     return x * x * (3.0 - 2.0 * x)
 
 
-def open_share(solids: Sequence[Solid], p: Tensor, n: Tensor) -> Tensor:
-    """(m,) share of the sky that reaches (3, m) surface points with normals n.
+def ambient_occlusion(solids: Sequence[Solid], p: Tensor, n: Tensor) -> Tensor:
+    """(m,) fraction of the ambient light that reaches (3, m) surface points with normals n.
 
-    Distances to the solids are read at a few taps along the normal; a distance smaller than the tap's height means that something
-    stands close by. The solids' shares are multiplied, which keeps the result smooth where two of them meet.
+    Distances to the solids are sampled at a few heights along the normal; a distance below the height means occlusion. The factors of the
+    solids are multiplied, which is smooth where two of them meet.
     """
     share = torch.ones_like(p[0])
     for solid in solids:
@@ -71,16 +71,16 @@ def open_share(solids: Sequence[Solid], p: Tensor, n: Tensor) -> Tensor:
 
 
 def radiance(solids: Sequence[Solid], o: Tensor, d: Tensor, lamp: Tensor, bounces: int = BOUNCES) -> tuple[Tensor, Tensor]:
-    """Colour (3, n) along the rays o + t d, and whether (n,) they hit anything; rays that miss see the surroundings."""
+    """Colour (3, n) along the rays o + t d, and whether (n,) they hit anything; rays that miss get the environment."""
     t, which = nearest_hit(solids, o, d)
     hit = (which >= 0).nonzero()[:, 0]
-    colour = surroundings(d)
+    colour = environment(d)
     colour[:, hit] = _shade(solids, o[:, hit] + t[hit] * d[:, hit], d[:, hit], which[hit], lamp[:, hit], bounces)
     return colour, which >= 0
 
 
 def _shade(solids: Sequence[Solid], p: Tensor, d: Tensor, which: Tensor, lamp: Tensor, bounces: int) -> Tensor:
-    """Colour (3, m) of the surface points p on the solids `which`, seen along d."""
+    """Colour (3, m) of surface points p on the solids `which` in the viewing directions d."""
     n, albedo = torch.empty_like(p), torch.empty_like(p)
     gloss, metal, highlight, exponent = (torch.zeros_like(p[0]) for _ in range(4))
     for index, solid in enumerate(solids):
@@ -101,7 +101,7 @@ def _shade(solids: Sequence[Solid], p: Tensor, d: Tensor, which: Tensor, lamp: T
     faces = (cosine > 0.0).nonzero()[:, 0]
     lit = torch.zeros_like(cosine)
     lit[faces] = (~blocked(solids, start[:, faces], to_lamp[:, faces], lamp_distance[faces])).to(p.dtype)
-    share = open_share(solids, p, n)
+    share = ambient_occlusion(solids, p, n)
     sky = column(BOUNCE_COLOUR) + (0.5 + 0.5 * n[2]) * (column(SKY_COLOUR) - column(BOUNCE_COLOUR))
     diffuse = albedo * (lit * cosine * column(LAMP_COLOUR) + share * sky)
 
@@ -116,7 +116,7 @@ def _shade(solids: Sequence[Solid], p: Tensor, d: Tensor, which: Tensor, lamp: T
         if bounces > 0:
             reflected[:, shiny] = radiance(solids, start[:, shiny], away, lamp[:, shiny], bounces - 1)[0]
         else:
-            reflected[:, shiny] = surroundings(away) * share[shiny]
+            reflected[:, shiny] = environment(away) * share[shiny]
     halfway = unit(to_lamp - d)
     spot = highlight * lit * dot(n, halfway).clamp_min(0.0) ** exponent
     return (1.0 - metal) * (1.0 - coat) * diffuse + mirror * reflected + spot

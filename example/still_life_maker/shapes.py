@@ -1,8 +1,8 @@
 """Exact signed distance functions of a few shapes, each in its own frame (negative inside, world units).
 
-Points are (3, n) tensors; distances are (n,) tensors. A `Shape` also knows a box around itself, centred at the origin of its
-frame, so that rays that cannot meet it are dropped early. Every distance is exact next to the surface (gradient of length 1), which
-both the sphere tracing (Hart, "Sphere tracing", The Visual Computer 1996, section 2) and the surface sampling rely on.
+Points are (3, n) tensors; distances are (n,) tensors. A `Shape` also has a bounding box, centred at the origin of its frame,
+which rejects rays early. Distances are exact near the surface (gradient of length 1), as
+both sphere tracing (Hart, "Sphere tracing", The Visual Computer 1996, section 2) and surface sampling require.
 """
 
 import math
@@ -78,8 +78,8 @@ def lathe(profile: list[tuple[float, float]], rounding: float = 0.0) -> Shape:
 
     Args:
         profile: (radius, z) corners in order, the first and the last on the axis: the outline of the right half. The closing line along
-            the axis is no surface and takes no part.
-        rounding: the surface lies this far outside the outline.
+            the axis is not a part of the surface.
+        rounding: distance of the surface from the outline.
     """
     edges = [(r0, z0, r1 - r0, z1 - z0) for (r0, z0), (r1, z1) in zip(profile[:-1], profile[1:], strict=True)]
 
@@ -92,7 +92,7 @@ def lathe(profile: list[tuple[float, float]], rounding: float = 0.0) -> Shape:
             along = ((pr * dr + pz * dz) / (dr * dr + dz * dz)).clamp(0.0, 1.0)
             er, ez = pr - along * dr, pz - along * dz
             nearest = torch.minimum(nearest, er * er + ez * ez)
-            if dz != 0.0:  # even-odd rule: count the edges that lie outwards of the point at its height
+            if dz != 0.0:  # even-odd rule: count the edges outside of the point at its height
                 level = (z >= min(z0, z0 + dz)) & (z < max(z0, z0 + dz))
                 inside ^= level & (pr < pz * (dr / dz))
         root = nearest.sqrt()

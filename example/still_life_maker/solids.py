@@ -1,6 +1,6 @@
-"""Objects placed in the world, and where rays meet them.
+"""Solids in the world, and their intersections with rays.
 
-o, d (3, n): origins and unit directions in the world; t (n,): distance along the ray, infinite where nothing is hit.
+o, d (3, n): origins and unit directions in the world; t (n,): distance along the ray, infinite without an intersection.
 """
 
 import math
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from still_life_maker.shapes import Shape
 
-HIT = 1e-5  # distance at which a ray counts as having arrived
+HIT = 1e-5  # distance from the surface that counts as an intersection
 MAX_STEPS = 56
-NEAR_MISS = 1e-4  # a ray that is this close after the last step only crawls along the surface: a hit
+NEAR_MISS = 1e-4  # the same after the last step: such rays graze the surface
 BOX_MARGIN = 1e-5
 GRADIENT_STEP = 1e-5
 
@@ -23,8 +23,8 @@ GRADIENT_STEP = 1e-5
 class Material:
     """`albedo` maps (3, n) points in the object's frame to (3, n) linear RGB.
 
-    gloss: weight of the mirror reflection of the clear coat (0 matte); metal: share of the reflection that is tinted by the albedo
-    instead of the diffuse part; highlight and exponent: strength and sharpness of the lamp's highlight.
+    gloss: weight of the specular reflection of the clear coat (0 is matte); metal: fraction that is a metallic reflection, tinted by the albedo;
+    highlight and exponent: strength and sharpness of the highlight of the lamp.
     """
 
     albedo: Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Solid:
-    """A shape at `position` (3, 1), turned by `rotation` (3, 3, object to world), made of `material`."""
+    """A shape at `position` (3, 1) with `rotation` (3, 3, object to world) and `material`."""
 
     name: str
     shape: Shape
@@ -46,7 +46,7 @@ class Solid:
 
     @property
     def reach(self) -> float:
-        """Radius of a ball around `position` that holds the solid."""
+        """Radius of the bounding sphere around `position`."""
         return math.hypot(*self.shape.half_extent)
 
     def to_local(self, p: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Solid:
 
 
 def unit(v: Tensor) -> Tensor:
-    """(3, n) vectors scaled to length 1."""
+    """(3, n) normalised vectors."""
     return v / dot(v, v).sqrt()
 
 
@@ -79,33 +79,33 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nearest_hit(solids: Sequence[Solid], o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """First surface on each ray: t (n,) and the index of the solid (n,), infinite and -1 where there is none."""
+    """First intersection of each ray: t (n,) and index of the solid (n,); infinite and -1 without one."""
     t_best = torch.full_like(o[0], math.inf)
     which = torch.full_like(o[0], -1, dtype=torch.long)
     for index, solid in enumerate(solids):
-        rays, t = _meet(solid, o, d, t_best)
+        rays, t = _intersect(solid, o, d, t_best)
         t_best[rays] = t
         which[rays] = index
     return t_best, which
 
 
 def blocked(solids: Sequence[Solid], o: Tensor, d: Tensor, t_end: Tensor) -> Tensor:
-    """(n,) bool: whether anything lies on the ray before t_end (n,)."""
+    """(n,) bool: whether the ray intersects a solid before t_end (n,)."""
     reach = t_end.clone()
     for solid in solids:
-        rays, _ = _meet(solid, o, d, reach)
-        reach[rays] = 0.0  # leaves nothing to search on this ray
+        rays, _ = _intersect(solid, o, d, reach)
+        reach[rays] = 0.0  # ends the search on this ray
     return reach == 0.0
 
 
-def _meet(solid: Solid, o: Tensor, d: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the rays that meet the solid before t_end, and where."""
+def _intersect(solid: Solid, o: Tensor, d: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the rays that intersect the solid before t_end, and t of the intersections."""
     to_centre = solid.position - o
     closest = dot(to_centre, d)
     off_axis = dot(to_centre, to_centre) - closest * closest
     rays = ((off_axis < solid.reach**2) & (closest + solid.reach > 0.0)).nonzero()[:, 0]
     local_o, local_d = solid.to_local(o[:, rays]), solid.rotation.T @ d[:, rays]
-    # A direction component of exactly 0 would give 0 * inf in the slab test.
+    # a direction component of 0 would give 0 * inf in the slab test
     inverse = 1.0 / torch.where(local_d.abs() < 1e-12, 1e-12, local_d)
     half = torch.tensor(solid.shape.half_extent, dtype=o.dtype)[:, None] + BOX_MARGIN
     t_a, t_b = (-half - local_o) * inverse, (half - local_o) * inverse
@@ -117,17 +117,17 @@ def _meet(solid: Solid, o: Tensor, d: Tensor, t_end: Tensor) -> tuple[Tensor, Te
 
 
 def _march(shape: Shape, o: Tensor, d: Tensor, t: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:
-    """Sphere tracing from t to t_end: indices of the rays that arrive, and the t of their arrival."""
+    """Sphere tracing from t to t_end: indices of the rays that reach the surface, and t of the intersections."""
     rays = torch.arange(t.numel())
-    arrived: list[tuple[Tensor, Tensor]] = []
+    reached: list[tuple[Tensor, Tensor]] = []
     for step in range(MAX_STEPS):
         gap = shape.distance(o + t * d)
         t = t + gap
         here = gap < (HIT if step + 1 < MAX_STEPS else NEAR_MISS)
-        arrived.append((rays[here], t[here]))
+        reached.append((rays[here], t[here]))
         going = (~here & (t < t_end)).nonzero()[:, 0]
         if going.numel() == 0:
             break
         if going.numel() < t.numel():
             rays, o, d, t, t_end = rays[going], o[:, going], d[:, going], t[going], t_end[going]
-    return torch.cat([r for r, _ in arrived]), torch.cat([t for _, t in arrived])
+    return torch.cat([r for r, _ in reached]), torch.cat([t for _, t in reached])

@@ -1,4 +1,4 @@
-"""Cameras around the scene, and the pictures they take.
+"""Cameras around the scene, and rendered images.
 
 A camera is a 4x4 camera-to-world matrix with OpenGL axes (x right, y up, z backward). The principal point is the centre of the image,
 focal = 0.5 w / tan(0.5 angle_x) pixels, and pixel (row i, column j) covers [j, j+1) x [i, i+1), rows downwards.
@@ -18,8 +18,8 @@ ANGLE_X = 0.7  # rad
 DISTANCE = 4.0
 TARGET = (0.0, 0.0, 0.22)
 ELEVATIONS = (12.0, 72.0)  # degrees
-RAYS_AT_ONCE = 131072  # fewer make the call overhead felt, more leave the cache
-DECIMALS = 10  # of the matrices: hides last-bit differences between platforms' sine and cosine
+RAYS_AT_ONCE = 131072  # fewer have too much call overhead, more do not fit into the cache
+DECIMALS = 10  # of the matrices: hides differences in the last bit between platforms
 
 
 def poses(count: int, seed: int) -> np.ndarray:
@@ -41,7 +41,7 @@ def poses(count: int, seed: int) -> np.ndarray:
 
 
 def spread(cameras: np.ndarray) -> np.ndarray:
-    """The cameras (k, 4, 4) in an order in which each is as far as it can be from all before it: any first part is spread out."""
+    """Orders cameras (k, 4, 4) by farthest-point sampling: the first views of the sequence are spread out."""
     directions = cameras[:, :3, 2]
     order = [len(cameras) // 2]
     cosine = directions @ directions[order[0]]  # to the nearest camera in the order so far
@@ -62,7 +62,7 @@ def project(points: np.ndarray, pose: np.ndarray, size: int) -> tuple[np.ndarray
 
 
 def lamp_points(count: int) -> Tensor:
-    """(3, count) points spread over the lamp's disc (golden-angle spiral), shuffled: the part of the lamp must not follow the part of the pixel."""
+    """(3, count) points on the disc of the lamp (golden-angle spiral), shuffled, so that they are independent of the position in the pixel."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     radius = LAMP_RADIUS * ((order + 0.5) / count).sqrt()
     angle = order * math.pi * (3.0 - math.sqrt(5.0))
@@ -72,7 +72,7 @@ def lamp_points(count: int) -> Tensor:
     return column(LAMP_CENTRE) + radius * (angle.cos() * side + angle.sin() * over)
 
 
-def picture(pose: np.ndarray, size: int, samples: int) -> np.ndarray:
+def render(pose: np.ndarray, size: int, samples: int) -> np.ndarray:
     """(size, size, 4) uint8 RGBA with straight alpha, samples x samples rays a pixel; RGB is 0 where alpha is 0."""
     solids = still_life()
     matrix = torch.tensor(pose, dtype=torch.float64)
@@ -90,7 +90,7 @@ def picture(pose: np.ndarray, size: int, samples: int) -> np.ndarray:
         colour, hit = radiance(solids, o, d, lamps.repeat(1, pixels.numel()))
         weight = hit.double().reshape(-1, per_pixel)
         covered = weight.mean(1)
-        # Samples are averaged as displayed, so that a picture laid over white equals the picture of the scene before white.
+        # samples are averaged in sRGB, so that the image composited on white equals an image rendered on white
         mean = (to_srgb(colour).reshape(3, -1, per_pixel) * weight).mean(2) / covered.clamp_min(1e-9)
         rows.append(torch.cat([mean, covered[None]]))
     image = torch.cat(rows, 1).T.reshape(size, size, 4)
@@ -98,6 +98,6 @@ def picture(pose: np.ndarray, size: int, samples: int) -> np.ndarray:
 
 
 def to_srgb(colour: Tensor) -> Tensor:
-    """sRGB values in [0, 1] of linear colours (IEC 61966-2-1); what is too bright is cut off."""
+    """sRGB values, clamped to [0, 1], of linear colours (IEC 61966-2-1)."""
     c = colour.clamp(0.0, 1.0)
     return torch.where(c <= 0.0031308, 12.92 * c, 1.055 * c.clamp_min(1e-9) ** (1.0 / 2.4) - 0.055)

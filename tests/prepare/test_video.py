@@ -63,8 +63,8 @@ def rendered_video(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLE))
         from moving_scene_maker import measure, room
-    things = room.room(0)
-    moves = np.array([thing.moves for thing in things])
+    objects = room.room(0)
+    moves = np.array([obj.moves for obj in objects])
     lens = pycolmap.Camera(model="SIMPLE_RADIAL", width=SIZE[1], height=SIZE[0], params=list(RADIAL))
     centres = []
     for folder in ("frames", "masks"):
@@ -72,12 +72,12 @@ def rendered_video(tmp_path_factory) -> Path:
     for k in range(FRAMES):
         camera = measure.Pinhole(room.path_camera(k / (FRAMES - 1)), SIZE)
         undistorted = lens.cam_from_img(camera.centres()) * camera.focal + np.array(SIZE[::-1]) / 2
-        hits = measure.trace(things, k / (FRAMES - 1), camera, undistorted)
+        hits = measure.trace(objects, k / (FRAMES - 1), camera, undistorted)
         colours = np.zeros((SIZE[0] * SIZE[1], 3))
-        for number, thing in enumerate(things):
-            colours[hits.thing == number] = thing.colours(hits.place[hits.thing == number], k / (FRAMES - 1))
+        for index, obj in enumerate(objects):
+            colours[hits.index == index] = obj.colours(hits.position[hits.index == index], k / (FRAMES - 1))
         Image.fromarray((colours * 255).astype(np.uint8).reshape(*SIZE, 3)).save(root / "frames" / f"clip_{k + 7}.png")
-        mask = static_mask(moves[hits.thing].reshape(SIZE))
+        mask = static_mask(moves[hits.index].reshape(SIZE))
         Image.fromarray(mask).save(root / "masks" / (f"{k:05d}.png" if k % 2 else f"{k:05d}.png.png"))  # both naming schemes
         centres.append(camera.pose[:3, 3])
     np.save(root / "centres.npy", np.array(centres))
