@@ -1,15 +1,24 @@
-"""The one exception for what a user supplied: files, keys, numbers. Everything else is our own fault and keeps its traceback."""
+"""The exception for user errors in files, keys and numbers, which print one line; all others are bugs and keep their traceback."""
+
+from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """Something the user supplied cannot be used.
+    """A user error.
 
-    The message names the file or key, says what was expected and what was found, and what to do. Command lines print it alone and exit with code 1.
+    The message names the file or key, the expected and the found value, and the remedy. Commands print it without traceback and exit with code 1.
     """
 
 
 def original_message(error: Exception) -> str:
-    """The message as it was raised: data loaders wrap errors of their worker processes in a printed traceback."""
+    """The message as raised: data loaders wrap the errors of worker processes in a printed traceback."""
     text = str(error)
     marker = f"{InputError.__name__}: "
     return text.rsplit(marker, 1)[-1].strip() if text.startswith("Caught ") and marker in text else text
+
+
+def listing(items: Iterable[object], most: int = 5) -> str:
+    """The first items for a message, "none" for an empty list; bytes of file names that are not UTF-8 are escaped."""
+    names = [str(item) for item in items]
+    shown = ", ".join(names[:most]).encode(errors="backslashreplace").decode()
+    return f"{shown} and others" if len(names) > most else shown or "none"

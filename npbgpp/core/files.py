@@ -1,28 +1,52 @@
-"""Reading and writing tensors on disk: never trusted, never half written."""
+"""File input and output: atomic writes, and readers that never execute code from a file."""
 
 import json
 import os
 import pickle
 import re
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 from npbgpp.errors import InputError
 
-_MARK = "npbgpp.json"  # name of a mark inside a torch file, which is a zip archive
+_MARK = "npbgpp.json"  # name of the metadata inside a torch file, which is a zip archive
 _LONGEST_MARK = 1 << 16  # bytes
+_LARGEST_PICKLE = 1 << 20  # bytes; calibrations take less than a thousand
+_NUMBERS = {"b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
+_NUMPY_NAMES = {"multiarray": ("_reconstruct", "scalar"), "numpy": ("dtype", "ndarray")}
+# raised by numpy.load, its header parser, and the pickle and zip readers for damaged files
+DAMAGED_FILE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes through a temporary file in the same folder that replaces ``path`` only when it is complete and on disk.
+    """Writes a temporary file in the same folder, syncs it to disk, and renames it to ``path``.
 
     Raises:
-        InputError: the folder cannot be written or the disk is full. What was at ``path`` before is still there.
+        InputError: the folder is not writable or the disk is full. An existing file at ``path`` is left unchanged.
     """
     temporary = None
     try:
@@ -37,7 +61,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         temporary = None
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        # torch.save turns what the disk says into a RuntimeError about file positions
+        # torch.save masks the error of the disk with a RuntimeError about file positions
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         kept = "the file that was there before is unchanged" if path.exists() else "no file was left behind"
         raise InputError(f"{path}: cannot be written ({reason}); {kept}: free space or choose another folder with hydra.run.dir") from error
@@ -47,8 +71,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Brings the new name of a file to the disk as well: without it, a power cut may bring the old file back."""
-    if os.name == "nt":  # folders cannot be opened there
+    """Syncs a rename to disk: without it, a power failure may restore the old file."""
+    if os.name == "nt":  # Windows cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -64,9 +88,15 @@ def _umask() -> int:
 
 
 def save_tensors(path: Path, content: Any, mark: Mapping[str, str] | None = None) -> None:
-    """``torch.save`` that leaves either the old file or the new one, never a part.
+    """Atomic ``torch.save``.
 
-    ``mark`` is put beside the tensors into the archive that the file is: ``torch.load`` does not see it, ``read_mark`` does.
+    Args:
+        path: the file.
+        content: tensors and plain values.
+        mark: metadata, stored as an extra member of the zip archive: ignored by ``torch.load``, returned by ``read_mark``.
+
+    Raises:
+        InputError: see ``write_atomically``.
     """
 
     def write(file: IO[bytes]) -> None:
@@ -74,13 +104,13 @@ def save_tensors(path: Path, content: Any, mark: Mapping[str, str] | None = None
         if mark is not None:
             with zipfile.ZipFile(file, "a") as archive:
                 root = archive.namelist()[0].split("/")[0]
-                archive.writestr(zipfile.ZipInfo(f"{root}/{_MARK}"), json.dumps(mark))  # without a date: the same content is the same file
+                archive.writestr(zipfile.ZipInfo(f"{root}/{_MARK}"), json.dumps(mark))  # no date, so that equal content gives equal files
 
     write_atomically(path, write)
 
 
 def read_mark(path: Path) -> dict[str, str]:
-    """The mark of a file of ``save_tensors``; empty when it has none."""
+    """Metadata of a file written by ``save_tensors``; empty if there is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [info for info in archive.infolist() if info.filename.endswith(f"/{_MARK}") and info.file_size <= _LONGEST_MARK]
@@ -90,32 +120,32 @@ def read_mark(path: Path) -> dict[str, str]:
     return {str(key): value for key, value in mark.items() if isinstance(value, str)} if isinstance(mark, dict) else {}
 
 
-class _StandIn:
-    """Takes the place of an object that nobody asked for: accepts whatever the object was made of and keeps none of it."""
+class _Ignored:
+    """Replaces an object of an ignored type: accepts any constructor arguments and state, and keeps neither."""
 
-    def __init__(self, *parts: Any) -> None:
+    def __init__(self, *arguments: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
-def _empty_mapping(*parts: Any) -> dict[Any, Any]:
-    """What stands in for a mapping that is filled after it was made."""
+def _ignored_mapping(*arguments: Any) -> dict[Any, Any]:
+    """Replaces the constructor of a mapping, whose items are set later."""
     return {}
 
 
-def load_tensors(path: Path, what: str, bystanders: Sequence[str] = ()) -> Any:
-    """Reads a torch file without running code from it.
+def load_tensors(path: Path, what: str, ignored: Sequence[str] = ()) -> Any:
+    """Reads a torch file with ``weights_only=True``: no code in it is executed.
 
     Args:
         path: the file.
-        what: how to call it in messages.
-        bystanders: Python objects that may stand beside the tensors: full names, or names of packages with a dot at the end. Neither they nor their
-            packages are used: an empty object comes in their place.
+        what: name of the kind of file, for messages.
+        ignored: types of Python objects that may accompany the tensors: full names, or package names with a trailing dot. They are neither imported nor
+            constructed; empty objects replace them.
 
     Raises:
-        InputError: missing, truncated, not a torch file, or one that holds objects other than tensors, plain values and bystanders.
+        InputError: a missing, truncated or other file, or one with objects other than tensors, plain values and ignored types.
     """
     if not path.is_file():
         raise InputError(f"{what} {path}: no such file; correct the path")
@@ -123,20 +153,103 @@ def load_tensors(path: Path, what: str, bystanders: Sequence[str] = ()) -> Any:
     try:
         if zipfile.is_zipfile(path):
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        ignored = [name for name in foreign if any(name.startswith(b) if b.endswith(".") else name == b for b in bystanders)]
-        stand_ins: list[Any] = [(_empty_mapping if name == "collections.defaultdict" else _StandIn, name) for name in ignored]
-        foreign = [name for name in foreign if name not in ignored]
-        with torch.serialization.safe_globals(stand_ins):
+        replaced = [name for name in foreign if any(name.startswith(i) if i.endswith(".") else name == i for i in ignored)]
+        replacements: list[Any] = [(_ignored_mapping if name == "collections.defaultdict" else _Ignored, name) for name in replaced]
+        foreign = [name for name in foreign if name not in replaced]
+        with torch.serialization.safe_globals(replacements):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = sorted(foreign) or re.findall(r"GLOBAL ([\w.]+)", str(error))
         reason = ", ".join(named[:3]) if named else str(error).splitlines()[0]
         raise InputError(
-            f"{what} {path}: expected tensors and plain values, got a file that is damaged or holds other Python objects ({reason}); files that would run "
-            "code are not read: where you trust the file, open it with the program that wrote it and keep its tensors alone with torch.save"
+            f"{what} {path}: expected tensors and plain values, got a damaged file or other Python objects ({reason}), which could execute code; if you trust "
+            "the file, open it with the program that wrote it and save its tensors alone with torch.save"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{what} {path}: expected a file written by torch.save, got a damaged or truncated one ({reason}); copy it again"
+        ) from error
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array in an .npy file; pickled objects are refused. Raises InputError for a missing, damaged or other file."""
+    try:
+        content = np.load(path, allow_pickle=False)
+        if not isinstance(content, np.ndarray):
+            raise ValueError("several arrays")
+        return content
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; restore it") from None
+    except DAMAGED_FILE as error:
+        raise InputError(f"{path}: expected one array written by np.save, got a damaged or other file ({error}); copy it again") from error
+
+
+class _Record:
+    """Arguments and state of an object in a pickle. ``__setstate__`` also keeps a pickle from setting attributes of the class."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: tuple[Any, ...] = (None,) * 5
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _RecordUnpickler(pickle.Unpickler):
+    """Creates records in place of numpy's arrays, scalars and dtypes; refuses all other names. Nothing named by the file is imported or called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        package = "multiarray" if module in ("numpy.core.multiarray", "numpy._core.multiarray") else module
+        if name not in _NUMPY_NAMES.get(package, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return type(name, (_Record,), {})
+
+
+def _numbers(dtype: Any, data: Any, shape: tuple[int, ...]) -> np.ndarray:
+    code = dtype.arguments[0]
+    if code not in _NUMBERS:
+        raise pickle.UnpicklingError(f"elements of type {code}")
+    order = {"<": "<", ">": ">"}.get(dtype.state[1], "")
+    return np.frombuffer(data, order + code, prod(shape)).astype(code).reshape(shape)
+
+
+def _plain(value: Any) -> Any:
+    """The number or array that a record stands for; other values unchanged."""
+    if not isinstance(value, _Record):
+        return value
+    if len(value.arguments) == 2:  # scalar(dtype, data)
+        return _numbers(*value.arguments, ())[()].item()
+    _, shape, dtype, is_fortran, data = value.state
+    return _numbers(dtype, data, shape[::-1]).T if is_fortran else _numbers(dtype, data, shape)
+
+
+def read_pickled_dict(path: Path) -> dict[str, Any]:
+    """The dictionary in an .npy file, read without executing code: numpy pickles it as an object array of shape ().
+
+    Returns:
+        Numbers, arrays of numbers, strings, None, and lists, tuples and dictionaries of plain values, by key.
+
+    Raises:
+        InputError: a missing, damaged or other file, or one that names anything but numpy's arrays, scalars and dtypes.
+    """
+    wanted = "expected the dictionary that np.save wrote"
+    try:
+        with open(path, "rb") as file:
+            if path.stat().st_size > _LARGEST_PICKLE:
+                raise ValueError(f"{path.stat().st_size} bytes are too many")
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("another version of the format")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if shape != () or not dtype.hasobject:
+                raise ValueError(f"an array of shape {shape} and type {dtype}")
+            (content,) = _RecordUnpickler(file).load().state[4]
+            if not isinstance(content, dict):
+                raise ValueError(f"a {type(content).__name__}")
+            return {str(key): _plain(value) for key, value in content.items()}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {wanted}: restore it") from None
+    except DAMAGED_FILE as error:
+        raise InputError(
+            f"{path}: {wanted}, with numbers and arrays of numbers, got something else ({error}); pickled objects are refused"
         ) from error

@@ -1,16 +1,19 @@
-"""Scenes, photos, lenses, point files and ray coordinates. The datamodule, datasets and samplers are imported from their own modules."""
+"""Scenes, photos, lenses, point files and ray coordinates. Datasets, samplers and view selection are imported from their modules."""
 
 from npbgpp.data.colmap_model import ColmapModel, ModelImage, find_models, model_file, read_points
 from npbgpp.data.images import (
     DECODER_ERRORS,
+    IMAGE_SUFFIXES,
     Photo,
     PhotoCache,
     available_bytes,
+    check_mask_size,
     common_size,
     fitted,
     image_size,
+    images_folder,
+    list_images,
     numbered_images,
-    picture_folder,
     read_photo,
 )
 from npbgpp.data.layout import Layout
@@ -18,12 +21,14 @@ from npbgpp.data.lens import Lens, pinhole
 from npbgpp.data.motion_maps import check_flow, read_disparity, read_flow, read_numbers, read_static, read_uv, required_map, write_flow
 from npbgpp.data.normalisation import SceneNormalisation, corner_directions, double, mean_pose, ray_frame
 from npbgpp.data.point_files import CloudFile, CloudManifest, cloud_checksum, file_sha256, manifest_path, read_cloud
-from npbgpp.data.pose_files import LARGEST_SIDE, read_poses, write_npcr_cameras, write_poses
-from npbgpp.data.scene import Batch, DepthMap, MotionMaps, Scene, Stage, View, ViewChoice, Views, rule_splits
+from npbgpp.data.pose_files import LARGEST_SIDE, check_rigid, read_poses, write_npcr_cameras, write_poses
+from npbgpp.data.scene import WHITE, Batch, DepthMap, MotionMaps, Scene, Stage, View, ViewChoice, Views, rule_splits
 from npbgpp.data.video_sampling import VideoSampling
 
 __all__ = [
     "Batch",
+    "IMAGE_SUFFIXES",
+    "WHITE",
     "CloudFile",
     "CloudManifest",
     "ColmapModel",
@@ -45,6 +50,8 @@ __all__ = [
     "Views",
     "available_bytes",
     "check_flow",
+    "check_mask_size",
+    "check_rigid",
     "cloud_checksum",
     "common_size",
     "corner_directions",
@@ -53,11 +60,12 @@ __all__ = [
     "find_models",
     "fitted",
     "image_size",
+    "images_folder",
+    "list_images",
     "manifest_path",
     "mean_pose",
     "model_file",
     "numbered_images",
-    "picture_folder",
     "pinhole",
     "ray_frame",
     "read_cloud",

@@ -1,11 +1,10 @@
-"""COLMAP's sparse models, binary and text (Schoenberger and Frahm, Structure-from-Motion Revisited, 2016; file formats as COLMAP documents them).
+"""Reader of COLMAP's sparse models, binary and text (Schoenberger and Frahm, Structure-from-Motion Revisited, 2016).
 
-A model is three files: ``cameras`` (lenses), ``images`` (poses, and the points that each photo shows) and ``points3D``, ``.bin`` or ``.txt``. They are read
-here, not by ``pycolmap``: its readers trust the counts in a file, and a damaged one would end the process. Poses are world-to-camera acting on columns,
-axes right, down, forward; pixels count from the top-left corner, centres at +0.5.
+A model has three files, ``.bin`` or ``.txt``: ``cameras`` (camera models), ``images`` (poses and observations) and ``points3D``. The readers of ``pycolmap``
+are not used: they trust the counts in a file, so that a damaged one ends the process. Poses are world-to-camera acting on columns, axes right, down,
+forward; pixel coordinates start at the top-left corner, pixel centres at +0.5.
 """
 
-import math
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from npbgpp.data.lens import MODELS, Lens
@@ -23,11 +23,11 @@ from npbgpp.errors import InputError
 from npbgpp.geometry import PointCloud, rigid_defect
 
 _LARGEST_SIDE = 1 << 16  # pixels
-_LARGEST_TRANSLATION = 1e15  # scene units; squares of more are no longer usable numbers in single precision
+_LARGEST_TRANSLATION = 1e15  # scene units; squares of larger ones overflow in single precision
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
-_POINT = np.dtype([("number", "<i8"), ("xyz", "<f8", 3), ("rgb", "u1", 3)])  # in the file an error and a track follow
+_POINT = np.dtype([("number", "<i8"), ("xyz", "<f8", 3), ("rgb", "u1", 3)])  # followed by the reprojection error and the track
 _TRACK_LENGTH = struct.Struct("<Q")
-_TRACK_LENGTH_AT = _POINT.itemsize + 8  # bytes from the start of a point
+_TRACK_LENGTH_AT = _POINT.itemsize + 8  # bytes from the start of the point
 _T = TypeVar("_T")
 
 
@@ -36,11 +36,11 @@ class ModelImage:
     """A registered photo.
 
     Attributes:
-        name: file name below the folder of photos, unique.
-        camera: number of its lens.
+        name: unique file name relative to the image folder.
+        camera: number of its camera.
         world_to_cam: its pose.
-        uv_px: places that were found in it again, or may be.
-        point: the number of the point that each of them shows, -1 where none is known.
+        uv_px: its keypoints.
+        point: number of the point observed at each keypoint, -1 for none.
     """
 
     name: str
@@ -52,7 +52,7 @@ class ModelImage:
 
 @dataclass(frozen=True)
 class SparsePoints:
-    """Triangulated points and their numbers, in the order of the file."""
+    """Triangulated points and their COLMAP numbers, in file order."""
 
     cloud: PointCloud
     number: Int64[np.ndarray, " n"]
@@ -63,9 +63,9 @@ class ColmapModel:
     """A sparse model without its points.
 
     Attributes:
-        folder: where its files lie.
-        lenses: by number.
-        images: sorted by name.
+        folder: the folder of its files.
+        lenses: camera models by number.
+        images: registered photos, sorted by name.
     """
 
     folder: Path
@@ -74,12 +74,14 @@ class ColmapModel:
 
     @classmethod
     def read(cls, folder: Path) -> "ColmapModel":
-        """Reads a model. Raises InputError when a file is missing or damaged, a pose or lens unusable, or a photo listed twice."""
+        """Reads a model. Raises InputError for a missing or damaged file, an invalid pose or camera, or a photo listed twice."""
         path = model_file(folder, "cameras")
         cameras = _parsed(path, lambda p: [*(_cameras_bin if p.suffix == ".bin" else _cameras_txt)(p)])
         lenses = dict(cameras)
         if len(lenses) < len(cameras):
-            raise InputError(f"{path}: {len(cameras)} cameras share {len(lenses)} numbers; reconstruct the scene again")
+            raise InputError(
+                f"{path}: expected cameras of different numbers, got {len(lenses)} numbers for {len(cameras)} cameras; reconstruct the scene again"
+            )
         path = model_file(folder, "images")
         images = _parsed(path, lambda p: [*(_images_bin if p.suffix == ".bin" else _images_txt)(p)])
         images.sort(key=lambda image: image.name)
@@ -90,20 +92,20 @@ class ColmapModel:
                 raise InputError(f"{path}: photo {image.name} is listed twice; reconstruct the scene again")
             if image.camera not in lenses:
                 raise InputError(
-                    f"{path}: photo {image.name} has camera {image.camera}, which the file of cameras does not hold; copy both again"
+                    f"{path}: photo {image.name} has camera {image.camera}, which is not among the cameras of the model; copy both files again"
                 )
         return cls(folder, lenses, tuple(images))
 
     def points_file(self) -> Path | None:
-        """The file with its points, None when there is none."""
+        """The file of its points, None if there is none."""
         return next((p for p in (self.folder / "points3D.bin", self.folder / "points3D.txt") if p.is_file()), None)
 
 
 def find_models(root: Path) -> list[tuple[Path, int]]:
-    """Sub-models of a scene with their numbers of photos, the largest first: below ``sparse``, in ``sparse``, or in the folder itself.
+    """Models of a scene and their numbers of photos, the largest first, in ``sparse``, in folders below it, or in the folder itself.
 
     Raises:
-        InputError: a folder or a file of photos that cannot be read.
+        InputError: a folder or an ``images`` file that cannot be read.
     """
     places = [root / "sparse", *sorted(root.glob("sparse/*")), root]
     counts = [(place, _parsed(place, _count_images)) for place in places]
@@ -111,13 +113,13 @@ def find_models(root: Path) -> list[tuple[Path, int]]:
 
 
 def model_file(folder: Path, stem: str) -> Path:
-    """The binary file if there is one, else the text file."""
+    """The binary file if it exists, else the text file."""
     binary = folder / f"{stem}.bin"
     return binary if binary.is_file() else folder / f"{stem}.txt"
 
 
 def read_points(path: Path) -> SparsePoints:
-    """Reads ``points3D.bin`` or ``points3D.txt``. Raises InputError when it is missing, damaged, empty or not finite."""
+    """Reads ``points3D.bin`` or ``points3D.txt``. Raises InputError for a missing, damaged or empty file, or coordinates that are not finite."""
     points = _parsed(path, _points_bin if path.suffix == ".bin" else _points_txt)
     if not len(points):
         raise InputError(f"{path}: expected points, got none; reconstruct the scene again")
@@ -152,7 +154,7 @@ def _count_images(folder: Path) -> int | None:
 
 
 class _Reader:
-    """Reads numbers from bytes and refuses to read past their end."""
+    """Reads values from a binary file and raises at its end."""
 
     def __init__(self, path: Path) -> None:
         self.content, self.place = path.read_bytes(), 0
@@ -163,10 +165,10 @@ class _Reader:
         return values
 
     def count(self, smallest: int) -> int:
-        """A number of records of at least so many bytes each."""
+        """A number of records; ``smallest`` is the least size of a record in bytes."""
         (count,) = self.take("Q")
         if count * smallest > len(self.content) - self.place:
-            raise ValueError(f"it promises {count} records and ends after {len(self.content)} bytes")
+            raise ValueError(f"{count} records do not fit into {len(self.content)} bytes")
         return count
 
     def name(self) -> str:
@@ -176,18 +178,18 @@ class _Reader:
         return text
 
     def array(self, dtype: np.dtype, count: int) -> np.ndarray:
-        found = np.frombuffer(self.content, dtype, count, self.place)
-        self.place += found.nbytes
-        return found
+        values = np.frombuffer(self.content, dtype, count, self.place)
+        self.place += values.nbytes
+        return values
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines without comments; empty ones stay, because a photo without points has one."""
+    """Lines without comments; empty lines are kept: a photo without keypoints has one."""
     return [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if not line.startswith("#")]
 
 
 def _image_lines(path: Path) -> list[tuple[str, str]]:
-    """The two lines of each photo; the second one of the last photo may be missing."""
+    """The two lines of each photo; the second line of the last one may be missing."""
     lines = _lines(path)
     while lines and not lines[-1]:
         lines.pop()
@@ -197,7 +199,7 @@ def _image_lines(path: Path) -> list[tuple[str, str]]:
 
 def _lens(number: int, model: str, height: int, width: int, params: tuple[float, ...]) -> tuple[int, Lens]:
     if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
-        raise ValueError(f"camera {number} has photos of {width}x{height} pixels")
+        raise ValueError(f"camera {number} has {width}x{height} pixels")
     try:
         return number, Lens(model, params, (height, width))
     except InputError as error:
@@ -224,27 +226,19 @@ def _cameras_txt(path: Path) -> Iterator[tuple[int, Lens]]:
 
 
 def _image(name: str, camera: int, pose_numbers: np.ndarray, uv_px: np.ndarray, point: np.ndarray) -> ModelImage:
-    """The pose is a quaternion (w, x, y, z), which need not have length 1, and a translation."""
+    """``pose_numbers``: a quaternion (w, x, y, z) of any length and a translation."""
     place = PurePosixPath(name)
     if not place.name or place.is_absolute() or ".." in place.parts or "\0" in name:
-        raise ValueError(f"photo {name!r} is no name of a file below the folder of photos")
-    length = math.hypot(*pose_numbers[:4])
+        raise ValueError(f"photo {name!r} is no file name relative to the image folder")
+    length = np.linalg.norm(pose_numbers[:4])
     if not (0 < length < np.inf and np.abs(pose_numbers[4:]).max() < _LARGEST_TRANSLATION):
         raise ValueError(f"photo {name} has the pose {pose_numbers.tolist()}, a quaternion and a translation")
-    w, x, y, z = (pose_numbers[:4] / length).tolist()
     pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3] = torch.tensor(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ],
-        dtype=torch.float64,
-    )
+    pose[:3, :3] = torch.from_numpy(Rotation.from_quat(pose_numbers[[1, 2, 3, 0]] / length).as_matrix())
     pose[:3, 3] = torch.from_numpy(pose_numbers[4:])
     defect = rigid_defect(pose.float())
     if defect is not None:
-        raise ValueError(f"photo {name} has no usable pose: {defect}")
+        raise ValueError(f"photo {name} has no rigid pose: {defect}")
     return ModelImage(name, camera, pose, uv_px, np.where(np.isfinite(uv_px).all(1), point, -1))
 
 
@@ -262,14 +256,14 @@ def _images_txt(path: Path) -> Iterator[ModelImage]:
         _, *pose, camera, name = re.split(r"\s+", first, maxsplit=9)
         numbers = np.array(pose, dtype=np.float64)
         if len(numbers) != 7:
-            raise ValueError(f"a photo has {len(numbers)} numbers for its pose in place of 7")
+            raise ValueError(f"a pose has {len(numbers)} numbers in place of 7")
         seen = np.array(second.split(), dtype=np.float64).reshape(-1, 3)
-        known = np.abs(seen[:, 2]) < 2.0**53  # above, numbers are not exact
+        known = np.abs(seen[:, 2]) < 2.0**53  # larger integers are not exact
         yield _image(name, int(camera), numbers, seen[:, :2], np.where(known, seen[:, 2], -1).astype(np.int64))
 
 
 def _points_bin(path: Path) -> np.ndarray:
-    """Tracks differ in length: one walk finds the points, then all are read at once."""
+    """Tracks differ in length: a first pass finds the offsets of the points, then all are read at once."""
     reader = _Reader(path)
     content, starts = reader.content, []
     count = reader.count(_TRACK_LENGTH_AT + 8)
@@ -278,7 +272,7 @@ def _points_bin(path: Path) -> np.ndarray:
         starts.append(place)
         place += _TRACK_LENGTH_AT + 8 + 8 * _TRACK_LENGTH.unpack_from(content, place + _TRACK_LENGTH_AT)[0]
     if place > len(content):
-        raise ValueError(f"its last point has a track that ends after {len(content)} bytes")
+        raise ValueError(f"the last track exceeds {len(content)} bytes")
     if not starts:
         return np.zeros(0, _POINT)
     windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(content, np.uint8), _POINT.itemsize)

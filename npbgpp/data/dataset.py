@@ -1,4 +1,4 @@
-"""Training and evaluation items of one scene: decode, crop, zoom, margins."""
+"""Training and evaluation items of one scene: decoded views, random crops and zooms, margins, input photos."""
 
 import math
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, resample
 
-_CENTRE_STEP = 8  # candidate crop centres lie on a grid of this many pixels, as in the original
+_CENTRE_STEP = 8  # pixels between candidate crop centres, as in the code of the authors
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training views are cut out of photos.
+    """Random crops and zooms of training views.
 
     Attributes:
-        image_size: (height, width) of the crop in pixels; None keeps the whole image.
-        random_shift: crop around a random object pixel (any pixel without masks) instead of the image centre.
-        random_zoom: (smallest, largest) factor of the focal length, drawn uniformly; None keeps it.
+        image_size: (height, width) of the crop, pixels; None keeps the whole image.
+        random_shift: centre the crop at a random pixel of the object (of the image without masks), not at the image centre.
+        random_zoom: (smallest, largest) factor of the focal length, drawn uniformly; None does not zoom.
     """
 
     image_size: tuple[int, int] | None = None
@@ -32,20 +32,23 @@ class Augmentation:
 
 
 class SceneDataset(Dataset[Batch]):
-    """Views of one scene for one purpose.
+    """Views of one scene for one stage.
 
-    Item i is view ``indices[i % len(indices)]``, so ``num_samples`` may exceed the number of views. Random numbers come from torch's generator of the
-    process, which DataLoader seeds per worker.
+    Item i is view ``indices[i % len(indices)]``: ``num_samples`` may exceed the number of views. ``__getitem__`` uses torch's global RNG, which DataLoader
+    seeds per worker.
 
     Args:
         name: dataset name, names output folders.
-        scene: where the views come from.
-        indices: which views.
+        scene: the scene.
+        indices: its views.
         augmentation: crops and zooms; None gives whole views.
         num_samples: length; None is one pass over the views.
-        image_margin: pixels at each border that do not count.
-        photos: where decoded photos are kept; None decodes them every time.
-        selector: chooses the input photos of every item; None gives none.
+        image_margin: pixels along each border that do not count in losses.
+        photos: cache of decoded photos; None decodes them every time.
+        selector: selects input photos of each item; None gives none.
+
+    Raises:
+        InputError: no view, or a crop, zoom, margin or number of samples out of range.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class SceneDataset(Dataset[Batch]):
         return self.drawn(item, None)
 
     def drawn(self, item: int, generator: torch.Generator | None) -> Batch:
-        """An item; its crop, its zoom and its input views are drawn from ``generator``, or from that of the process."""
+        """An item with crop, zoom and input views drawn from ``generator``, or from the global RNG."""
         index = self.indices[item % len(self.indices)]
         view = self.scene.views[index]
         photo, camera = self._photo(index), view.camera
@@ -108,13 +111,13 @@ class SceneDataset(Dataset[Batch]):
         if self.augmentation.random_zoom is not None:
             low, high = self.augmentation.random_zoom
             target = target.zoom(low + (high - low) * torch.rand((), generator=generator).item())
-        top, left, size = _shown(camera, target)
+        top, left, size = _source_region(camera, target)
         layers = _layers(photo, self.image_margin, top, left, size)[None]
         if self.augmentation.random_zoom is not None:
             layers = resample(layers, camera.crop(top, left, size), target)
         mask = layers[:, 4:] if photo.mask is not None else None
         valid = layers[:, 3:4] >= 0.5
-        if mask is not None:  # the object counts also where it reaches into the margin
+        if mask is not None:  # the object counts also within the margin
             valid = valid | (mask >= 0.5)
         views = Views(layers[:, :3], valid, target, mask, (view.name,))
         inputs = () if self.selector is None else (self._whole_views(self.selector.select(index, target, generator)),)
@@ -127,7 +130,7 @@ class SceneDataset(Dataset[Batch]):
             torch.stack([photo.image for photo in photos]).float() / 255,
             torch.ones(len(views), 1, *cameras.image_size, dtype=torch.bool),
             cameras,
-            None,  # features are read from whole photos
+            None,  # features are extracted from whole photos
             tuple(view.name for view in views),
         )
 
@@ -146,20 +149,20 @@ class SceneDataset(Dataset[Batch]):
         return camera.crop(top, left, size)
 
 
-def _shown(camera: Cameras, target: Cameras) -> tuple[int, int, tuple[int, int]]:
-    """(top, left, size) of the pixels of a photo that a crop or zoom of it is made of; a zoom also reads those around its pixels."""
+def _source_region(camera: Cameras, target: Cameras) -> tuple[int, int, tuple[int, int]]:
+    """(top, left, size) of the part of a photo that a crop or zoom needs; a zoom needs one more pixel on each side for interpolation."""
     ratio = (camera.focal_length / target.focal_length)[0].double()
     first = camera.principal_point[0].double() - target.principal_point[0].double() * ratio
     last = first + torch.tensor(target.image_size[::-1]) * ratio
-    around = 0.0 if torch.equal(camera.focal_length, target.focal_length) else 1.0
-    (left, top), (right, bottom) = (first - around + 1e-3).floor().int().tolist(), (last + around - 1e-3).ceil().int().tolist()
+    border = 0.0 if torch.equal(camera.focal_length, target.focal_length) else 1.0
+    (left, top), (right, bottom) = (first - border + 1e-3).floor().int().tolist(), (last + border - 1e-3).ceil().int().tolist()
     height, width = camera.image_size
     top, left = max(top, 0), max(left, 0)
     return top, left, (min(bottom, height) - top, min(right, width) - left)
 
 
 def _layers(photo: Photo, margin: int, top: int, left: int, size: tuple[int, int]) -> Float[Tensor, "c h w"]:
-    """Colours, validity and mask of a part of a photo as one float image, so that they are warped together."""
+    """Colours, validity and mask of a part of a photo, stacked to be resampled together."""
     height, width = photo.image.shape[1:]
     part = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
     valid = torch.zeros(1, *size)
@@ -171,7 +174,7 @@ def _layers(photo: Photo, margin: int, top: int, left: int, size: tuple[int, int
 
 
 def _candidate_corners(photo: Photo, size: tuple[int, int]) -> Tensor:
-    """Top-left corners (k, 2) of crops that fit and are centred on object pixels of a coarse grid, or as far into a corner as a crop can be."""
+    """Top-left corners (k, 2) of crops within the photo: centred on object pixels of a coarse grid, or at the image corners."""
     height, width = photo.image.shape[1:]
     step = _CENTRE_STEP
     grid = torch.ones(-(-height // step), -(-width // step), dtype=torch.bool) if photo.mask is None else photo.mask[0, ::step, ::step] > 0
@@ -183,5 +186,5 @@ def _candidate_corners(photo: Photo, size: tuple[int, int]) -> Tensor:
 
 
 def as_size(value: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """A crop size of the config: one number is a square."""
+    """A crop size of the config: one number stands for a square."""
     return (value, value) if isinstance(value, int) else value

@@ -1,9 +1,10 @@
-"""Decoding photos: 8-bit pixels, alpha composited on the background, masks; and finding them in folders."""
+"""Finding and decoding photos and masks: 8-bit pixels, alpha composited on a background; and a cache of decoded photos shared by worker processes."""
 
 import mmap
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,40 @@ from npbgpp.data.lens import undistort
 from npbgpp.data.scene import View
 from npbgpp.errors import InputError
 
-# what Pillow raises for damaged files, a header that promises more pixels than memory holds among them
+# raised by Pillow for damaged files, including headers with more pixels than fit in memory
 DECODER_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError)
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_PAGE = 4096  # bytes; cached photos begin at multiples of it
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo, kept in 8 bits: a quarter of the memory of floats. ``mask`` is None when the view has none."""
+    """A decoded photo in 8 bits; ``mask`` is None for views without one."""
 
     image: UInt8[Tensor, "3 h w"]
     mask: UInt8[Tensor, "1 h w"] | None
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the header. Raises InputError for a missing file or one that is not an image."""
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image to decode within the context. Raises InputError for a missing, damaged or other file."""
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            yield image
     except FileNotFoundError:
-        raise InputError(f"image {path}: no such file; correct the scene's description or restore the image") from None
+        raise InputError(f"image {path}: no such file; restore it or correct the scene") from None
     except DECODER_ERRORS as error:
         raise InputError(f"image {path}: expected a readable image, got {error}; replace the file") from error
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the file header. Raises InputError for a missing file or one that is no image."""
+    with open_image(path) as image:
+        return image.height, image.width
+
+
 def common_size(paths: Iterable[Path]) -> tuple[int, int]:
-    """(height, width) of at least one picture, from the headers. Raises InputError for the first one that differs from those before it."""
+    """(height, width) of one or more images of equal size, from the file headers. Raises InputError for the first image of another size."""
     sizes = ((path, image_size(path)) for path in paths)
     first, size = next(sizes)
     for path, found in sizes:
@@ -54,46 +63,57 @@ def common_size(paths: Iterable[Path]) -> tuple[int, int]:
     return size
 
 
-def numbered_images(folder: Path) -> dict[int, Path]:
-    """Pictures (.png, .jpg, .jpeg) of a folder by the number at the end of their names, in ascending order: img_0003.jpg is 3.
-
-    Hidden files are ignored: some systems leave a ``._img_0003.jpg`` beside every picture.
+def list_images(folder: Path) -> list[Path]:
+    """Images (.png, .jpg, .jpeg) of a folder, sorted by name, without hidden files such as ``._img_0003.jpg``.
 
     Raises:
-        InputError: missing folder, no picture in it, a name without number, or a number that comes twice.
+        InputError: a missing folder, or one without images.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; the scene needs it: restore it or correct datasets.data_root and datasets.scene_name")
+    try:
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: expected a folder of images, got none ({error.strerror}); restore it or correct datasets.data_root and datasets.scene_name"
+        ) from error
+    if not found:
+        raise InputError(f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), got none; restore them")
+    return found
+
+
+def numbered_images(folder: Path) -> dict[int, Path]:
+    """Images of a folder by the number at the end of their names, in ascending order: img_0003.jpg is 3.
+
+    Raises:
+        InputError: a missing folder, one without images, a name without number, or two images of one number.
+    """
     found: dict[int, Path] = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")):
+    for path in list_images(folder):
         if not path.name.isprintable():
-            raise InputError(f"image {str(path)!r}: expected a name of printable UTF-8 letters; rename the file")
+            raise InputError(f"image {str(path)!r}: expected a name of printable UTF-8 characters; rename the file")
         number = re.search(r"[0-9]+$", path.stem)
         if number is None:
-            raise InputError(f"image {path}: expected a name that ends in the number of the view; move or rename the file")
+            raise InputError(f"image {path}: expected a name that ends in a number; move or rename the file")
         twin = found.setdefault(int(number[0]), path)
         if twin is not path:
-            raise InputError(f"image {path}: expected one picture per number, got {twin.name} too; remove one of them")
-    if not found:
-        raise InputError(f"{folder}: expected pictures ({', '.join(_SUFFIXES)}), got none; restore them")
+            raise InputError(f"image {path}: expected one image per number, got {twin.name} too; remove one of them")
     return dict(sorted(found.items()))
 
 
-def picture_folder(root: Path, downscale: float) -> Path:
-    """``images_8`` for a downscale of 8 where a scene has that folder, else ``images``."""
+def images_folder(root: Path, downscale: float) -> Path:
+    """``images_8`` for a downscale of 8 if the scene has that folder, else ``images``."""
     reduced = root / f"images_{downscale:g}"
     return reduced if downscale != 1 and reduced.is_dir() else root / "images"
 
 
 def fitted(view: View, downscale: float) -> View:
-    """The view at 1/downscale of the size of its camera, and never larger than its photo unless it is that already.
+    """The view resized to 1/downscale of the size of its camera, but not beyond the size of its photo.
 
     Raises:
-        InputError: less than one pixel is left, or the photo cannot be read.
+        InputError: a side of less than one pixel, or a photo that cannot be read.
     """
     stated, found = view.camera.image_size, image_size(view.image)
     wanted = (round(stated[0] / downscale), round(stated[1] / downscale))
-    # photos that were reduced since their camera was estimated keep their size
+    # photos that were downscaled after calibration keep their size
     size = wanted if view.resized else (min(wanted[0], found[0]), min(wanted[1], found[1]))
     if min(size) < 1:
         raise InputError(f"datasets.downscale: view {view.name} has {stated[1]}x{stated[0]} pixels, got {downscale:g}; lower it")
@@ -102,17 +122,17 @@ def fitted(view: View, downscale: float) -> View:
 
 
 def read_photo(view: View) -> Photo:
-    """Decodes a view.
+    """Decodes the photo of a view, and its mask where it has one: undistorted, resized and composited as the view says.
 
     Raises:
-        InputError: unreadable file, size other than that of the camera, or a mask asked for without an alpha channel.
+        InputError: an unreadable file, another size than that of the camera, a mask of another size, or no alpha channel where it is the mask.
     """
     pixels = _decode(view.image, view.camera.image_size if view.resized else None)
     if pixels.shape[:2] != view.camera.image_size:
         height, width = view.camera.image_size
         raise InputError(
             f"image {view.image}: expected {width}x{height} pixels as the first image of the scene, got {pixels.shape[1]}x{pixels.shape[0]}; "
-            "resize the image or give it its own scene"
+            "resize the image or move it to a scene of its own"
         )
     channels = torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
     if view.lens is not None:
@@ -136,33 +156,30 @@ def read_photo(view: View) -> Photo:
 
 
 def _decode(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w c"]:
-    """Colours, with alpha as fourth channel where the file has one; resampled to ``size`` when that is given."""
-    try:
-        with Image.open(path) as file:
-            has_alpha = "A" in file.getbands() or "transparency" in file.info
-            image = file.convert("RGBA" if has_alpha else "RGB")
-            if size is not None:
-                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            return np.asarray(image)
-    except FileNotFoundError:
-        raise InputError(f"image {path}: no such file; restore it or remove the view from the scene") from None
-    except DECODER_ERRORS as error:
-        raise InputError(f"image {path}: expected a readable image, got {error}; replace the file") from error
+    """RGB, or RGBA if the file has alpha, resampled to ``size`` (height, width) if given."""
+    with open_image(path) as file:
+        has_alpha = "A" in file.getbands() or "transparency" in file.info
+        image = file.convert("RGBA" if has_alpha else "RGB")
+        if size is not None:
+            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return np.asarray(image)
 
 
 def _read_mask(view: View) -> UInt8[Tensor, "1 h w"]:
-    """The mean of the three colours, rounded, so that 128 and more are one half and more."""
+    """Mean of the three channels, rounded half up: values from 128 belong to the object."""
     assert view.mask is not None
-    size = image_size(view.image)
-    if image_size(view.mask) != size:
-        found = image_size(view.mask)
-        raise InputError(
-            f"mask {view.mask}: expected {size[1]}x{size[0]} pixels as its photo has, got {found[1]}x{found[0]}; resize the mask"
-        )
+    check_mask_size(view.mask, view.image)
     pixels = _decode(view.mask, view.camera.image_size if view.resized else None)
     total = torch.from_numpy(pixels[..., :3].astype(np.int16)).sum(-1)
     mask = ((total + 1) // 3).to(torch.uint8)[None]
     return mask if view.lens is None else undistort(mask, view.lens, view.camera)
+
+
+def check_mask_size(mask: Path, photo: Path) -> None:
+    """Raises InputError for a mask of another size than its photo."""
+    size, found = image_size(photo), image_size(mask)
+    if found != size:
+        raise InputError(f"mask {mask}: expected {size[1]}x{size[0]} pixels as its photo has, got {found[1]}x{found[0]}; resize the mask")
 
 
 def _masked(view: View, colour: UInt8[Tensor, "3 h w"], mask: UInt8[Tensor, "1 h w"]) -> Photo:
@@ -172,31 +189,23 @@ def _masked(view: View, colour: UInt8[Tensor, "3 h w"], mask: UInt8[Tensor, "1 h
     return Photo(colour, mask)
 
 
-# ----------------------------------------------------------------------
-# Decoded photos in memory: 8 bits per value, up to a budget, shared by the worker processes that read them.
-
-
-_PAGE = 4096  # photos begin at multiples of it
-
-
 def available_bytes() -> int:
-    """Memory of this machine that no program uses now."""
+    """Free memory of this machine."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class PhotoCache:
-    """The photos of one scene. As many of them as fit into the budget are decoded once and kept, the others every time.
+    """Decoded photos of one scene in 8 bits: the first ones up to the budget are decoded once, the others every time.
 
-    The memory is taken from the system photo by photo, as they are decoded. Worker processes that are forked share it; where workers are spawned
-    instead, each keeps its own.
+    Memory is allocated by the system as photos are decoded. Forked worker processes share it, spawned ones have caches of their own.
 
     Args:
         views: the views of the scene.
         budget: bytes.
 
     Attributes:
-        kept: how many of the photos fit.
-        size: bytes that they need.
+        kept: number of cached photos.
+        size: their bytes.
     """
 
     def __init__(self, views: Sequence[View], budget: int) -> None:
@@ -209,7 +218,7 @@ class PhotoCache:
         self._map()
 
     def _map(self) -> None:
-        # anonymous and shared: neither bound by the size of /dev/shm nor copied by a fork; its first bytes say which photos are there
+        # anonymous and shared: not limited by /dev/shm, not copied by a fork; one flag per photo, then the photos
         self._memory = torch.frombuffer(mmap.mmap(-1, self.size), dtype=torch.uint8) if self.size else torch.empty(0, dtype=torch.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -220,7 +229,7 @@ class PhotoCache:
         self._map()
 
     def read(self, index: int) -> Photo:
-        """The photo of view ``index``; its tensors must not be written to. Raises InputError for a photo that cannot be read."""
+        """The photo of view ``index``; its tensors are read-only. Raises InputError for a photo that cannot be read."""
         view = self.views[index]
         if index >= self.kept:
             return read_photo(view)
@@ -232,7 +241,7 @@ class PhotoCache:
             place[:3] = photo.image
             if photo.mask is not None:
                 place[3:] = photo.mask
-            self._memory[index] = 1  # last: other processes may read as soon as it is set
+            self._memory[index] = 1  # last: other processes may read the photo from here on
         return Photo(place[:3], place[3:] if channels == 4 else None)
 
 

@@ -1,7 +1,6 @@
-"""Lenses: where a photo with distortion shows what a pinhole camera would show, for every camera model of COLMAP.
+"""Lens distortion: the camera models of COLMAP, and undistortion of photos to pinhole images.
 
-Symbols: uv_px are pixels from the top-left corner of an image (centres of pixels at +0.5), which is COLMAP's convention too. The formulas of the models are
-COLMAP's own (``pycolmap``).
+The models are evaluated by ``pycolmap``. Pixel coordinates uv_px start at the top-left corner of the image, pixel centres at +0.5, as in COLMAP.
 """
 
 import functools
@@ -16,7 +15,7 @@ from torch import Tensor
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 
-# names by the numbers of COLMAP's binary files, and how many parameters each has
+# name and number of parameters by COLMAP's model number
 MODELS = {
     0: ("SIMPLE_PINHOLE", 3),
     1: ("PINHOLE", 4),
@@ -37,7 +36,7 @@ MODELS = {
     16: ("EUCM", 6),
 }
 _PARAMETERS = dict(MODELS.values())
-# models with one focal length, and those that say the same with two: their further coefficients are 0
+# models with one focal length, and the equivalent model with two, whose further coefficients are 0
 _TWO_FOCAL_LENGTHS = {
     "SIMPLE_PINHOLE": "PINHOLE",
     "SIMPLE_RADIAL": "OPENCV",
@@ -47,22 +46,22 @@ _TWO_FOCAL_LENGTHS = {
     "SIMPLE_DIVISION": "DIVISION",
     "SIMPLE_FISHEYE": "FISHEYE",
 }
-_PIXELS = (1e-3, 1e9)  # smallest focal length, and largest number of all; others make cameras that are not finite in single precision
-_LARGEST_ZOOM = 4.0  # of the pinhole image that a lens fills
-_BLOCK = 1 << 18  # pixels whose rays are followed at once
+_PIXELS = (1e-3, 1e9)  # smallest focal length, largest number: within them cameras are finite in single precision
+_LARGEST_ZOOM = 4.0  # of a pinhole image that the photo fills
+_CHUNK = 1 << 18  # pixels per call of the camera model
 
 
 @dataclass(frozen=True)
 class Lens:
-    """A camera model with distortion, for photos of one size.
+    """A camera model for photos of one size.
 
     Attributes:
-        model: one of COLMAP's names, such as OPENCV.
-        params: its parameters in COLMAP's order: one or two focal lengths and the principal point in pixels, then the distortion.
+        model: COLMAP's name, such as OPENCV.
+        params: parameters in COLMAP's order: one or two focal lengths and the principal point in pixels, then distortion coefficients.
         image_size: (height, width) of the photos in pixels.
 
     Raises:
-        InputError: an unknown model, another number of parameters, numbers that are not finite, or focal lengths that are not positive.
+        InputError: an unknown model, a wrong number of parameters, parameters that are not finite, or focal lengths that are not positive.
     """
 
     model: str
@@ -94,11 +93,11 @@ class Lens:
 
     @property
     def distorts(self) -> bool:
-        """Whether the image differs from that of a pinhole camera."""
-        # fisheye models bend rays also when all their coefficients are 0
+        """Whether the photo differs from a pinhole image."""
+        # fisheye projections differ from a pinhole also with all coefficients 0
         if "FISHEYE" in self.model:
             return True
-        # the last parameter of EUCM shapes what the one before it turns on
+        # the last parameter of EUCM has no effect while the one before it is 0
         return any(self._coefficients[: 1 if self.model == "EUCM" else None])
 
     @property
@@ -106,13 +105,13 @@ class Lens:
         return self.params[3 if self.model in _TWO_FOCAL_LENGTHS else 4 :]
 
     def displacement(self) -> float:
-        """The farthest that distortion moves what a photo shows along its border, pixels; infinite where the lens does not show it."""
+        """Largest displacement by distortion along the image border, pixels; infinite for rays outside the field of view."""
         rays = _border(self, 33)
-        moved = np.linalg.norm(self.shown_at(rays) - (rays * self.focal_length + self.principal_point), axis=1)
+        moved = np.linalg.norm(self.project(rays) - (rays * self.focal_length + self.principal_point), axis=1)
         return float(np.nan_to_num(moved, nan=np.inf).max())
 
     def resized(self, image_size: tuple[int, int]) -> "Lens":
-        """The lens of the same photos resampled to another (height, width); as sides are whole pixels, it may have two focal lengths where this has one."""
+        """The lens of the photos resampled to another (height, width); may have two focal lengths where this has one, as sides are integers."""
         if image_size == self.image_size:
             return self
         y, x = image_size[0] / self.image_size[0], image_size[1] / self.image_size[1]
@@ -121,9 +120,9 @@ class Lens:
         params = (fx * x, fy * y, cx * x, cy * y, *self._coefficients)
         return Lens(model, params + (0.0,) * (_PARAMETERS[model] - len(params)), image_size)
 
-    def shown_at(self, xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """uv_px where the photo shows rays (x, y, 1), axes right, down, forward; nan where the lens does not show a ray."""
-        from pycolmap import Camera  # takes a third of a second to import, and only photos with distortion need it
+    def project(self, xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+        """uv_px of rays (x, y, 1), axes right, down, forward; nan outside the field of view."""
+        from pycolmap import Camera  # slow to import, and needed for distorted photos only
 
         height, width = self.image_size
         camera = Camera(model=self.model, width=width, height=height, params=list(self.params))
@@ -131,7 +130,7 @@ class Lens:
 
 
 def _border(lens: Lens, count: int) -> Float[np.ndarray, "4*{count} 2"]:
-    """Rays (x, y) of the pinhole camera of a lens through ``count`` places on each side of its image: centres of pixels in the corners."""
+    """Pinhole rays (x, y) through ``count`` points on each side of the image, from corner pixel centre to corner pixel centre."""
     height, width = lens.image_size
     u, v = np.linspace(0.5, width - 0.5, count), np.linspace(0.5, height - 0.5, count)
     sides = [np.column_stack([u, np.full(count, y)]) for y in (0.5, height - 0.5)]
@@ -140,36 +139,36 @@ def _border(lens: Lens, count: int) -> Float[np.ndarray, "4*{count} 2"]:
 
 
 def _folds(lens: Lens, rays: Float[np.ndarray, "n 2"]) -> bool:
-    """Whether on the way to one of these rays, seen from the principal point, the photo turns back: beyond that it would be shown again, mirrored."""
+    """Whether the projection is not monotonic along the segments from the optical axis to these rays: beyond a fold the photo appears again, mirrored."""
     steps = np.linspace(0, 1, 33)
-    at = lens.shown_at((steps[:, None, None] * rays).reshape(-1, 2)).reshape(len(steps), -1, 2)
+    at = lens.project((steps[:, None, None] * rays).reshape(-1, 2)).reshape(len(steps), -1, 2)
     distance = np.linalg.norm(at - lens.principal_point, axis=-1)
     return not (np.diff(distance, axis=0) >= 0).all()
 
 
 @functools.lru_cache(maxsize=16)
 def fill_zoom(lens: Lens) -> float:
-    """By how much the pinhole image of a lens is magnified (at least 1) so that each of its pixels lies in the photo, and no part of that is shown twice.
+    """The smallest magnification, at least 1, of the pinhole image at which all its pixels lie in the photo and before any fold of the projection.
 
-    The pinhole image has the size, the principal point and, times this factor, the focal length of the lens.
+    The pinhole image has the size and the principal point of the lens, and its focal length times this factor.
 
     Raises:
-        InputError: no magnification up to 4 does: the parameters are not those of a lens for such photos.
+        InputError: no magnification up to 4 is sufficient: the parameters do not fit the photos.
     """
     height, width = lens.image_size
-    border, some = _border(lens, max(lens.image_size)), _border(lens, 33)
+    border, coarse_border = _border(lens, max(lens.image_size)), _border(lens, 33)
 
     def fills(zoom: float) -> bool:
-        at = lens.shown_at(border / zoom)
-        return bool(((at >= 0) & (at <= (width, height))).all()) and not _folds(lens, some / zoom)
+        at = lens.project(border / zoom)
+        return bool(((at >= 0) & (at <= (width, height))).all()) and not _folds(lens, coarse_border / zoom)
 
     if fills(1.0):
         return 1.0
     low, high = 1.0, _LARGEST_ZOOM
     if not fills(high):
         raise InputError(
-            f"camera model {lens.model} with parameters {list(lens.params)}: its photos of {width}x{height} pixels cannot be undistorted; "
-            "undistort them with COLMAP (colmap image_undistorter), or correct the parameters"
+            f"camera model {lens.model} with parameters {list(lens.params)}: expected a lens of {width}x{height} photos that can be undistorted; "
+            "undistort the photos with COLMAP (colmap image_undistorter), or correct the parameters"
         )
     while high - low > 1e-4:
         middle = (low + high) / 2
@@ -178,7 +177,7 @@ def fill_zoom(lens: Lens) -> float:
 
 
 def pinhole(lens: Lens) -> tuple[Float[Tensor, "1 2"], Float[Tensor, "1 2"]]:
-    """(focal length, principal point) in pixels of the pinhole camera that photos of a lens are turned into."""
+    """(focal length, principal point) of the pinhole camera of undistorted photos, pixels."""
     zoom = fill_zoom(lens) if lens.distorts else 1.0
     return torch.tensor([lens.focal_length]) * zoom, torch.tensor([lens.principal_point])
 
@@ -188,17 +187,17 @@ def _sampling_grid(lens: Lens, focal_length: tuple[float, float], principal_poin
     height, width = lens.image_size
     grid = np.empty((height, width, 2), np.float32)
     u = np.arange(width) + 0.5
-    rows = max(1, _BLOCK // width)
+    rows = max(1, _CHUNK // width)
     for top in range(0, height, rows):
-        block = grid[top : top + rows]
-        uv = np.stack(np.meshgrid(u, np.arange(top, top + len(block)) + 0.5), -1).reshape(-1, 2)
-        at = lens.shown_at((uv - principal_point) / focal_length)
-        block[:] = (np.nan_to_num(at / (width, height), nan=2.0) * 2 - 1).reshape(block.shape)
+        chunk = grid[top : top + rows]
+        uv = np.stack(np.meshgrid(u, np.arange(top, top + len(chunk)) + 0.5), -1).reshape(-1, 2)
+        at = lens.project((uv - principal_point) / focal_length)
+        chunk[:] = (np.nan_to_num(at / (width, height), nan=2.0) * 2 - 1).reshape(chunk.shape)
     return torch.from_numpy(grid)[None]
 
 
 def undistort(image: UInt8[Tensor, "c h w"], lens: Lens, camera: Cameras) -> UInt8[Tensor, "c h w"]:
-    """The image of a pinhole camera of the same size, from a photo with distortion; bilinear."""
+    """Resamples a distorted photo to the image of a pinhole camera of the same size, bilinearly."""
     assert image.shape[1:] == lens.image_size == camera.image_size
     (fx, fy), (cx, cy) = camera.focal_length[0].tolist(), camera.principal_point[0].tolist()
     grid = _sampling_grid(lens, (fx, fy), (cx, cy))

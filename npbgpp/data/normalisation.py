@@ -1,10 +1,9 @@
-"""How the rays of a scene are expressed for a field: a similarity of the world, the distances between which rays are sampled, and NDC.
+"""Scene normalisation for radiance fields: a similarity from world to field coordinates, near and far bounds of rays, and NDC.
 
-Scenes that surround an object keep their world (``plain``) or are centred on their cameras (``inward``); scenes whose photos all look the same way
-(``forward``) are seen in normalised device coordinates, NDC, in which the space in front of the mean camera is a box (Mildenhall et al., NeRF, 2020,
-appendix C). Centred fields have the axes of the mean camera: right, up, backward.
+``plain`` keeps world coordinates; ``inward`` is centred on the mean camera; ``forward`` maps the space in front of the mean camera of forward-facing scenes to
+normalised device coordinates, NDC (Mildenhall et al., NeRF, 2020, appendix C). Centred coordinates have the axes of the mean camera: right, up, backward.
 
-Symbols: v views, n rays or points, o origins and d directions of rays, t distance along a ray in lengths of d.
+Symbols: v views, n rays or points, t distance along a ray in units of its direction.
 """
 
 import math
@@ -21,22 +20,22 @@ from npbgpp.geometry import Cameras
 from npbgpp.volume import to_ndc
 
 KINDS = ("plain", "forward", "inward")
-_SYNTHETIC = (2.0, 6.0)  # of every NeRF-Synthetic scene
-_NEAREST = 1 / 0.75  # depth of the nearest point of a centred scene, beyond the near plane 1 of NDC
-_LARGEST_RATIO = 8.0  # of far to near in inward scenes
-_OUTLIERS = 0.001  # share of the points of a cloud that may lie in front of the near and behind the far bound
-_MARGIN = 1.1  # what the bounds of a cloud leave around its points
-_LOOKED_AT = 100_000  # points of a cloud that its bounds are read from
-_SMALLEST_MEAN = 1e-3  # length of a mean of unit vectors that still is a direction
+_SYNTHETIC = (2.0, 6.0)  # bounds of NeRF-Synthetic scenes
+_NEAREST = 1 / 0.75  # nearest depth of a centred scene, beyond the near plane 1 of NDC
+_LARGEST_RATIO = 8.0  # far to near, of inward scenes
+_OUTLIERS = 0.001  # quantile of point depths before the near, and beyond the far bound
+_MARGIN = 1.1  # factor between point depths and bounds
+_SAMPLED_POINTS = 100_000  # of a cloud, to estimate bounds
+_SMALLEST_MEAN = 1e-3  # norm of a mean of unit vectors with a direction
 
 
 @dataclass(frozen=True)
 class NdcCamera:
-    """The camera that normalised device coordinates are those of; it is at the origin of a field and looks along -z.
+    """The camera that defines NDC: at the origin of the field, looking along -z.
 
     Attributes:
-        focal: in pixels.
-        image_size: (height, width) in pixels.
+        focal: focal length, pixels.
+        image_size: (height, width), pixels.
     """
 
     focal: float
@@ -45,15 +44,15 @@ class NdcCamera:
 
 @dataclass(frozen=True)
 class SceneNormalisation:
-    """Maps a scene to the coordinates of its field: ``x_field = scale * (x_world - centre) @ rotation`` on row vectors, then NDC where that is used.
+    """Maps world to field coordinates, ``x_field = scale * (x_world - centre) @ rotation`` on row vectors, then to NDC if ``ndc`` is given.
 
     Attributes:
-        rotation: of row vectors.
-        centre: what becomes the origin, scene units.
+        rotation: applied to row vectors from the right.
+        centre: origin of the field, scene units.
         scale: field units per scene unit.
-        near: where the samples of a ray begin, t.
-        far: where they end, t.
-        ndc: the camera of NDC; None keeps Euclidean coordinates.
+        near: t of the first sample of a ray.
+        far: t of the last one.
+        ndc: camera of NDC; None keeps Euclidean coordinates.
     """
 
     rotation: Float64[Tensor, "3 3"]
@@ -64,13 +63,13 @@ class SceneNormalisation:
     ndc: NdcCamera | None = None
 
     def cameras(self, cameras: Cameras) -> Cameras:
-        """The same cameras in the Euclidean coordinates of the field, computed in double precision and returned in that of their rotation."""
+        """Cameras in Euclidean field coordinates; computed in double precision, returned in the dtype of the input."""
         rotation, centre = self.rotation.to(cameras.R.device), self.centre.to(cameras.R.device)
         R, T = cameras.R.double(), cameras.T.double()
         return replace(cameras, R=(rotation.T @ R).to(cameras.R.dtype), T=(self.scale * (centre @ R + T)).to(cameras.T.dtype))
 
     def points(self, xyz_world: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """World points in coordinates of the field, NDC where it has them; those of points at the depth of the mean camera are then not finite."""
+        """World to field coordinates or NDC; NDC of points at depth 0 are not finite."""
         rotation, centre = self.rotation.to(xyz_world.device), self.centre.to(xyz_world.device)
         xyz = self.scale * (xyz_world.double() - centre) @ rotation
         if self.ndc is not None:
@@ -80,7 +79,7 @@ class SceneNormalisation:
         return xyz.to(xyz_world.dtype)
 
     def world(self, xyz_field: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """World points of points in coordinates of the field; those at infinity in NDC (z = 1) are not finite."""
+        """Field coordinates or NDC to world; points at infinity (z = 1 in NDC) are not finite."""
         rotation, centre = self.rotation.to(xyz_field.device), self.centre.to(xyz_field.device)
         xyz = xyz_field.double()
         if self.ndc is not None:
@@ -90,27 +89,27 @@ class SceneNormalisation:
         return (xyz @ rotation.T / self.scale + centre).to(xyz_field.dtype)
 
     def rays(self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
-        """Rays of cameras of the field as they are sampled: in NDC from the near plane at t = 0 to infinity at t = 1, else unchanged.
+        """Euclidean rays of the field to the rays that are sampled: in NDC from the near plane (t = 0) to infinity (t = 1), else unchanged.
 
-        Directions in NDC have no unit length. Raises InputError for rays that do not look along -z where there are NDC.
+        Directions in NDC are no unit vectors. Raises InputError for rays that do not point to -z in NDC.
         """
         return (origins, directions) if self.ndc is None else to_ndc(origins, directions, self.ndc.focal, self.ndc.image_size)
 
 
 def ray_frame(scene: Scene, kind: str, bounds: tuple[float, float] | None = None) -> SceneNormalisation:
-    """The frame of a scene; all its views take part, so that the same folder gives the same frame whatever is trained on.
+    """The normalisation of a scene, from all its views, so that it does not depend on the split.
 
-    ``plain`` is the world. Its rays begin and end at distances 2 and 6 in NeRF-Synthetic scenes, at ``bounds`` where these are given, else at the depths
-    of ``bounds_of``, the far one stretched for the corners of photos. ``forward`` and ``inward`` are centred on the mean camera and scaled so that the
-    nearest depth is 4/3, as nerf_pl has it; ``forward`` has NDC with t from 0 to 1, ``inward`` rays between the bounds, but not beyond 8 times the near one.
+    ``plain`` samples rays between ``bounds``, by default distances 2 and 6 in NeRF-Synthetic scenes and the depths of ``bounds_of`` in others, the far one
+    extended to the image corners. ``forward`` and ``inward`` are centred on the mean camera and scaled to a nearest depth of 4/3, as in nerf_pl; ``forward``
+    samples t from 0 to 1 in NDC, ``inward`` between the bounds, at most to 8 times the near one.
 
     Args:
-        scene: with bounds of its views, or with a cloud.
+        scene: a scene with bounds in its views, or with a cloud.
         kind: ``plain``, ``forward`` or ``inward``.
-        bounds: nearest and farthest depth, scene units, in place of those of the scene.
+        bounds: nearest and farthest depth, scene units; None takes those of the scene.
 
     Raises:
-        InputError: an unknown kind, bounds that are not finite, positive and ascending, no cloud where it is needed, photos that look back in ``forward``.
+        InputError: an unknown kind, bounds that are not finite, positive and ascending, a missing cloud, or ``forward`` with a ray that points backward.
     """
     if kind not in KINDS:
         raise InputError(f"system.ray_frame: expected one of {', '.join(KINDS)}, got {kind}")
@@ -123,24 +122,24 @@ def ray_frame(scene: Scene, kind: str, bounds: tuple[float, float] | None = None
     scale = _NEAREST / near
     if kind == "inward":
         return SceneNormalisation(rotation, centre, scale, _NEAREST, min(_LARGEST_RATIO * _NEAREST, far * scale))
-    first = scene.views[0].camera  # of views that differ any one would do, but all need the same
-    frame = SceneNormalisation(rotation, centre, scale, 0.0, 1.0, NdcCamera(first.focal_length.mean().item(), first.image_size))
+    first = scene.views[0].camera  # any view will do, but all share one NDC camera
+    normalisation = SceneNormalisation(rotation, centre, scale, 0.0, 1.0, NdcCamera(first.focal_length.mean().item(), first.image_size))
     for view in scene.views:
-        if not (corner_directions(frame.cameras(double(view)))[:, 2] < 0).all():
+        if not (corner_directions(normalisation.cameras(double(view)))[:, 2] < 0).all():
             raise InputError(
-                f"system.ray_frame: forward needs photos that all look the same way, but part of view {view.name} ({view.image}) looks back; choose "
-                "inward or plain"
+                f"system.ray_frame: expected a forward-facing scene for forward, got rays of view {view.name} ({view.image}) that point backward; "
+                "choose inward or plain"
             )
-    return frame
+    return normalisation
 
 
 def bounds_of(scene: Scene) -> tuple[float, float]:
-    """The nearest and the farthest depth of a scene, scene units: as its views state them, else of the points of its cloud that training views see.
+    """Nearest and farthest depth of a scene, scene units: stated by its views, else of the cloud in the training views.
 
-    A thousandth of the points may lie in front of and behind these, and a tenth of the depth is left as margin.
+    From the cloud these are the quantiles 0.001 and 0.999 of point depths, with a margin of 10 %.
 
     Raises:
-        InputError: bounds of a view that are not finite, positive and ascending; a cloud that is missing, damaged or not in the training views.
+        InputError: bounds of a view that are not finite, positive and ascending; a missing or damaged cloud, or one outside the training views.
     """
     for view in scene.views:
         if view.bounds is not None and not _usable(view.bounds):
@@ -164,15 +163,15 @@ def _plain(scene: Scene, bounds: tuple[float, float] | None) -> SceneNormalisati
         near, far = bounds or _SYNTHETIC
     else:
         near, depth = bounds_of(scene)
-        # a point at the corner of a photo is farther away than it is deep
+        # the distance of a point at an image corner exceeds its depth
         far = depth * max(_corner_distance(view) for view in scene.views)
     return SceneNormalisation(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 1.0, near, far)
 
 
 def _cloud_bounds(scene: Scene) -> tuple[float, float]:
     xyz = scene.cloud.read().xyz
-    if len(xyz) > _LOOKED_AT:
-        xyz = xyz[torch.randperm(len(xyz), generator=torch.Generator().manual_seed(0))[:_LOOKED_AT]]
+    if len(xyz) > _SAMPLED_POINTS:
+        xyz = xyz[torch.randperm(len(xyz), generator=torch.Generator().manual_seed(0))[:_SAMPLED_POINTS]]
     depths = []
     for index in scene.splits["train"]:
         camera = scene.views[index].camera
@@ -183,7 +182,7 @@ def _cloud_bounds(scene: Scene) -> tuple[float, float]:
     seen = np.concatenate(depths)
     if len(seen) == 0:
         raise InputError(
-            f"{scene.cloud.path}: expected points that the training views of scene {scene.name} see, got none; correct the cloud or its poses, or set "
+            f"{scene.cloud.path}: expected points in the training views of scene {scene.name}, got none; correct the cloud or its poses, or set "
             "system.ray_bounds"
         )
     near, far = np.quantile(seen, [_OUTLIERS, 1 - _OUTLIERS]).tolist()
@@ -197,9 +196,9 @@ def double(view: View) -> Cameras:
 
 
 def mean_pose(cam_to_world: Float64[Tensor, "v 4 4"]) -> tuple[Float64[Tensor, "3 3"], Float64[Tensor, " 3"]]:
-    """(axes as columns, position): z is the mean of the z axes (backward), x is normal to it and to the mean of the y axes (up).
+    """Mean pose (axes as columns, position): z is the mean z axis (backward), x is orthogonal to z and the mean y axis (up).
 
-    Where these have no direction, because cameras surround the scene evenly, the axes are those of the first view.
+    Where the means vanish, because cameras surround the scene evenly, the axes are those of the first view.
     """
     centre = cam_to_world[:, :3, 3].mean(0)
     up, back = cam_to_world[:, :3, 1].mean(0), cam_to_world[:, :3, 2].mean(0)
@@ -212,12 +211,12 @@ def mean_pose(cam_to_world: Float64[Tensor, "v 4 4"]) -> tuple[Float64[Tensor, "
 
 
 def corner_directions(camera: Cameras) -> Float[Tensor, "4 3"]:
-    """Unit directions of the rays through the four corners of an image: it becomes one pixel, and pixel centres are moved to its corners."""
+    """Unit directions of the rays through the four image corners: the corners are the pixel centres of a shifted 2x2 image."""
     pixel = camera.resize((1, 1))
     return replace(pixel, principal_point=pixel.principal_point + 0.5, image_size=(2, 2)).rays()[1].reshape(4, 3)
 
 
 def _corner_distance(view: View) -> float:
-    """Distance from the camera of a point at depth 1 that is shown at the farthest corner."""
+    """Distance from the camera of the point at depth 1 in the farthest image corner."""
     camera = double(view)
     return 1 / (corner_directions(camera) @ camera.R[0])[:, 2].min().item()

@@ -1,15 +1,15 @@
-"""Files with the cameras of a film.
+"""Camera trajectories on disk.
 
-Ours is JSON::
+JSON, with intrinsics::
 
     {"format": "npbgpp cameras 1", "cameras": [{"cam_to_world": [[...] x 4] x 4, "focal_length": [fx, fy], "principal_point": [cx, cy],
      "image_size": [height, width]}, ...]}
 
-``cam_to_world`` acts on columns, camera axes right, up, backward (OpenGL, Blender, NeRF). Focal length and principal point are in pixels from the top-left
-corner of the image. All numbers are in double precision, so that single precision comes back to the last bit, apart from zeros (below 1e-15).
+``cam_to_world`` acts on columns, camera axes right, up, backward (OpenGL). Focal length and principal point are in pixels from the top-left corner of the
+image. Numbers are written in double precision, so that single precision is restored exactly, apart from zeros (below 1e-15).
 
-Text holds poses alone: rows of 4 numbers are camera-to-world matrices (4, 4) on top of each other, in the same axes, as NPBG has them; rows of 12 are the
-``CamPose.inf`` of NPCR (see ``npbgpp.parsers.npcr``).
+Text, with poses alone: rows of 4 numbers are stacked camera-to-world matrices (4, 4) in the same axes, as in NPBG; rows of 12 are ``CamPose.inf`` of NPCR (see
+``npbgpp.parsers.npcr``).
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.core.files import write_atomically
@@ -29,12 +29,12 @@ from npbgpp.geometry import Cameras, rigid_defect
 LARGEST_SIDE = 1 << 14  # pixels
 _FORMAT = "npbgpp cameras 1"
 _SHAPES: dict[str, tuple[int, ...]] = {"cam_to_world": (4, 4), "focal_length": (2,), "principal_point": (2,), "image_size": (2,)}
-_LARGEST_NUMBER = 1e30  # products of larger ones are not finite in single precision
-_OPENGL_FROM_OPENCV = (1.0, -1.0, -1.0, 1.0)  # of the columns of a camera-to-world matrix
+_LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision
+_OPENGL_FROM_OPENCV = (1.0, -1.0, -1.0, 1.0)  # signs of the columns of a camera-to-world matrix
 
 
 def write_poses(path: Path, cameras: Sequence[Cameras]) -> None:
-    """Writes cameras as JSON, in order. Raises InputError when the file cannot be written."""
+    """Writes cameras as JSON. Raises InputError when the file cannot be written."""
     entries = [
         {
             "cam_to_world": pose.tolist(),
@@ -51,10 +51,10 @@ def write_poses(path: Path, cameras: Sequence[Cameras]) -> None:
 
 
 def write_npcr_cameras(folder: Path, cameras: Sequence[Cameras]) -> tuple[Path, Path]:
-    """Writes ``CamPose.inf`` and ``Intrinsic.inf`` of NPCR (see ``npbgpp.parsers.npcr``), in order; returns their paths.
+    """Writes ``CamPose.inf`` and ``Intrinsic.inf`` of NPCR (see ``npbgpp.parsers.npcr``) and returns their paths.
 
     Raises:
-        InputError: a file cannot be written. The poses are written last, so that they never stand beside intrinsics of another path.
+        InputError: a file cannot be written. Poses are written last, so that they never accompany intrinsics of another trajectory.
     """
     poses: list[str] = []
     blocks: list[str] = []
@@ -72,17 +72,17 @@ def write_npcr_cameras(folder: Path, cameras: Sequence[Cameras]) -> tuple[Path, 
 
 
 def read_poses(path: Path, like: Cameras) -> tuple[Cameras, ...]:
-    """Reads the cameras of a film.
+    """Reads a camera trajectory.
 
     Args:
-        path: JSON of ours, or text with poses.
-        like: one camera, whose intrinsics and image size poses without any get.
+        path: JSON or text.
+        like: one camera with the intrinsics and the image size for poses without.
 
     Returns:
-        One camera per entry, at least one.
+        One or more single cameras.
 
     Raises:
-        InputError: missing or damaged file, another format, no camera, or one that cannot be: not rigid, focal length or size not positive.
+        InputError: a missing or damaged file, another format, no camera, or an invalid one: not rigid, focal length or size not positive.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -102,8 +102,8 @@ def _from_json(path: Path, text: str) -> tuple[Cameras, ...]:
     entries = content.get("cameras") if content.get("format") == _FORMAT else None
     if not isinstance(entries, list):
         raise InputError(
-            f'poses {path}: expected "format": "{_FORMAT}" and a list "cameras", got {sorted(content)[:5]}; write it as docs/conventions.md '
-            "says, or as text with camera-to-world matrices (4, 4) on top of each other"
+            f'poses {path}: expected "format": "{_FORMAT}" and a list "cameras", got {sorted(content)[:5]}; see docs/conventions.md, '
+            "or write stacked camera-to-world matrices (4, 4) as text"
         )
     return tuple(_camera(entry, f"poses {path}: camera {k}") for k, entry in enumerate(entries))
 
@@ -123,8 +123,12 @@ def _camera(entry: Any, where: str) -> Cameras:
         raise InputError(f"{where}: image_size: expected height and width from 1 to {LARGEST_SIDE} pixels, got {height:g}x{width:g}")
     if (numbers["focal_length"].float() <= 0).any():
         raise InputError(f"{where}: focal_length: expected positive numbers of pixels, got {numbers['focal_length'].tolist()}")
-    pose = _rigid(numbers["cam_to_world"], where)[None]
-    return _single(Cameras.from_opengl(pose, numbers["focal_length"][None], numbers["principal_point"][None], (int(height), int(width))))
+    check_rigid(numbers["cam_to_world"], where)
+    return _single(
+        Cameras.from_opengl(
+            numbers["cam_to_world"][None], numbers["focal_length"][None], numbers["principal_point"][None], (int(height), int(width))
+        )
+    )
 
 
 def _from_text(path: Path, text: str, like: Cameras) -> tuple[Cameras, ...]:
@@ -134,33 +138,31 @@ def _from_text(path: Path, text: str, like: Cameras) -> tuple[Cameras, ...]:
         numbers = np.array(rows, dtype=np.float64).reshape(len(rows), width)
     except ValueError as error:
         raise InputError(
-            f"poses {path}: expected rows of {width} numbers as the first one, got others ({error}); correct the file"
+            f"poses {path}: expected rows of {width} numbers as in the first line, got others ({error}); correct the file"
         ) from error
     if width not in (4, 12) or (width == 4 and len(rows) % 4):
         raise InputError(
             f"poses {path}: expected rows of 4 numbers, 4 for each pose, or of 12 (CamPose.inf), got {len(rows)} of {width}; correct the file"
         )
     if not (np.abs(numbers) < _LARGEST_NUMBER).all():
-        raise InputError(f"poses {path}: expected finite numbers of usual size, got others; correct the file")
+        raise InputError(f"poses {path}: expected finite numbers below {_LARGEST_NUMBER:g}, got others; correct the file")
     if width == 4:
         poses = torch.from_numpy(numbers).view(-1, 4, 4)
-    else:  # the columns z, x, y and the centre; axes right, down, forward
+    else:  # columns z, x, y and the centre; axes right, down, forward
         poses = torch.eye(4, dtype=torch.float64).repeat(len(rows), 1, 1)
         poses[:, :3] = torch.from_numpy(numbers).view(-1, 4, 3)[:, [1, 2, 0, 3]].transpose(1, 2)
         poses = poses * torch.tensor(_OPENGL_FROM_OPENCV, dtype=torch.float64)
-    return tuple(
-        _single(
-            Cameras.from_opengl(_rigid(pose, f"poses {path}: pose {k}")[None], like.focal_length, like.principal_point, like.image_size)
-        )
-        for k, pose in enumerate(poses)
-    )
+    for k, pose in enumerate(poses):
+        check_rigid(pose, f"poses {path}: pose {k}")
+    intrinsics = like.focal_length, like.principal_point, like.image_size
+    return tuple(_single(Cameras.from_opengl(pose[None], *intrinsics)) for pose in poses)
 
 
-def _rigid(pose: Float64[Tensor, "4 4"], where: str) -> Float64[Tensor, "4 4"]:
-    defect = rigid_defect(pose)
+def check_rigid(pose: Float[Tensor, "4 4"], where: str, kind: str = "camera-to-world pose") -> None:
+    """Raises InputError for a matrix that is no rigid transformation, or not finite in single precision."""
+    defect = rigid_defect(pose.float())
     if defect is not None:
-        raise InputError(f"{where}: expected a rigid camera-to-world pose, but {defect}; correct the file")
-    return pose
+        raise InputError(f"{where}: expected a rigid {kind}, but {defect}; correct the file")
 
 
 def _double(cameras: Cameras) -> Cameras:
@@ -168,7 +170,7 @@ def _double(cameras: Cameras) -> Cameras:
 
 
 def _single(cameras: Cameras) -> Cameras:
-    """Poses in single precision, as all cameras have them."""
+    """Poses in single precision."""
     return Cameras(cameras.R.float(), cameras.T.float(), cameras.focal_length, cameras.principal_point, cameras.image_size)
 
 

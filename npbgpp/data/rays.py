@@ -1,14 +1,13 @@
-"""Random order of the pixels of many photos without a table of it.
+"""Batches of rays through the pixels of training photos, drawn in random order. Photos stay in 8 bits; rays are computed for the drawn pixels only.
 
-Symbols: v views, n pixels of a batch. Batches are numbered through all epochs.
+Symbols: v views, n pixels of a batch. Batches are numbered consecutively through all epochs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,101 +15,23 @@ from npbgpp.data import Photo, PhotoCache, Scene, SceneNormalisation, View
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 
-_ROUNDS = 6  # of the cipher
-
-
-class PixelOrder:
-    """Which pixels of one rectangle per view every batch draws: each pixel once per epoch.
-
-    Each group of pixels is permuted and cut into batches, of which the last may be smaller; batches of several groups are permuted in their turn. Nothing of
-    the size of a photo is kept.
-
-    Args:
-        corners: (row, column) of the first pixel of each rectangle.
-        sizes: their (height, width).
-        count: pixels of a batch.
-        mixed: all pixels are one group; otherwise those of each view are.
-        seed: of the order, at least 0.
-    """
-
-    def __init__(self, corners: Int64[np.ndarray, "v 2"], sizes: Int64[np.ndarray, "v 2"], count: int, mixed: bool, seed: int) -> None:
-        self.corners, self.sizes, self.count, self.seed = corners, sizes, count, seed
-        self._ends = np.cumsum(sizes.prod(1))
-        self._groups = self._ends[-1:] if mixed else self._ends
-        self._batches = np.cumsum(-(-np.diff(self._groups, prepend=0) // count))
-
-    def __len__(self) -> int:
-        """Batches of an epoch."""
-        return int(self._batches[-1])
-
-    def drawn(self, item: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """(view, row, column) of the pixels of batch ``item % len`` of epoch ``item // len``; views ascend."""
-        epoch, slot = divmod(item, len(self))
-        (place,) = permuted(np.array([slot]), len(self), (self.seed, epoch)).tolist()
-        group = int(np.searchsorted(self._batches, place, side="right"))
-        first, batch = (int(self._groups[group - 1]), int(self._batches[group - 1])) if group else (0, 0)
-        size = int(self._groups[group]) - first
-        begin = (place - batch) * self.count
-        positions = np.arange(begin, min(begin + self.count, size))
-        pixels = np.sort(first + permuted(positions, size, (self.seed, epoch, group)))
-        view = np.searchsorted(self._ends, pixels, side="right")
-        row, column = np.divmod(pixels - (self._ends - self.sizes.prod(1))[view], self.sizes[view, 1])
-        return view, row + self.corners[view, 0], column + self.corners[view, 1]
-
-
-def permuted(positions: Int64[np.ndarray, " n"], count: int, key: Sequence[int]) -> Int64[np.ndarray, " n"]:
-    """Where a pseudo-random permutation of ``range(count)`` sends some of its numbers, without the others being computed.
-
-    A balanced Feistel network permutes a power of four of numbers; what leaves the range is permuted again until it is back (Black and Rogaway, Ciphers
-    with arbitrary finite domains, 2002).
-
-    Args:
-        positions: in 0..count - 1.
-        count: at least 1, less than 2^62.
-        key: numbers of at least 0 that choose the permutation.
-    """
-    half = max(-(-(count - 1).bit_length() // 2), 1)
-    bits, low = np.uint64(half), np.uint64((1 << half) - 1)
-    keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
-    numbers = positions.astype(np.uint64)
-    walking = np.arange(len(numbers))
-    while len(walking):
-        left, right = numbers[walking] >> bits, numbers[walking] & low
-        for round_key in keys:
-            left, right = right, left ^ (_mixed(right + round_key) & low)
-        numbers[walking] = left << bits | right
-        walking = walking[numbers[walking] >= count]
-    return numbers.astype(np.int64)
-
-
-def _mixed(numbers: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """Every bit of a 64-bit number changes about half of all bits: the last steps of SplitMix64 (Steele et al. 2014)."""
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
-
-
-# ----------------------------------------------------------------------
-# Batches of rays through the pixels of training photos. Photos stay in 8 bits, and rays are computed for the drawn pixels only.
-
-
 _COLOURS = {"white": 1.0, "black": 0.0}
 _LEVELS = 255
 
 
 @dataclass(frozen=True)
 class RayBatch:
-    """n rays and what they are to see, in coordinates of the field.
+    """n rays with the colours of their pixels, in field coordinates.
 
     Attributes:
-        origins: where t is 0.
-        directions: of unit length, or those of NDC, which are not.
-        view_directions: of unit length, Euclidean also where ``directions`` are in NDC.
-        near: t at which samples begin.
-        far: t at which they end.
+        origins: at t = 0.
+        directions: unit vectors, or NDC directions of any length.
+        view_directions: unit vectors, Euclidean also where ``directions`` are in NDC.
+        near: t of the first sample.
+        far: t of the last sample.
         rgb: colours in [0, 1], composited on the background.
-        background: the colours behind the rays.
-        alpha: opacity of the object; None where a view of the dataset has none.
+        background: colours of the background.
+        alpha: opacity of the object; None if a view of the dataset has neither alpha nor mask.
         view: index of the view in its scene.
     """
 
@@ -141,12 +62,15 @@ class RaySampling:
     """How pixels are drawn.
 
     Attributes:
-        rays_per_batch: pixels of a batch; the last one of an epoch, or of a view, may have fewer.
-        sampling: ``all`` mixes the pixels of all views, ``image`` takes those of a batch from one view.
-        precrop: part of the height and of the width around the centre of photos that the first batches are drawn from.
-        precrop_batches: how many batches these are.
-        background: ``white``, ``black`` or ``random``, a colour of its own for every ray.
+        rays_per_batch: largest number of pixels of a batch; the pixels of an epoch, or of a view, are divided evenly.
+        sampling: ``all`` mixes the pixels of all views, ``image`` draws each batch from one view.
+        precrop: central share of the height and of the width that the first batches are drawn from.
+        precrop_batches: number of these batches.
+        background: ``white``, ``black`` or ``random`` (one colour per ray).
         seed: of the order and of random backgrounds.
+
+    Raises:
+        InputError: a value out of range or an unknown choice.
     """
 
     rays_per_batch: int = 1024
@@ -163,34 +87,77 @@ class RaySampling:
         if self.sampling not in ("all", "image"):
             raise InputError(f"system.rays.sampling: expected all or image, got {self.sampling}")
         if not 0 < self.precrop <= 1:
-            raise InputError(f"system.rays.precrop: expected a part of the photos, more than 0 and at most 1, got {self.precrop}")
+            raise InputError(f"system.rays.precrop: expected a share of the photos, more than 0 and at most 1, got {self.precrop}")
         if self.background not in (*_COLOURS, "random"):
             raise InputError(f"system.rays.background: expected white, black or random, got {self.background}")
 
 
-class RayDataset(Dataset[RayBatch]):
-    """Rays through all pixels of some views of a scene. Items are whole batches: use it with ``batch_size=None`` and ``BatchEpochs``.
+class PixelOrder:
+    """Assigns the pixels of one rectangle per view to batches: each pixel once per epoch, as a function of the seed and the number of the batch.
 
-    Item ``k`` is batch ``k % len`` of epoch ``k // len``; there is no last one. Photos are kept in memory that forked workers share, without their
-    background, which is composited here: photos with alpha or a mask on the background of ``sampling``, others are as photographed.
+    A group of pixels with ``b`` batches is cut into strata of ``b`` consecutive pixels. Batch ``k`` takes one pixel of each stratum, number ``k + shift``
+    modulo ``b``, with a random shift per stratum and epoch. Batches come in random order. Memory: 4 bytes per batch of an epoch.
 
     Args:
-        scene: where the views come from.
-        indices: which views.
-        frame: coordinates of the field.
+        corners: (row, column) of the first pixel of each rectangle.
+        sizes: their (height, width).
+        count: largest number of pixels of a batch.
+        mixed: the pixels of all views form one group; otherwise the pixels of each view do.
+        seed: of the order, at least 0.
+    """
+
+    def __init__(self, corners: Int64[np.ndarray, "v 2"], sizes: Int64[np.ndarray, "v 2"], count: int, mixed: bool, seed: int) -> None:
+        self.corners, self.sizes, self.seed = corners, sizes, seed
+        self._ends = np.cumsum(sizes.prod(1))
+        self._groups = np.concatenate([[0], self._ends[-1:] if mixed else self._ends])
+        self._batches = np.concatenate([[0], np.cumsum(-(-np.diff(self._groups) // count))])
+        self._permutation = (-1, np.zeros(0, np.int32))  # epoch, order of its batches
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return int(self._batches[-1])
+
+    def pixels(self, item: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """(view, row, column) of the pixels of batch ``item % len`` of epoch ``item // len``; views ascend."""
+        epoch, slot = divmod(item, len(self))
+        if self._permutation[0] != epoch:
+            self._permutation = epoch, np.random.default_rng((self.seed, epoch)).permutation(np.arange(len(self), dtype=np.int32))
+        batch = int(self._permutation[1][slot])
+        group = int(np.searchsorted(self._batches, batch, side="right")) - 1
+        (first, end), (first_batch, end_batch) = self._groups[group : group + 2], self._batches[group : group + 2]
+        strata = np.arange(first, end, end_batch - first_batch)
+        shifts = np.random.default_rng((self.seed, epoch, 1 + group)).integers(end_batch - first_batch, size=len(strata))
+        pixels = strata + (batch - first_batch + shifts) % (end_batch - first_batch)
+        pixels = pixels[pixels < end]  # the last stratum may be shorter
+        view = np.searchsorted(self._ends, pixels, side="right")
+        row, column = np.divmod(pixels - (self._ends - self.sizes.prod(1))[view], self.sizes[view, 1])
+        return view, row + self.corners[view, 0], column + self.corners[view, 1]
+
+
+class RayDataset(Dataset[RayBatch]):
+    """Batches of rays through all pixels of some views of a scene, for ``batch_size=None`` and ``BatchEpochs``.
+
+    Item ``k`` is batch ``k % len`` of epoch ``k // len``, without end. Photos are kept in memory shared by forked workers, before compositing: photos with
+    alpha or a mask are composited on the background of ``sampling`` here, others are as photographed.
+
+    Args:
+        scene: the scene.
+        indices: its training views.
+        normalisation: coordinates of the field.
         sampling: how pixels are drawn.
         budget: bytes for decoded photos.
-        margin: pixels at each border of photos that no ray is drawn through.
+        margin: pixels along each border of the photos without rays.
 
     Attributes:
-        size: bytes of the photos that are kept.
+        size: bytes of the photos in memory.
 
     Raises:
-        InputError: no view, a random background for photos without alpha or mask, or more photos than the budget keeps where every batch needs all of them.
+        InputError: no view, a margin that leaves no pixel, a random background for photos without alpha or mask, or more photos than the budget holds
+            where every batch needs all of them.
     """
 
     def __init__(
-        self, scene: Scene, indices: tuple[int, ...], frame: SceneNormalisation, sampling: RaySampling, budget: int, margin: int = 0
+        self, scene: Scene, indices: tuple[int, ...], normalisation: SceneNormalisation, sampling: RaySampling, budget: int, margin: int = 0
     ) -> None:
         if not indices:
             raise InputError(
@@ -203,15 +170,15 @@ class RayDataset(Dataset[RayBatch]):
                 f"system.rays.background: random needs photos with alpha or masks, view {opaque[0]} of scene {scene.name} has neither; choose white or "
                 "black"
             )
-        self.frame, self.sampling, self.indices = frame, sampling, np.array(indices)
+        self.normalisation, self.sampling, self.indices = normalisation, sampling, np.array(indices)
         self.photos = PhotoCache([_uncomposited(view, sampling.background) for view in views], budget)
         if sampling.sampling == "all" and self.photos.kept < len(views):
             raise InputError(
                 f"datasets.cache_memory_gb: expected memory for the {len(views)} training photos of scene {scene.name}, got enough for {self.photos.kept}; "
-                "keep them (datasets.cache_images=true), raise it or datasets.downscale, or take the rays of a batch from one photo with system.rays.sampling=image"
+                "raise it, set datasets.cache_images=true, raise datasets.downscale, or draw each batch from one photo with system.rays.sampling=image"
             )
         cameras = [replace(view.camera, R=view.camera.R.double(), T=view.camera.T.double(), image_size=(1, 1)) for view in views]
-        self._cameras = frame.cameras(Cameras.cat(cameras))
+        self._cameras = normalisation.cameras(Cameras.cat(cameras))
         self.size = self.photos.size
         self._has_alpha = not opaque
         sizes = np.array([view.camera.image_size for view in views])
@@ -227,31 +194,31 @@ class RayDataset(Dataset[RayBatch]):
         return len(self._whole)
 
     def load(self) -> None:
-        """Decodes all photos that are kept, so that workers forked later need not. Raises InputError for a photo that cannot be read."""
+        """Decodes the photos that fit in memory before workers are forked. Raises InputError for a photo that cannot be read."""
         for k in range(self.photos.kept):
             self.photos.read(k)
 
     def __getitem__(self, item: int) -> RayBatch:
-        pixels = self._crop if item < self.sampling.precrop_batches else self._whole
-        view, row, column = pixels.drawn(item)
+        order = self._crop if item < self.sampling.precrop_batches else self._whole
+        view, row, column = order.pixels(item)
         colour, alpha = self._colours(view, row, column)
         if self.sampling.background == "random":
             generator = np.random.default_rng((self.sampling.seed, item))
             background = torch.from_numpy(generator.random((len(view), 3), dtype=np.float32))
         else:
             background = torch.full_like(colour, _COLOURS[self.sampling.background])
-        # a camera of one pixel for each ray
+        # one camera of a single pixel per ray
         cameras = self._cameras[view.tolist()]
         corner = torch.from_numpy(np.stack([column, row], 1))
         cameras = replace(cameras, principal_point=cameras.principal_point - corner)
         origins, view_directions = (part[:, 0, 0] for part in cameras.rays())
-        origins, directions = self.frame.rays(origins, view_directions)
+        origins, directions = self.normalisation.rays(origins, view_directions)
         return RayBatch(
             origins.float(),
             directions.float(),
             view_directions.float(),
-            torch.full((len(view),), self.frame.near),
-            torch.full((len(view),), self.frame.far),
+            torch.full((len(view),), self.normalisation.near),
+            torch.full((len(view),), self.normalisation.far),
             colour * alpha[:, None] + background * (1 - alpha[:, None]),
             background,
             alpha if self._has_alpha else None,
@@ -277,12 +244,12 @@ def _has_alpha(view: View) -> bool:
 
 
 def _uncomposited(view: View, background: str) -> View:
-    """The view with its colours as stored; transparency that is no mask is composited when the photo is read."""
+    """The view with its stored colours; transparency that is no mask is composited when the photo is read."""
     return replace(view, background=None if _has_alpha(view) else (_COLOURS[background],) * 3)
 
 
 def _opacity(photo: Photo, view: View, at: tuple[Tensor, Tensor]) -> Float[Tensor, " n"]:
-    """1 without mask; masks beside photos are 0 or 1, as ``read_photo`` composites them."""
+    """1 without mask; mask files are thresholded as in ``read_photo``."""
     if photo.mask is None:
         return torch.ones(len(at[0]))
     values = photo.mask[0, at[0], at[1]]

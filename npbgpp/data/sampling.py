@@ -1,7 +1,7 @@
-"""Training items whose chance depends on nothing but the seed of the run, the epoch and the place in it.
+"""Reproducible sampling of training items: order of items, scenes of an epoch, shards of processes, and resuming within an epoch.
 
-Crops, zooms and input photos of an item are drawn from a generator of its own. So worker processes, several devices and resumed runs agree, and a run that
-goes on in the middle of an epoch skips what it has seen without loading it.
+The RNG of an item is seeded from (run seed, epoch, position), so that worker processes, multiple devices and resumed runs draw the same crops, zooms and
+input photos, and a resumed run skips items without loading them.
 """
 
 import logging
@@ -22,10 +22,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from npbgpp.data import Batch
 from npbgpp.errors import InputError
 
+log = logging.getLogger(__name__)
+
+_ROTATION_SEED = 123  # seed of the scene order of the NPBG++ authors
+
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of one process among several that work together."""
+    """Rank and number of the processes of a run."""
 
     rank: int = 0
     count: int = 1
@@ -33,33 +37,33 @@ class Shard:
 
 @dataclass(frozen=True)
 class Draw:
-    """One item to be drawn.
+    """A training item to draw.
 
     Attributes:
-        item: its number among those of all training sets.
-        seed: what its chance depends on.
+        item: index into the concatenated training sets.
+        seed: of its RNG.
     """
 
     item: int
     seed: tuple[int, ...]
 
     def generator(self) -> torch.Generator:
-        """Random numbers of this item."""
+        """The RNG of this item."""
         return torch.Generator().manual_seed(int(np.random.SeedSequence(self.seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
 @runtime_checkable
 class Drawable(Protocol):
-    """A training set."""
+    """A training set whose items are drawn with a given RNG."""
 
     def __len__(self) -> int: ...
 
     def drawn(self, item: int, generator: torch.Generator | None) -> Batch:
-        """An item with its random crop, zoom and input photos."""
+        """An item with random crop, zoom and input photos."""
 
 
 class DrawnItems(Dataset[Batch]):
-    """Training sets one behind the other; an item is asked for by a Draw."""
+    """Concatenation of training sets, indexed by ``Draw``."""
 
     def __init__(self, sets: Sequence[Drawable]) -> None:
         self.sets = sets
@@ -75,46 +79,47 @@ class DrawnItems(Dataset[Batch]):
 
 @runtime_checkable
 class EpochSampler(Protocol):
-    """A sampler that can begin an epoch in the middle."""
+    """A sampler that can resume within an epoch."""
 
     epoch: int
 
     def skip(self, epoch: int, batches: int) -> None:
-        """Chooses an epoch and leaves out its first batches."""
+        """Chooses an epoch and skips its first batches."""
 
     def skipped_batches(self) -> int:
-        """Batches left out at the beginning of the current epoch."""
+        """Skipped batches of the current epoch."""
 
 
-def hear_the_parent_alone(worker: int) -> None:
-    """For worker processes of loaders: SIGTERM ends them only when it comes from the process that they work for.
+def ignore_foreign_sigterm(worker: int) -> None:
+    """``worker_init_fn`` of loaders: only a SIGTERM from the parent process ends the worker.
 
-    A signal to all processes of a job is for those that train, and they may need more items until they can stop.
+    A SIGTERM to all processes of a job asks the training processes to stop, which need batches until the end of the step.
     """
-    if not hasattr(signal, "sigwaitinfo"):  # Windows and macOS do not say who sent a signal
+    if not hasattr(signal, "sigwaitinfo"):  # Windows and macOS do not tell the sender of a signal
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_on_sigterm_from, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_when_told_by(parent: int) -> None:
+def _exit_on_sigterm_from(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader that knows how far its epoch has come, so that Lightning stores it in checkpoints and goes on there.
+    """A loader with the state of its epoch, which Lightning stores in checkpoints.
 
-    Its sampler is asked only when the first batch is, because Lightning tells it the epoch after making the iterator.
+    The sampler is iterated at the first batch only: Lightning sets its epoch after creating the iterator.
 
     Args:
-        dataset, options: see DataLoader.
+        dataset: see DataLoader.
         epochs: the sampler.
+        options: see DataLoader.
     """
 
     def __init__(self, dataset: Dataset[Any], epochs: EpochSampler, **options: Any) -> None:
-        super().__init__(dataset, sampler=epochs, worker_init_fn=hear_the_parent_alone, **options)  # type: ignore[arg-type]
+        super().__init__(dataset, sampler=epochs, worker_init_fn=ignore_foreign_sigterm, **options)  # type: ignore[arg-type]
         self._epochs, self._handed_out = epochs, 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -124,40 +129,31 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it that were handed out."""
+        """Epoch and number of its batches so far."""
         return {"epoch": self._epochs.epoch, "batches": self._handed_out}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on where ``state_dict`` was taken."""
+        """Resumes at a state of ``state_dict``."""
         self._epochs.skip(state["epoch"], state["batches"])
 
 
-# ----------------------------------------------------------------------
-# Which scenes take part in an epoch, which process draws from which, and in which order their items come.
-
-
-log = logging.getLogger(__name__)
-
-_ROTATION_SEED = 123  # the authors' seed of the order of scenes
-
-
 class SceneSampler(Sampler[Draw]):
-    """Items of the training sets, numbered through, from the scenes of the current epoch only.
+    """Samples items of the concatenated training sets, from the scenes of the current epoch.
 
-    Lightning calls ``set_epoch`` before every epoch. With several processes all of them draw equally many items: a ``total // count`` part of the epoch.
-    ``common`` deals the items of all scenes out in turn. ``each`` deals out the scenes: processes draw from disjoint ones, or share one where there are
-    fewer scenes than processes; a process whose scenes have fewer items than its part draws some of them again.
+    Lightning calls ``set_epoch`` before each epoch. All processes draw the same number of items, ``total // count``. ``common`` distributes the items of all
+    scenes over the processes. ``each`` distributes the scenes: processes draw from disjoint scenes, or share one where there are fewer scenes than
+    processes; a process whose scenes have too few items repeats some.
 
     Args:
-        lengths: items of every scene.
-        scenes_per_epoch: how many scenes take part in an epoch, of all processes together.
-        shuffle: random order of the items of an epoch.
-        names: of the scenes, for the log.
+        lengths: items per scene.
+        scenes_per_epoch: number of scenes in an epoch, over all processes.
+        shuffle: random order of items.
+        names: scene names, for the log.
         mode: ``common`` or ``each``.
-        per_batch: items of a batch of one process.
+        per_batch: batch size of one process.
 
     Attributes:
-        shard: the part of this process.
+        shard: rank and number of processes.
     """
 
     def __init__(
@@ -173,22 +169,20 @@ class SceneSampler(Sampler[Draw]):
         self._skip = (0, 0)  # epoch, batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the scenes and the order of an epoch, and says which they are when not all take part."""
+        """Chooses scenes and order of an epoch; logs the scenes if there are others."""
         self.epoch = epoch
         if self.names and len(self.own_scenes()) < len(self.lengths):
             whose = f", process {self.shard.rank}" if self.shard.count > 1 else ""
             log.info("epoch %d%s: scenes %s", epoch, whose, ", ".join(self.names[k] for k in self.own_scenes()))
 
     def skip(self, epoch: int, batches: int) -> None:
-        """See EpochSampler."""
         self._skip, self.epoch = (epoch, batches), epoch
 
     def skipped_batches(self) -> int:
-        """Batches left out at the beginning of the current epoch."""
         return self._skip[1] if self._skip[0] == self.epoch else 0
 
     def scenes(self) -> list[int]:
-        """Positions of the scenes of the current epoch; over ``ceil(S / M)`` epochs every scene comes at least once."""
+        """Indices of the scenes of the current epoch; each scene occurs at least once in ``ceil(S / M)`` epochs."""
         count, per_epoch = len(self.lengths), self.scenes_per_epoch
         epochs = -(-count // per_epoch)
         cycle, position = divmod(self.epoch, epochs)
@@ -199,14 +193,14 @@ class SceneSampler(Sampler[Draw]):
         return sorted(padded[position * per_epoch : (position + 1) * per_epoch])
 
     def own_scenes(self) -> list[int]:
-        """Those of them that this process draws from."""
+        """Scenes of this process in the current epoch."""
         scenes = self.scenes()
         if self.mode == "common":
             return scenes
         return scenes[self.shard.rank :: self.shard.count] or [scenes[self.shard.rank % len(scenes)]]
 
     def shares_scenes(self, processes: int) -> bool:
-        """Whether two of so many processes may draw from the same scene."""
+        """Whether two of ``processes`` processes may draw from the same scene."""
         return processes > 1 and (self.mode == "common" or self.scenes_per_epoch < processes)
 
     def __len__(self) -> int:
@@ -218,14 +212,14 @@ class SceneSampler(Sampler[Draw]):
         if self.shuffle:
             generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
             items = items[torch.randperm(len(items), generator=generator)]
-        own = self._dealt(items)
+        own = self._sharded(items)
         own = own.repeat(-(-len(self) // max(len(own), 1)))[: len(self)]
         first = self.skipped_batches() * self.per_batch
         for place in range(first, len(own)):
             yield Draw(int(own[place]), (self.seed, self.epoch, place * self.shard.count + self.shard.rank))
 
-    def _dealt(self, items: Tensor) -> Tensor:
-        """The part of this process where several draw from the same scenes."""
+    def _sharded(self, items: Tensor) -> Tensor:
+        """Items of this process among those of its scenes."""
         rank, count = self.shard.rank, self.shard.count
         if self.mode == "common":
             return items[rank::count]

@@ -1,4 +1,4 @@
-"""What the package knows of a scene and of a batch: the types that cross the border between data and systems."""
+"""Data types shared by parsers, datasets and methods: views, scenes and their splits before decoding, batches of decoded views."""
 
 import re
 from collections.abc import Sequence
@@ -13,22 +13,24 @@ from torch import Tensor
 
 from npbgpp.data.lens import Lens
 from npbgpp.data.point_files import CloudFile
-from npbgpp.errors import InputError
+from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
+
+WHITE = (1.0, 1.0, 1.0)
 
 Stage = Literal["train", "val", "test"]
 ViewChoice = tuple[int, ...] | float | str
-_FORMS = "a list of indices, every:<n>, every:<n>+<first>, a share such as 0.1, or a file with names or indices, one per line"
+_FORMS = "a list of indices, every:<n>, every:<n>+<first>, a share such as 0.1, or a file with one name or index per line"
 
 
 @dataclass(frozen=True)
 class DepthMap:
-    """A picture of depths beside a photo.
+    """A depth image of a view.
 
     Attributes:
-        path: 16-bit picture, 0 where no depth is known.
-        camera: one camera, of the size of the picture.
-        unit: scene units per step of its values.
+        path: 16-bit image, 0 for unknown depth.
+        camera: one camera, of the size of the depth image.
+        unit: scene units per integer step.
     """
 
     path: Path
@@ -38,14 +40,14 @@ class DepthMap:
 
 @dataclass(frozen=True)
 class MotionMaps:
-    """Files beside a frame of a video that say how it moves; each is None where there is none. They may have another size than the photo.
+    """Files with disparity, optical flow and mask of a video frame, at any resolution; None where there is none.
 
     Attributes:
-        disparity: grey picture, 8 or 16 bits, larger is nearer; scale and offset are unknown and may differ from frame to frame.
-        flow_forward: ``.flo`` file with the flow to the next frame, pixels; None for the last frame.
-        flow_backward: the same to the frame before; None for the first frame.
-        static_mask: picture, bright where nothing moves.
-        inverted: the mask is bright where something moves instead.
+        disparity: grey image, 8 or 16 bits, larger is nearer; of unknown scale and offset, which may differ between frames.
+        flow_forward: ``.flo`` file with optical flow to the next frame, pixels; None for the last frame.
+        flow_backward: the same to the previous frame; None for the first frame.
+        static_mask: image, bright where the scene is static.
+        inverted: the mask is bright where the scene moves instead.
     """
 
     disparity: Path | None = None
@@ -57,24 +59,22 @@ class MotionMaps:
 
 @dataclass(frozen=True)
 class View:
-    """One photo before it is decoded.
+    """A photo and its camera, before decoding.
 
     Attributes:
         name: unique within the scene; names output files.
-        image: file with the photo.
-        camera: one camera, of the size of the photo.
-        alpha_is_mask: the photo has an alpha channel that is the mask of the object.
-        background: colour in [0, 1] that the photo is composited on where alpha < 1, or that it has where ``mask`` is dark; None keeps the colours as
-            stored.
-        mask: picture of the same size, bright on the object; an alpha channel of the photo is then ignored.
-        truncates: composited colours are cut to 8 bits, as the NPBG++ authors do, in place of rounding them.
-        resized: the photo has another size than the camera and is resampled (bilinear) when it is read; so is its mask.
-        lens: distortion of the photo at the size of the camera, taken out when it is read; ``camera`` is the pinhole camera of the result.
-        depth: depths that belong to the photo.
-        bounds: the nearest and the farthest depth that matters, scene units, as the layout states them.
-        moment: of a video, the number of the frame that shows the same moment, in the order of time from 0 over the frames in use; ``Scene.frames`` has them.
-            None for still scenes.
-        motion: how the frame moves; photos that other cameras took at its moment have a mask at most. None for still scenes.
+        image: file of the photo.
+        camera: one camera, of the size of the decoded photo.
+        alpha_is_mask: the alpha channel of the photo is the mask of the object.
+        background: colour in [0, 1] that replaces the background, by alpha or where ``mask`` is dark; None keeps the stored colours.
+        mask: image of the same size, bright on the object; replaces the alpha channel.
+        truncates: composited colours are truncated to 8 bits as by the NPBG++ authors, not rounded.
+        resized: photo and mask differ from the camera in size and are resampled (bilinear) when read.
+        lens: distortion of the photo at the size of the camera, removed when it is read; ``camera`` is the pinhole camera of the result.
+        depth: its depth image.
+        bounds: nearest and farthest depth of the scene, scene units, as stated by the layout.
+        moment: time step in a video: index into ``Scene.frames`` of the frame taken at the same time. None for static scenes.
+        motion: disparity, flow and mask of a video frame; views of other cameras have at most a mask. None for static scenes.
     """
 
     name: str
@@ -94,17 +94,17 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene before any image is decoded.
+    """Views, splits and point cloud of a scene, before decoding.
 
     Attributes:
         name: names descriptor files.
-        views: all views, in the order that index lists refer to.
-        splits: natural split of the layout: indices into ``views``.
+        views: all views; index lists refer to their order.
+        splits: split of the layout, indices into ``views``.
         cloud: the point cloud file.
-        carried_points: file with points that came with the poses, for scenes without a cloud of their own.
-        notes: what the user should know of how the folder was read, such as photos left out; one sentence each.
-        layout: name of the layout that it was read as.
-        holds_out: natural validation and test views do not train. Otherwise only those do not that ``with_splits`` is told to take out.
+        carried_points: sparse points of the poses, for scenes without a cloud.
+        notes: remarks on how the folder was read, such as photos left out; one sentence each.
+        layout: name of the layout.
+        holds_out: validation and test views of the layout do not train; False: only views chosen in ``with_splits`` do not.
     """
 
     name: str
@@ -118,16 +118,16 @@ class Scene:
 
     @property
     def frames(self) -> tuple[View, ...]:
-        """The frames of a video in the order of time: its first views, after which come those of other cameras. Empty for still scenes."""
+        """Frames of a video in temporal order: its first views, followed by those of other cameras. Empty for static scenes."""
         return tuple(view for k, view in enumerate(self.views) if view.moment == k)
 
     def with_splits(self, val_views: ViewChoice | None, holdout_views: ViewChoice | None) -> "Scene":
-        """The scene with other validation and test views; training keeps what is left of its natural views.
+        """The scene with other validation and test views (None keeps those of the layout); the other views of the training split train.
 
-        Of views that two rules choose (every n-th, a share), the test views are taken first, and validation leaves one view to train.
+        Where rules (every n-th, a share) overlap, test views go first, and validation is dropped if it would leave no training view.
 
         Raises:
-            InputError: a choice that cannot be read, a view outside the scene, a view in both lists, or no training view left.
+            InputError: an invalid choice, a view outside the scene, a view in both lists, or no training view.
         """
         if val_views is None and holdout_views is None and not self.holds_out:
             return self
@@ -145,7 +145,7 @@ class Scene:
         both = sorted(set(val) & set(test))
         if both:
             raise InputError(
-                f"datasets.val_indices and datasets.holdout_indices of scene {self.name} share {both}; a view has one purpose only"
+                f"datasets.val_indices and datasets.holdout_indices of scene {self.name} share {both}; a view is either for validation or held out"
             )
         held_out = {
             *(val if self.holds_out or val_views is not None else ()),
@@ -154,20 +154,20 @@ class Scene:
         train = tuple(i for i in self.splits["train"] if i not in held_out)
         if not train:
             raise InputError(
-                f"scene {self.name}: no training view left after datasets.val_indices and datasets.holdout_indices; shorten them"
+                f"scene {self.name}: expected at least one training view, got none left after datasets.val_indices and datasets.holdout_indices; shorten them"
             )
         return replace(self, splits={"train": train, "val": val, "test": test})
 
 
 @dataclass(frozen=True)
 class Views:
-    """b decoded views of one size.
+    """Decoded views of one size.
 
     Attributes:
         image: colours in [0, 1].
-        valid: pixels that count in losses: not padded, not in the margin.
+        valid: pixels that count in losses: not padding, not in the margin.
         cameras: one per view.
-        mask: 1 on the object, None when the scene has no masks.
+        mask: 1 on the object; None for scenes without masks.
         names: names of the views.
     """
 
@@ -195,13 +195,13 @@ class Views:
 
 @dataclass(frozen=True)
 class Batch:
-    """b target views of one or several scenes.
+    """Target views of one or several scenes.
 
     Attributes:
-        dataset: name of the dataset the views come from (scene name plus purpose), one per view.
+        dataset: name of the dataset of each view: scene name and stage.
         scene: name of the scene of each view.
         target: the views to render.
-        inputs: per target, the photos that it is to be described from, all of one size; empty for systems that read none.
+        inputs: input photos of each target, all of one size; empty for methods without.
     """
 
     dataset: tuple[str, ...]
@@ -222,11 +222,11 @@ class Batch:
 
     @staticmethod
     def collate(items: "Sequence[Batch]") -> "Batch":
-        """Joins single items. Raises InputError when the views differ in size."""
+        """Concatenates items. Raises InputError for views of different sizes."""
         sizes = {item.target.cameras.image_size for item in items}
         if len(sizes) != 1:
             raise InputError(
-                f"views of different sizes {sorted(sizes)} cannot share a batch; set datasets.train_image_size, or a batch size of 1 "
+                f"expected views of one size in a batch, got {sorted(sizes)}; set datasets.train_image_size, or a batch size of 1 "
                 "(dataloader.train_total_batch_size=1)"
             )
         masks = [item.target.mask for item in items]
@@ -247,9 +247,9 @@ class Batch:
 
 
 def rule_splits(count: int, holdout: str, val: str) -> dict[Stage, tuple[int, ...]]:
-    """Splits of layouts without published ones: ``holdout`` and ``val`` are rules, test views are taken first, and one view at least is left to train.
+    """Splits by rule, for layouts without a published split. Test views go first; validation is dropped if it would leave no training view.
 
-    Every view may train, ``Scene.with_splits`` takes the others out.
+    The training split holds all views: ``Scene.with_splits`` removes the others.
     """
     names = [str(k) for k in range(count)]
     test = choose_views(holdout, names, "holdout", "the scene")
@@ -260,17 +260,17 @@ def rule_splits(count: int, holdout: str, val: str) -> dict[Stage, tuple[int, ..
 def choose_views(choice: ViewChoice, names: Sequence[str], key: str, where: str) -> tuple[int, ...]:
     """Indices of the chosen views, ascending unless they are listed.
 
-    ``every:8+4`` takes views 4, 12, 20, ..., and the last view of a scene that has not so many; a share takes views at even distances, one at least. Neither
-    takes all views of a scene.
+    ``every:8+4`` takes views 4, 12, 20, ..., or the last view of a scene with fewer; a share takes at least one view, evenly spaced. Neither takes all views
+    of a scene.
 
     Args:
         choice: indices, a rule, or the path of a file.
-        names: names of the views of the scene, in order.
-        key: the setting, for messages.
-        where: the scene, for messages.
+        names: view names of the scene, in order.
+        key: name of the setting, for messages.
+        where: name of the scene, for messages.
 
     Raises:
-        InputError: a choice of another form, an unknown view, a missing or unreadable file.
+        InputError: an invalid choice, an unknown view, a missing or unreadable file.
     """
     count = len(names)
     if isinstance(choice, float):
@@ -288,7 +288,7 @@ def choose_views(choice: ViewChoice, names: Sequence[str], key: str, where: str)
     bad = [i for i in choice if not 0 <= i < count]
     if bad:
         raise InputError(
-            f"{key}: {where} has {count} views (indices 0 to {count - 1}), got {bad}; indices count train, then validation, then test views"
+            f"{key}: {where} has {count} views (indices 0 to {count - 1}), got {bad}; views are counted train, validation, test"
         )
     return tuple(choice)
 
@@ -302,12 +302,12 @@ def _listed(path: Path, names: Sequence[str], key: str, where: str) -> tuple[int
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
-        raise InputError(f"{key}: expected {_FORMS}, got {path}, which is no such file; correct it") from None
+        raise InputError(f"{key}: expected {_FORMS}, got {path}: no such file; correct it") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{key}: {path}: expected a text with one view per line, got an unreadable file ({error}); correct it") from error
+        raise InputError(f"{key}: {path}: expected one view per line, got an unreadable file ({error}); correct it") from error
     index = {name: k for k, name in enumerate(names)} | {str(k): k for k in range(len(names)) if str(k) not in names}
     entries = [line for line in lines if line and not line.startswith("#")]
     unknown = [entry for entry in entries if entry not in index]
     if unknown:
-        raise InputError(f"{key}: {path}: {where} has no view {', '.join(unknown[:5])}; its views are {', '.join(names[:5])} and so on")
+        raise InputError(f"{key}: {path}: expected views of {where}, such as {listing(names)}, got {listing(unknown)}")
     return tuple(dict.fromkeys(index[entry] for entry in entries))

@@ -1,7 +1,7 @@
-"""Which photos a target view is described from (NPBG++, Rakhimov et al. 2022, selection of input views during training).
+"""Selection of input views for target views during training (NPBG++, Rakhimov et al. 2022).
 
-A good input view sees what the target sees, from about 15 degrees beside it. Points of the target vote: each gives every input view a score, views are taken
-one after the other, and points that the views taken so far see vote no more.
+A good input view sees the points of the target from about 15 degrees beside it. Each point of the target scores each input view; views are selected greedily,
+and points visible in a selected view no longer vote.
 
 Symbols: p points, k input views, n points and d coordinates of a general set, theta the angle at a point between two camera centres.
 """
@@ -21,7 +21,7 @@ from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.points import visible_points
 
 METHODS = ("multinomial", "best")
-_LEVEL = Level(0.125)  # coarse cells close the holes of a sparse cloud, so that surfaces hide what is behind them
+_LEVEL = Level(0.125)  # a coarse z-buffer has no holes between points, so that surfaces occlude
 _VOTERS = 500
 _SHARE_EPSILON = 1e-6
 
@@ -35,24 +35,24 @@ def angle_scores(
     upper_sigma: float = 15.0,
     optimal: float = 15.0,
 ) -> Float[Tensor, "k p"]:
-    """How useful every input view is for every point of a target view: ``exp(-(theta - optimal)^2 / (2 sigma^2))``.
+    """Score of each input view for each point of a target view: ``exp(-(theta - optimal)^2 / (2 sigma^2))``.
 
     Args:
-        xyz_world: points that the target sees.
+        xyz_world: points visible in the target.
         target_center: camera centre of the target.
-        inputs: the k input views, full images.
+        inputs: the k input views, whole images.
         projection: near plane and pixel convention.
         lower_sigma: sigma up to the optimal angle, degrees.
         upper_sigma: sigma beyond it, degrees.
-        optimal: the angle that scores 1, degrees.
+        optimal: the angle of score 1, degrees.
 
     Returns:
-        Scores in 0..1; 0 where a view does not see a point: not in its image, or another of these points is nearer in the same cell of 8x8 pixels.
+        Scores in 0..1; 0 for invisible points: outside the image, or behind another of these points in a cell of 8x8 pixels.
     """
     view, point = visible_points(xyz_world, inputs, _LEVEL.scale, projection).nonzero().unbind(1)
     to_target = torch.nn.functional.normalize(target_center - xyz_world, dim=1)[point]
     to_input = torch.nn.functional.normalize(inputs.centers()[view] - xyz_world[point], dim=1)
-    # the arc cosine loses small angles in single precision, this form does not
+    # accurate for small angles in single precision, unlike the arc cosine
     theta = torch.rad2deg(2 * torch.atan2((to_target - to_input).norm(dim=1), (to_target + to_input).norm(dim=1)))
     sigma = torch.where(theta <= optimal, lower_sigma, upper_sigma)
     scores = xyz_world.new_zeros(len(inputs), len(xyz_world))
@@ -61,13 +61,13 @@ def angle_scores(
 
 
 def farthest_points(xyz: Float[Tensor, "n d"], count: int, start: int) -> Int[Tensor, " {count}"]:
-    """Indices of ``count`` different points that cover a set evenly: each is the one farthest from all before it, ties go to the lowest index.
+    """Farthest point sampling (Eldar et al. 1997): indices of ``count`` distinct points on the CPU, from ``start``; ties go to the lowest index.
 
-    The first is ``start``. The points are on the CPU. Raises ValueError when there are fewer than ``count`` points. (Eldar et al. 1997.)
+    Raises ValueError for fewer than ``count`` points.
     """
     if count > len(xyz):
         raise ValueError(f"farthest_points: expected at least {count} points, got {len(xyz)}")
-    planes = np.ascontiguousarray(xyz.numpy().T)  # numpy: hundreds of tiny steps, each of which costs torch several times more
+    planes = np.ascontiguousarray(xyz.numpy().T)  # numpy has less overhead than torch in hundreds of tiny steps
     difference, squared = np.empty_like(planes), np.empty_like(planes[0])
     distance = np.full_like(squared, np.inf)
     chosen = np.empty(count, dtype=np.int64)
@@ -78,25 +78,23 @@ def farthest_points(xyz: Float[Tensor, "n d"], count: int, start: int) -> Int[Te
         np.multiply(difference, difference, out=difference)
         np.add.reduce(difference, 0, out=squared)
         np.minimum(distance, squared, out=distance)
-        distance[latest] = -1.0  # below the 0 of other points at the same place
+        distance[latest] = -1.0  # below the 0 of duplicates
         latest = int(distance.argmax())
     return torch.from_numpy(chosen)
 
 
 def best_views(scores: Float[Tensor, "k p"], count: int) -> list[int]:
-    """Greedy choice without chance: the view with the largest share of the votes, again and again.
+    """Deterministic greedy selection of the view with the most votes. Ties go to the lowest index.
 
-    When the views chosen see all points, or no view sees any, it goes on with the largest sum of scores among the views left. Ties go to the lowest index.
-    Raises ValueError when there are fewer than ``count`` views.
+    When no votes are left, the remaining views are selected by their sum of scores. Raises ValueError for fewer than ``count`` views.
     """
     return _take_turns(scores, count, scores.sum(1), lambda votes: int(votes.argmax()))
 
 
 def multinomial_views(scores: Float[Tensor, "k p"], count: int, generator: torch.Generator | None = None) -> list[int]:
-    """Random choice without replacement, every view with a probability proportional to its share of the votes.
+    """Random selection without replacement, with probabilities proportional to votes; ``generator`` None is the global RNG.
 
-    When the views chosen see all points, or no view sees any, the views left are equally likely. None draws from torch's generator of the process.
-    Raises ValueError when there are fewer than ``count`` views.
+    When no votes are left, the remaining views are equally likely. Raises ValueError for fewer than ``count`` views.
     """
     return _take_turns(
         scores, count, scores.new_ones(len(scores)), lambda v: int(torch.multinomial(v.clamp(min=0.0), 1, generator=generator))
@@ -106,7 +104,7 @@ def multinomial_views(scores: Float[Tensor, "k p"], count: int, generator: torch
 def _take_turns(
     scores: Float[Tensor, "k p"], count: int, without_voters: Float[Tensor, " k"], pick: Callable[[Float[Tensor, " k"]], int]
 ) -> list[int]:
-    """Picks view after view by its votes; points that a picked view sees vote no more. Votes of views already picked are -1."""
+    """Selects views one by one; points visible in a selected view lose their vote. Selected views have -1 votes."""
     if count > len(scores):
         raise ValueError(f"view selection: expected at least {count} views, got {len(scores)}")
     chosen: list[int] = []
@@ -122,26 +120,26 @@ def _take_turns(
 
 
 def _votes(scores: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
-    """Sum over the points of the share that each view has of the point's scores."""
+    """Votes per view: each point distributes one vote in proportion to its scores."""
     return (scores / (scores.sum(0) + _SHARE_EPSILON)).sum(1)
 
 
 class ViewSelector:
-    """Chooses the input views of the target views of one scene.
+    """Selects input views for the target views of one scene.
 
-    What a whole target view sees at 1/8 of its resolution is found once per target and kept; an item then looks at these few points only. The cloud is
-    read at the first target and dropped after the last one. Copies sent to other processes reproject what was found, not the cloud.
+    The points visible in a whole target view at 1/8 of its resolution are computed once per target and kept. The cloud is read at the first target and
+    released after the last one; it is not pickled.
 
     Args:
-        scene: where the views and the cloud come from.
-        inputs: indices of the views that may be chosen.
-        targets: indices of all views that ``select`` will be asked for.
-        method: "multinomial" draws, "best" takes the best ones and uses chance only for targets without any point.
-        count: how many views to choose.
+        scene: the scene, with its cloud.
+        inputs: indices of the candidate views.
+        targets: indices of all target views.
+        method: "multinomial" samples views; "best" selects deterministically, except for targets without points.
+        count: number of views to select.
         projection: near plane and pixel convention.
 
     Raises:
-        InputError: an unknown method, more views wanted than there are besides a target, or input views of different sizes.
+        InputError: an unknown method, fewer than ``count`` candidates besides a target, or candidates of different sizes.
     """
 
     def __init__(
@@ -153,7 +151,7 @@ class ViewSelector:
         available = len(inputs) - any(target in inputs for target in self.targets)
         if not 1 <= count <= available:
             raise InputError(
-                f"datasets.selection_count: expected at least 1 and at most the number of input views besides the target, {available} in scene "
+                f"datasets.selection_count: expected from 1 to the number of input views besides the target, {available} in scene "
                 f"{scene.name}, got {count}; change it or give the scene more input views"
             )
         cameras = [scene.views[i].camera for i in inputs]
@@ -168,20 +166,20 @@ class ViewSelector:
         self._cloud: tuple[Float[Tensor, "n 3"], ChunkedCloud] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cloud": None}  # reading it again is cheaper than holding it twice
+        return self.__dict__ | {"_cloud": None}  # cheaper to read again than to hold twice
 
-    def look(self) -> None:
-        """Finds what every target sees now rather than at its first item, so that worker processes made afterwards need no cloud of their own."""
+    def precompute(self) -> None:
+        """Computes the visible points of all targets, so that worker processes need no cloud."""
         for target in self.targets:
             self._visible_from(target)
 
     def select(self, target_index: int, target_camera: Cameras, generator: torch.Generator | None = None) -> tuple[int, ...]:
-        """The ``count`` input views of an item, in the order of choice, never the target itself.
+        """Indices of the ``count`` input views of an item in the order of selection, without the target itself.
 
         Args:
-            target_index: the view that the item is cut from.
-            target_camera: its camera, cropped or zoomed as the item is. When it shows none of the points, all views are equally likely.
-            generator: source of the draws; None is that of the process.
+            target_index: the view of the item.
+            target_camera: its camera after crop and zoom. If no point lies in its image, all views are equally likely.
+            generator: RNG; None is the global one.
         """
         candidates = [k for k, view in enumerate(self.inputs) if view != target_index]
         voters = self._voters(target_camera, self._visible_from(target_index), generator)
@@ -191,26 +189,26 @@ class ViewSelector:
         return tuple(self.inputs[candidates[k]] for k in chosen)
 
     def _voters(self, camera: Cameras, xyz_world: Float[Tensor, "n 3"], generator: torch.Generator | None) -> Float[Tensor, "p 3"]:
-        """The points in the image of a camera; a random start thins them out to what random choice needs."""
+        """Points in the image of a camera; for random selection a subset by farthest point sampling from a random start."""
         grid = self.projection.grid(camera.image_size)
         x, y, _ = grid.normalise(camera, xyz_world)[0].unbind(-1)
         shown = xyz_world[grid.inside(x, y)]
         if self.method == "best" or len(shown) <= _VOTERS:
             return shown
-        # in the authors' normalised coordinates under both conventions: pixels would outweigh depth
+        # normalised under both conventions, as the authors do: pixels would outweigh depth
         ndc = PixelGrid(PixelConvention.AUTHORS, camera.image_size).normalise(camera, shown)[0]
         return shown[farthest_points(ndc, _VOTERS, int(torch.randint(len(ndc), (), generator=generator)))]
 
     def _visible_from(self, target_index: int) -> Float[Tensor, "n 3"]:
-        """The points that win a cell of the coarse z-buffer of a whole target view."""
+        """Points visible in the coarse z-buffer of a whole target view."""
         if target_index not in self.targets:
             raise ValueError(f"ViewSelector: expected one of the targets {sorted(self.targets)}, got {target_index}")
         if target_index not in self._visible:
             if self._cloud is None:
                 xyz_world = self.scene.cloud.read().xyz
                 self._cloud = xyz_world, ChunkedCloud.build(xyz_world)
-            xyz_world, blocks = self._cloud
-            index = rasterize(blocks, self.scene.views[target_index].camera, [_LEVEL], self.projection)[0].index
+            xyz_world, chunks = self._cloud
+            index = rasterize(chunks, self.scene.views[target_index].camera, [_LEVEL], self.projection)[0].index
             self._visible[target_index] = xyz_world[index[index >= 0]]
             if self._visible.keys() == self.targets:
                 self._cloud = None

@@ -14,7 +14,7 @@ from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, CloudFile, CloudManifest, PhotoCache, Scene, Stage, ViewChoice, available_bytes
 from npbgpp.data.batches import BatchDataset, BatchEpochs
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
-from npbgpp.data.sampling import DrawnItems, ResumableLoader, SceneSampler, Shard, hear_the_parent_alone
+from npbgpp.data.sampling import DrawnItems, ResumableLoader, SceneSampler, Shard, ignore_foreign_sigterm
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
@@ -299,7 +299,7 @@ class DataModule(LightningDataModule):
         selectors = {train.scene.name: train.selector for train in self.train_sets if train.selector is not None}
         for k, (name, selector) in enumerate(selectors.items()):
             log.info("computing which points the views of scene %s see (%d of %d)", name, k + 1, len(selectors))
-            selector.look()
+            selector.precompute()
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader per validation scene."""
@@ -324,7 +324,7 @@ class DataModule(LightningDataModule):
                     collate_fn=Batch.collate,
                     num_workers=loader.num_workers,
                     pin_memory=loader.pin_memory,
-                    worker_init_fn=hear_the_parent_alone,
+                    worker_init_fn=ignore_foreign_sigterm,
                 )
             )
         return loaders

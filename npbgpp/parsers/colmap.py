@@ -1,9 +1,9 @@
-"""Scenes reconstructed by COLMAP: a sparse model beside the folder of its photos, ``images`` or, reduced, ``images_8`` and the like.
+"""Scenes reconstructed by COLMAP: a sparse model, and photos in ``images`` or, downscaled, in ``images_8``.
 
-Of several sub-models the one with most photos is used. Every photo has the lens and the size of its own camera; what a lens distorts is undistorted when the
-photo is read. Masks lie in ``masks`` (``masks_8`` beside ``images_8``): for the photo ``x.jpg`` this is ``x.jpg.png``, COLMAP's own rule, or ``x.png``.
-Views are in the order of their names, in which numbers count as numbers. Views 10, 20, ... are held out and views 5, 15, ... validate, as the
-NPBG++ authors have it for 100 views.
+Of several sub-models the largest is used. Each photo has the size and the lens of its camera, and is undistorted when it is read. Masks lie in ``masks``
+(``masks_8`` for ``images_8``): ``x.jpg.png`` as in COLMAP, or ``x.png``, for the photo ``x.jpg``. Views are in natural order of their names.
+
+Splits: test views 10, 20, ..., validation views 5, 15, ..., as the NPBG++ authors have for 100 views.
 """
 
 import re
@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.data import (
+    IMAGE_SUFFIXES,
+    WHITE,
     CloudFile,
     ColmapModel,
     Layout,
@@ -23,19 +25,18 @@ from npbgpp.data import (
     ModelImage,
     Scene,
     View,
+    check_mask_size,
     find_models,
     fitted,
     image_size,
+    images_folder,
     model_file,
-    picture_folder,
     pinhole,
     rule_splits,
 )
-from npbgpp.errors import InputError
+from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
 
-_PICTURES = (".png", ".jpg", ".jpeg")
-_WHITE = (1.0, 1.0, 1.0)
 _HELD_OUT, _VALIDATION = "every:10+10", "every:10+5"
 
 
@@ -43,16 +44,16 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
     """Reads the metadata of one scene.
 
     Args:
-        root: folder of the scene, with the model in ``sparse``, below that, or in the folder itself.
+        root: folder of the scene, with the model in ``sparse``, in a folder below it, or in the folder itself.
         images_root: folder with ``images`` and ``masks``, usually the same.
         name: name of the scene.
         cloud: its point cloud.
-        downscale: views are smaller than the cameras of the model by this factor, but not smaller than photos that are so already.
-        white_bg: white outside the masks, where there are masks; otherwise as photographed.
+        downscale: factor between the size of the cameras and of the views; photos are not enlarged.
+        white_bg: white outside the masks, if there are masks; otherwise as photographed.
 
     Raises:
-        InputError: no model, a damaged one, fewer than two photos of it, a photo whose sides have another ratio than its camera, a mask of another size than
-            its photo.
+        InputError: no model, a damaged one, fewer than two of its photos, a photo of another aspect ratio than its camera, a mask of another size than its
+            photo.
     """
     model, notes = _largest_model(root)
     photos, photo_notes = _find_photos(images_root, downscale, model)
@@ -66,7 +67,8 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
         camera = Cameras.from_opencv(image.world_to_cam.float()[None], focal_length, principal_point, lens.image_size)
         view = View(names[k], path, camera, lens=lens if lens.distorts else None)
         if masks:
-            view = replace(view, mask=_checked_mask(masks[k], path), background=_WHITE if white_bg else None)
+            check_mask_size(masks[k], path)
+            view = replace(view, mask=masks[k], background=WHITE if white_bg else None)
         views.append(fitted(view, downscale))
     return Scene(
         name, tuple(views), rule_splits(len(views), _HELD_OUT, _VALIDATION), cloud, model.points_file(), (*notes, *photo_notes, *mask_notes)
@@ -74,7 +76,7 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
 
 
 def _pinholes(model: ColmapModel, numbers: set[int]) -> dict[int, tuple[Float[Tensor, "1 2"], Float[Tensor, "1 2"]]]:
-    """(focal length, principal point) of the views of each camera."""
+    """(focal length, principal point) of undistorted photos, by camera."""
     try:
         return {number: pinhole(model.lenses[number]) for number in sorted(numbers)}
     except InputError as error:
@@ -85,17 +87,17 @@ def _largest_model(root: Path) -> tuple[ColmapModel, tuple[str, ...]]:
     found = find_models(root)
     if not found:
         raise InputError(
-            f"{root}: expected a model of COLMAP (cameras and images, .bin or .txt) in sparse, in a folder below it or in the folder itself, got none; "
+            f"{root}: expected a COLMAP model (cameras and images, .bin or .txt) in sparse, in a folder below it or in the folder itself, got none; "
             "reconstruct the scene with COLMAP, or correct datasets.data_root and datasets.scene_name"
         )
     largest, *others = (f"{folder.relative_to(root)} ({count} photos)" for folder, count in found)
-    notes = (f"there are {len(found)} models, {largest} is used and {', '.join(others)} left out",) if others else ()
+    notes = (f"there are {len(found)} models, {largest} is used and {', '.join(others)} ignored",) if others else ()
     return ColmapModel.read(found[0][0]), notes
 
 
 @dataclass(frozen=True)
 class _Photos:
-    """The photos of a model that have a file in a folder, in the order of the views, and the names of other pictures there."""
+    """Photos of a model with a file in a folder, in view order, and the names of other images there."""
 
     folder: Path
     images: tuple[ModelImage, ...]
@@ -104,11 +106,11 @@ class _Photos:
 
     @classmethod
     def of(cls, folder: Path, model: ColmapModel) -> "_Photos":
-        """A file of another suffix (.png for .jpg) stands for a photo without file, if no other photo lays claim to it."""
+        """Matches photos to files by name, else by name without suffix (.png for .jpg) if that is unambiguous."""
         names = [image.name for image in model.images]
         files = _files(folder, names)
         found = {name: files[name] for name in names if name in files}
-        spare = {name: path for name, path in files.items() if path.suffix.lower() in _PICTURES and name not in found}
+        spare = {name: path for name, path in files.items() if path.suffix.lower() in IMAGE_SUFFIXES and name not in found}
         by_stem = {_stem(name): name for name in sorted(spare, reverse=True)}
         claims = Counter(_stem(name) for name in names if name not in found)
         for name in names:
@@ -119,8 +121,8 @@ class _Photos:
 
 
 def _find_photos(images_root: Path, downscale: float, model: ColmapModel) -> tuple[_Photos, tuple[str, ...]]:
-    """In the folder for this downscale, or in ``images`` if that has more photos of the model; and notes on photos without file or without pose."""
-    folders = list(dict.fromkeys((picture_folder(images_root, downscale), images_root / "images")))
+    """Photos in the folder for this downscale, or in ``images`` if that has more of them; and notes on photos without file or pose."""
+    folders = list(dict.fromkeys((images_folder(images_root, downscale), images_root / "images")))
     photos = max((_Photos.of(folder, model) for folder in folders), key=lambda photos: len(photos.images))
     count, total = len(photos.images), len(model.images)
     if count < 2:
@@ -130,20 +132,20 @@ def _find_photos(images_root: Path, downscale: float, model: ColmapModel) -> tup
         )
     notes = []
     if photos.folder != folders[0]:
-        notes.append(f"{folders[0].name} lacks photos of the model, those of {photos.folder.name} are used")
+        notes.append(f"{folders[0].name} lacks photos of the model, {photos.folder.name} is used")
     found = {image.name for image in photos.images}
     missing = [image.name for image in model.images if image.name not in found]
     if missing:
-        notes.append(f"{len(missing)} of {total} registered photos have no file and are left out: {some(missing)}")
+        notes.append(f"{len(missing)} of {total} registered photos have no file and are left out: {listing(missing)}")
     if photos.others:
         notes.append(
-            f"{len(photos.others)} of {count + len(photos.others)} photos are not registered and are left out: {some(photos.others)}"
+            f"{len(photos.others)} of {count + len(photos.others)} photos are not registered and are left out: {listing(photos.others)}"
         )
     return photos, tuple(notes)
 
 
 def _find_masks(folder: Path, photos: _Photos, white_bg: bool) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """One mask per photo, or none when some photo has none; and a note on what they are used for."""
+    """One mask per photo, or none at all if some photo has none; and a note."""
     names = [image.name for image in photos.images]
     files = _files(folder, names)
     masks: list[Path] = []
@@ -153,22 +155,22 @@ def _find_masks(folder: Path, photos: _Photos, white_bg: bool) -> tuple[tuple[Pa
         masks += [files[rule] for rule in rules if rule in files][:1]
     if len(masks) == len(names):
         return tuple(masks), (f"the photos are white outside the masks in {folder.name}",) if white_bg else ()
-    return (), (f"{len(masks)} of {len(names)} photos have a mask in {folder.name}, so that none is used",) if masks else ()
+    return (), (f"{len(masks)} of {len(names)} photos have a mask in {folder.name}: no mask is used",) if masks else ()
 
 
 def _files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """What lies beside such names in a folder, by its name there; hidden files are ignored."""
+    """Files in the folders of these names, by their name relative to ``folder``; hidden files are ignored."""
     files = {}
     for place in dict.fromkeys((PurePosixPath(), *(PurePosixPath(name).parent for name in names))):
         try:
             files.update({str(place / path.name): path for path in sorted((folder / place).iterdir()) if not path.name.startswith(".")})
         except OSError:
-            continue  # then its photos have no file, which the caller reports
+            continue  # reported by the caller as photos without file
     return files
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    """Sorts x9 before x10."""
+    """Sort key of natural order: x9 before x10."""
     return [int(part) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", name))], name
 
 
@@ -176,13 +178,8 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def some(names: Sequence[str]) -> str:
-    """The first ones; what is not UTF-8 in the name of a file is escaped."""
-    return ", ".join(names[:5]).encode(errors="backslashreplace").decode() + (" and others" if len(names) > 5 else "")
-
-
 def _view_names(names: Sequence[str]) -> list[str]:
-    """Without suffix, folders joined by '-'; where two photos would share that, a and b of x.a and x.b are kept: x_a and x_b."""
+    """Names without suffix, folders joined by '-'; the suffix is kept where photos would share a name: x_jpg and x_png."""
     short = [_stem(name).replace("/", "-") for name in names]
     shared = {name for name, count in Counter(short).items() if count > 1}
     views = [
@@ -192,29 +189,19 @@ def _view_names(names: Sequence[str]) -> list[str]:
     if count > 1:
         both = ", ".join(name for name, other in zip(names, views, strict=True) if other == view)
         raise InputError(
-            f"photos {both}: expected names that differ also when folders are joined by '-', got {view} for each; rename one of them"
+            f"photos {both}: expected names that differ when folders are joined by '-', got {view} for each; rename one of them"
         )
     return views
 
 
 def check_ratio(path: Path, lens: Lens) -> None:
-    """A photo may be smaller than its camera says, with sides rounded to whole pixels; one of another shape was cropped or turned, or is another photo."""
+    """Raises InputError for a photo of another aspect ratio than its camera, up to rounding to integers: a cropped, rotated or other photo."""
     (height, width), found = lens.image_size, image_size(path)
     if abs(found[1] / width - found[0] / height) > 1 / width + 1 / height:
         raise InputError(
-            f"image {path}: expected {width}x{height} pixels as its camera in the model, or the same photo reduced, got {found[1]}x{found[0]}; "
+            f"image {path}: expected {width}x{height} pixels as its camera in the model, or the same ratio, got {found[1]}x{found[0]}; "
             "restore the photo that was reconstructed, or reconstruct the scene again"
         )
-
-
-def _checked_mask(mask: Path, photo: Path) -> Path:
-    size, found = image_size(photo), image_size(mask)
-    if found != size:
-        raise InputError(
-            f"mask {mask}: expected {size[1]}x{size[0]} pixels as its photo has, got {found[1]}x{found[0]}; resize the mask "
-            "(masks for images_8 lie in masks_8)"
-        )
-    return mask
 
 
 LAYOUT = Layout(

@@ -1,7 +1,8 @@
-"""Projection matrices of calibrated cameras into their parts (Hartley and Zisserman, Multiple View Geometry, 2nd edition, section 6.2.4).
+"""DTU (Jensen et al., Large Scale Multi-view Stereopsis Evaluation, 2014) and H3DS (Ramon et al., H3D-Net: Few-Shot High-Fidelity 3D Head Reconstruction,
+2021), in the layout of IDR (Yariv et al., Multiview Neural Surface Reconstruction, 2020): ``image/``, ``mask/`` and ``cameras.npz``.
 
-Symbols: P (3, 4) acts on columns, ``(u w, v w, w) = P (x, y, z, 1)``, with pixels (u, v) counted from the *centre* of the first pixel as OpenCV does;
-``P = K [R | t]`` with K upper triangular and R, t world to camera, axes right, down, forward. P and each of its multiples are the same camera.
+Cameras are projection matrices: P (3, 4) acts on columns, ``(u w, v w, w) = P (x, y, z, 1)``, pixels (u, v) counted from the centre of the first one;
+``P = K [R | t]`` up to scale, K upper triangular and R, t world to camera, axes right, down, forward.
 """
 
 import json
@@ -17,21 +18,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from npbgpp.core.safe_pickle import DAMAGED_FILE
-from npbgpp.data import CloudFile, Layout, Scene, Stage, View, common_size, numbered_images
-from npbgpp.errors import InputError
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from npbgpp.core.files import DAMAGED_FILE
+from npbgpp.data import WHITE, CloudFile, Layout, Scene, Stage, View, common_size, numbered_images
+from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
 
-_LARGEST_SKEW = 1e-2  # of the focal length; calibrations are written with rounding errors of about 1e-6
+_LARGEST_SKEW = 1e-2  # of the focal length; rounding errors are about 1e-6
+_DTU_VALIDATION, _DTU_TEST = range(5, 46, 10), range(7, 48, 5)
+_H3DS_VALIDATION, _H3DS_TEST = range(7, 29, 7), range(5, 31, 5)
 
 
 def decompose_projection(P: Float[Tensor, "n 3 4"]) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3 3"], Float[Tensor, "n 3 1"]]:
-    """(K, R, t) with ``P = +-K [R | t]``, K of positive diagonal and in the scale of P, det R = +1.
+    """(K, R, t) with ``P = +-K [R | t]``, det R = +1, K of positive diagonal and in the scale of P (Hartley and Zisserman, Multiple View Geometry, 2nd
+    edition, section 6.2.4).
 
-    The left 3x3 part must have full rank (see ``projection_defect``). A negative sign of P is taken out: it would mirror the camera.
+    The left 3x3 part must have full rank (see ``projection_defect``).
     """
     left = P[:, :, :3]
-    # RQ of a matrix is the QR of its transpose with the order of the rows reversed before and after
+    # RQ decomposition: QR of the transpose with reversed order of rows
     q, upper = torch.linalg.qr(left.flip(1).transpose(1, 2))
     K = upper.transpose(1, 2).flip(1, 2)
     R = q.transpose(1, 2).flip(1)
@@ -42,9 +51,9 @@ def decompose_projection(P: Float[Tensor, "n 3 4"]) -> tuple[Float[Tensor, "n 3 
 
 
 def projection_defect(P: Float[Tensor, "3 4"]) -> str | None:
-    """Says in words why a projection matrix is not one of a pinhole camera with straight pixels, or None when it is."""
+    """The defect of a matrix that is no projection of a pinhole camera without skew, or None."""
     if not torch.isfinite(P).all():
-        return "it holds values that are not finite"
+        return "its values are not finite"
     if torch.linalg.matrix_rank(P[:, :3]) < 3:
         return "its left 3x3 part is singular"
     K = decompose_projection(P[None])[0][0]
@@ -54,12 +63,12 @@ def projection_defect(P: Float[Tensor, "3 4"]) -> str | None:
 
 
 def cameras_from_projections(P: Float[Tensor, "n 3 4"], image_size: tuple[int, int], shared_intrinsics: bool) -> Cameras:
-    """Cameras on images of one size, in single precision.
+    """Cameras of one image size in single precision.
 
     Args:
-        P: projection matrices without defect, best in double precision; a remaining skew is dropped.
+        P: projection matrices without defect, preferably in double precision; skew is dropped.
         image_size: (height, width).
-        shared_intrinsics: all cameras get the mean of the intrinsics, as in the NPBG++ authors' DTU and H3DS scenes; otherwise each keeps its own.
+        shared_intrinsics: all cameras get the mean intrinsics, as in DTU and H3DS scenes of the NPBG++ authors.
     """
     K, R, t = decompose_projection(P)
     K = K / K[:, 2:, 2:]
@@ -71,22 +80,15 @@ def cameras_from_projections(P: Float[Tensor, "n 3 4"], image_size: tuple[int, i
     return Cameras.from_opencv(world_to_cam.float(), focal_length.float(), (K[:, :2, 2] + 0.5).float(), image_size)
 
 
-# ----------------------------------------------------------------------
-# What the scenes in the layout of IDR share (Yariv et al., Multiview Neural Surface Reconstruction, 2020): ``image/``, ``mask/`` and ``cameras.npz``.
-
-
-_WHITE = (1.0, 1.0, 1.0)
-
-
 @dataclass(frozen=True)
 class IdrFolder:
     """The files of one scene by number.
 
     Attributes:
-        cameras: the file that the projections come from.
+        cameras: file of the projection matrices.
         images: photos.
         masks: masks.
-        projections: P, double precision, without defect.
+        projections: P without defect, double precision.
     """
 
     cameras: Path
@@ -96,7 +98,7 @@ class IdrFolder:
 
     @classmethod
     def read(cls, root: Path, images_root: Path) -> "IdrFolder":
-        """Lists the pictures of ``images_root`` and reads the cameras in ``root``. Raises InputError when a part is missing, damaged or no camera."""
+        """Lists the images in ``images_root`` and reads the cameras in ``root``. Raises InputError for missing or damaged files or invalid cameras."""
         cameras = root / "cameras.npz"
         if not cameras.exists() and (root / "cameras_sphere.npz").exists():
             cameras = root / "cameras_sphere.npz"
@@ -104,7 +106,7 @@ class IdrFolder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the cameras."""
+        """Remarks on the cameras."""
         if self.cameras.name == "cameras.npz":
             return ()
         return (f"cameras are read from {self.cameras.name}, there is no cameras.npz",)
@@ -115,43 +117,38 @@ class IdrFolder:
         """The photos with these numbers as views.
 
         Args:
-            numbers: which photos, in this order; at least one.
-            digits: view names are numbers, with leading zeros to this length.
+            numbers: the photos, at least one.
+            digits: view names are numbers with leading zeros up to this length.
             white_bg: white outside the masks; otherwise as photographed.
-            intrinsics: authors: the mean over the views for all, as the NPBG++ authors have it; exact: those of each view.
-            unit: length in the world of the matrices of what is 1 in the scene.
+            intrinsics: "authors" shares the mean over the views, "exact" keeps those of each view.
+            unit: scene unit in the world of the matrices.
 
         Raises:
-            InputError: a number without photo, mask or matrix, or pictures of different sizes.
+            InputError: a number without photo, mask or matrix, or images of different sizes.
         """
         for what, files in (("photo", self.images), ("mask", self.masks), (f"matrix in {self.cameras.name}", self.projections)):
             missing = [number for number in numbers if number not in files]
             if missing:
-                raise InputError(f"{self.cameras.parent}: expected a {what} for every view, got none for {_some(missing)}; restore it")
+                raise InputError(f"{self.cameras.parent}: expected a {what} for each view, got none for {listing(missing)}; restore it")
         size = common_size([*(self.images[n] for n in numbers), *(self.masks[n] for n in numbers)])
         scale = torch.tensor([unit, unit, unit, 1.0], dtype=torch.float64)
         projections = torch.stack([self.projections[n] for n in numbers]) * scale
         cameras = cameras_from_projections(projections, size, shared_intrinsics=intrinsics == "authors")
-        # single precision makes numbers infinite that are too large for it
         if not all(torch.isfinite(part).all() for part in (cameras.R, cameras.T, cameras.focal_length, cameras.principal_point)):
-            raise InputError(f"{self.cameras}: expected cameras at finite places, got numbers beyond single precision; restore the file")
-        background = _WHITE if white_bg else None
+            raise InputError(f"{self.cameras}: expected finite cameras, got numbers beyond single precision; restore the file")
+        background = WHITE if white_bg else None
         return tuple(
             View(f"{n:0{digits}}", self.images[n], cameras[k], background=background, mask=self.masks[n]) for k, n in enumerate(numbers)
         )
 
     def unmatched(self) -> str | None:
-        """Says which numbers do not have all of photo, mask and matrix, or None when every number has."""
+        """The numbers without one of photo, mask and matrix, or None if all are complete."""
         parts = []
         for what, files in (("masks", self.masks), ("matrices", self.projections)):
             odd = sorted(set(self.images) ^ set(files))
             if odd:
-                parts.append(f"{len(files)} {what} (different at {_some(odd)})")
+                parts.append(f"{len(files)} {what} (different at {listing(odd)})")
         return f"{len(self.images)} photos, {', '.join(parts)}" if parts else None
-
-
-def _some(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (" and others" if len(numbers) > 5 else "")
 
 
 def _read_projections(path: Path) -> dict[int, Float[Tensor, "3 4"]]:
@@ -166,7 +163,7 @@ def _read_projections(path: Path) -> dict[int, Float[Tensor, "3 4"]]:
                 if name is not None:
                     matrices[int(name[1])] = file[key]
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the scene needs its cameras: restore it or correct datasets.data_root") from None
+        raise InputError(f"{path}: no such file; restore it or correct datasets.data_root") from None
     except DAMAGED_FILE as error:
         raise InputError(f"{path}: expected arrays written by np.savez, got a damaged or other file ({error}); copy it again") from error
     if not matrices:
@@ -184,14 +181,6 @@ def _projection(matrix: np.ndarray, where: str) -> Float[Tensor, "3 4"]:
     return projection
 
 
-# ----------------------------------------------------------------------
-# DTU scenes as IDR and the NPBG++ authors use them (Jensen et al., Large Scale Multi-view Stereopsis Evaluation, 2014): see ``idr.py`` for the files.
-
-
-_DTU_VALIDATION = range(5, 46, 10)
-_DTU_HELD_OUT = range(7, 48, 5)
-
-
 def parse_dtu(
     root: Path,
     images_root: Path,
@@ -200,42 +189,29 @@ def parse_dtu(
     white_bg: bool = True,
     intrinsics: Literal["authors", "exact"] = "authors",
 ) -> Scene:
-    """Reads the metadata of one scene.
+    """Reads the metadata of one DTU scene.
 
     Args:
         root: folder of the scene, with ``cameras.npz`` or ``cameras_sphere.npz``.
         images_root: folder with ``image`` and ``mask``, usually the same.
         name: name of the scene.
         cloud: its point cloud.
-        white_bg: white outside the masks; otherwise the colours are taken as they are.
-        intrinsics: authors: the mean over the views for all; exact: those of each view.
+        white_bg: white outside the masks; otherwise as photographed.
+        intrinsics: "authors" shares the mean over the views, "exact" keeps those of each view.
 
     Raises:
-        InputError: missing or damaged files, numbers of photos, masks and matrices that differ, pictures of different sizes.
+        InputError: missing or damaged files, photos, masks and matrices of different numbers, images of different sizes.
     """
     folder = IdrFolder.read(root, images_root)
     unmatched = folder.unmatched()
     if unmatched is not None:
         raise InputError(
-            f"{root}: expected a photo, a mask and a matrix world_mat_<number> per view, got {unmatched}; restore what is missing"
+            f"{root}: expected a photo, a mask and a matrix world_mat_<number> for each view, got {unmatched}; restore what is missing"
         )
     views = folder.views(tuple(folder.images), 1, white_bg, intrinsics)
-    splits: dict[Stage, range] = {"train": range(len(views)), "val": _DTU_VALIDATION, "test": _DTU_HELD_OUT}
+    splits: dict[Stage, range] = {"train": range(len(views)), "val": _DTU_VALIDATION, "test": _DTU_TEST}
     present = {stage: tuple(i for i in chosen if i < len(views)) for stage, chosen in splits.items()}
     return Scene(name, views, present, cloud, notes=folder.notes)
-
-
-# ----------------------------------------------------------------------
-# H3DS heads (Ramon et al., H3D-Net: Few-Shot High-Fidelity 3D Head Reconstruction, 2021): see ``idr.py`` for the files.
-
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-_H3DS_VALIDATION = range(7, 29, 7)
-_H3DS_HELD_OUT = range(5, 31, 5)
 
 
 def parse_h3ds(
@@ -248,49 +224,48 @@ def parse_h3ds(
     views: tuple[int, ...] | None = None,
     published_views: dict[str, tuple[int, ...]] | None = None,
 ) -> Scene:
-    """Reads the metadata of one scene.
+    """Reads the metadata of one H3DS scene.
 
     Args:
         root: folder of the scene, with ``cameras.npz``.
         images_root: folder with ``image`` and ``mask``, usually the same.
-        name: name of the scene; says which views were published for it.
+        name: name of the scene, selects the published views.
         cloud: its point cloud.
-        white_bg: white outside the masks; otherwise the colours are taken as they are.
-        intrinsics: authors: the mean over the views for all; exact: those of each view.
-        views: numbers of the photos to use instead of the published ones.
-        published_views: numbers of the photos that were published for scenes, by name; a ``config.toml`` of the data set says more.
+        white_bg: white outside the masks; otherwise as photographed.
+        intrinsics: "authors" shares the mean over the views, "exact" keeps those of each view.
+        views: numbers of photos to use in place of the published ones.
+        published_views: numbers of published photos by scene; a ``config.toml`` of the data set takes precedence.
 
     Raises:
-        InputError: missing or damaged files, a view without photo, mask or matrix, pictures of different sizes.
+        InputError: missing or damaged files, a view without photo, mask or matrix, images of different sizes.
     """
     folder = IdrFolder.read(root, images_root)
     numbers, notes = _published(root, name, folder, (published_views or {}).get(name, ())) if views is None else (views, ())
     if not numbers or len(set(numbers)) != len(numbers):
-        raise InputError(f"datasets.views: expected numbers of photos of scene {name}, each once, or null, got {list(numbers)}")
+        raise InputError(f"datasets.views: expected distinct numbers of photos of scene {name}, or null, got {list(numbers)}")
     found = folder.views(numbers, 4, white_bg, intrinsics, _unit(root / "normalization_transform.json"))
-    splits: dict[Stage, range] = {"train": range(len(found)), "val": _H3DS_VALIDATION, "test": _H3DS_HELD_OUT}
+    splits: dict[Stage, range] = {"train": range(len(found)), "val": _H3DS_VALIDATION, "test": _H3DS_TEST}
     present = {stage: tuple(i for i in chosen if i < len(found)) for stage, chosen in splits.items()}
     return Scene(name, found, present, cloud, notes=(*folder.notes, *notes))
 
 
 def _published(root: Path, name: str, folder: IdrFolder, known: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Numbers of the views to use, and what the user should know of them."""
-    published, notes = _lists_of_data_set(root, name, known)
+    """Numbers of the views to use, and notes."""
+    published, notes = _read_published(root, name, known)
     if not published:
         return tuple(folder.images), notes
     present = tuple(number for number in published if number in folder.images)
     if len(present) < len(published):
-        # scores on what is left are scores on another split
         notes = (*notes, f"{len(published) - len(present)} of its {len(published)} published views have no photo and are left out")
     if not present:
         raise InputError(
-            f"scene {name}: none of its published views {published} has a photo; restore them or choose photos with datasets.views"
+            f"scene {name}: expected photos of its published views {published}, got none; restore them or choose photos with datasets.views"
         )
     return present, notes
 
 
-def _lists_of_data_set(root: Path, name: str, known: tuple[int, ...]) -> tuple[list[int], tuple[str, ...]]:
-    """The published views of a scene, none when nothing lists it, and what the user should know of the list."""
+def _read_published(root: Path, name: str, known: tuple[int, ...]) -> tuple[list[int], tuple[str, ...]]:
+    """Published views of a scene, empty if it is not listed, and notes."""
     published = list(known)
     path = next((path for path in (root / "config.toml", root.parent / "config.toml") if path.is_file()), None)
     if path is None:
@@ -305,23 +280,20 @@ def _lists_of_data_set(root: Path, name: str, known: tuple[int, ...]) -> tuple[l
     if listed is None:
         return published, ()
     if not isinstance(listed, list) or not listed or not all(type(number) is int and number >= 0 for number in listed):
-        raise InputError(f"{path}: expected numbers of photos as the 32 views of scene {name}, got {listed!r}; restore the file")
+        raise InputError(f"{path}: expected numbers of photos as the 32 published views of scene {name}, got {listed!r}; restore the file")
     once = list(dict.fromkeys(listed))
-    return once, (f"{path.name} lists views twice, they are used once",) if len(once) < len(listed) else ()
+    return once, (f"{path.name} has duplicate views, which are used once",) if len(once) < len(listed) else ()
 
 
 def _entry(content: Any, *keys: str) -> Any:
-    """What lies below these keys of nested tables, None where one is missing."""
+    """The value below these keys of nested tables, None if one is missing."""
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
     return content
 
 
 def _unit(path: Path) -> float:
-    """Length of a millimetre in the world of the matrices, 1 without the file.
-
-    Of the map in the file (a similarity from millimetres) only the scale is used: the length of the first column of its inverse is millimetres per unit.
-    """
+    """Millimetre in the world of the matrices, 1 without the file: the scale of the similarity in the file."""
     if not path.exists():
         return 1.0
     matrix = np.eye(4)
@@ -331,7 +303,7 @@ def _unit(path: Path) -> float:
         millimetres = float(np.linalg.norm(np.linalg.inv(matrix)[:, 0]))
     except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, np.linalg.LinAlgError) as error:
         raise InputError(
-            f"{path}: expected the 4x4 similarity as a list 'transform' of row, column and element, got {error}; restore it"
+            f"{path}: expected a 4x4 similarity as a list 'transform' of row, column and element, got {error}; restore it"
         ) from error
     if not 1e-9 < millimetres < 1e9:
         raise InputError(f"{path}: expected an invertible similarity of finite numbers, got {matrix.tolist()}; restore the file")

@@ -1,11 +1,10 @@
-"""LLFF scenes (Mildenhall et al., Local Light Field Fusion, 2019): photos in ``images`` and their cameras in ``poses_bounds.npy``.
+"""LLFF scenes (Mildenhall et al., Local Light Field Fusion, 2019): photos in ``images``, their cameras in ``poses_bounds.npy``.
 
-Row k of ``poses_bounds.npy`` (N, 17) belongs to the k-th photo, by the characters of the names: view10 comes before view9. It holds a 3x5 matrix
-[R | t | (H, W, f)], row by row, then the distances of the nearest and the farthest point. [R | t] is camera-to-world acting on columns, axes down, right,
-backward; H, W and f are the height, the width and the focal length of the photo in pixels. Photos that were reduced since then keep their own size, the
-focal length follows. The principal point is the centre of the photo. Lenses without distortion are all that the file can express.
+Row k of ``poses_bounds.npy`` (N, 17) belongs to the k-th photo in lexicographic order: view10 precedes view9. It holds a 3x5 matrix [R | t | (H, W, f)] in
+row-major order, and the nearest and farthest depth. [R | t] is camera-to-world acting on columns, axes down, right, backward; H, W and f are height, width
+and focal length of the photo in pixels. Photos that were downscaled since keep their size. The principal point is the image centre; there is no distortion.
 
-Every 8th view from 0 is a test view, as NeRF has it, and every 8th from 4 validates; every view may train, ``Scene.with_splits`` takes these out.
+Splits: test views 0, 8, 16, ... as in NeRF, validation views 4, 12, 20, ...
 """
 
 from dataclasses import replace
@@ -16,31 +15,43 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.core.safe_pickle import DAMAGED_FILE
-from npbgpp.data import CloudFile, ColmapModel, Layout, Scene, View, find_models, fitted, image_size, picture_folder, rule_splits
+from npbgpp.core.files import read_npy
+from npbgpp.data import (
+    CloudFile,
+    ColmapModel,
+    Layout,
+    Scene,
+    View,
+    check_rigid,
+    find_models,
+    fitted,
+    image_size,
+    images_folder,
+    list_images,
+    rule_splits,
+)
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, rigid_defect
+from npbgpp.geometry import Cameras
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 _LARGEST_SIDE = 1 << 16  # pixels
-_LARGEST_NUMBER = 1e30  # products of larger ones are not finite in single precision
-_USUAL_NEAR = 1.0  # scene units: what systems have before system.near is set
+_LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision
+_DEFAULT_NEAR = 1.0  # scene units: default of system.near
 
 
 def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downscale: float = 1.0) -> Scene:
     """Reads the metadata of one scene.
 
     Args:
-        root: folder of the scene, with ``poses_bounds.npy`` and possibly a COLMAP model (``sparse/0``), whose points are carried along.
+        root: folder of the scene, with ``poses_bounds.npy`` and optionally a COLMAP model (``sparse/0``) with sparse points.
         images_root: folder with ``images`` (or ``images_8`` for a downscale of 8), usually the same.
         name: name of the scene.
         cloud: its point cloud.
-        downscale: photos are used at one part in so many of the stated height and width, but never beyond their own size.
+        downscale: factor between the stated and the used size; photos are not enlarged.
 
     Raises:
-        InputError: missing or damaged files, other numbers of photos and rows, rows that are no camera's, photos of another shape than stated.
+        InputError: missing or damaged files, different numbers of photos and rows, an invalid camera, photos of another aspect ratio than stated.
     """
-    photos = _photos(picture_folder(images_root, downscale))
+    photos = _photos(images_folder(images_root, downscale))
     path = root / "poses_bounds.npy"
     rows = read_rows(path, len(photos))
     views = tuple(
@@ -58,47 +69,35 @@ def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downs
 
 
 def _photos(folder: Path) -> list[Path]:
-    try:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    except OSError as error:
-        raise InputError(
-            f"{folder}: expected the folder of the photos, got none ({error.strerror}); restore it, or take images_<n> beside it with "
-            "datasets.downscale=<n>"
-        ) from error
-    if not found:
-        raise InputError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), got none; restore them")
+    found = list_images(folder)
     seen: dict[str, Path] = {}
     for path in found:
         if path.name.encode("utf-8", "replace").decode() != path.name:
-            raise InputError(f"{folder}: {ascii(path.name)}: expected a name in UTF-8, got other bytes; rename the photo")
+            raise InputError(f"{folder}: {ascii(path.name)}: expected a name in UTF-8, got other bytes; rename the file")
         twin = seen.setdefault(path.stem, path)
         if twin is not path:
-            raise InputError(f"image {path}: expected a name of its own for each photo, got {twin.name} too; rename or remove one of them")
+            raise InputError(f"image {path}: expected photos of different names, got {twin.name} too; rename or remove one of them")
     return found
 
 
 def read_rows(path: Path, count: int) -> Float64[Tensor, "n 17"]:
-    """The rows of ``poses_bounds.npy``. Raises InputError when it is missing or damaged, or has no row for each of ``count`` photos."""
-    try:
-        table = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the scene needs the cameras of its photos: restore it") from None
-    except DAMAGED_FILE as error:
-        raise InputError(f"{path}: expected numbers written by np.save, got a damaged or other file ({error}); copy it again") from error
-    if not isinstance(table, np.ndarray) or table.dtype.kind != "f" or table.ndim != 2 or table.shape[1] != 17:
-        found = f"{table.dtype} of shape {table.shape}" if isinstance(table, np.ndarray) else "several arrays"
-        raise InputError(f"{path}: expected a row of 17 numbers per photo, shape (N, 17), got {found}; correct the file")
+    """The rows of ``poses_bounds.npy``. Raises InputError for a missing or damaged file, or another number of rows than ``count``."""
+    table = read_npy(path)
+    if table.dtype.kind != "f" or table.ndim != 2 or table.shape[1] != 17:
+        raise InputError(
+            f"{path}: expected a row of 17 numbers per photo, shape (N, 17), got {table.dtype} of shape {table.shape}; correct the file"
+        )
     if len(table) != count:
         raise InputError(
-            f"{path}: expected one row for each of the {count} photos, got {len(table)}; restore what is missing, or remove photos without row"
+            f"{path}: expected one row for each of the {count} photos, got {len(table)}; restore what is missing, or remove photos without a row"
         )
     return torch.from_numpy(table.astype(np.float64))
 
 
 def row_view(photo: Path, row: Float64[Tensor, " 17"], where: str) -> View:
-    """The view of a photo at the size that its row states. Raises InputError for a row that is no camera's, and for photos of another shape."""
+    """The view of a photo at its stated size. Raises InputError for an invalid camera, or another aspect ratio than stated."""
     if not (row.abs() < _LARGEST_NUMBER).all():
-        raise InputError(f"{where}: expected finite numbers of usual size, got {row.tolist()}; correct the file")
+        raise InputError(f"{where}: expected finite numbers below {_LARGEST_NUMBER:g}, got {row.tolist()}; correct the file")
     matrix = row[:15].reshape(3, 5)
     down, right, back, centre, (height, width, focal) = matrix.unbind(1)
     if not all(1 <= side <= _LARGEST_SIDE and side == int(side) for side in (height, width)) or focal.float() <= 0:
@@ -107,9 +106,7 @@ def row_view(photo: Path, row: Float64[Tensor, " 17"], where: str) -> View:
         )
     pose = torch.eye(4, dtype=torch.float64)
     pose[:3] = torch.stack([right, -down, back, centre], 1)  # axes right, up, backward
-    defect = rigid_defect(pose)
-    if defect is not None:
-        raise InputError(f"{where}: expected a rigid camera-to-world pose, but {defect}; correct the file")
+    check_rigid(pose, where)
     size = (int(height), int(width))
     _check_shape(photo, size, where)
     focal_length = focal.repeat(1, 2)
@@ -119,12 +116,12 @@ def row_view(photo: Path, row: Float64[Tensor, " 17"], where: str) -> View:
 
 
 def _check_shape(photo: Path, stated: tuple[int, int], where: str) -> None:
-    """A photo may be reduced, not cut: width to height is as stated, up to one part in a hundred or the rounding to whole pixels."""
+    """Downscaled photos have the stated aspect ratio, up to 1 % or rounding to integers; cropped ones do not."""
     height, width = image_size(photo)
     if abs(width - height * stated[1] / stated[0]) > max(0.01 * width, 1):
         raise InputError(
-            f"image {photo}: expected the shape of {stated[1]}x{stated[0]} pixels, as {where} states, got {width}x{height}; reduce the original "
-            "photo without cutting or turning it"
+            f"image {photo}: expected the aspect ratio of {stated[1]}x{stated[0]} pixels, as {where} states, got {width}x{height}; downscale the "
+            "original photo without cropping or rotating it"
         )
 
 
@@ -135,14 +132,12 @@ def _largest_model(root: Path) -> ColmapModel | None:
 
 def _bound_notes(rows: Float64[Tensor, "n 17"]) -> tuple[str, ...]:
     nearest = rows[:, 15].min().item()
-    if nearest >= _USUAL_NEAR:
+    if nearest >= _DEFAULT_NEAR:
         return ()
     if nearest <= 0:
-        return (
-            f"poses_bounds.npy states {nearest:.4g} as the distance of the nearest point; choose system.near below what the cameras see",
-        )
+        return (f"poses_bounds.npy states {nearest:.4g} as the nearest depth; choose system.near below the depth of the scene",)
     return (
-        f"the nearest point is {nearest:.4g} scene units from its camera, and points nearer than system.near are not drawn; choose it below, such as "
+        f"the nearest depth is {nearest:.4g} scene units, and points nearer than system.near are clipped; choose a smaller one, such as "
         f"system.near={nearest / 2:.2g}",
     )
 
@@ -153,8 +148,8 @@ def _lens_notes(model: ColmapModel | None) -> tuple[str, ...]:
         return ()
     parameters = ", ".join(f"{p:.6g}" for p in distorting[0].params)
     return (
-        f"the photos are used as they are, although the lens of the COLMAP model beside them distorts ({distorting[0].model} {parameters}); "
-        "datasets=colmap_one_scene takes the distortion out",
+        f"the distortion of the photos in the COLMAP model of the scene ({distorting[0].model} {parameters}) is ignored; "
+        "datasets=colmap_one_scene removes it",
     )
 
 

@@ -1,8 +1,8 @@
-"""Cameras that Agisoft Metashape exports as XML (documents of version 1.2 and later).
+"""Reader of cameras exported by Agisoft Metashape as XML (version 1.2 and later).
 
-Symbols: f, cx, cy, b1, b2 are pixels, cx and cy counted from the centre of the image; k1..k4 and p1..p4 have no unit. ``transform`` of a camera is 16 numbers,
-row by row: camera-to-world acting on columns, axes right, down, forward. Transforms of the chunk and of components place the whole model on the earth; they
-are not applied, as in NPBG (Aliev et al., Neural Point-Based Graphics, 2020), because the exported cloud lies in the frame of the cameras.
+Symbols: f, cx, cy, b1, b2 are in pixels, cx and cy relative to the image centre; k1..k4 and p1..p4 have no unit. ``transform`` of a camera is a 4x4 matrix in
+row-major order: camera-to-world acting on columns, axes right, down, forward. Transforms of the chunk and of components georeference the model; as in NPBG
+(Aliev et al., Neural Point-Based Graphics, 2020) they are not applied, because the exported cloud is in the coordinates of the cameras.
 """
 
 import math
@@ -16,24 +16,24 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.errors import InputError
-from npbgpp.geometry import rigid_defect
+from npbgpp.data import check_rigid
+from npbgpp.errors import InputError, listing
 
 _LARGEST_SIDE = 1 << 16  # pixels
-_LARGEST_FOCAL_LENGTH = 1e9  # pixels; such a camera is parallel to within float32
+_LARGEST_FOCAL_LENGTH = 1e9  # pixels; orthographic in single precision
 _DISTORTION = ("b1", "b2", "k1", "k2", "k3", "k4", "p1", "p2", "p3", "p4")
 _NEUTRAL = {"transform": np.eye(4), "rotation": np.eye(3), "translation": np.zeros(3), "scale": np.ones(1)}
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """A calibrated lens.
+    """A calibrated camera.
 
     Attributes:
         image_size: (height, width) of its photos in pixels.
         focal_length: f, pixels.
-        offset: (cx, cy), from the centre of the photos as they were shot; Metashape's undistorted photos have their principal point in the centre.
-        distortion: the coefficients that are not zero, by name.
+        offset: (cx, cy) of the original photos; undistorted photos of Metashape have a central principal point.
+        distortion: non-zero coefficients by name.
     """
 
     image_size: tuple[int, int]
@@ -44,7 +44,7 @@ class Sensor:
 
 @dataclass(frozen=True)
 class AlignedCamera:
-    """A photo with a pose; ``label`` is its name, usually without suffix, and unique."""
+    """A photo with a pose; ``label`` is its unique name, usually without suffix."""
 
     label: str
     sensor: Sensor
@@ -56,10 +56,10 @@ class MetashapeFile:
     """An exported file.
 
     Attributes:
-        sensors: those with a calibration, in the order of the file.
-        cameras: those with a pose, in the order of the file, members of groups too.
-        unaligned: labels of those without.
-        transforms: of what (chunk, component 0, ...) there is a transform that is not the identity; it is not applied.
+        sensors: calibrated sensors, in file order.
+        cameras: cameras with a pose, in file order, including those in groups.
+        unaligned: labels of cameras without pose.
+        transforms: names of elements (chunk, component 0, ...) with a transform other than the identity, which is not applied.
     """
 
     sensors: tuple[Sensor, ...]
@@ -72,8 +72,8 @@ class MetashapeFile:
         """Reads the first chunk of a file.
 
         Raises:
-            InputError: missing or damaged file, XML with a document type or entities, a calibration or pose that is no camera's, a pose without calibration,
-                or a label that comes twice.
+            InputError: a missing or damaged file, XML with a document type or entities, an invalid calibration or pose, a pose without calibration, or a
+                duplicate label.
         """
         chunk = _parse(path).find("chunk")
         if chunk is None:
@@ -97,7 +97,7 @@ class MetashapeFile:
         labels = [camera.label for camera in cameras]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
-            raise InputError(f"{path}: expected one camera per label, got several for {', '.join(twice[:5])}; rename the photos")
+            raise InputError(f"{path}: expected one camera per label, got several for {listing(twice)}; rename the photos")
         placed = [("chunk", chunk), *((f"component {c.get('id')}", c) for c in chunk.iterfind("components/component"))]
         return cls(
             tuple(sensors.values()), tuple(cameras), tuple(unaligned), tuple(name for name, e in placed if _moves(e.iterfind("transform")))
@@ -111,11 +111,13 @@ def _parse(path: Path) -> ElementTree.Element:
         raise InputError(f"{path}: no such file; export the cameras from Metashape again") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected XML in UTF-8, got an unreadable file ({error}); export the cameras again") from error
-    # entities may expand to gigabytes or name other files, and Metashape writes none
+    # entities may expand to gigabytes or include other files; Metashape writes none
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise InputError(f"{path}: expected cameras exported by Metashape, got XML with a document type, which is not read; remove it")
+        raise InputError(
+            f"{path}: expected cameras exported by Metashape, got XML with a document type, which is unsafe to read; remove it"
+        )
     try:
-        # a text, so that no other encoding that its first line may claim hides a document type
+        # parsed from text: an encoding declared in the file could hide a document type
         return ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
         raise InputError(f"{path}: expected XML, got a damaged file ({error}); export the cameras again") from error
@@ -127,7 +129,7 @@ def _sensors(path: Path, chunk: ElementTree.Element) -> dict[str, Sensor]:
     for element in chunk.iterfind("sensors/sensor"):
         calibrations = element.findall("calibration")
         calibration = next((c for c in calibrations if c.get("class") == "adjusted"), next(iter(calibrations), None))
-        # never calibrated, or spherical
+        # uncalibrated or spherical
         if calibration is None or calibration.find("f") is None:
             continue
         number = element.get("id", "")
@@ -160,7 +162,7 @@ def _number(where: str, tag: str, text: str) -> float:
 
 
 def _resolution(where: str, *elements: ElementTree.Element) -> tuple[int, int]:
-    """(height, width) from the first of these elements that says it."""
+    """(height, width) from the first element with a resolution."""
     resolution = next((r for r in (element.find("resolution") for element in elements) if r is not None), None)
     sides = ["", ""] if resolution is None else [resolution.get("height", ""), resolution.get("width", "")]
     height, width = (_number(where, "resolution", side) for side in sides)
@@ -170,18 +172,16 @@ def _resolution(where: str, *elements: ElementTree.Element) -> tuple[int, int]:
 
 
 def _pose(where: str, text: str) -> Float64[Tensor, "4 4"]:
-    words = text.split()
-    if len(words) != 16:
-        raise InputError(f"{where}: transform: expected 16 numbers, got {len(words)}; export the cameras again")
-    pose = torch.tensor([_number(where, "transform", word) for word in words], dtype=torch.float64).view(4, 4)
-    defect = rigid_defect(pose)
-    if defect is not None:
-        raise InputError(f"{where}: transform: expected a rigid camera-to-world pose, but {defect}; export the cameras again")
+    entries = text.split()
+    if len(entries) != 16:
+        raise InputError(f"{where}: transform: expected 16 numbers, got {len(entries)}; export the cameras again")
+    pose = torch.tensor([_number(where, "transform", entry) for entry in entries], dtype=torch.float64).view(4, 4)
+    check_rigid(pose, f"{where}: transform")
     return pose
 
 
 def _moves(transforms: Iterable[ElementTree.Element]) -> bool:
-    """Whether one of these, written as 16 numbers or as rotation, translation and scale, is not the identity."""
+    """Whether any transform, as 16 numbers or as rotation, translation and scale, is not the identity."""
     for part in (part for transform in transforms for part in transform.iter() if part.text and part.text.strip()):
         try:
             numbers = np.array(part.text.split(), dtype=np.float64)  # type: ignore[union-attr]

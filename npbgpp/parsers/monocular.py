@@ -1,18 +1,16 @@
-"""A video of a moving scene by one camera, in the layout of nsff_pl, with its motion maps.
+"""Monocular videos of dynamic scenes in the layout of nsff_pl, with disparity, optical flow and masks.
 
-* ``images/``: the frames, by the number at the end of their names.
-* poses: a model of COLMAP in ``sparse`` (of the frames as they are, undistorted), else below it (``sparse/0``); photos are matched by name. Without a model
-  ``poses_bounds.npy``, a row per frame.
-* ``disps/``: disparity of every frame (16-bit PNG or .npy), in order.
-* ``flow_fw/``: flow of every frame but the last to the next one; ``flow_bw/``: of every frame but the first to the one before (.flo). They are counted, names
-  do not matter: some programs name them by the first, some by the second frame.
-* ``masks/``: bright (255) where nothing moves, ``<name of the frame>.png`` (00003.png.png) or 00003.png; else ``motion_masks/``, as NSFF has them: bright where
-  something moves.
-* ``novel/``: photos that other cameras took at the moments of frames, for evaluation: ``images/00003.png`` or ``images/00003_<anything>.png``,
-  ``cameras.json`` (see ``npbgpp.data.pose_files``) with a camera for each of them, in the order of their names, in the world of the poses; ``masks/`` as above;
-  ``depths/``, 16-bit PNG in thousandths of a scene unit.
+* ``images/``: frames, ordered by the number at the end of their names.
+* Poses: a COLMAP model of the undistorted frames in ``sparse``, else in ``sparse/0``, matched by file name; else ``poses_bounds.npy``, a row per frame.
+* ``disps/``: disparity of each frame (16-bit PNG or .npy), in order.
+* ``flow_fw/``: optical flow (.flo) of each frame but the last to the next one; ``flow_bw/``: of each frame but the first to the previous one. In order; names
+  are ignored, as programs number the files differently.
+* ``masks/``: bright (255) where the scene is static, ``<frame>.png`` (00003.png.png) or 00003.png; else ``motion_masks/`` of NSFF, bright where it moves.
+* ``novel/``: photos of other cameras at the times of frames, for evaluation: ``images/00003.png`` or ``images/00003_<suffix>.png``, ``cameras.json`` (see
+  ``npbgpp.data.pose_files``) with a camera per photo, in order of their names and in the world of the poses, ``masks/`` as above, ``depths/``: 16-bit PNG
+  in thousandths of a scene unit.
 
-Every frame trains and the middle one validates. Test views are those of ``novel/``, without it all frames. Frames that are chosen with val_indices or
+Splits: all frames train, the middle one validates, test views are the photos in ``novel/``, or all frames without. Frames chosen with val_indices or
 holdout_indices do not train.
 """
 
@@ -35,20 +33,20 @@ from npbgpp.data import (
     find_models,
     fitted,
     image_size,
+    list_images,
     model_file,
     numbered_images,
     pinhole,
     read_poses,
 )
-from npbgpp.errors import InputError
+from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
-from npbgpp.parsers.colmap import check_ratio, some
+from npbgpp.parsers.colmap import check_ratio
 from npbgpp.parsers.llff import read_rows, row_view
 
-_FEWEST = 3  # frames: one has flow in both directions
-_LARGEST_DISPLACEMENT = 1.0  # pixels: what the distortion of a lens may be off without doing harm
+_FEWEST = 3  # frames, so that one has flow in both directions
+_LARGEST_DISPLACEMENT = 1.0  # pixels: negligible distortion
 _DEPTH_UNIT = 1e-3  # scene units
-_SUFFIXES = (".png", ".jpg", ".jpeg")
 _PREPARE = "python -m npbgpp.prepare monocular root={root}"
 
 
@@ -68,18 +66,16 @@ def parse_monocular(
         images_root: folder with ``images`` and the motion maps, usually the same.
         name: name of the scene.
         cloud: its point cloud.
-        start_end: the frames in use, the end excluded; None takes all.
-        img_wh: (width, height) that frames are used at, of any ratio.
-        downscale: in place of ``img_wh``, the factor that frames are reduced by.
+        start_end: first frame and the one after the last; None uses all.
+        img_wh: (width, height) of the views, of any aspect ratio.
+        downscale: factor between the size of frames and of views, in place of ``img_wh``.
 
     Raises:
-        InputError: fewer than three frames, frames without pose, of different sizes or of another size than their camera, a lens that distorts, motion maps
-            of another number or size than the frames, or photos in ``novel`` that cannot be matched.
+        InputError: fewer than three frames, frames without pose, of different sizes or another aspect ratio than their camera, a distorting lens, maps that
+            do not match the frames in number or aspect ratio, or photos in ``novel`` without a frame.
     """
     if img_wh is not None and downscale != 1:
-        raise InputError(
-            f"datasets.img_wh and datasets.downscale: expected one of them, got {list(img_wh)} and {downscale:g}; leave one away"
-        )
+        raise InputError(f"datasets.img_wh and datasets.downscale: expected one of them, got {list(img_wh)} and {downscale:g}; remove one")
     files = list(numbered_images(images_root / "images").values())
     if len(files) < _FEWEST:
         raise InputError(
@@ -121,7 +117,7 @@ def _chosen(start_end: tuple[int, int] | None, count: int) -> range:
     chosen = range(count)[start:end] if 0 <= start < end else range(0)
     if len(chosen) < _FEWEST:
         raise InputError(
-            f"datasets.start_end: expected the first frame and the one after the last, at least {_FEWEST} frames of {count}, got {list(start_end)}"
+            f"datasets.start_end: expected the first frame and the one after the last, at least {_FEWEST} of {count} frames, got {list(start_end)}"
         )
     return chosen
 
@@ -135,16 +131,15 @@ def _sized(view: View, img_wh: tuple[int, int] | None, downscale: float) -> View
     return replace(view, camera=view.camera.resize(size), resized=size != image_size(view.image))
 
 
-# ------------------------------------------------------------------------ poses
 def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View], Path | None, tuple[str, ...]]:
-    """Views of the chosen frames, the file with points that came with their poses, and notes."""
+    """Views of the chosen frames, the file of their sparse points, and notes."""
     model = undistorted_model(root)
     if model is None:
         path = root / "poses_bounds.npy"
         if not path.is_file():
             raise InputError(
-                f"{root}: expected poses of the frames, a model of COLMAP in sparse or poses_bounds.npy, got neither; "
-                f"{_PREPARE.format(root=root)} stages=[poses] finds them"
+                f"{root}: expected poses of the frames, a COLMAP model in sparse or poses_bounds.npy, got neither; compute them with "
+                f"{_PREPARE.format(root=root)} stages=[poses]"
             )
         rows = read_rows(path, len(files))
         return [row_view(files[i], rows[i], f"{path}: row {i}") for i in chosen], None, ()
@@ -153,13 +148,13 @@ def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View]
     moved = max((lens.displacement() for lens in distorted), default=0.0)
     if not moved < _LARGEST_DISPLACEMENT:
         raise InputError(
-            f"{model_file(model.folder, 'cameras')}: expected the camera of undistorted frames, got {distorted[0].model} with distortion, which moves pixels "
-            f"by up to {moved:.1f}; flow, disparity and masks belong to undistorted frames too: {_PREPARE.format(root=root)} makes them all, from "
-            "frames in the folder frames"
+            f"{model_file(model.folder, 'cameras')}: expected the camera of undistorted frames, got {distorted[0].model} with a distortion "
+            f"of up to {moved:.1f} pixels; compute undistorted frames, flow, disparity and masks from the folder frames with "
+            f"{_PREPARE.format(root=root)}"
         )
-    notes = [f"the poses are those of {model.folder.relative_to(root)}, matched by names"]
+    notes = [f"poses of {model.folder.relative_to(root)}, matched by file names"]
     if moved:
-        notes.append(f"the distortion of the camera, {moved:.2g} pixels at most, is ignored")
+        notes.append(f"the distortion of the camera, at most {moved:.2g} pixels, is ignored")
     views = []
     for i, image in zip(chosen, images, strict=True):
         lens = model.lenses[image.camera]
@@ -171,7 +166,7 @@ def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View]
 
 
 def undistorted_model(root: Path) -> ColmapModel | None:
-    """The model in ``sparse``, where undistortion writes it, else the largest one below; None where there is none.
+    """The model in ``sparse``, where COLMAP writes undistorted ones, else the largest one below it; None if there is none.
 
     Raises:
         InputError: a damaged model.
@@ -183,20 +178,19 @@ def undistorted_model(root: Path) -> ColmapModel | None:
 
 
 def match_frames(model: ColmapModel, files: Sequence[Path]) -> list[ModelImage]:
-    """The photo of the model for each frame, by its file name, else by its name without suffix. Raises InputError that names frames without any."""
+    """The photo of each frame in the model, by file name, else without suffix. Raises InputError for frames without one."""
     by_name = {PurePosixPath(image.name).name: image for image in model.images}
     by_stem = {PurePosixPath(image.name).stem: image for image in model.images}
     found = [by_name.get(file.name) or by_stem.get(file.stem) for file in files]
     without = [file.name for file, image in zip(files, found, strict=True) if image is None]
     if without:
         raise InputError(
-            f"{model.folder}: expected a pose for each of the {len(files)} frames, got none for {len(without)} that are not registered: {some(without)}; "
-            "choose frames between them with datasets.start_end, remove them, or reconstruct the video again with better masks"
+            f"{model.folder}: expected a pose for each of the {len(files)} frames, got none for {len(without)} that are not registered: {listing(without)}; "
+            "choose other frames with datasets.start_end, remove them, or reconstruct the video with better masks"
         )
     return [image for image in found if image is not None]
 
 
-# ------------------------------------------------------------------ motion maps
 def _motion_maps(root: Path, files: Sequence[Path]) -> list[MotionMaps]:
     count = len(files)
     disparity = _counted(root / "disps", (".png", ".npy"), count, "disparity of every frame")
@@ -205,40 +199,40 @@ def _motion_maps(root: Path, files: Sequence[Path]) -> list[MotionMaps]:
     masks, inverted = _masks(root / "masks", files), False
     if masks is None:
         masks, inverted = _masks(root / "motion_masks", files), True
-    nothing = [None] * count
+    missing = [None] * count
     columns = zip(
-        disparity or nothing,
-        [*forward, None] if forward else nothing,
-        [None, *backward] if backward else nothing,
-        masks or nothing,
+        disparity or missing,
+        [*forward, None] if forward else missing,
+        [None, *backward] if backward else missing,
+        masks or missing,
         strict=True,
     )
     return [MotionMaps(*row, inverted=inverted and masks is not None) for row in columns]
 
 
 def _counted(folder: Path, suffixes: tuple[str, ...], count: int, what: str) -> list[Path] | None:
-    """Files of a folder in order, of the first suffix that there is; None without the folder."""
+    """Sorted files of the first suffix with any; None without the folder."""
     if not folder.is_dir():
         return None
     files = [sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".")) for suffix in suffixes]
-    found = next((some for some in files if some), [])
+    found = next((matches for matches in files if matches), [])
     if len(found) != count:
         raise InputError(
-            f"{folder}: expected {count} files ({', '.join(suffixes)}), the {what}, got {len(found)}; remove what does not belong there or make them again"
+            f"{folder}: expected {count} files ({', '.join(suffixes)}), the {what}, got {len(found)}; remove other files or compute them again"
         )
     return found
 
 
 def _masks(folder: Path, files: Sequence[Path]) -> list[Path] | None:
-    """One mask per photo; None without the folder. Raises InputError when some photo has none."""
+    """One mask per photo; None without the folder. Raises InputError for photos without mask."""
     if not folder.is_dir():
         return None
     found = [next((p for p in (folder / f"{file.name}.png", folder / f"{file.stem}.png") if p.is_file()), None) for file in files]
     without = [file.name for file, mask in zip(files, found, strict=True) if mask is None]
     if without:
         raise InputError(
-            f"{folder}: expected a mask <name>.png.png or <name>.png for each of {len(files)} frames, got none for {some(without)}; draw what is missing, "
-            "or remove the folder to go on without masks"
+            f"{folder}: expected a mask <name>.png.png or <name>.png for each of {len(files)} frames, got none for {listing(without)}; add them, or "
+            "remove the folder to use no masks"
         )
     return [mask for mask in found if mask is not None]
 
@@ -248,36 +242,35 @@ def _missing(root: Path, maps: Sequence[MotionMaps]) -> tuple[str, ...]:
     absent = [folder for folder, file in folders.items() if file is None]
     notes = []
     if absent:
-        notes.append(f"there is no {', no '.join(absent)}, which NSFF needs; {_PREPARE.format(root=root)} makes them")
+        notes.append(f"there is no {', no '.join(absent)}, which NSFF needs; compute them with {_PREPARE.format(root=root)}")
     if maps[0].static_mask is None:
-        notes.append("there are no masks: the whole picture counts as standing still")
+        notes.append("there are no masks: all pixels count as static")
     return tuple(notes)
 
 
-# ------------------------------------------------------------------ novel views
 def _novel(
     folder: Path, stems: Sequence[str], known: Sequence[str], like: View, img_wh: tuple[int, int] | None, downscale: float
 ) -> tuple[View, ...]:
-    """Photos of other cameras at the moments of the frames in use."""
+    """Photos of other cameras at the times of the frames in use."""
     if not folder.is_dir():
         return ()
     photos = folder / "images"
-    files = sorted(p for p in photos.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")) if photos.is_dir() else []
-    if not files:
-        raise InputError(f"{photos}: expected photos of other cameras ({', '.join(_SUFFIXES)}), got none; restore them or remove {folder}")
+    files = list_images(photos)
     cameras = read_poses(folder / "cameras.json", like.camera)
     if len(cameras) != len(files):
-        raise InputError(f"{folder / 'cameras.json'}: expected a camera for each of {len(files)} photos in {photos}, got {len(cameras)}")
+        raise InputError(
+            f"{folder / 'cameras.json'}: expected a camera for each of {len(files)} photos in {photos}, got {len(cameras)}; correct the file"
+        )
     masks, depths = _masks(folder / "masks", files), folder / "depths"
     views = []
     for k, (file, camera) in enumerate(zip(files, cameras, strict=True)):
         frame = next((stem for stem in known if file.stem == stem or file.stem.startswith(f"{stem}_")), None)
         if frame is None:
             raise InputError(
-                f"image {file}: expected the name of a frame, such as {known[0]} or {known[0]}_<anything>, got {file.stem}; rename it"
+                f"image {file}: expected the name of a frame, such as {known[0]} or {known[0]}_<suffix>, got {file.stem}; rename it"
             )
         if frame not in stems:
-            continue  # its moment is not in use
+            continue  # its frame is not in use
         if image_size(file) != camera.image_size:
             (height, width), found = camera.image_size, image_size(file)
             raise InputError(

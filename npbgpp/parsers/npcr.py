@@ -1,14 +1,14 @@
-"""Scenes of NPCR (neural point cloud rendering by depth peeling), a format it shares with NHR (Wu et al., Multi-View Neural Human Rendering, 2020).
+"""Scenes of NPCR (neural point cloud rendering by depth peeling), in the format of NHR (Wu et al., Multi-View Neural Human Rendering, 2020).
 
-Photos are ``img/0/img_0001.jpg`` and so on, ``img_0001_alpha.png`` is the matte of the first one: every photo has one, or none has. Row k of ``CamPose.inf``
-and block k of ``Intrinsic.inf`` belong to the k-th photo.
+Photos are ``img/0/img_0001.jpg`` and so on, with mattes ``img_0001_alpha.png`` for all or none of them. Row k of ``CamPose.inf`` and block k of
+``Intrinsic.inf`` belong to the k-th photo.
 
-A row has 12 numbers: the columns z, x, y and then the translation of [R | t], camera-to-world acting on columns. Nothing states the camera's axes; they
-follow from how NPCR draws: points with z < 0 are dropped, and K [x y z] with positive focal lengths are a column and a row. So x is right, y down, z
-forward. Blocks are three rows of K, with a line for their number and an empty line that are not read. K is in pixels of the photos from the top-left corner:
-the published sample (f = 965.6854, c = 400, 800 pixels wide) is a field of view of exactly 45 degrees about the middle, in that convention only.
+A row has 12 numbers: the columns z, x, y and the translation of [R | t], camera-to-world acting on columns, axes right, down, forward (NPCR drops points with
+z < 0, and K [x y z] is a column and a row of its images). A block is three rows of K, preceded by its number and followed by an empty line, which are
+ignored. K is in pixels from the top-left corner: in this convention the published sample (f = 965.6854, c = 400, 800 pixels wide) has a centred field of
+view of 45 degrees.
 
-Every 8th view from 0 is a test view, and every 8th from 4 validates; every view may train, ``Scene.with_splits`` takes these out.
+Splits: test views 0, 8, 16, ..., validation views 4, 12, 20, ...
 """
 
 import re
@@ -18,33 +18,31 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data import CloudFile, Layout, Scene, View, common_size, image_size, rule_splits
-from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, rigid_defect
+from npbgpp.data import WHITE, CloudFile, Layout, Scene, View, check_rigid, common_size, image_size, list_images, rule_splits
+from npbgpp.errors import InputError, listing
+from npbgpp.geometry import Cameras
 
-_WHITE = (1.0, 1.0, 1.0)
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _CLOUDS = ("frame1.xzy", "frame1.obj", "frame1.txt", "frame1.ply")
-_LARGEST_NUMBER = 1e30  # products of larger ones are not finite in single precision
-_SHORT_LINE = 5  # characters; Intrinsic.inf numbers its blocks by such lines
-_OTHER_SIZE = 0.1  # principal points lie nearer to the middle than this share of the width
+_LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision
+_SHORT_LINE = 5  # characters; shorter lines of Intrinsic.inf number its blocks
+_OFF_CENTRE = 0.1  # share of the width: principal points farther from the centre suggest photos of another size
 
 
 def parse_npcr(root: Path, images_root: Path, name: str, cloud: CloudFile, white_bg: bool = True) -> Scene:
     """Reads the metadata of one scene.
 
     Args:
-        root: folder of the scene, with ``CamPose.inf`` and ``Intrinsic.inf`` and possibly ``pointclouds/frame1.xzy``, which is carried along.
+        root: folder of the scene, with ``CamPose.inf``, ``Intrinsic.inf`` and optionally ``pointclouds/frame1.xzy``.
         images_root: folder with ``img/0``, usually the same.
         name: name of the scene.
         cloud: its point cloud.
-        white_bg: white where a matte is darker than one half; otherwise the colours are taken as they are. The masks are the mean of the three colours of
-            a matte; NPCR reads its first one, which is the same in the grey pictures that mattes are.
+        white_bg: white where the matte is below one half; otherwise keep the stored colours. Masks are the mean of the channels of a matte; NPCR reads
+            the first one, which is the same in grey images.
 
     Raises:
-        InputError: missing or damaged files, other numbers of photos, mattes, poses and intrinsics, numbers that are no camera's, a matte of another size.
+        InputError: missing or damaged files, different numbers of photos, mattes, poses and intrinsics, an invalid camera, a matte of another size.
     """
-    photos, mattes = _pictures(images_root / "img" / "0")
+    photos, mattes = _photos(images_root / "img" / "0")
     poses = _read_poses(root / "CamPose.inf", len(photos))
     intrinsics = _read_intrinsics(root / "Intrinsic.inf", len(photos))
     views, notes = [], _frame_notes(images_root / "img")
@@ -56,7 +54,7 @@ def parse_npcr(root: Path, images_root: Path, name: str, cloud: CloudFile, white
                 photo.stem,
                 photo,
                 _camera(poses[k], intrinsics[k], size),
-                background=_WHITE if white_bg and matte is not None else None,
+                background=WHITE if white_bg and matte is not None else None,
                 mask=matte,
             )
         )
@@ -72,45 +70,34 @@ def parse_npcr(root: Path, images_root: Path, name: str, cloud: CloudFile, white
     )
 
 
-def _pictures(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
+def _photos(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
     """(photos, mattes) by number, in ascending order."""
-    try:
-        pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
-    except OSError as error:
-        raise InputError(
-            f"{folder}: expected the folder of the photos, got none ({error.strerror}); restore it or correct datasets.data_root and "
-            "datasets.scene_name"
-        ) from error
     photos: dict[int, Path] = {}
     mattes: dict[int, Path] = {}
-    for path in pictures:
+    for path in list_images(folder):
         match = re.fullmatch(r"img_([0-9]+)(_alpha)?", path.stem)
         if match is None:
             raise InputError(
-                f"{folder}: {ascii(path.name)}: expected a name such as img_0001.jpg or img_0001_alpha.png; move or rename the picture"
+                f"{folder}: {ascii(path.name)}: expected a name such as img_0001.jpg or img_0001_alpha.png; move or rename the file"
             )
         twin = (mattes if match[2] else photos).setdefault(int(match[1]), path)
         if twin is not path:
-            raise InputError(f"image {path}: expected one picture per number, got {twin.name} too; remove one of them")
+            raise InputError(f"image {path}: expected one image per number, got {twin.name} too; remove one of them")
     numbers = sorted(photos)
     if not numbers or numbers[0] > 1 or numbers[-1] - numbers[0] >= len(numbers):
         raise InputError(
-            f"{folder}: expected photos img_0001.jpg, img_0002.jpg and so on without gaps, got {_some(numbers)}; restore what is missing"
+            f"{folder}: expected photos img_0001.jpg, img_0002.jpg and so on without gaps, got {listing(numbers)}; restore what is missing"
         )
     odd = sorted(set(photos) ^ set(mattes))
     if mattes and odd:
         raise InputError(
-            f"{folder}: expected a matte img_<number>_alpha.png for every photo or for none, but not so {_some(odd)}; restore it"
+            f"{folder}: expected a matte img_<number>_alpha.png for each photo or for none, got a photo or a matte alone for {listing(odd)}; restore it"
         )
     return {number: photos[number] for number in numbers}, mattes
 
 
-def _some(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (" and others" if len(numbers) > 5 else "") if numbers else "none"
-
-
 def _lines(path: Path) -> list[str]:
-    """Lines without the white space around them."""
+    """Stripped lines."""
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
@@ -125,7 +112,9 @@ def _numbers(line: str, count: int, where: str) -> list[float]:
     except ValueError as error:
         raise InputError(f"{where}: expected {count} numbers, got other text ({error}); correct the file") from error
     if len(values) != count or not all(abs(value) < _LARGEST_NUMBER for value in values):
-        raise InputError(f"{where}: expected {count} finite numbers of usual size, got {len(values)}: {values[:count]}; correct the file")
+        raise InputError(
+            f"{where}: expected {count} finite numbers below {_LARGEST_NUMBER:g}, got {len(values)}: {values[:count]}; correct the file"
+        )
     return values
 
 
@@ -138,23 +127,21 @@ def _read_poses(path: Path, count: int) -> Float64[Tensor, "n 4 4"]:
     columns = torch.tensor(rows, dtype=torch.float64).view(count, 4, 3)
     poses[:, :3] = columns[:, [1, 2, 0, 3]].transpose(1, 2)
     for k, pose in enumerate(poses):
-        defect = rigid_defect(pose)
-        if defect is not None:
-            raise InputError(f"{path}: pose {k}: expected a rigid camera-to-world pose, but {defect}; correct the file")
+        check_rigid(pose, f"{path}: pose {k}")
     return poses
 
 
 def _read_intrinsics(path: Path, count: int) -> Float64[Tensor, "n 3 3"]:
-    """One matrix per photo; a single block serves all."""
+    """One matrix per photo; a single block applies to all."""
     rows = [
         _numbers(line, 3, f"{path}: line {k}")
         for k, line in enumerate(_lines(path), 1)
-        if len(line) > _SHORT_LINE or len(line.split()) == 3  # 0 0 1 is as short as the number of a block
+        if len(line) > _SHORT_LINE or len(line.split()) == 3  # the row 0 0 1 is as short as a number
     ]
     blocks, left = divmod(len(rows), 3)
     if left or blocks not in (1, count):
         raise InputError(
-            f"{path}: expected three rows of K for each of the {count} photos, or for all together, got {len(rows)} rows; restore what is missing"
+            f"{path}: expected three rows of K for each of the {count} photos, or three for all, got {len(rows)} rows; restore what is missing"
         )
     matrices = torch.tensor(rows, dtype=torch.float64).view(blocks, 3, 3)
     for k, K in enumerate(matrices):
@@ -172,7 +159,7 @@ def _camera(cam_to_world: Float64[Tensor, "4 4"], K: Float64[Tensor, "3 3"], siz
 
 def _frame_notes(folder: Path) -> list[str]:
     frames = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.isdecimal() and path.name != "0")
-    return [f"of the frames of a moving scene only img/0 is read, {len(frames)} more are left out"] if frames else []
+    return [f"only frame img/0 of a dynamic scene is read, {len(frames)} more are ignored"] if frames else []
 
 
 def _intrinsics_notes(views: list[View], intrinsics: Float64[Tensor, "n 3 3"]) -> list[str]:
@@ -180,14 +167,14 @@ def _intrinsics_notes(views: list[View], intrinsics: Float64[Tensor, "n 3 3"]) -
     skewed = [view.name for view, K in zip(views, intrinsics, strict=True) if abs(K[0, 1] / K[1, 1]) * view.camera.image_size[0] > 1]
     if skewed:
         notes.append(
-            f"the skew of K of {len(skewed)} photos ({skewed[0]}) is left out, although it moves their borders by more than half a pixel"
+            f"the skew of K of {len(skewed)} photos ({skewed[0]}) is ignored, although it displaces their borders by more than half a pixel"
         )
     for view in views:
         height, width = view.camera.image_size
         cx, cy = view.camera.principal_point[0].tolist()
-        if abs(cx - width / 2) > _OTHER_SIZE * width or abs(cy - height / 2) > _OTHER_SIZE * width:
+        if abs(cx - width / 2) > _OFF_CENTRE * width or abs(cy - height / 2) > _OFF_CENTRE * width:
             notes.append(
-                f"the principal point ({cx:g}, {cy:g}) of photo {view.name} is far from the middle of its {width}x{height} pixels: Intrinsic.inf "
+                f"the principal point ({cx:g}, {cy:g}) of photo {view.name} is far from the centre of its {width}x{height} pixels: Intrinsic.inf "
                 "may belong to photos of another size"
             )
             break

@@ -1,10 +1,13 @@
-"""ScanNet scenes as ScanNet's own tools export them (Dai et al., 2017): ``color/<number>.jpg``, ``depth/<number>.png``, ``pose/<number>.txt``, ``intrinsic``.
+"""ScanNet scenes (Dai et al., ScanNet, 2017), as prepared by the NPBG++ authors and as exported by ScanNet's tools.
 
-Matrices are texts of 4x4 numbers that act on columns; axes are right, down, forward; pixels count from the centre of the first one.
-``intrinsic/intrinsic_color.txt`` holds for the photos as they are stored, ``intrinsic_depth.txt`` for the depth maps, which are 16-bit millimetres.
-``pose`` is camera-to-world of the depth camera, and ``intrinsic/extrinsic_depth.txt`` leads from that camera to the one of the photos: so ScanNet's tools
-use them (SensReader). It is the identity where depth was registered to the photos, and where the file is missing; ``extrinsic_color.txt`` is not read, as
-by these tools. Poses of minus infinity mark photos whose tracking was lost.
+Prepared scenes have ``images/<number>.jpg``, ``intrinsics.npy``, ``extrinsics.npy`` and a cloud. Exported scenes have ``color/<number>.jpg``,
+``depth/<number>.png`` (16 bits, millimetres), ``pose/<number>.txt`` and ``intrinsic``, 4x4 matrices as text. All matrices act on columns, axes right, down,
+forward; pixels are counted from the centre of the first one.
+
+``pose`` is camera-to-world of the depth camera, ``intrinsic/extrinsic_depth.txt`` is depth camera to colour camera, the identity if it is missing;
+``extrinsic_color.txt`` is ignored: this is how ScanNet's SensReader uses them. Poses of minus infinity mark photos with lost tracking.
+
+Splits: ten evenly spaced test views, five views before each validates.
 """
 
 import re
@@ -16,29 +19,30 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from npbgpp.core.safe_pickle import DAMAGED_FILE, read_pickled_dict
-from npbgpp.data import CloudFile, DepthMap, Layout, Scene, Stage, View, common_size, image_size, numbered_images
-from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, rigid_defect
+from npbgpp.core.files import read_npy, read_pickled_dict
+from npbgpp.data import CloudFile, DepthMap, Layout, Scene, Stage, View, check_rigid, common_size, image_size, numbered_images
+from npbgpp.errors import InputError, listing
+from npbgpp.geometry import Cameras
 
 _DEPTH_UNIT = 0.001  # metres
-_OTHER_SIZE = 0.1  # principal points lie nearer to the middle than this share of the width
+_OFF_CENTRE = 0.1  # share of the width: principal points farther from the centre suggest photos of another size
+_LARGEST_SIDE = 1 << 16  # pixels
 
 
 def parse_scannet_raw(
     root: Path, images_root: Path, name: str, cloud: CloudFile, intrinsics: Literal["authors", "exact"] = "authors"
 ) -> Scene:
-    """Reads the metadata of one scene.
+    """Reads the metadata of one exported scene.
 
     Args:
         root: folder of the scene, with ``pose`` and ``intrinsic``.
-        images_root: folder with ``color`` and, where there is one, ``depth``; usually the same.
+        images_root: folder with ``color`` and optionally ``depth``, usually the same.
         name: name of the scene.
         cloud: its point cloud.
-        intrinsics: authors: the principal point is the centre of the image; exact: it is that of the file. Depth maps have that of their file.
+        intrinsics: principal point of the photos: "authors" takes the image centre, "exact" that of the file, as for depth maps.
 
     Raises:
-        InputError: missing or damaged files, photos and poses of different numbers, matrices that are no camera's, pictures of different sizes.
+        InputError: missing or damaged files, photos and poses of different numbers, an invalid camera, images of different sizes.
     """
     photos = numbered_images(images_root / "color")
     poses, lost = _read_poses(root / "pose", photos)
@@ -56,7 +60,7 @@ def parse_scannet_raw(
 
 
 def spread_splits(count: int) -> dict[Stage, tuple[int, ...]]:
-    """The split of the NPBG++ authors: ten views from 10 to count - 10 are held out, those five before them validate, as far as they are others."""
+    """The split of the NPBG++ authors: ten test views from 10 to count - 10; the views five before them validate if they are no test views."""
     spread = np.linspace(10, max(count - 10, 10), 10).astype(int).tolist()
     test = tuple(i for i in dict.fromkeys(spread) if i < count)
     return {"train": tuple(range(count)), "val": tuple(i - 5 for i in test if i - 5 not in test), "test": test}
@@ -65,11 +69,11 @@ def spread_splits(count: int) -> dict[Stage, tuple[int, ...]]:
 def _notes_on_photos(count: int, lost: list[int], K: Float64[Tensor, "3 3"], size: tuple[int, int]) -> list[str]:
     notes = []
     if lost:
-        notes.append(f"{len(lost)} of {count} photos are left out, tracking was lost at {_some(lost)}")
+        notes.append(f"{len(lost)} of {count} photos are left out, tracking was lost at {listing(lost)}")
     width = 2 * (K[0, 2].item() + 0.5)
-    if abs(width - size[1]) > _OTHER_SIZE * size[1]:
+    if abs(width - size[1]) > _OFF_CENTRE * size[1]:
         notes.append(
-            f"intrinsic_color.txt may belong to photos of another size: its principal point is the middle of about {width:.0f} pixels, "
+            f"intrinsic_color.txt may belong to photos of another size: its principal point is the centre of about {width:.0f} pixels, "
             f"the photos are {size[1]} wide"
         )
     return notes
@@ -90,18 +94,18 @@ def _cameras(world_to_cam: Float64[Tensor, "b 4 4"], K: Float64[Tensor, "3 3"], 
 def _depth_maps(
     root: Path, images_root: Path, numbers: tuple[int, ...], world_to_cam: Float64[Tensor, "b 4 4"]
 ) -> tuple[dict[int, DepthMap], list[str]]:
-    """The depth maps of these photos by number, and what the user should know of them."""
+    """Depth images of these photos by number, and notes."""
     if not (images_root / "depth").is_dir():
         return {}, []
     path = root / "intrinsic" / "intrinsic_depth.txt"
     if not path.exists():
-        return {}, [f"depth maps are not used, {path.name} is missing"]
+        return {}, [f"depth images are ignored, {path.name} is missing"]
     files = numbered_images(images_root / "depth")
     found = {number: files[number] for number in numbers if number in files}
     notes = []
     if len(found) < len(numbers):
         missing = [number for number in numbers if number not in files]
-        notes.append(f"{len(missing)} of {len(numbers)} photos have no depth map: {_some(missing)}")
+        notes.append(f"{len(missing)} of {len(numbers)} photos have no depth image: {listing(missing)}")
     if not found:
         return {}, notes
     cameras = _cameras(world_to_cam, _read_raw_intrinsics(path), common_size(found.values()))
@@ -109,12 +113,12 @@ def _depth_maps(
 
 
 def _read_poses(folder: Path, photos: dict[int, Path]) -> tuple[Float64[Tensor, "b 4 4"], list[int]]:
-    """World-to-camera of the photos whose pose is known, in their order, and the numbers of the others."""
+    """World-to-camera matrices of the photos with a pose, in order, and the numbers of the others."""
     files = _numbered_texts(folder)
     for what, missing in (("pose", sorted(set(photos) - set(files))), ("photo", sorted(set(files) - set(photos)))):
         if missing:
             raise InputError(
-                f"{folder}: expected the pose of each photo, got {len(photos)} photos and {len(files)} poses, no {what} for {_some(missing)}; "
+                f"{folder}: expected one pose per photo, got {len(photos)} photos and {len(files)} poses, no {what} for {listing(missing)}; "
                 "restore it"
             )
     poses: list[Tensor] = []
@@ -124,7 +128,7 @@ def _read_poses(folder: Path, photos: dict[int, Path]) -> tuple[Float64[Tensor, 
         if (pose[:3] == -torch.inf).all():
             lost.append(number)
             continue
-        _check_rigid(pose, files[number], "camera-to-world pose")
+        check_rigid(pose, str(files[number]))
         poses.append(torch.linalg.inv(pose))
     if not poses:
         raise InputError(
@@ -138,25 +142,20 @@ def _numbered_texts(folder: Path) -> dict[int, Path]:
     for path in sorted(p for p in folder.iterdir() if p.suffix == ".txt" and not p.name.startswith(".")):
         digits = re.search(r"[0-9]+$", path.stem)
         if digits is None:
-            raise InputError(f"{path}: expected a name that ends in the number of the photo; move or rename the file")
+            raise InputError(f"{path}: expected a name that ends in a number; move or rename the file")
         twin = files.setdefault(int(digits[0]), path)
         if twin is not path:
             raise InputError(f"{path}: expected one pose per number, got {twin.name} too; remove one of them")
     return files
 
 
-def _some(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (" and others" if len(numbers) > 5 else "")
-
-
 def _read_raw_intrinsics(path: Path) -> Float64[Tensor, "3 3"]:
     matrix = _read_matrix(path)
     expected = torch.eye(4, dtype=torch.float64)
     expected[[0, 1, 0, 1], [0, 1, 2, 2]] = matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
-    # the numbers of a camera are in single precision
     if not torch.isfinite(matrix.float()).all() or (matrix.float().diagonal() <= 0).any() or not torch.equal(matrix, expected):
         raise InputError(
-            f"{path}: expected finite focal lengths above 0 and a principal point in a matrix that is otherwise the identity, got "
+            f"{path}: expected positive focal lengths and a principal point in a matrix that is otherwise the identity, got "
             f"{matrix.tolist()}; correct the file"
         )
     return matrix[:3, :3]
@@ -166,47 +165,34 @@ def _read_extrinsic(path: Path) -> Float64[Tensor, "4 4"]:
     if not path.exists():
         return torch.eye(4, dtype=torch.float64)
     matrix = _read_matrix(path)
-    _check_rigid(matrix, path, "pose between the cameras")
+    check_rigid(matrix, str(path), "depth-to-colour pose")
     return matrix
-
-
-def _check_rigid(matrix: Float64[Tensor, "4 4"], path: Path, what: str) -> None:
-    defect = rigid_defect(matrix.float())
-    if defect is not None:
-        raise InputError(f"{path}: expected a rigid {what}, but {defect}; correct the file")
 
 
 def _read_matrix(path: Path) -> Float64[Tensor, "4 4"]:
     try:
-        rows = [[float(word) for word in line.split()] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [[float(entry) for entry in line.split()] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the scene needs it: export it again or correct datasets.scene_name") from None
+        raise InputError(f"{path}: no such file; export the scene again or correct datasets.scene_name") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a text of 4x4 numbers, got something else ({error}); export it again") from error
+        raise InputError(f"{path}: expected 4x4 numbers as text, got something else ({error}); export it again") from error
     if [len(row) for row in rows] != [4, 4, 4, 4]:
         raise InputError(f"{path}: expected 4 rows of 4 numbers, got rows of {[len(row) for row in rows]}; export it again")
     return torch.tensor(rows, dtype=torch.float64)
-
-
-# ----------------------------------------------------------------------
-# ScanNet scenes (Dai et al., 2017) as the NPBG++ authors prepare them: ``images/<number>.jpg``, ``intrinsics.npy``, ``extrinsics.npy``, a cloud.
-
-
-_LARGEST_SIDE = 1 << 16  # pixels
 
 
 def parse_scannet(root: Path, images_root: Path, name: str, cloud: CloudFile, intrinsics: Literal["authors", "exact"] = "authors") -> Scene:
     """Reads the metadata of one scene.
 
     Args:
-        root: folder of the scene, with the matrices.
-        images_root: folder with ``images``, usually the same.
+        root: folder of the scene, prepared or exported.
+        images_root: folder with ``images`` or ``color``, usually the same.
         name: name of the scene.
         cloud: its point cloud.
-        intrinsics: authors: the principal point is the centre of the image; exact: it is that of K.
+        intrinsics: principal point: "authors" takes the image centre, "exact" that of K.
 
     Raises:
-        InputError: missing or damaged files, other numbers of photos and matrices, matrices that are no camera's.
+        InputError: missing or damaged files, different numbers of photos and matrices, an invalid camera.
     """
     if not (root / "extrinsics.npy").exists() and (root / "pose").is_dir():
         return parse_scannet_raw(root, images_root, name, cloud, intrinsics)
@@ -222,7 +208,7 @@ def parse_scannet(root: Path, images_root: Path, name: str, cloud: CloudFile, in
 
 
 def _read_intrinsics(path: Path) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"], tuple[int, int]]:
-    """(focal length, principal point, (height, width)) in our pixels."""
+    """(focal length, principal point, (height, width)); pixels from the top-left corner."""
     content = read_pickled_dict(path)
     missing = [key for key in ("K", "height", "width") if key not in content]
     if missing:
@@ -244,28 +230,22 @@ def _read_intrinsics(path: Path) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]
         or not torch.equal(K[2], K.new_tensor([0.0, 0.0, 1.0]))
     ):
         raise InputError(
-            f"{path}: K: expected 3x3 finite numbers with positive focal lengths and the last row 0 0 1, got {content['K']!r}; correct the file"
+            f"{path}: K: expected 3x3 finite numbers with positive focal lengths and the last row 0 0 1, got {np.asarray(content['K']).tolist()!r}; correct the file"
         )
     return K.diagonal()[:2].float(), (K[:2, 2] + 0.5).float(), (size[0], size[1])
 
 
 def _read_extrinsics(path: Path, count: int) -> Float[Tensor, "m 4 4"]:
-    try:
-        matrices = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the scene needs the poses of its photos: restore it") from None
-    except DAMAGED_FILE as error:
-        raise InputError(f"{path}: expected numbers written by np.save, got a damaged or other file ({error}); copy it again") from error
-    if not isinstance(matrices, np.ndarray) or matrices.dtype.kind != "f" or matrices.ndim != 3 or matrices.shape[1:] != (4, 4):
-        found = f"{matrices.dtype} of shape {matrices.shape}" if isinstance(matrices, np.ndarray) else "several arrays"
-        raise InputError(f"{path}: expected M world-to-camera matrices, shape (M, 4, 4), got {found}; correct the file")
+    matrices = read_npy(path)
+    if matrices.dtype.kind != "f" or matrices.ndim != 3 or matrices.shape[1:] != (4, 4):
+        raise InputError(
+            f"{path}: expected M world-to-camera matrices, shape (M, 4, 4), got {matrices.dtype} of shape {matrices.shape}; correct the file"
+        )
     if len(matrices) != count:
         raise InputError(f"{path}: expected one matrix for each of the {count} photos, got {len(matrices)}; restore what is missing")
     poses = torch.from_numpy(matrices.astype(np.float64)).float()
     for k, pose in enumerate(poses):
-        defect = rigid_defect(pose)
-        if defect is not None:
-            raise InputError(f"{path}: matrix {k}: expected a rigid world-to-camera pose, but {defect}; correct the file")
+        check_rigid(pose, f"{path}: matrix {k}", "world-to-camera pose")
     return poses
 
 

@@ -1,4 +1,4 @@
-"""Lenses: photos drawn through every camera model become those of a pinhole camera; resized lenses; what is refused."""
+"""Lenses: undistortion of photos of every camera model, fold and fill of the pinhole image, resized lenses, invalid parameters."""
 
 import math
 
@@ -15,7 +15,7 @@ from npbgpp.geometry.cameras import Cameras
 from ..helpers.layouts.colmap import DISTORTION, MODEL_NUMBER, draw_through, parameters
 from ..helpers.scenes import COLOURS, POINTS, centroid, look_at_origin
 
-SIZE = (144, 192)
+SIZE = (96, 128)
 NAMES = [name for name, _ in MODELS.values()]
 DISTORTING = [name for name in NAMES if "PINHOLE" not in name]
 
@@ -56,13 +56,13 @@ def test_models_are_those_of_colmap_with_a_focal_length():
 
 
 @pytest.mark.parametrize("model", DISTORTING)
-def test_points_of_an_undistorted_photo_are_where_a_pinhole_camera_shows_them(model):
-    """In the photo itself some are more than three quarters of a pixel off."""
+def test_undistorted_photos_are_those_of_a_pinhole_camera(model):
+    """In the photo itself some are more than half a pixel off."""
     lens = lens_of(model)
     assert lens.distorts
     drawn = pycolmap.Camera(model=model, width=SIZE[1], height=SIZE[0], params=list(lens.params))
     errors, before = [], []
-    for azimuth, turn in ((0.3, 0.2), (1.2, -0.2), (4.0, 0.0)):
+    for azimuth, turn in ((0.3, 0.2), (1.2, -0.2)):
         w2c = turned(turn) @ look_at_origin(azimuth)
         camera = pinhole_camera(lens, w2c)
         uv, _ = camera.project(torch.from_numpy(POINTS).float())
@@ -73,17 +73,17 @@ def test_points_of_an_undistorted_photo_are_where_a_pinhole_camera_shows_them(mo
         before += [centroid(photo, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
     error = torch.stack(errors)
     assert error.abs().max() < 0.5 and (error.mean(0).abs() < 0.15).all()
-    assert torch.stack(before).abs().max() > 0.75
+    assert torch.stack(before).abs().max() > 0.5
 
 
 @pytest.mark.parametrize("model", NAMES)
 def test_the_pinhole_image_lies_in_the_photo(model):
     """Also near its corners; where the zoom exceeds 1 a smaller one would not do."""
     lens = lens_of(model)
-    at = lens.shown_at(inside_rays(lens))
+    at = lens.project(inside_rays(lens))
     assert (at >= -0.01).all() and (at <= (SIZE[1] + 0.01, SIZE[0] + 0.01)).all()
     zoom = fill_zoom(lens)
-    assert zoom >= 1 and (zoom == 1 or not (lens.shown_at(inside_rays(lens) * zoom / (zoom - 0.01)) <= (SIZE[1], SIZE[0])).all())
+    assert zoom >= 1 and (zoom == 1 or not (lens.project(inside_rays(lens) * zoom / (zoom - 0.01)) <= (SIZE[1], SIZE[0])).all())
 
 
 def test_both_signs_of_distortion():
@@ -95,7 +95,7 @@ def test_both_signs_of_distortion():
     assert 100 * x * (1 + 0.4 * x * x) == pytest.approx(50, abs=0.02)
 
 
-def test_no_part_of_a_photo_is_shown_twice():
+def test_folds_are_outside_of_the_pinhole_image():
     """This barrel turns back at r = 1 / sqrt(3 * 0.8) = 0.65, inside of the corners at 0.78."""
     lens = Lens("SIMPLE_RADIAL", (90.0, 50.0, 50.0, -0.8), (100, 100))
     focal, _ = pinhole(lens)
@@ -103,7 +103,7 @@ def test_no_part_of_a_photo_is_shown_twice():
     assert 0.6 < corner < 0.67
 
 
-def test_photos_without_distortion_are_left_alone():
+def test_photos_without_distortion_are_unchanged():
     for model in NAMES:
         count = len(parameters(model, SIZE)) - len(DISTORTION[model])
         head = parameters(model, SIZE)[:count]
@@ -117,57 +117,57 @@ def test_photos_without_distortion_are_left_alone():
     assert torch.equal(undistort(photo, lens, camera), photo), "half a pixel of error would blur it"
 
 
-def test_photos_are_undistorted_in_blocks(monkeypatch):
+def test_photos_are_undistorted_in_chunks(monkeypatch):
     lens = lens_of("OPENCV")
     camera = pinhole_camera(lens, np.eye(4))
     photo = torch.randint(256, (3, *SIZE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     whole = undistort(photo, lens, camera)
-    monkeypatch.setattr(lens_module, "_BLOCK", 1000)
+    monkeypatch.setattr(lens_module, "_CHUNK", 1000)
     lens_module._sampling_grid.cache_clear()
     assert torch.equal(undistort(photo, lens, camera), whole)
 
 
 @pytest.mark.parametrize("model", NAMES)
 @pytest.mark.parametrize("size", [(48, 64), (47, 65), (192, 100)])
-def test_a_resized_lens_shows_rays_at_the_resized_places(model, size):
+def test_resized_lenses_project_to_resized_pixels(model, size):
     lens = lens_of(model)
     resized = lens.resized(size)
     rays = inside_rays(lens)[::97]
-    expected = lens.shown_at(rays) * (size[1] / SIZE[1], size[0] / SIZE[0])
-    np.testing.assert_allclose(resized.shown_at(rays), expected, atol=1e-9)
+    expected = lens.project(rays) * (size[1] / SIZE[1], size[0] / SIZE[0])
+    np.testing.assert_allclose(resized.project(rays), expected, atol=1e-9)
     assert resized.image_size == size and resized.distorts == lens.distorts
     assert lens.resized(SIZE) == lens
 
 
-REFUSED = {
-    "unknown model": (("EQUIRECTANGULAR", (64.0, 48.0)), "expected one of SIMPLE_PINHOLE"),
-    "too few": (("PINHOLE", (72.0, 32.0, 24.0)), "expected 4 parameters, got 3"),
-    "not finite": (("SIMPLE_RADIAL", (72.0, 32.0, 24.0, math.nan)), "expected finite parameters"),
-    "no focal length": (("PINHOLE", (72.0, 0.0, 32.0, 24.0)), "positive focal lengths"),
-    "vanishing focal length": (("PINHOLE", (72.0, 1e-60, 32.0, 24.0)), "positive focal lengths"),
-    "endless focal length": (("PINHOLE", (72.0, 1e60, 32.0, 24.0)), "finite"),
-    "far principal point": (("PINHOLE", (72.0, 72.0, 32.0, -1e60)), "finite"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_lens_that_is_none_is_refused(case):
-    (model, params), words = REFUSED[case]
-    with pytest.raises(InputError, match=words):
+@pytest.mark.parametrize(
+    ("model", "params", "values"),
+    [
+        ("EQUIRECTANGULAR", (64.0, 48.0), ["EQUIRECTANGULAR"]),
+        ("PINHOLE", (72.0, 32.0, 24.0), ["PINHOLE", "4", "3"]),
+        ("SIMPLE_RADIAL", (72.0, 32.0, 24.0, math.nan), ["nan"]),
+        ("PINHOLE", (72.0, 0.0, 32.0, 24.0), ["0.0"]),
+        ("PINHOLE", (72.0, 1e-60, 32.0, 24.0), ["1e-60"]),
+        ("PINHOLE", (72.0, 1e60, 32.0, 24.0), ["1e+60"]),
+        ("PINHOLE", (72.0, 72.0, 32.0, -1e60), ["-1e+60"]),
+    ],
+)
+def test_invalid_parameters_are_refused(model, params, values):
+    with pytest.raises(InputError) as caught:
         Lens(model, params, (48, 64))
+    assert all(value in str(caught.value) for value in values), str(caught.value)
 
 
 @pytest.mark.parametrize("params", [(72.0, 32.0, 24.0, 1e9), (72.0, 32.0, 24.0, -1e9), (72.0, -500.0, 24.0, 0.1)])
-def test_a_lens_that_no_photo_has_is_refused(params):
-    with pytest.raises(InputError, match="cannot be undistorted; undistort them with COLMAP"):
+def test_lenses_that_cannot_be_undistorted_are_refused(params):
+    with pytest.raises(InputError, match="SIMPLE_RADIAL.*64x48"):
         pinhole(Lens("SIMPLE_RADIAL", params, (48, 64)))
 
 
-def test_any_parameters_give_a_pinhole_camera_or_one_message():
+def test_random_parameters_give_a_pinhole_camera_or_are_refused():
     chance = np.random.default_rng(0)
     found = 0
     for name, count in MODELS.values():
-        for _ in range(15):
+        for _ in range(8):
             params = chance.normal(size=count) * 10.0 ** chance.integers(-6, 3, count)
             params[:4] = np.abs(params[:4]) + 25
             try:
@@ -176,4 +176,4 @@ def test_any_parameters_give_a_pinhole_camera_or_one_message():
                 continue
             found += 1
             assert focal.isfinite().all() and (focal > 0).all() and centre.isfinite().all()
-    assert found > 20
+    assert found > 10

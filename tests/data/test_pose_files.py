@@ -1,15 +1,13 @@
-"""Files with the cameras of a film: what is written is read back, and damage is named."""
+"""Camera trajectories on disk: round trips, text poses, damaged files."""
 
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from npbgpp.data.point_files import CloudFile
-from npbgpp.data.pose_files import read_poses, write_poses
+from npbgpp.data import CloudFile, read_poses, write_poses
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.parsers.npcr import parse_npcr
@@ -39,7 +37,7 @@ def file_of(*entries: object, format: object = "npbgpp cameras 1") -> str:
     return json.dumps({"format": format, "cameras": list(entries)})
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_round_trip(tmp_path):
     cameras = views()
     other_size = replace(views(1), image_size=(100, 30))
     write_poses(tmp_path / "cameras.json", [cameras, other_size])
@@ -53,7 +51,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert torch.equal(together.focal_length, cameras.focal_length) and torch.equal(together.principal_point, cameras.principal_point)
 
 
-def test_the_file_says_what_its_module_says(tmp_path):
+def test_axes_and_units_of_the_file(tmp_path):
     cameras = views()
     write_poses(tmp_path / "cameras.json", [cameras])
     content = json.loads((tmp_path / "cameras.json").read_text())
@@ -85,56 +83,61 @@ def test_poses_of_npcr(tmp_path):
 TEXT = "\n".join(" ".join(map(str, row)) for row in np.eye(4)) + "\n"
 
 
+def entry(key: str, value: object) -> str:
+    return file_of(GOOD | {key: value})
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "values"),
     [
-        ("", "at least one pose, got none"),
-        ("\n \n", "at least one pose"),
-        ("1 2 3\n4 5 6\n", "rows of 4 numbers.* got 2 of 3"),
-        (TEXT + "1 0 0 0\n", "rows of 4 numbers, 4 for each pose.* got 5 of 4"),
-        (TEXT.replace("\n", " 7\n", 1), "rows of 5 numbers as the first one, got others"),
-        (TEXT.replace("1.0", "one", 1), "got others"),
-        (TEXT.replace("1.0", "nan", 1), "finite numbers"),
-        (TEXT.replace("1.0", "1e300", 1), "finite numbers"),
-        (TEXT.replace("1.0", "0", 1), "pose 0: expected a rigid .* not orthonormal"),
-        (TEXT + TEXT.replace("1.0", "-1", 1), "pose 1: expected a rigid .* mirror"),
-        ("1 " * 12, "pose 0: expected a rigid"),
-        ("{", "expected JSON, got a damaged file"),
-        ("[" * 5 + "1", "rows of"),
-        ('{"cameras": ' + "[" * 100_000, "expected JSON, got a damaged file"),
-        ("{}", '"format": "npbgpp cameras 1"'),
-        (file_of(GOOD, format="npbgpp cameras 2"), '"format": "npbgpp cameras 1"'),
-        ('{"format": "npbgpp cameras 1", "cameras": {}}', 'a list "cameras"'),
-        (file_of(), "at least one pose, got none"),
-        (file_of(GOOD, 7), "camera 1: cam_to_world: expected numbers"),
-        (file_of("text"), "camera 0: cam_to_world: expected numbers"),
-        (file_of({k: v for k, v in GOOD.items() if k != "focal_length"}), "focal_length: expected numbers"),
-        (file_of(GOOD | {"cam_to_world": np.eye(3).tolist()}), r"cam_to_world: expected finite numbers \(4x4\)"),
-        (file_of(GOOD | {"cam_to_world": [[1], [1, 2]]}), "cam_to_world: expected numbers"),
-        (file_of(GOOD | {"cam_to_world": None}), "cam_to_world"),
-        (file_of(GOOD | {"cam_to_world": (2 * np.eye(4)).tolist()}), "camera 0: expected a rigid"),
-        (file_of(GOOD | {"cam_to_world": np.full((4, 4), np.nan).tolist()}), "finite numbers"),
-        (file_of(GOOD | {"focal_length": [50.0, -1.0]}), "focal_length: expected positive"),
-        (file_of(GOOD | {"focal_length": [50.0, 1e-60]}), "focal_length: expected positive"),
-        (file_of(GOOD | {"focal_length": 50.0}), "focal_length: expected finite numbers"),
-        (file_of(GOOD | {"focal_length": ["wide", 50.0]}), "focal_length: expected numbers"),
-        (file_of(GOOD | {"focal_length": [10**400, 50.0]}), "focal_length: expected"),
-        (file_of(GOOD | {"principal_point": [float("inf"), 1.0]}), "principal_point: expected finite"),
-        (file_of(GOOD | {"image_size": [48.5, 64]}), "image_size: expected height and width from 1 to 16384 pixels, got 48.5x64"),
-        (file_of(GOOD | {"image_size": [0, 64]}), "image_size: .* got 0x64"),
-        (file_of(GOOD | {"image_size": [10**6, 64]}), "image_size: "),
+        ("", ["none"]),
+        ("\n \n", ["none"]),
+        ("1 2 3\n4 5 6\n", ["2 of 3"]),
+        (TEXT + "1 0 0 0\n", ["5 of 4"]),
+        (TEXT.replace("\n", " 7\n", 1), ["5 numbers"]),
+        (TEXT.replace("1.0", "one", 1), ["'one'"]),
+        (TEXT.replace("1.0", "nan", 1), ["finite"]),
+        (TEXT.replace("1.0", "1e300", 1), ["1e+30"]),
+        (TEXT.replace("1.0", "0", 1), ["pose 0", "orthonormal"]),
+        (TEXT + TEXT.replace("1.0", "-1", 1), ["pose 1", "mirror"]),
+        ("1 " * 12, ["pose 0", "orthonormal"]),
+        ("{", ["JSON"]),
+        ("[" * 5 + "1", ["rows"]),
+        ('{"cameras": ' + "[" * 100_000, ["JSON"]),
+        ("{}", ["format"]),
+        (file_of(GOOD, format="npbgpp cameras 2"), ["format"]),
+        ('{"format": "npbgpp cameras 1", "cameras": {}}', ["cameras"]),
+        (file_of(), ["none"]),
+        (file_of(GOOD, 7), ["camera 1", "cam_to_world"]),
+        (file_of("text"), ["camera 0", "cam_to_world"]),
+        (file_of({k: v for k, v in GOOD.items() if k != "focal_length"}), ["camera 0", "focal_length"]),
+        (entry("cam_to_world", np.eye(3).tolist()), ["cam_to_world", "4x4"]),
+        (entry("cam_to_world", [[1], [1, 2]]), ["cam_to_world"]),
+        (entry("cam_to_world", None), ["cam_to_world"]),
+        (entry("cam_to_world", (2 * np.eye(4)).tolist()), ["camera 0", "last row"]),
+        (entry("cam_to_world", np.full((4, 4), np.nan).tolist()), ["cam_to_world", "nan"]),
+        (entry("focal_length", [50.0, -1.0]), ["focal_length", "-1.0"]),
+        (entry("focal_length", [50.0, 1e-60]), ["focal_length", "1e-60"]),
+        (entry("focal_length", 50.0), ["focal_length", "50.0"]),
+        (entry("focal_length", ["wide", 50.0]), ["focal_length"]),
+        (entry("focal_length", [10**400, 50.0]), ["focal_length"]),
+        (entry("principal_point", [float("inf"), 1.0]), ["principal_point", "inf"]),
+        (entry("image_size", [48.5, 64]), ["image_size", "48.5x64"]),
+        (entry("image_size", [0, 64]), ["image_size", "0x64"]),
+        (entry("image_size", [10**6, 64]), ["image_size", "1e+06x64"]),
+        (b"\xe9\xff 1 2 3", ["utf-8"]),
+        (None, ["No such file"]),
     ],
 )
-def test_damage_is_named(tmp_path, content, message):
-    (tmp_path / "path.txt").write_text(content)
+def test_damaged_files_are_refused(tmp_path, content, values):
+    path = tmp_path / "path.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
-        read_poses(tmp_path / "path.txt", LIKE)
-    assert re.search(message, str(caught.value)), str(caught.value)
-    assert str(tmp_path / "path.txt") in str(caught.value)
+        read_poses(path, LIKE)
+    assert all(value in str(caught.value) for value in (str(path), *values)), str(caught.value)
 
 
-def test_files_that_cannot_be_read(tmp_path):
-    (tmp_path / "latin").write_bytes(b"\xe9\xff 1 2 3")
-    for name in ("missing.json", "latin", "."):
-        with pytest.raises(InputError, match="expected a file with poses, got none that can be read"):
-            read_poses(tmp_path / name, LIKE)
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=str(tmp_path)):
+        read_poses(tmp_path, LIKE)

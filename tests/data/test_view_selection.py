@@ -1,10 +1,9 @@
-"""Choice of input views: scores by hand, the two ways of choosing, and a selector that looks at the cloud once per target.
+"""Selection of input views: scores, both methods, and a selector that rasterizes the cloud once per target.
 
 Cameras stand on a ring around a sphere; view number grows with the azimuth.
 """
 
 import math
-import multiprocessing
 import pickle
 from collections import Counter
 from dataclasses import replace
@@ -208,7 +207,7 @@ def pair_probabilities(scores: torch.Tensor) -> dict[tuple[int, int], float]:
     ],
 )
 def test_multinomial_follows_its_distribution(scores):
-    draws = 3000
+    draws = 1000
     generator = torch.Generator().manual_seed(5)
     counts = Counter(tuple(multinomial_views(scores, 2, generator)) for _ in range(draws))
     expected = pair_probabilities(scores)
@@ -263,7 +262,7 @@ def test_best_is_deterministic(ring):
     assert len(chosen) == 1
 
 
-def test_many_points_are_thinned_out(ring, monkeypatch):
+def test_many_points_are_subsampled(ring, monkeypatch):
     monkeypatch.setattr(module, "_VOTERS", 20)
     received = []
     scores = module.angle_scores
@@ -278,7 +277,7 @@ def test_many_points_are_thinned_out(ring, monkeypatch):
 
 
 @pytest.mark.parametrize("convention", PixelConvention)
-def test_voters_are_what_the_whole_view_sees(ring, sphere, convention, monkeypatch):
+def test_voters_are_the_visible_points_of_the_whole_view(ring, sphere, convention, monkeypatch):
     received = []
     scores = module.angle_scores
     monkeypatch.setattr(module, "angle_scores", lambda xyz, *rest: received.append(xyz) or scores(xyz, *rest))
@@ -321,11 +320,11 @@ def test_crops_and_zooms_restrict_the_choice(two_balls):
 def test_a_target_without_points_draws_evenly(two_balls, method):
     selector = selector_of(two_balls, method, targets=(0,), count=1)
     empty = two_balls.views[0].camera.crop(16, 30, (20, 20)).zoom(4.0)
-    counts = Counter(selector.select(0, empty)[0] for _ in range(300))
-    assert set(counts) == {1, 2, 3, 4, 5, 6} and min(counts.values()) > 25
+    counts = Counter(selector.select(0, empty)[0] for _ in range(150))
+    assert set(counts) == {1, 2, 3, 4, 5, 6} and min(counts.values()) > 8
 
 
-def test_the_cloud_is_read_once_and_looked_at_once_per_target(ring, monkeypatch):
+def test_the_cloud_is_read_once_and_rasterized_once_per_target(ring, monkeypatch):
     read, drawn = [], []
     original_read, original_rasterize = CloudFile.read, module.rasterize
     monkeypatch.setattr(CloudFile, "read", lambda self: read.append(self) or original_read(self))
@@ -340,14 +339,14 @@ def test_the_cloud_is_read_once_and_looked_at_once_per_target(ring, monkeypatch)
     ring.cloud.path.unlink()
 
     def refuse(*_):
-        raise AssertionError("the cloud is looked at again")
+        raise AssertionError("the cloud is rasterized again")
 
     monkeypatch.setattr(module, "rasterize", refuse)
     for target in (5, 0, 3):
         assert len(selector.select(target, ring.views[target].camera.crop(8, 8, (40, 40)))) == 3
 
 
-def test_copies_keep_what_was_found_but_not_the_cloud(ring):
+def test_pickles_contain_visible_points_but_not_the_cloud(ring):
     selector = selector_of(ring, "best")
     before = selector.select(2, ring.views[2].camera)
     copy = pickle.loads(pickle.dumps(selector))
@@ -359,37 +358,26 @@ def test_copies_keep_what_was_found_but_not_the_cloud(ring):
     assert [again.select(k, ring.views[k].camera) for k in (2, 7)] == [before, selector.select(7, ring.views[7].camera)]
 
 
-def test_works_in_a_process_that_shares_nothing(ring):
-    selector = selector_of(ring, "best", count=5)
-    items = [(k, ring.views[k].camera.crop(4, 4, (50, 60))) for k in (0, 6)]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.starmap(selector.select, items)
-    assert found == [selector.select(*item) for item in items]
-
-
-# ---------------------------------------------------------------- what users get wrong
+# ---------------------------------------------------------------- invalid input
 @pytest.mark.parametrize(
     ("inputs", "targets", "count"), [((0, 1, 2), (1, 5), 3), ((0, 1, 2), (5,), 4), ((), (1,), 1), ((0, 1, 2), (5,), 0)]
 )
-def test_count_must_fit(ring, inputs, targets, count):
+def test_other_counts_than_the_candidates_allow_are_refused(ring, inputs, targets, count):
     available = len(inputs) - (1 in inputs and 1 in targets)
-    with pytest.raises(InputError, match=rf"datasets.selection_count: .*besides the target, {available} in scene ring, got {count}; "):
+    with pytest.raises(InputError, match=rf"datasets\.selection_count: .*{available} in scene ring, got {count};"):
         selector_of(ring, count=count, inputs=inputs, targets=targets)
-
-
-def test_count_may_be_all_that_is_left(ring):
     assert len(selector_of(ring, count=3, inputs=(0, 1, 2), targets=(5,)).select(5, ring.views[5].camera)) == 3
 
 
-def test_unknown_method(ring):
-    with pytest.raises(InputError, match="datasets.selection_method: expected one of multinomial, best, got farthest; "):
+def test_unknown_methods_are_refused(ring):
+    with pytest.raises(InputError, match=r"datasets\.selection_method: .*farthest"):
         selector_of(ring, "farthest")
 
 
-def test_input_views_have_one_size(tmp_path, sphere):
+def test_input_views_of_several_sizes_are_refused(tmp_path, sphere):
     cameras = [ring_camera(0.0), ring_camera(20.0), ring_camera(40.0).resize((32, 40))]
     scene = scene_of(tmp_path, cameras, sphere)
-    with pytest.raises(InputError, match=r"scene ring: expected input views of one size, got \[\(32, 40\), \(64, 80\)\]"):
+    with pytest.raises(InputError, match=r"scene ring: .*\[\(32, 40\), \(64, 80\)\]"):
         selector_of(scene, count=1, targets=(0,))
     assert selector_of(scene, count=1, targets=(2,), inputs=(0, 1)).select(2, cameras[2]) in ((0,), (1,))
 

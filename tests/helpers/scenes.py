@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from npbgpp.data.images import read_photo
-from npbgpp.data.scene import Scene
-from npbgpp.geometry.point_cloud import PointCloud, write_ply
+from npbgpp.data import Scene, read_photo
+from npbgpp.geometry import PointCloud, write_ply
 
 POINTS = np.array([[0.1, 0.2, -0.45], [-0.3, 0.1, -0.15], [0.3, -0.2, 0.15], [-0.1, -0.3, 0.45]])  # none hides another
 COLOURS = np.array([[230, 20, 20], [20, 200, 20], [20, 20, 230], [230, 200, 20]], dtype=np.uint8)
@@ -66,6 +65,35 @@ def projection_errors(scene: Scene) -> torch.Tensor:
         assert image.shape[1:] == view.camera.image_size
         errors += [centroid(image, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
     return torch.stack(errors)
+
+
+def colour_error(scene: Scene, cloud: PointCloud, camera_of: int, photo_of: int) -> float:
+    """Mean difference between the colours of visible points, by a z-buffer at the resolution of the photo, and of a photo, 0..255."""
+    camera = scene.views[camera_of].camera
+    height, width = camera.image_size
+    uv_px, depth = camera.project(cloud.xyz)
+    column, row = uv_px[0].floor().long().unbind(1)
+    inside = ((depth[0] > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)).nonzero()[:, 0]
+    assert len(inside) > 5000
+    order = inside[depth[0, inside].argsort(descending=True)].numpy()
+    drawn = np.full((height, width), -1)
+    drawn[row.numpy()[order], column.numpy()[order]] = order  # far to near: the last write remains
+    nearest = torch.from_numpy(drawn)
+    shown = nearest >= 0
+    image = read_photo(scene.views[photo_of]).image
+    return (image[:, shown].float() - cloud.rgb[nearest[shown]].T.float()).abs().mean().item()
+
+
+def share_in_mask(scene: Scene, xyz: torch.Tensor, camera_of: int, mask_of: int) -> float:
+    """Share of the points in the image of a view that lie in a mask, dilated by two pixels."""
+    camera = scene.views[camera_of].camera
+    height, width = camera.image_size
+    uv_px, depth = camera.project(xyz)
+    column, row = uv_px[0].floor().long().unbind(1)
+    inside = (depth[0] > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    assert inside.float().mean() > 0.9
+    mask = torch.nn.functional.max_pool2d((read_photo(scene.views[mask_of]).mask >= 128).float()[None], 5, stride=1, padding=2)[0, 0]
+    return mask[row[inside], column[inside]].mean().item()
 
 
 def write_cloud(path: Path, points_per_ball: int = 100) -> None:

@@ -1,15 +1,22 @@
 """Coordinates of the field of a video: published numbers, round trips, and what starts behind the near plane."""
 
 import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from npbgpp.data import CloudFile, ColmapModel, Scene, read_points
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.methods.nsff.normalisation import VideoNormalisation
+from npbgpp.methods.nsff.normalisation import VideoNormalisation, nearest_depth, video_frame
+from npbgpp.parsers import read_scene
 
 SIZE = (378, 504)
 
@@ -102,3 +109,89 @@ def test_gradients_are_finite_also_at_the_camera(frame):
 def test_rays_that_look_back_are_refused(frame):
     with pytest.raises(InputError, match="look along -z"):
         frame.rays(torch.zeros(2, 3), torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.5]]))
+
+
+# ------------------------------------------------------------------ scale of a video
+FRAMES, VIDEO_SIZE = 8, (32, 48)
+
+
+@pytest.fixture
+def root(moving_root: Path, tmp_path: Path) -> Path:
+    """A copy of the moving scene that may be changed."""
+    return Path(shutil.copytree(moving_root / "hop", tmp_path / "hop"))
+
+
+def read(root: Path, layout: str = "monocular", **choices) -> Scene:
+    return read_scene(layout, root, root, "hop", CloudFile(root / "none.ply"), choices)
+
+
+def test_the_scale_is_that_of_the_nearest_depth(root):
+    """Disparity is exactly linear in 1 / depth here, so that its 95th percentile is a depth of the frame."""
+    scene = read(root)
+    frame = video_frame(scene)
+    near = 1 / 0.75 / frame.scale
+    points = read_points(scene.carried_points).cloud.xyz.double()
+    depth = torch.cat([view.camera.project(points.float())[1][0] for view in scene.frames])
+    assert depth[depth > 0].min() < near < depth[depth > 0].quantile(0.2)
+    assert near == pytest.approx(_nearest_by_hand(scene), rel=0.02)
+    assert len(frame) == FRAMES and frame.image_size == VIDEO_SIZE
+    centres = frame.moments.centers()
+    assert centres.mean(0).abs().max() < 1e-6
+    torch.testing.assert_close(centres[:, 0], centres[:, 0].sort().values)  # the camera goes to the right
+
+
+def _nearest_by_hand(scene: Scene) -> float:
+    """Depths of the frames from their disparity and two depths that the generator stretched it between: those of the points do as well."""
+    model = ColmapModel.read(scene.carried_points.parent)
+    points = read_points(scene.carried_points)
+    depths = []
+    for view, image in zip(scene.frames, model.images, strict=True):
+        xyz = points.cloud.xyz[np.searchsorted(points.number, image.point)]
+        z = (xyz.double() @ image.world_to_cam[:3, :3].T + image.world_to_cam[:3, 3])[:, 2].numpy()
+        column, row = np.floor(image.uv_px).astype(int).T
+        disparity = np.asarray(Image.open(view.motion.disparity)).astype(float)
+        slope, offset = np.polyfit(1 / z, disparity[row, column], 1)
+        depths.append(slope / (np.percentile(disparity, 95) - offset))
+    return min(depths)
+
+
+def test_disparity_that_is_not_linear_leaves_the_depths_of_points(root):
+    scene = read(root)
+    rng = np.random.default_rng(0)
+    for k in range(FRAMES):
+        Image.fromarray(rng.integers(0, 65535, VIDEO_SIZE).astype(np.uint16)).save(root / "disps" / f"{k:05d}.png")
+    depths = []
+    points = read_points(scene.carried_points)
+    for view, image in zip(scene.frames, ColmapModel.read(root / "sparse").images, strict=True):
+        xyz = points.cloud.xyz[np.searchsorted(points.number, image.point)]
+        depths.append(np.percentile(view.camera.project(xyz)[1][0].numpy(), 5))
+    assert nearest_depth(scene.frames, scene.carried_points) == pytest.approx(min(depths), rel=1e-5)
+
+
+def test_depth_in_place_of_disparity_is_noticed(root):
+    for k in range(FRAMES):
+        path = root / "disps" / f"{k:05d}.png"
+        Image.fromarray(65535 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(InputError, match="larger numbers where the scene is nearer"):
+        video_frame(read(root))
+
+
+def test_still_scenes_have_no_video_frame(root):
+    with pytest.raises(InputError, match="expected the frames of a video, got a still scene of layout colmap"):
+        video_frame(read(root, "colmap"))
+
+
+def test_the_scale_of_stated_bounds(root):
+    scene = read(root)
+    bounded = replace(scene, carried_points=None, views=tuple(replace(v, bounds=(1.5 + 0.1 * v.moment, 9.0)) for v in scene.frames))
+    assert nearest_depth(bounded.frames, None) == pytest.approx(1.5)
+    assert video_frame(bounded).scale == pytest.approx(1 / 0.75 / 1.5)
+    with pytest.raises(InputError, match="nearest depth"):
+        video_frame(replace(bounded, views=tuple(replace(view, bounds=(-1.0, 1.0)) for view in bounded.views)))
+
+
+def test_the_scale_of_a_real_video(shared):
+    """poses_bounds.npy of the scene, by the rule of LLFF for all frames, states a nearest depth of 10.4."""
+    root = shared / "data" / "monocular" / "lady-running"
+    scene = read_scene("auto", root, root, "lady", CloudFile(root / "none.ply"), {"start_end": (2, 14)})
+    assert 10 < 1 / 0.75 / video_frame(scene).scale < 25
