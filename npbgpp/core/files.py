@@ -162,8 +162,8 @@ def load_tensors(path: Path, what: str, ignored: Sequence[str] = ()) -> Any:
         named = sorted(foreign) or re.findall(r"GLOBAL ([\w.]+)", str(error))
         reason = ", ".join(named[:3]) if named else str(error).splitlines()[0]
         raise InputError(
-            f"{what} {path}: expected tensors and plain values, got a damaged file or other Python objects ({reason}), which could execute code; if you trust "
-            "the file, open it with the program that wrote it and save its tensors alone with torch.save"
+            f"{what} {path}: expected tensors and plain values, got a file that is damaged or holds other Python objects ({reason}); files that would run "
+            "code are not read: if you trust the file, open it with the program that wrote it and keep its tensors alone with torch.save"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -151,7 +151,7 @@ class ViewSelector:
         available = len(inputs) - any(target in inputs for target in self.targets)
         if not 1 <= count <= available:
             raise InputError(
-                f"datasets.selection_count: expected from 1 to the number of input views besides the target, {available} in scene "
+                f"datasets.selection_count: expected at least 1 and at most the number of input views besides the target, {available} in scene "
                 f"{scene.name}, got {count}; change it or give the scene more input views"
             )
         cameras = [scene.views[i].camera for i in inputs]

@@ -14,11 +14,10 @@ from jaxtyping import Float64
 from PIL import Image
 
 from npbgpp.core.files import write_atomically
-from npbgpp.data import CloudFile, ColmapModel, View, find_models, picture_folder, read_photo, read_points
-from npbgpp.errors import InputError
+from npbgpp.data import IMAGE_SUFFIXES, CloudFile, ColmapModel, View, find_models, images_folder, read_photo, read_points
+from npbgpp.errors import InputError, listing
 from npbgpp.io import write_png
-from npbgpp.parsers.colmap import parse_colmap, some
-from npbgpp.parsers.llff import SUFFIXES
+from npbgpp.parsers.colmap import parse_colmap
 
 log = logging.getLogger("npbgpp.prepare")
 
@@ -79,12 +78,12 @@ def prepare_llff(settings: LlffSettings) -> Path:
 def _require_registered_pinhole_photos(folder: Path, views: list[View]) -> None:
     """Raises InputError unless the images in ``images`` are exactly the views, without distortion."""
     advice = "write undistorted copies of the registered photos with out=<folder>"
-    images = {path for path in (folder / "images").iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")}
+    images = {path for path in (folder / "images").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")}
     unmatched = images ^ {view.image for view in views}
     if unmatched:
         raise InputError(
             f"{folder / 'images'}: expected a pose for each photo there and no photo elsewhere, since poses_bounds.npy numbers the photos; these differ: "
-            f"{some([str(path.relative_to(folder / 'images')) for path in sorted(unmatched)])}; {advice}"
+            f"{listing([str(path.relative_to(folder / 'images')) for path in sorted(unmatched)])}; {advice}"
         )
     for view in views:
         if view.lens is not None:
@@ -102,7 +101,7 @@ def _depth_bounds(folder: Path, views: list[View]) -> list[tuple[float, float]]:
     points = read_points(file)
     order = np.argsort(points.number)
     sorted_ids = points.number[order]
-    photos = picture_folder(folder, 1.0)
+    photos = images_folder(folder, 1.0)
     observed = {PurePosixPath(image.name).with_suffix(""): image.point for image in model.images}
     bounds = []
     for view in views:
@@ -130,7 +129,7 @@ def _write_photos(folder: Path, views: list[View], overwrite: bool) -> None:
     existing = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if existing - names or (existing and not overwrite):
         others = sorted(existing - names) or sorted(existing)
-        raise InputError(f"{folder}: expected an empty folder for the photos, got {some(others)}; choose another with out=<folder>")
+        raise InputError(f"{folder}: expected an empty folder for the photos, got {listing(others)}; choose another with out=<folder>")
     for view in views:
         write_png(folder / f"{view.name}.png", Image.fromarray(read_photo(view).image.permute(1, 2, 0).contiguous().numpy()))
 

@@ -34,7 +34,7 @@ def read(folder: Path, content: str | bytes, name: str = "frame1.xzy") -> PointC
 )
 def test_text_clouds_are_read_from_their_first_three_columns(tmp_path, name, content):
     cloud = read(tmp_path, content, name)
-    assert cloud.xyz.tolist() == [[1, 2, 3], [-4, 0.5, 6]] and cloud.rgb is None
+    assert cloud.xyz.tolist() == [[1, 2, 3], [-4, 0.5, 6]] and cloud.rgb_u8 is None
     assert torch.equal(CloudFile(tmp_path / name).read().xyz, cloud.xyz)
 
 
@@ -50,7 +50,7 @@ def test_text_clouds_are_read_from_their_first_three_columns(tmp_path, name, con
 def test_vertices_and_colours_of_an_obj(tmp_path, content, rgb):
     cloud = read(tmp_path, content, "frame1.OBJ")
     assert cloud.xyz.tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert (None if cloud.rgb is None else cloud.rgb.tolist()) == rgb
+    assert (None if cloud.rgb_u8 is None else cloud.rgb_u8.tolist()) == rgb
 
 
 numbers = st.floats(-1e6, 1e6, width=32)

@@ -81,7 +81,7 @@ def colour_error(scene: Scene, cloud: PointCloud, camera_of: int, photo_of: int)
     nearest = torch.from_numpy(drawn)
     shown = nearest >= 0
     image = read_photo(scene.views[photo_of]).image
-    return (image[:, shown].float() - cloud.rgb[nearest[shown]].T.float()).abs().mean().item()
+    return (image[:, shown].float() - cloud.rgb_u8[nearest[shown]].T.float()).abs().mean().item()
 
 
 def share_in_mask(scene: Scene, xyz: torch.Tensor, camera_of: int, mask_of: int) -> float:

@@ -478,7 +478,7 @@ def test_damaged_scenes_are_refused(written, tmp_path, monkeypatch, table, case)
     monkeypatch.chdir(folder)
     with pytest.raises(InputError) as caught:
         if table == "npbg paths":
-            choices = {"paths_file": folder / PATHS}
+            choices = {"paths_file": str(folder / PATHS)}
         scene = read_layout(layout, folder, "ball" if table == "npbg paths" else "scene", **choices)
         for view in scene.views:
             read_photo(view)

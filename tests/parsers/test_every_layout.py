@@ -9,7 +9,7 @@ import torch
 
 from npbgpp.data import Scene, read_photo
 from npbgpp.geometry import Cameras
-from npbgpp.parsers import LAYOUTS, recognise
+from npbgpp.parsers import layouts, recognise
 
 from ..helpers.every_layout import WRITTEN, read_layout, write_layout
 from ..helpers.scenes import BACKDROP, COLOURS, POINTS, central_intrinsics, centroid, look_at_origin
@@ -23,7 +23,7 @@ def scenes(drawn) -> dict[str, Scene]:
 
 
 def test_every_layout_is_written():
-    assert {layout for layout, *_ in WRITTEN.values()} == set(LAYOUTS)
+    assert {layout for layout, *_ in WRITTEN.values()} == set(layouts())
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -98,7 +98,7 @@ def test_hidden_files_are_ignored_and_nothing_is_written(drawn, tmp_path, name):
 @pytest.mark.parametrize("name", ["dtu", "h3ds", "npcr", "nerf_synthetic", "npbg"])
 def test_photos_are_white_outside_the_masks(drawn, name):
     """Unless white_bg is false, which keeps the stored colours."""
-    options = {"paths_file": drawn[name] / "paths.yaml"} if name == "npbg" else {}
+    options = {"paths_file": str(drawn[name] / "paths.yaml")} if name == "npbg" else {}
     scene_name = "ball" if name == "npbg" else "scene"
     white, stored = (read_layout(name, drawn[name], scene_name, white_bg=white_bg, **options) for white_bg in (True, False))
     for a, b in zip(white.views, stored.views, strict=True):

@@ -12,7 +12,7 @@ from PIL import Image
 from npbgpp.data import CloudFile, Scene, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import PixelConvention, PixelGrid
-from npbgpp.parsers import LAYOUTS
+from npbgpp.parsers import find_layout
 from npbgpp.parsers.idr import cameras_from_projections, decompose_projection, projection_defect
 
 from ..helpers.scenes import alternating_intrinsics, mean_intrinsics, projection_errors, share_in_mask, write_dtu, write_h3ds
@@ -25,7 +25,7 @@ LISTS = OmegaConf.to_container(OmegaConf.load(Path(__file__).resolve().parents[2
 def parse(layout: str, folder: Path, **options) -> Scene:
     if layout == "h3ds":
         options |= {"published_views": {name: tuple(numbers) for name, numbers in LISTS.items()}}
-    return LAYOUTS[layout].parse(folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), **options)
+    return find_layout(layout).parse(folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), **options)
 
 
 # ------------------------------------------------------------------ projection matrices

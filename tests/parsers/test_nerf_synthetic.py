@@ -72,7 +72,7 @@ def test_real_scene(lego):
     assert [sum(name.startswith(stage) for name in names) for stage in ("train-", "val-", "test-")] == [80, 5, 15]
     assert lego.splits == {"train": tuple(range(80)), "val": (80,), "test": tuple(range(85, 100))}
     cloud = lego.cloud.read()
-    assert len(cloud) == 60_000 and cloud.rgb is not None
+    assert len(cloud) == 60_000 and cloud.rgb_u8 is not None
     for k in (0, 40, 90):
         assert share_in_mask(lego, cloud.xyz, k, k) >= 0.99
     assert colour_error(lego, cloud, 0, 0) < 0.6 * colour_error(lego, cloud, 0, 40)

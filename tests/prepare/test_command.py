@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.data.point_files import CloudManifest, file_sha256
+from npbgpp.data.point_files import CloudManifest
 from npbgpp.geometry.point_cloud import read_ply
 from npbgpp.prepare.__main__ import main
 
@@ -61,83 +61,7 @@ def test_check_prints_problems_and_square_brackets(prepare, tmp_path):
     assert "my[red], read as dtu" in output  # would be a colour in rich's markup
 
 
-<<<<<<< HEAD
 def test_check_uses_the_published_views_of_h3ds(prepare, tmp_path):
-=======
-def test_a_scene_that_cannot_be_read(prepare, tmp_path):
-    dtu.write(tmp_path / "scene", 4)
-    (tmp_path / "scene" / "cameras.npz").write_bytes(b"PK")
-    assert "cameras.npz" in refused(prepare, "check", "scene=scene")
-
-
-@pytest.mark.parametrize(
-    ("write", "method", "tolerance"),
-    [(scannet_raw.write, "depth", 0.01), (dtu.write, "hull", 0.03), (colmap.write, "sparse", 0.002), (llff.write, None, 0.0)],
-)
-def test_the_cloud_of_a_scene(prepare, tmp_path, write, method, tolerance):
-    write(tmp_path / "scene", 16, SIZE)
-    words = ("cloud", "scene=scene", "pc_name=made.ply", "val_indices=[1]", "holdout_indices=[0,4,9]")
-    if method is None:
-        assert "neither depth maps" in refused(prepare, *words) and "COLMAP" in refused(prepare, *words)
-        return
-    said = prepare(*words)
-    assert f"{method} from 12 training views of 16" in said and "made.ply" in said
-    assert_on_the_balls(tmp_path / "scene" / "made.ply", tolerance)
-    manifest = CloudManifest.read(tmp_path / "scene" / "made.ply")
-    assert manifest is not None and manifest.method == method
-    assert manifest.sha256 == file_sha256(tmp_path / "scene" / "made.ply")
-    assert len(manifest.used_views) == 12 and len(manifest.held_out_views) == 4
-    assert manifest.command.endswith("prepare cloud scene=scene pc_name=made.ply 'val_indices=[1]' 'holdout_indices=[0,4,9]'")
-
-
-@pytest.mark.parametrize(("write", "photos"), [(scannet_raw.write, "color"), (dtu.write, "image"), (colmap.write, "images")])
-def test_held_out_photos_are_never_opened(prepare, tmp_path, write, photos):
-    write(tmp_path / "scene", 12, SIZE)
-    words = ("cloud", "scene=scene", "pc_name=made.ply", "val_indices=[]", "holdout_indices=[0,3,7]", "overwrite=true")
-    prepare(*words)
-    first = read_ply(tmp_path / "scene" / "made.ply")
-    files = sorted((tmp_path / "scene" / photos).iterdir(), key=lambda p: int("".join(c for c in p.stem if c.isdigit())))
-    for k in (0, 3, 7):  # headers stay: parsers read sizes from them
-        content = files[k].read_bytes()
-        files[k].write_bytes(content[: max(len(content) // 3, 700)])
-    prepare(*words)
-    again = read_ply(tmp_path / "scene" / "made.ply")
-    assert torch.equal(first.xyz, again.xyz) and torch.equal(first.rgb, again.rgb)
-
-
-def test_a_hull_of_a_chosen_size(prepare, tmp_path):
-    dtu.write(tmp_path / "scene", 12, SIZE)
-    prepare("cloud", "scene=scene", "method=hull", "count=3000", "pc_name=hull.ply")
-    assert 1500 < len(read_ply(tmp_path / "scene" / "hull.ply")) < 6000
-
-
-def test_thinned_out(prepare, tmp_path):
-    scannet_raw.write(tmp_path / "scene", 12, SIZE)
-    prepare("cloud", "scene=scene", "pc_name=full2.ply")
-    all_points = len(read_ply(tmp_path / "scene" / "full2.ply"))
-    prepare("cloud", "scene=scene", "source=full2.ply", "voxel=0.2", "pc_name=coarse.ply")
-    prepare("cloud", "scene=scene", "source=full2.ply", "count=50", "pc_name=few.ply")
-    coarse, few = (read_ply(tmp_path / "scene" / name) for name in ("coarse.ply", "few.ply"))
-    assert 10 < len(coarse) < all_points / 2 and len(few) == 50
-    origin, manifest = (CloudManifest.read(tmp_path / "scene" / name) for name in ("full2.ply", "few.ply"))
-    assert manifest.method == "decimate" and manifest.used_views == origin.used_views
-    prepare("cloud", "scene=scene", "source=full.ply", "count=50", "pc_name=unknown.ply")  # nobody knows what this one was made from
-    unknown = CloudManifest.read(tmp_path / "scene" / "unknown.ply")
-    assert unknown.used_views == unknown.held_out_views == ()
-
-
-def test_nothing_is_replaced_unasked(prepare, tmp_path):
-    dtu.write(tmp_path / "scene", 10, SIZE)
-    cloud = tmp_path / "scene" / "mvs_pc.ply"
-    before = cloud.read_bytes()
-    assert "overwrite=true" in refused(prepare, "cloud", "scene=scene") and cloud.read_bytes() == before
-    assert not cloud.with_suffix(".json").exists()
-    prepare("cloud", "scene=scene", "overwrite=true", "count=2000")
-    assert cloud.read_bytes() != before and json.loads(cloud.with_suffix(".json").read_text())["method"] == "hull"
-
-
-def test_heads_have_the_views_that_training_takes(prepare, tmp_path):
->>>>>>> 07d3615 (Data and parsers: restricted readers in core/files, shared helpers of parsers, stratified pixel order; one drawn scene and one table of damaged input for all layouts)
     h3ds.write(tmp_path / "5ae021f2805c0854", 69, (32, 32))
     assert "32: 22 training, 4 validation, 6 test" in prepare("check", "scene=5ae021f2805c0854", "pictures=1")
 

@@ -37,7 +37,7 @@ def exact_model(folder: Path = Path("nowhere")) -> ColmapModel:
         camera = list(LENSES)[k % len(LENSES)]
         w2c = look_at_origin(0.6 * k)
         xyz = known_points() @ w2c[:3, :3].T + w2c[:3, 3]
-        uv_px = LENSES[camera].shown_at(xyz[:, :2] / xyz[:, 2:])
+        uv_px = LENSES[camera].project(xyz[:, :2] / xyz[:, 2:])
         assert (uv_px > 0).all() and (uv_px < SIZE[::-1]).all()
         order = generator.permutation(len(IDS) + 20)
         uv_px = np.concatenate([uv_px, generator.uniform(0, 100, (20, 2))])[order]
