@@ -105,7 +105,7 @@ def test_warning_of_lost_intrinsics(tmp_path, caplog):
 
 REFUSALS = {
     "no points": (lambda root: (root / "sparse" / "0" / "points3D.txt").unlink(), {}, "points3D"),
-    "no model": (lambda root: (root / "sparse" / "0" / "images.txt").unlink(), {}, "model of COLMAP"),
+    "no model": (lambda root: (root / "sparse" / "0" / "images.txt").unlink(), {}, "COLMAP model"),
     "existing file": (lambda root: (root / "poses_bounds.npy").write_bytes(b""), {}, "poses_bounds.npy.*overwrite=true"),
     "unregistered photo": (lambda root: Image.new("RGB", (64, 48)).save(root / "images" / "new.png"), {}, r"new\.png; .*out=<folder>"),
     "distortion": (
