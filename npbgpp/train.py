@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from npbgpp.cli.train_arguments import hydra_arguments, read_train_arguments
 from npbgpp.core.paths import SearchPaths, conf_folder, project_folder
+from npbgpp.core.plugins import register_config_folders
 from npbgpp.errors import InputError, original_message
 
 log = logging.getLogger("npbgpp")
@@ -54,6 +55,7 @@ def run_composed(config: DictConfig) -> None:
 
 def main() -> None:
     """The command: checks the words of the command line, then lets Hydra run them."""
+    register_config_folders()
     try:
         text = read_train_arguments(sys.argv[1:])
     except InputError as error:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from npbgpp.cli.yaml_docs import header, key_comments
 from npbgpp.core.paths import conf_folder
+from npbgpp.core.plugins import register_config_folders
 
 ROOT = "config"
 
@@ -120,7 +121,8 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def config_loader() -> Iterator[ConfigLoader]:
-    """Hydra's loader for the config files of the project."""
+    """Hydra's loader for the config files of the project and of plug-ins."""
+    register_config_folders()
     with warnings.catch_warnings(), initialize_config_dir(str(conf_folder()), version_base="1.3"):
         warnings.simplefilter("ignore")  # Hydra says the same again when it composes the config of the run
         yield GlobalHydra.instance().config_loader()
