@@ -47,10 +47,14 @@ class Plugin:
         """Whether this package registers it."""
         return self.distribution.partition(" ")[0] == _OURS
 
-    def load(self) -> Any:
-        """Imports the object. Raises InputError, which names the distribution, when the import fails."""
+    def load(self, kind: type) -> Any:
+        """Imports the object, an instance or a subclass of ``kind``.
+
+        Raises:
+            InputError: the import fails, or the object is something else; the message names the distribution.
+        """
         try:
-            return self.entry_point.load()
+            found = self.entry_point.load()
         except Exception as error:
             if self.is_ours:
                 raise
@@ -58,6 +62,12 @@ class Plugin:
                 f"plug-in {self.name} of {self.distribution}: expected an importable object {self.entry_point.value}, got {type(error).__name__}: {error}; "
                 "repair or uninstall that package"
             ) from error
+        if not (issubclass(found, kind) if isinstance(found, type) else isinstance(found, kind)):
+            raise InputError(
+                f"plug-in {self.name} of {self.distribution}: expected a {kind.__name__} at {self.entry_point.value}, got {found!r}; repair or uninstall "
+                "that package"
+            )
+        return found
 
 
 @functools.cache
@@ -89,44 +99,46 @@ def plugins(group: str) -> Mapping[str, Plugin]:
     return chosen
 
 
-def load_plugin(group: str, name: str, key: str) -> Any:
+def load_plugin(group: str, kind: type, name: str, key: str) -> Any:
     """The object that is registered under a name.
 
     Args:
         group: METHODS or LAYOUTS.
+        kind: type of the objects of the group, or their base class.
         name: as registered.
         key: config key that holds the name, for messages.
 
     Raises:
-        InputError: an unknown name, or an object that cannot be imported.
+        InputError: an unknown name, an object that cannot be imported, or one of another type.
     """
     known = plugins(group)
     if name not in known:
         raise InputError(f"{key}: expected one of {', '.join(str(known[k]) for k in sorted(known))}, got {name}")
-    return known[name].load()
+    return known[name].load(kind)
 
 
 @functools.cache
-def load_all(group: str) -> Mapping[str, Any]:
-    """Objects of a group by name. Those of other packages that cannot be imported are left out with a warning."""
+def load_all(group: str, kind: type) -> Mapping[str, Any]:
+    """Objects of a group by name. Those of other packages that cannot be imported are left out with a warning. Arguments as of ``load_plugin``."""
     loaded = {}
     for name, plugin in plugins(group).items():
         try:
-            loaded[name] = plugin.load()
+            loaded[name] = plugin.load(kind)
         except InputError as error:
+            if plugin.is_ours:
+                raise
             log.warning("%s; it is left out", error)
     return loaded
 
 
-def warn_of_broken_plugins() -> None:
-    """Tries to import what other packages register, and warns of those that cannot be imported."""
-    for group in (METHODS, LAYOUTS):
-        for plugin in plugins(group).values():
-            if not plugin.is_ours:
-                try:
-                    plugin.load()
-                except InputError as error:
-                    log.warning("%s; everything else works", error)
+def warn_of_broken_plugins(group: str, kind: type) -> None:
+    """Warns of objects of other packages that cannot be imported. Imports none of ours. Arguments as of ``load_plugin``."""
+    for plugin in plugins(group).values():
+        if not plugin.is_ours:
+            try:
+                plugin.load(kind)
+            except InputError as error:
+                log.warning("%s; it is left out", error)
 
 
 def config_folders() -> tuple[tuple[str, Path], ...]:

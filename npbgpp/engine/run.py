@@ -101,7 +101,7 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
     seed_everything(settings.seed, workers=True, verbose=False)
     if settings.cache_dir is not None:
         torch.hub.set_dir(str(search_paths.existing(settings.cache_dir, "cache_dir")))
-    warn_of_broken_plugins()
+    warn_of_broken_plugins(METHODS, System)
     plan = trainer_plan(_plain(config.trainer))
     method = method_of(config)
     system_settings, networks = _system_parts(config.system, method, plan, config.trainer)
@@ -133,7 +133,7 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
 
 def method_of(config: DictConfig) -> type[System]:
     """The method that ``system.system_class`` names. Raises InputError, which lists the installed ones, for an unknown name."""
-    method: type[System] = load_plugin(METHODS, str(config.system.get("system_class")), "system.system_class")
+    method: type[System] = load_plugin(METHODS, System, str(config.system.get("system_class")), "system.system_class")
     return method
 
 

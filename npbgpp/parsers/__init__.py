@@ -16,7 +16,7 @@ from npbgpp.errors import InputError
 
 def layouts() -> dict[str, Layout]:
     """All layouts by name, those with the highest precedence first."""
-    return dict(sorted(load_all(LAYOUTS).items(), key=lambda item: (-item[1].precedence, item[0])))
+    return dict(sorted(load_all(LAYOUTS, Layout).items(), key=lambda item: (-item[1].precedence, item[0])))
 
 
 def layout_keys() -> frozenset[str]:

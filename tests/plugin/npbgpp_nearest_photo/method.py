@@ -15,7 +15,7 @@ from torch.nn.functional import grid_sample
 
 from npbgpp.data import Batch, Scene, View, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PixelConvention, PointCloud
+from npbgpp.geometry import Cameras, PixelConvention, PointCloud, ProjectionSettings
 from npbgpp.methods.base import DataNeeds, Render, RunContext, System, SystemSettings
 from npbgpp.points import sample_features, visible_points
 
@@ -133,7 +133,7 @@ class NearestPhoto(System):
         total, count = torch.zeros_like(xyz), xyz.new_zeros(len(xyz), 1)
         for view in self._sources_of(scene).views:
             camera = view.camera.to(self.device)
-            visible = visible_points(xyz, camera, _VISIBILITY_SCALE, 0.0, PixelConvention.EXACT)[0]
+            visible = visible_points(xyz, camera, _VISIBILITY_SCALE, ProjectionSettings())[0]
             photo = self._corrected(self._photo(scene, view))[0]
             total[visible] += sample_features(photo, xyz[visible], camera, PixelConvention.EXACT)
             count[visible] += 1
