@@ -6,11 +6,12 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from npbgpp.data import CloudFile, Layout
 from npbgpp.engine.run import method_of
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, read_ply
-from npbgpp.methods.base import System
+from npbgpp.methods.base import DataNeeds, System
 from npbgpp.parsers import find_layout, layouts, read_scene
 
 from .conftest import TINY_OVERRIDES
@@ -422,3 +423,27 @@ def test_the_classes_of_methods_are_known():
 @pytest.mark.parametrize("path", GENERIC, ids=lambda path: str(path.relative_to(REPOSITORY / "npbgpp")))
 def test_generic_modules_know_no_method(path):
     assert method_names_in(path.read_text(encoding="utf-8")) == []
+
+
+# ------------------------------------------------------- documentation
+DOCS = [REPOSITORY / "docs" / name for name in ("add_a_method.md", "add_a_dataset.md")]
+CODE = [
+    (doc.stem, language, code) for doc in DOCS for language, code in re.findall(r"```(python|yaml|toml)\n(.*?)```", doc.read_text(), re.S)
+]
+
+
+@pytest.mark.parametrize(("doc", "language", "code"), CODE, ids=[f"{doc}-{code.split()[0]}-{k}" for k, (doc, _, code) in enumerate(CODE)])
+def test_code_in_the_documentation_is_that_of_the_example(doc, language, code):
+    suffix = {"python": ".py", "yaml": ".yaml", "toml": ".toml"}[language]
+    assert any(code in path.read_text() for path in DISTRIBUTION.rglob(f"*{suffix}")), code
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.stem)
+def test_links_and_names_in_the_documentation_exist(doc):
+    text = doc.read_text()
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert (doc.parent / target).exists(), target
+    defined = set(dir(System)) | {f.name for f in fields(DataNeeds)}
+    table = re.search(r"\| override \|.*?\n\n", text, re.S)
+    for name in re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table[0].splitlines()[2:-1])) if table else ():
+        assert name in defined, name
