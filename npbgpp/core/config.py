@@ -148,7 +148,7 @@ def _convert_scalar(value: Any, hint: Any, failure: InputError) -> Any:
             raise failure from None
     if hint is str and isinstance(value, str | int | float):
         return str(value)
-    if hint is Path and isinstance(value, str):
+    if hint is Path and isinstance(value, str | Path):
         return Path(value)
     raise failure
 
