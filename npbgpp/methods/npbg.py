@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from npbgpp.data import Batch
 from npbgpp.errors import InputError
@@ -22,19 +21,16 @@ from npbgpp.methods.points import (
     PerSceneParameters,
     PointSettings,
     PointSystem,
-    continued_descriptors,
-    descriptor_store,
+    descriptor_folders,
 )
 from npbgpp.nets import Aggregator
 from npbgpp.points import (
+    DescriptorTables,
     FeaturePyramid,
-    ResidentScene,
-    SceneTables,
+    ScenePoints,
     SparseRMSprop,
     Visible,
-    clipped,
     describe,
-    gather_visible,
 )
 
 
@@ -92,12 +88,18 @@ class NPBG(PerSceneParameters, PointSystem):
             self.require_channels("system.aggregator", aggregator.descriptor_dim)
         if "rgb_reg_loss" in self.objective_settings.factors:
             raise InputError("system.loss_factors.rgb_reg_loss: NPBG reads no photos and has no such term; set it to 0")
-        dim = settings.descriptor_dim if aggregator is None else aggregator.coefficients
-        self.store = descriptor_store(settings, context, dim)
-        self.continued_descriptors = continued_descriptors(context)
-        self.keeps_history = not settings.reset_descriptor_optimizer
-        self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
-        self._descriptor_optimizer = SparseRMSprop(settings.learning_rates.descriptors)
+        # the mean feature comes first; a point seen by one view has that alone, and the original drops it
+        first_of_basis = settings.descriptor_dim if settings.drop_single_view_points else 0
+        self.tables = DescriptorTables(
+            settings.descriptor_dim if aggregator is None else aggregator.coefficients,
+            descriptor_folders(settings, context),
+            SparseRMSprop(settings.learning_rates.descriptors),
+            self._read_points,
+            max_resident=settings.max_scenes_per_train_epoch,
+            max_points=settings.max_points,
+            keep_history=not settings.reset_descriptor_optimizer,  # the original resets RMSprop before every epoch
+            drawn_from=None if aggregator is None else first_of_basis,
+        )
 
     @classmethod
     def data_needs(cls, settings: NPBGSettings) -> DataNeeds:
@@ -110,8 +112,7 @@ class NPBG(PerSceneParameters, PointSystem):
         That is: leftovers in the save folder, resuming without descriptors, coefficients without a start, validation of scenes that nobody trains, losses
         without their weights.
         """
-        required = trained if self.aggregator is not None else ()
-        self.tables.begin_training(trained, validated, self.settings.overwrite_descriptors, required)
+        self.tables.begin_training(trained, validated, self.settings.overwrite_descriptors)
         super().check_before_training(trained, validated)
 
     def start_without_weights(self, evaluate_only: bool) -> None:
@@ -123,22 +124,13 @@ class NPBG(PerSceneParameters, PointSystem):
                 "example weights_path=checkpoints/npbgpp_h3ds.ckpt"
             )
 
-    def resident(self, scene: str, training: bool) -> ResidentScene:
-        """The scene on the device; opened when first asked for, in place of one that this epoch does not need."""
-        return self.tables.resident(scene, training)
-
-    def _open(self, scene: str, training: bool, values: Float[Tensor, "n q"] | None) -> ResidentScene:
+    def _read_points(self, scene: str) -> ScenePoints:
         xyz_world = self.read_cloud(scene)
-        self.store.belong(scene, self.clouds.of[scene])
-        if self.aggregator is None:
-            return self.store.open(scene, xyz_world, self.device, not training, values)
-        # the mean feature comes first; a point seen by one view has that alone, and the original drops it
-        first = self.settings.descriptor_dim if self.settings.drop_single_view_points else 0
-        return self.store.open_coefficients(scene, xyz_world, self.device, first, values)
+        return ScenePoints(xyz_world.to(self.device), self.cloud_checksums[scene])
 
     # --------------------------------------------------------------- rendering
     def drawn_cloud(self, scene: str) -> ChunkedCloud:
-        return self.resident(scene, training=False).cloud
+        return self.tables.resident(scene, training=False).cloud
 
     def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
         return self._look(framing, scenes, levels, training=False)
@@ -148,47 +140,26 @@ class NPBG(PerSceneParameters, PointSystem):
             return self._look(framing, batch.scene, self.rasterizer.levels, training=True)
 
     def _look(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level], training: bool) -> Visible:
-        clouds = [self.resident(name, training).cloud for name in scenes]
+        clouds = [self.tables.resident(name, training).cloud for name in scenes]
         maps = self.draw(clouds, framing.drawn, levels)
-        gathered = gather_visible(maps, scenes, self.tables.residents, learn=training, by_view=self.aggregator is not None)
+        gathered = self.tables.gather(maps, scenes, learn=training)
         if self.aggregator is None:
             return Visible(gathered.values, gathered.rows, gathered)
         return describe(gathered, self.tables.residents, self.aggregator, framing.asked)
 
     # ---------------------------------------------------------------- training
-    def on_train_epoch_start(self) -> None:
-        """The original erases the history of RMSprop before every epoch."""
-        super().on_train_epoch_start()
-        if self.settings.reset_descriptor_optimizer:
-            self._descriptor_optimizer.steps = 0
-            for scene in self.tables.residents.values():
-                scene.table.reset_state()
-
-    @property
-    def table_steps(self) -> int:
-        """See PerSceneParameters."""
-        return self._descriptor_optimizer.steps
-
-    @table_steps.setter
-    def table_steps(self, steps: int) -> None:
-        self._descriptor_optimizer.steps = steps
-
     def points_of(self, batch: Batch) -> int:
         return sum(len(self.tables.residents[name].cloud) for name in batch.scene)
 
-    def keep_gradients(self, visible: Visible) -> None:
-        """Puts the gradients of table rows aside until the step."""
+    def accumulate(self, visible: Visible) -> None:
         assert visible.gathered is not None
-        self.tables.keep_gradients(visible.gathered)
+        self.tables.accumulate(visible.gathered)
 
     def step(self) -> None:
-        """Steps the networks, and the rows that were seen."""
-        scale, clip = self.learning_rate_scale(), self.settings.gradient_clip_val
+        """Steps the networks and the descriptors of visible points."""
+        scale = self.learning_rate_scale()
         super().step()
-        self._descriptor_optimizer.lr = self.settings.learning_rates.descriptors * scale
-        self._descriptor_optimizer.begin_step()
-        for name, seen, gradient in self.tables.take_gradients():
-            self._descriptor_optimizer.update(self.tables.residents[name].table, seen, clipped(gradient, clip))
+        self.tables.step(self.settings.learning_rates.descriptors * scale, self.settings.gradient_clip_val)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """RMSprop for the background and the converter, Adam for the refiner; the descriptors have their own, which sees only visible rows."""

@@ -28,11 +28,10 @@ from npbgpp.losses import VGGLoss, dice_loss, downscaled_l1, ssim_loss
 from npbgpp.methods.base import ManualOptimizationSystem, Render, RunContext, System, SystemSettings
 from npbgpp.nets import find_backbone
 from npbgpp.points import (
-    DescriptorStore,
+    DescriptorFolders,
+    DescriptorTables,
     FeaturePyramid,
     RGBConverter,
-    SceneTables,
-    TableState,
     Visible,
     cloud_coverage,
     feature_image,
@@ -175,80 +174,30 @@ def _read_image(path: Path) -> Float[Tensor, "1 3 h w"]:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
 
-# ----------------------------------------------------------------------
-# Which clouds a run has read, so that training does not go on with other ones.
-
-
-class CloudChecksums:
-    """Checksums of clouds.
-
-    Attributes:
-        of: by scene; those of a checkpoint that training goes on from, and of every cloud read since.
-    """
-
-    def __init__(self) -> None:
-        self.of: dict[str, str] = {}
-
-    def note(self, scene: str, path: Path, xyz_world: Float[Tensor, "n 3"]) -> None:
-        """Keeps the checksum of a cloud that was read. Raises InputError when the scene had another cloud before."""
-        checksum = cloud_checksum(xyz_world)
-        expected = self.of.setdefault(scene, checksum)
-        if expected != checksum:
-            raise InputError(
-                f"point cloud {path} of scene {scene}: expected the cloud that training began with (checksum {expected}), got another one ({checksum}, "
-                f"{len(xyz_world)} points); use the file, datasets.n_point and datasets.noise_sigma of the interrupted run, or begin anew with "
-                "weights_path=<checkpoint> in place of resume"
-            )
-
-    def expect(self, clouds: Any) -> None:
-        """Takes over what a checkpoint says; files without it say nothing."""
-        if isinstance(clouds, dict):
-            self.of |= {str(scene): checksum for scene, checksum in clouds.items() if isinstance(checksum, str)}
-
-
-# ----------------------------------------------------------------------
-# Systems whose scenes own tables: what checkpoints hold of them, and when they are opened, shared and saved.
-
+# ---------------------------------------------------------------- per-scene parameters
 
 # keys of ``conf/system/_tables.yaml``, none of which influences training
 TABLE_DISPLAY_KEYS = ("descriptors_save_dir", "descriptors_pretrained_dir", "overwrite_descriptors", "max_points")
 
 
-def descriptor_store(settings: Any, context: RunContext, dim: int) -> DescriptorStore:
-    """Where the descriptor tables of a run are read and written, by the keys of ``conf/system/_tables.yaml``."""
-    pretrained, paths = settings.descriptors_pretrained_dir, context.search_paths
-    return DescriptorStore(
-        dim,
+def descriptor_folders(settings: Any, context: RunContext) -> DescriptorFolders:
+    """Folders of the descriptor files of a run, by the keys of ``conf/system/_tables.yaml``."""
+    pretrained, paths, resumed = settings.descriptors_pretrained_dir, context.search_paths, context.resumed_run
+    return DescriptorFolders(
         paths.output(settings.descriptors_save_dir) if settings.descriptors_save_dir else paths.run / "descriptors",
         paths.existing(pretrained, "system.descriptors_pretrained_dir") if pretrained else None,
-        settings.max_points,
-        read_saved=context.evaluate_only or context.resumed_run is not None,
+        None if resumed is None else resumed / "descriptors",
+        reuse=context.evaluate_only or resumed is not None,
     )
 
 
-def continued_descriptors(context: RunContext) -> Path | None:
-    """Folder with the descriptors of the run that is resumed."""
-    return None if context.resumed_run is None else context.resumed_run / "descriptors"
-
-
 class PerSceneParameters(System):
-    """Hooks of Lightning, to stand before another base class.
-
-    Attributes:
-        tables: of the scenes.
-        continued_descriptors: those of the run that is resumed, in case it is not in the same folder.
-        keeps_history: what the optimiser of the tables knows outlasts an epoch.
-        table_steps: of that optimiser.
-    """
+    """Lightning hooks of a system with ``tables``; the first base class of such a system."""
 
     has_scene_files = True
-    tables: SceneTables
-    continued_descriptors: Path | None
-    keeps_history: bool
-    table_steps: int = 0
+    tables: DescriptorTables
 
     def can_render(self, scene: str) -> bool:
-        """False for scenes of this run whose first training epoch is still to come."""
         return self.tables.can_render(scene)
 
     def begin_training(self, shares_scenes: bool) -> None:
@@ -259,41 +208,33 @@ class PerSceneParameters(System):
         save_tensors(folder / "descriptors" / f"{scene}.pth", values)
 
     def on_train_start(self) -> None:
-        """Opens the scenes that were open."""
-        self.tables.open_again()
+        self.tables.open_restored()
 
     def on_train_epoch_start(self) -> None:
-        """Forgets what the last epoch trained."""
         super().on_train_epoch_start()
         self.tables.begin_epoch()
 
     def on_train_epoch_end(self) -> None:
-        """Saves the descriptors of every scene of the epoch."""
         super().on_train_epoch_end()
         self.tables.save_trained()
 
     def on_fit_end(self) -> None:
-        """From here on every scene must have descriptors to be rendered."""
         self.tables.end_training()
 
     def on_validation_start(self) -> None:
-        """Processes evaluate what others train."""
         super().on_validation_start()
         self.tables.publish()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Refers to the saved descriptors, and holds what they lack."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["npbgpp"]["descriptors"] = self.tables.state(self.table_steps, history=self.keeps_history).as_plain()
+        checkpoint["npbgpp"]["descriptors"] = self.tables.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Takes over what belongs to a checkpoint; one of an earlier version refers to no descriptors, and those of its folder are taken."""
+        """Restores the tables; checkpoints of old versions refer to no descriptors, and the files in their folder are read."""
         super().on_load_checkpoint(checkpoint)
-        found = checkpoint.get("npbgpp", {}).get("descriptors")
-        if found is not None:
-            state = TableState.from_plain(found)
-            self.table_steps = state.steps
-            self.tables.go_on(state, self.continued_descriptors)
+        state = checkpoint.get("npbgpp", {}).get("descriptors")
+        if state is not None:
+            self.tables.load_state_dict(state)
 
 
 # ----------------------------------------------------------------------
@@ -347,7 +288,7 @@ class PointSystem(ManualOptimizationSystem):
         self.objective_settings = ObjectiveSettings.from_config(
             settings.loss_factors, settings.style_weight, settings.style_img_path, settings.vgg_weights, context.search_paths
         )
-        self.clouds = CloudChecksums()
+        self.cloud_checksums: dict[str, str] = {}
         self._objective: Objective | None = None
 
     def require_channels(self, key: str, channels: int) -> None:
@@ -380,7 +321,7 @@ class PointSystem(ManualOptimizationSystem):
         """Points of a scene. Raises InputError when no training camera sees any; warns when the near plane cuts much of what is before a camera."""
         scene, near = self.scenes[name], self.settings.near
         xyz_world = scene.cloud.read().xyz
-        self.clouds.note(name, scene.cloud.path, xyz_world)
+        self._check_cloud(name, xyz_world)
         coverage = cloud_coverage(xyz_world, [scene.views[i].camera for i in scene.splits["train"]], self.projection)
         if coverage.seen == 0:
             raise InputError(
@@ -396,16 +337,28 @@ class PointSystem(ManualOptimizationSystem):
             )
         return xyz_world
 
+    def _check_cloud(self, scene: str, xyz_world: Float[Tensor, "n 3"]) -> None:
+        """Raises InputError if the cloud is not the one that training began with."""
+        checksum = cloud_checksum(xyz_world)
+        expected = self.cloud_checksums.setdefault(scene, checksum)
+        if expected != checksum:
+            raise InputError(
+                f"point cloud {self.scenes[scene].cloud.path} of scene {scene}: expected the cloud that training began with (checksum {expected}), got another "
+                f"one ({checksum}, {len(xyz_world)} points); use the file, datasets.n_point and datasets.noise_sigma of the interrupted run, or begin anew with "
+                "weights_path=<checkpoint> in place of resume"
+            )
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Marks the file with the clouds that were read as well."""
+        """Adds the checksums of the clouds, so that a resumed run finds the same points."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["npbgpp"]["clouds"] = dict(self.clouds.of)
+        checkpoint["npbgpp"]["clouds"] = dict(self.cloud_checksums)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Training that goes on must find the clouds it began with."""
         super().on_load_checkpoint(checkpoint)
         mark = checkpoint.get("npbgpp")
-        self.clouds.expect(mark.get("clouds") if isinstance(mark, dict) else None)
+        clouds = mark.get("clouds") if isinstance(mark, dict) else None
+        if isinstance(clouds, dict):  # old checkpoints have none
+            self.cloud_checksums |= {str(scene): checksum for scene, checksum in clouds.items() if isinstance(checksum, str)}
 
     # --------------------------------------------------------------- rendering
     @abstractmethod
@@ -508,7 +461,7 @@ class PointSystem(ManualOptimizationSystem):
         factors = self.objective_settings.factors
         loss = torch.stack([factors[name] * value for name, value in terms.items()]).sum()
         self.backward_batch(loss)
-        self.keep_gradients(visible)
+        self.accumulate(visible)
         if self.wants_pictures:
             self.pictures = self.pictures_of(batch, visible, render)
         self.finish_batch()
@@ -533,8 +486,8 @@ class PointSystem(ManualOptimizationSystem):
     def points_of(self, batch: Batch) -> int:
         """Points of the clouds that a batch is drawn from, counted once per view."""
 
-    def keep_gradients(self, visible: Visible) -> None:
-        """Puts aside gradients that belong to no parameter."""
+    def accumulate(self, visible: Visible) -> None:
+        """Keeps the gradients of per-scene parameters until the next step."""
 
     def terms(self, render: Render, batch: Batch, visible: Visible) -> dict[str, Tensor]:
         """Unweighted terms of the loss."""

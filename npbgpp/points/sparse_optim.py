@@ -89,16 +89,22 @@ class SparseAdam:
         weight_decay: L2 penalty on the updated rows.
         betas: decays of the running means of gradients and of their squares.
         eps: added to the root.
+        steps: steps begun so far; updates do not depend on it.
     """
 
     lr: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    steps: int = 0
+
+    def begin_step(self) -> None:
+        """Starts a step."""
+        self.steps += 1
 
     @torch.no_grad()
-    def update(self, table: SparseParameter, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"], scale: float = 1.0) -> None:
-        """Updates rows in place at ``scale`` times the learning rate; ``rows`` must be unique."""
+    def update(self, table: SparseParameter, rows: Int[Tensor, " m"], gradient: Float[Tensor, "m c"]) -> None:
+        """Updates rows in place; ``rows`` must be unique."""
         table.changed = True
         squares, updates = table.state()
         if table.mean is None:
@@ -113,4 +119,4 @@ class SparseAdam:
         updates.index_copy_(0, rows, count)
         corrections = (1 - torch.pow(beta, count.to(gradient.dtype))[:, None] for beta in self.betas)
         mean, square = (part / correction for part, correction in zip((mean, square), corrections, strict=True))
-        table.values.index_add_(0, rows, mean / square.sqrt_().add_(self.eps), alpha=-self.lr * scale)
+        table.values.index_add_(0, rows, mean / square.sqrt_().add_(self.eps), alpha=-self.lr)

@@ -46,7 +46,7 @@ def look(system: NPBG, cameras) -> tuple[list[Tensor], Tensor]:
 
 
 def drawn_points(system: NPBG) -> Tensor:
-    return torch.zeros(POINTS, dtype=torch.bool).index_fill(0, system.resident("recorded", False).cloud.index.flatten().long(), True)
+    return torch.zeros(POINTS, dtype=torch.bool).index_fill(0, system.tables.resident("recorded", False).cloud.index.flatten().long(), True)
 
 
 def alignment(kind: str) -> str:
@@ -64,7 +64,7 @@ def test_recorded_images(parity, scene, build, kind):
         assert torch.equal(found, expected.long())
     torch.testing.assert_close(image, recorded[kind]["image_not_clamped"], rtol=0, atol=2e-5)
     assert torch.equal(drawn_points(system), recorded["valid_mask"])
-    resident = system.resident("recorded", False)
+    resident = system.tables.resident("recorded", False)
     looked = PointDirections(resident.xyz_world - cameras[0].centers(), cameras[0].R[:, :, 2])
     close_to_largest(system.aggregator.evaluate(resident.table.values, looked), recorded["target_descriptors_first"], 2e-4)
 

@@ -94,7 +94,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch, tmp_path):
     cameras = Cameras.from_authors_ndc(batch["R_row"], batch["T"], batch["fcl_ndc"], batch["prp_ndc"], (64, 64))
     views = Views(batch["img"], ~batch["empty"], cameras, None, ("a", "b"))
     system = build()
-    start = system.store.initial_values("recorded", 4464).clone()
+    start = system.tables._initial_values("recorded", 4464).clone()
     gradients: dict[str, Tensor] = {}
     of_descriptors = torch.zeros_like(start)
     rendered = []
@@ -129,7 +129,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch, tmp_path):
             assert gradients[name].norm().item() == pytest.approx(norm.item(), rel=1e-3), name
     close_to_largest(of_descriptors, recorded["grad_descriptors"], 1e-3)
 
-    after = torch.load(system.store.save_dir / "recorded.pth", weights_only=True)
+    after = torch.load(system.tables.folders.save / "recorded.pth", weights_only=True)
     sure = recorded["grad_descriptors"].abs() > 1e-5 * recorded["grad_descriptors"].abs().max()
     assert sure.sum() > 5000
     torch.testing.assert_close(after[sure], recorded["descriptors_after"][sure], rtol=0, atol=1e-2)

@@ -13,7 +13,7 @@ from torch import Tensor
 from npbgpp.errors import InputError
 from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 from npbgpp.methods.npbg import NPBG
-from npbgpp.points.descriptor_tables import DescriptorStore
+from npbgpp.points.descriptor_tables import DescriptorTables
 from npbgpp.points.sparse_optim import SparseRMSprop
 
 from .run_files import descriptors, logged, weights
@@ -189,19 +189,19 @@ def test_scenes_take_turns(run_here, updates, monkeypatch):
     """Three scenes, two per epoch: after two epochs each has its file, and one was visited twice."""
     saved: dict[str, list[Tensor]] = {}
     opened: dict[str, list[Tensor]] = {}
-    save, initial = DescriptorStore.save, DescriptorStore.open
+    save, initial = DescriptorTables.save, DescriptorTables._open
 
-    def spy_save(self, scene, table):
-        saved.setdefault(scene, []).append(table.values.clone())
-        return save(self, scene, table)
+    def spy_save(self, scene):
+        saved.setdefault(scene, []).append(self.residents[scene].table.values.clone())
+        return save(self, scene)
 
-    def spy_open(self, scene, *arguments, **keywords):
-        found = initial(self, scene, *arguments, **keywords)
+    def spy_open(self, scene, training):
+        found = initial(self, scene, training)
         opened.setdefault(scene, []).append(found.table.values.clone())
         return found
 
-    monkeypatch.setattr(DescriptorStore, "save", spy_save)
-    monkeypatch.setattr(DescriptorStore, "open", spy_open)
+    monkeypatch.setattr(DescriptorTables, "save", spy_save)
+    monkeypatch.setattr(DescriptorTables, "_open", spy_open)
     folder = run_here(
         *QUIET,
         "datasets.scenes.train=[ball,globe,moon]",

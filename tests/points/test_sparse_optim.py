@@ -129,10 +129,10 @@ def test_sparse_adam_equals_adam_if_all_rows_are_updated(weight_decay):
     rows_adam, adam = SparseAdam(0.01, weight_decay), torch.optim.Adam([dense], lr=0.01, weight_decay=weight_decay)
     for step in range(20):
         gradient, rows = torch.randn(7, 3), torch.randperm(7)
-        adam.param_groups[0]["lr"] = 0.01 * (0.5 if step % 2 else 1.0)
+        rows_adam.lr = adam.param_groups[0]["lr"] = 0.01 * (0.5 if step % 2 else 1.0)
         dense.grad = gradient.clone()
         adam.step()
-        rows_adam.update(table, rows, gradient[rows], 0.5 if step % 2 else 1.0)
+        rows_adam.update(table, rows, gradient[rows])
     torch.testing.assert_close(table.values, dense.detach())
 
 

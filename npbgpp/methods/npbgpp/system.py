@@ -226,7 +226,7 @@ class NPBGPlusPlus(PointSystem):
     def save_descriptors(self, scene: str) -> None:
         """Writes the coefficients of an aggregated scene, a row per point of its cloud: the mean feature, then those of the basis."""
         path = self.descriptors_dir / f"{scene}.pth"
-        save_tensors(path, self._aggregated[scene].table.values.cpu().contiguous(), {CLOUD_KEY: self.clouds.of[scene]})
+        save_tensors(path, self._aggregated[scene].table.values.cpu().contiguous(), {CLOUD_KEY: self.cloud_checksums[scene]})
         log.info("descriptors of scene %s: %s", scene, path)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list:  # type: ignore[override]

@@ -16,24 +16,23 @@ from torch import Tensor, nn
 from npbgpp.data import Batch
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, ProjectionSettings, TimedCamera
+from npbgpp.kernels import ChunkedCloud
 from npbgpp.methods.base import DataNeeds, ManualOptimizationSystem, Precision, Render, RunContext, VideoOptions, VideoStability
 from npbgpp.methods.npcr.losses import NPCRSettings, RGBALoss, is_straight_alpha, premultiply, require_mattes
 from npbgpp.methods.npcr.network import RGBAUNet
 from npbgpp.methods.npcr.temporal import TemporalFilter, finetune, render_path
-from npbgpp.methods.points import TABLE_DISPLAY_KEYS, PerSceneParameters, continued_descriptors, descriptor_store
+from npbgpp.methods.points import TABLE_DISPLAY_KEYS, PerSceneParameters, descriptor_folders
 from npbgpp.metrics import composite_over, matte_scores
 from npbgpp.points import (
+    DescriptorTables,
     Footprint,
     Gathered,
     Layer,
-    ResidentScene,
-    SceneTables,
+    ScenePoints,
     SparseAdam,
-    clipped,
     cloud_coverage,
     feature_image,
     feature_table,
-    gather_visible,
     peel,
 )
 from npbgpp.volume import composite_layers
@@ -80,7 +79,6 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
     )
     supports_history = True
     shown_layers: Tensor
-    keeps_history = True
 
     @classmethod
     def data_needs(cls, settings: NPCRSettings) -> DataNeeds:
@@ -100,14 +98,19 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         self.default_feature = nn.Parameter(torch.rand(1, settings.descriptor_dim, 1, 1))
         # what the weights were trained with, so that an evaluation draws as many however far a schedule went
         self.register_buffer("shown_layers", torch.tensor(settings.layers_at(0)))
-        self.store = descriptor_store(settings, context, settings.descriptor_dim)
-        self.continued_descriptors = continued_descriptors(context)
-        self.tables = SceneTables(self.store, self._open, settings.max_scenes_per_train_epoch)
+        self.tables = DescriptorTables(
+            settings.descriptor_dim,
+            descriptor_folders(settings, context),
+            SparseAdam(settings.learning_rates.descriptors, settings.weight_decay),
+            self._read_points,
+            max_resident=settings.max_scenes_per_train_epoch,
+            max_points=settings.max_points,
+        )
         self._footprints: dict[str, Footprint] = {}
         self._colours: dict[str, Tensor] = {}
         self._vgg = None if settings.vgg_weights is None else context.search_paths.existing(settings.vgg_weights, "system.vgg_weights")
         self._objective: RGBALoss | None = None
-        self._adam = SparseAdam(settings.learning_rates.descriptors, settings.weight_decay)
+        self._has_layers: set[str] = set()  # scenes that have as many layers as the config asks for
 
     # -------------------------------------------------------------- beginnings
     def require_weights(self, missing: Sequence[str]) -> None:
@@ -134,7 +137,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
                 "weights_path=experiments/<run>/checkpoints/last.ckpt"
             )
 
-    def _open(self, name: str, training: bool, values: Float[Tensor, "n c"] | None) -> ResidentScene:
+    def _read_points(self, name: str) -> ScenePoints:
         scene = self.scenes[name]
         cloud = scene.cloud.read()
         cameras = [scene.views[i].camera for i in scene.splits["train"]]
@@ -150,10 +153,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
                 )
             self._colours[name] = cloud.rgb_u8.float().div(255).to(self.device)
         self._footprints[name] = self._footprint(cloud.xyz, cameras)
-        resident = self.store.open(name, cloud.xyz, self.device, not training, values)
-        if training:
-            self._require_layers(name, resident, cameras)
-        return resident
+        return ScenePoints(cloud.xyz.to(self.device))
 
     def _footprint(self, xyz_world: Float[Tensor, "n 3"], cameras: Sequence[Cameras]) -> Footprint:
         """Where points begin and end to shrink: as the config says, else the depths of the cloud before the training cameras."""
@@ -174,17 +174,22 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
                 )
         return Footprint(near, far, s.max_splat)
 
-    def _require_layers(self, name: str, resident: ResidentScene, cameras: Sequence[Cameras]) -> None:
-        """Raises InputError when training views see fewer layers than are wanted."""
+    def _require_layers(self, name: str) -> None:
+        """Raises InputError if training views see fewer layers than the config asks for."""
+        if name in self._has_layers:
+            return
+        cloud, scene = self.tables.resident(name, training=True).cloud, self.scenes[name]
+        cameras = [scene.views[i].camera for i in scene.splits["train"]]
         wanted, reached = self.settings.most_layers, 0
         for camera in cameras[:: max(1, len(cameras) // _LOOKED_AT)]:
-            layers = peel(resident.cloud, camera.to(self.device), wanted, self._footprints[name])
+            layers = peel(cloud, camera.to(self.device), wanted, self._footprints[name])
             reached = max(reached, sum(bool((layer.index >= 0).any()) for layer in layers))
         if reached < wanted:
             raise InputError(
-                f"system.layers: the {len(resident.cloud)} points of scene {name} make {reached} layers in its training views, got {wanted}; lower "
+                f"system.layers: the {len(cloud)} points of scene {name} make {reached} layers in its training views, got {wanted}; lower "
                 "system.layers, or make a denser cloud"
             )
+        self._has_layers.add(name)
 
     # --------------------------------------------------------------- rendering
     def layers_now(self) -> int:
@@ -195,17 +200,19 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
     def draw(self, cameras: Cameras, scenes: Sequence[str], learn: bool = False) -> Drawn:
         """Views as the network draws them. ``learn``: the scenes are trained, and gradients reach the descriptors of points that are seen."""
         with self.autocast_free():
-            peeled = [self._peel(name, self.tables.resident(name, learn), cameras[k], self.layers_now()) for k, name in enumerate(scenes)]
+            peeled = [
+                self._peel(name, self.tables.resident(name, learn).cloud, cameras[k], self.layers_now()) for k, name in enumerate(scenes)
+            ]
             maps = [torch.stack([layer.index for layer in layer_of_views]) for layer_of_views in zip(*peeled, strict=True)]
-            gathered = gather_visible(maps, scenes, self.tables.residents, learn)
+            gathered = self.tables.gather(maps, scenes, learn)
             images = self._features(gathered, cameras)
         beyond = torch.stack([torch.stack([layer.closed for layer in layers]) for layers in peeled])
         drawn = self.network(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
         layers = torch.cat([drawn[:, :, :3], drawn[:, :, 3:].masked_fill(beyond[:, :, None], 0.0)], 2)
         return Drawn(composite_layers(layers), layers, torch.stack([layers_of_view[0].depth for layers_of_view in peeled]), gathered)
 
-    def _peel(self, name: str, resident: ResidentScene, camera: Cameras, count: int) -> list[Layer]:
-        return peel(resident.cloud, camera, count, self._footprints[name], self.settings.depth_threshold)
+    def _peel(self, name: str, cloud: ChunkedCloud, camera: Cameras, count: int) -> list[Layer]:
+        return peel(cloud, camera, count, self._footprints[name], self.settings.depth_threshold)
 
     def _features(self, gathered: Gathered, cameras: Cameras) -> Float[Tensor, "b l c h w"]:
         """Descriptors, colours of points where asked for, and the direction looked in where there is a point."""
@@ -295,13 +302,15 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch: draw, compare, step what was seen."""
+        for scene in batch.scene:
+            self._require_layers(scene)
         drawn = self.draw(batch.target.cameras, batch.scene, learn=True)
         target = self.target_rgba(batch)
         objective = self.objective()
         terms = objective.terms(drawn.rgba, target, self._region(batch, drawn))
         loss = objective.total(terms)
         self.backward_batch(loss)
-        self.tables.keep_gradients(drawn.gathered)
+        self.tables.accumulate(drawn.gathered)
         behind = self.settings.background
         rendered, wanted = composite_over(drawn.rgba.detach(), behind), composite_over(target, behind)
         if self.wants_pictures:
@@ -319,11 +328,10 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         return batch.target.valid & (drawn.depth.isfinite()[:, None] | (batch.target.mask > 0))
 
     def step(self) -> None:
-        """Steps the network, and the descriptors that were seen."""
+        """Steps the network and the descriptors of visible points."""
         scale = self.learning_rate_scale()
         super().step()
-        for name, seen, gradient in self.tables.take_gradients():
-            self._adam.update(self.tables.residents[name].table, seen, clipped(gradient, self.settings.gradient_clip_val), scale)
+        self.tables.step(self.settings.learning_rates.descriptors * scale, self.settings.gradient_clip_val)
 
     def learning_rate_scale(self) -> float:
         """Factor of every learning rate: a third at the start, whole after ``warmup_epochs``, then the schedule."""

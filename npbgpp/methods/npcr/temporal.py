@@ -16,7 +16,7 @@ from torch import Tensor
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 from npbgpp.methods.base import Render
-from npbgpp.points import SceneTables, SparseAdam
+from npbgpp.points import DescriptorTables
 
 _SAME_PLACE = 0.02  # largest difference in depth, as a share of it, of what shows one place
 
@@ -107,7 +107,7 @@ class LayeredMethod(Protocol):
     """A method that draws views as layers of premultiplied colour and opacity: NPCR, as far as the functions below use it."""
 
     settings: Any
-    tables: SceneTables
+    tables: DescriptorTables
 
     @property
     def device(self) -> torch.device: ...
@@ -241,7 +241,6 @@ def finetune(
     (optimizer,) = system.configure_optimizers()
     weights, biases, default = optimizer.param_groups
     weights["lr"], biases["lr"], default["lr"] = lr, 2 * lr, lr
-    descriptors = SparseAdam(lr, system.settings.weight_decay)
     losses = []
     for _ in range(passes):
         total = 0.0
@@ -254,14 +253,13 @@ def finetune(
                 if before is not None:
                     loss = _difference(system, drawn.rgba, target[None]) / (len(cameras) - 1)
                     loss.backward()
-                    system.tables.keep_gradients(drawn.gathered)
+                    system.tables.accumulate(drawn.gathered)
                     total += float(loss.detach())
             of_frame, of_target = system.settings.refine_weights[2:]
             before = (frame, of_frame * frame.rgba + of_target * target)
         optimizer.step()
         optimizer.zero_grad()
-        for name, rows, gradient in system.tables.take_gradients():
-            descriptors.update(system.tables.residents[name].table, rows, gradient)
+        system.tables.step(lr)
         losses.append(total)
     return losses
 
