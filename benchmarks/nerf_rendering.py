@@ -22,7 +22,7 @@ def dense(system: NeRF, origins: Tensor, directions: Tensor, chunk: int = 32768)
     count, grid = system.field.sampling.marched, system.grid
     assert grid is not None
     share = torch.linspace(0, 1, count)
-    z = system.frame.near * (1 - share) + system.frame.far * share
+    z = system.normalisation.near * (1 - share) + system.normalisation.far * share
     step = torch.cat([z[1:] - z[:-1], torch.full((1,), 1e10)])
     colours = []
     rays = max(1, chunk // count)
@@ -59,7 +59,7 @@ def main() -> None:
     pixels, largest = 0, 0.0
     for view in views:
         camera = view.camera
-        origins, directions = (part[0].flatten(0, 1) for part in system.frame.cameras(camera).rays())
+        origins, directions = (part[0].flatten(0, 1) for part in system.normalisation.cameras(camera).rays())
         target = read_photo(view).image.float() / 255
         start = time.perf_counter()
         plain = dense(system, origins, directions).T.view(target.shape).clamp(0, 1)

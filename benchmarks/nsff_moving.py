@@ -79,34 +79,34 @@ def main() -> None:
     parts = build_run(config, search_paths, needs_test_views=False)
     system, scene = parts.system.eval(), parts.data.scenes[scene_name]
     assert isinstance(system, NSFF), "expected a run of system=nsff"
-    seeing, frames = system.seeing(), scene.frames
+    renderer, frames = system.renderer(), scene.frames
     print(machine())
 
     overlap, square, copied = Overlap(), Errors(), Errors()
     tested = [scene.views[i] for i in scene.splits["test"]][:: options.every]
     for view in tested:
         moving, photo, size = ~read_static(view), photo_of(view), view.camera.image_size
-        look = seeing.look(view.camera, view.moment)
-        overlap.add(look.dynamic_alpha.view(size) > 0.5, moving)
-        square.add(((seeing.colours(look, "full").T.view(3, *size) - photo) ** 2).mean(0), moving)
-        copied.add(((photo_of(frames[view.moment]) - photo) ** 2).mean(0), moving)
+        outputs = renderer.render(view.camera, view.time_step)
+        overlap.add(outputs.dynamic_alpha.view(size) > 0.5, moving)
+        square.add(((renderer.colours(outputs, "full").T.view(3, *size) - photo) ** 2).mean(0), moving)
+        copied.add(((photo_of(frames[view.time_step]) - photo) ** 2).mean(0), moving)
 
     own, flow, rigid, still, share = Overlap(), Errors(), Errors(), Errors(), Overlap()
     watched = frames[: -1 : options.every]
     for view in watched:
-        k = view.moment
+        k = view.time_step
         moving, known = ~read_static(view), read_uv(view, True)
-        look = seeing.look(view.camera, k)
-        own.add(look.dynamic_alpha.view(view.camera.image_size) > 0.5, moving)
+        outputs = renderer.render(view.camera, k)
+        own.add(outputs.dynamic_alpha.view(view.camera.image_size) > 0.5, moving)
         share.add(torch.ones_like(moving), moving)
-        rays, _ = seeing.rays(view.camera)
-        standing = replace(look, forward=rays.origins + look.depth[:, None] * rays.directions)
-        for errors, seen in ((flow, look), (rigid, standing)):
-            errors.add((seeing.optical_flow(seen, k, True) - known).norm(dim=-1), moving)
+        rays, _ = renderer.rays(view.camera)
+        standing = replace(outputs, forward=rays.origins + outputs.depth[:, None] * rays.directions)
+        for errors, seen in ((flow, outputs), (rigid, standing)):
+            errors.add((renderer.optical_flow(seen, k, True) - known).norm(dim=-1), moving)
         still.add(known.norm(dim=-1), moving)
 
     print(f"{len(tested)} held-out views, {len(watched)} frames; all pixels / moving pixels")
-    for name, errors in (("NSFF", square), ("frame of that moment", copied)):
+    for name, errors in (("NSFF", square), ("frame of that time step", copied)):
         everywhere, there = errors.means()
         print(f"PSNR of held-out views, {name:22s} {decibels(everywhere):6.2f} / {decibels(there):6.2f} dB")
     for name, errors in (("NSFF", flow), ("only the camera moves", rigid), ("no flow", still)):

@@ -202,7 +202,7 @@ def test_where_things_lie_may_change(run_in, tiny_root, tmp_path, monkeypatch):
     shutil.copytree(tiny_root, tmp_path / "moved")
     changed = ("loggers=[csv]", "dataloader.val.total_batch_size=1", "datasets.cache_images=false")
     read = []
-    for module in ("checkpoint", "systems.descriptors"):
+    for module in ("engine.checkpoint", "points.descriptor_tables"):
         monkeypatch.setattr(f"npbgpp.{module}.load_tensors", lambda path, *rest: (read.append(path.name), load_tensors(path, *rest))[1])
     hashed = []
     monkeypatch.setattr("npbgpp.points.descriptor_tables.digest", lambda values: hashed.append(0) or digest(values))

@@ -88,7 +88,7 @@ class View:
     lens: Lens | None = None
     depth: DepthMap | None = None
     bounds: tuple[float, float] | None = None
-    moment: int | None = None
+    time_step: int | None = None
     motion: MotionMaps | None = None
 
 

@@ -333,8 +333,8 @@ def _move_to(cameras: Cameras, centers: Float64[Tensor, "n 3"]) -> Cameras:
 
 @dataclass(frozen=True)
 class TimedCamera:
-    """A camera at a time of a video: ``share`` of the way from time step ``moment`` to the next one; 0 at the last time step. Both are 0 in still scenes."""
+    """A camera at a time of a video: ``share`` of the way from time step ``time_step`` to the next one; 0 at the last time step. Both are 0 in still scenes."""
 
     camera: Cameras
-    moment: int = 0
+    time_step: int = 0
     share: float = 0.0

@@ -242,7 +242,7 @@ class System(LightningModule):
     accepts_checkpoints_of: ClassVar[tuple[str, ...]] = ()
     # first parts of weight names in checkpoints that this method does not use
     unused_weights: ClassVar[tuple[str, ...]] = ()
-    # renders scenes at time steps, so that it can film the trajectories of videos
+    # renders dynamic scenes: needed for trajectories over time
     renders_time: ClassVar[bool] = False
     supports_history: ClassVar[bool] = False
     scene_parts: ClassVar[tuple[str, ...]] = ("full",)
@@ -397,7 +397,7 @@ class System(LightningModule):
         return None
 
     def conditions(self) -> dict[str, str]:
-        """Properties of the method that scores depend on, in words; they are stored with the scores."""
+        """Properties of the method that scores depend on, as text stored with the scores."""
         return {}
 
     # --------------------------------------------------------------- training
@@ -442,7 +442,7 @@ class ManualOptimizationSystem(System):
         self._batches_in_step = 0
 
     def backward_batch(self, loss: Float[Tensor, ""]) -> None:
-        """Adds the gradients of a batch; call ``finish_batch`` when they have been used."""
+        """Accumulates the gradients of a batch; ``finish_batch`` must follow."""
         if not loss.requires_grad and process_count() > 1:  # the other processes wait for the gradients of this one
             parameters = [p for p in self.parameters() if p.requires_grad]
             loss = loss + sum((0.0 * p.sum() for p in parameters), loss.new_zeros(()))
@@ -450,7 +450,7 @@ class ManualOptimizationSystem(System):
             self.manual_backward(loss / self._accumulate)
 
     def finish_batch(self) -> None:
-        """Counts a batch, and steps when enough are accumulated."""
+        """Counts a batch and steps when ``accumulate_grad_batches`` is reached."""
         self._batches_in_step += 1
         if self._batches_in_step >= self._accumulate:
             self.step()
@@ -500,6 +500,6 @@ class ManualOptimizationSystem(System):
         return min(limit, float(per_epoch * self.trainer.max_epochs))
 
     def on_train_epoch_end(self) -> None:
-        """Steps for the rest of the accumulated batches."""
+        """Steps for the remaining accumulated batches."""
         if self._batches_in_step:
             self.step()

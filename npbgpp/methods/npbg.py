@@ -1,8 +1,8 @@
-"""NPBG: every point owns numbers that are optimised together with a refiner network (Aliev et al., Neural Point-Based Graphics, ECCV 2020).
+"""NPBG: point descriptors optimised per scene together with a refiner network (Aliev et al., Neural Point-Based Graphics, ECCV 2020).
 
-The numbers are a descriptor, or, with an aggregator, the coefficients from which NPBG++ computes a descriptor for a viewing direction (finetuning of the
-coefficients of one scene; Rakhimov et al., NPBG++, CVPR 2022, section 3.5). This is the NPBG of the NPBG++ code base: light gated refiner, mask channel,
-learnable background descriptor, software rasteriser. Symbols: n points of a scene, m points that won a pixel in this step, q numbers per point, b views.
+With an aggregator, the per-point parameters are the coefficients from which NPBG++ computes descriptors for a viewing direction: finetuning of one scene
+(Rakhimov et al., NPBG++, CVPR 2022, section 3.5). This is NPBG as in the NPBG++ code base: a light gated refiner, a mask channel, a learnable background
+descriptor and a software rasterizer. Symbols: n points of a scene, m points that won a pixel in this step, q parameters per point, b views.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from npbgpp.kernels import ChunkedCloud, Level
 from npbgpp.methods.base import DataNeeds, RunContext
 from npbgpp.methods.points import (
     TABLE_DISPLAY_KEYS,
-    Framing,
+    AlignedCameras,
     PerSceneParameters,
     PointSettings,
     PointSystem,
@@ -58,14 +58,14 @@ class NPBGSettings(PointSettings):
 
 
 class NPBG(PerSceneParameters, PointSystem):
-    """Free descriptors, or free coefficients of descriptors.
+    """Descriptors, or coefficients of descriptors, as per-scene parameters.
 
     Args:
-        settings: flat keys of the config.
+        settings: keys of the config.
         context: see PointSystem.
         refiner: see PointSystem.
         rasterizer: see PointSystem.
-        aggregator: points own its coefficients in place of descriptors; it is not trained.
+        aggregator: its coefficients are optimised in place of descriptors; it is not trained itself.
     """
 
     settings: NPBGSettings
@@ -88,7 +88,7 @@ class NPBG(PerSceneParameters, PointSystem):
             self.require_channels("system.aggregator", aggregator.descriptor_dim)
         if "rgb_reg_loss" in self.objective_settings.factors:
             raise InputError("system.loss_factors.rgb_reg_loss: NPBG reads no photos and has no such term; set it to 0")
-        # the mean feature comes first; a point seen by one view has that alone, and the original drops it
+        # the mean feature comes first; points seen by one view have no other coefficients, and the original drops them
         first_of_basis = settings.descriptor_dim if settings.drop_single_view_points else 0
         self.tables = DescriptorTables(
             settings.descriptor_dim if aggregator is None else aggregator.coefficients,
@@ -107,16 +107,11 @@ class NPBG(PerSceneParameters, PointSystem):
 
     # ------------------------------------------------------------------ scenes
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
-        """Refuses a run that would fail later.
-
-        That is: leftovers in the save folder, resuming without descriptors, coefficients without a start, validation of scenes that nobody trains, losses
-        without their weights.
-        """
         self.tables.begin_training(trained, validated, self.settings.overwrite_descriptors)
         super().check_before_training(trained, validated)
 
     def start_without_weights(self, evaluate_only: bool) -> None:
-        """See PointSystem. Coefficients mean nothing without the basis functions they were solved for."""
+        """Also refuses coefficients without the basis functions that they were solved for."""
         super().start_without_weights(evaluate_only)
         if self.aggregator is not None:
             raise InputError(
@@ -129,23 +124,23 @@ class NPBG(PerSceneParameters, PointSystem):
         return ScenePoints(xyz_world.to(self.device), self.cloud_checksums[scene])
 
     # --------------------------------------------------------------- rendering
-    def drawn_cloud(self, scene: str) -> ChunkedCloud:
+    def rendered_cloud(self, scene: str) -> ChunkedCloud:
         return self.tables.resident(scene, training=False).cloud
 
-    def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
-        return self._look(framing, scenes, levels, training=False)
+    def visible(self, aligned: AlignedCameras, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
+        return self._visible(aligned, scenes, levels, training=False)
 
-    def visible_in_training(self, framing: Framing, batch: Batch) -> Visible:
+    def visible_in_training(self, aligned: AlignedCameras, batch: Batch) -> Visible:
         with self.autocast_free():
-            return self._look(framing, batch.scene, self.rasterizer.levels, training=True)
+            return self._visible(aligned, batch.scene, self.rasterizer.levels, training=True)
 
-    def _look(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level], training: bool) -> Visible:
+    def _visible(self, aligned: AlignedCameras, scenes: Sequence[str], levels: Sequence[Level], training: bool) -> Visible:
         clouds = [self.tables.resident(name, training).cloud for name in scenes]
-        maps = self.draw(clouds, framing.drawn, levels)
+        maps = self.rasterize(clouds, aligned.rendered, levels)
         gathered = self.tables.gather(maps, scenes, learn=training)
         if self.aggregator is None:
             return Visible(gathered.values, gathered.rows, gathered)
-        return describe(gathered, self.tables.residents, self.aggregator, framing.asked)
+        return describe(gathered, self.tables.residents, self.aggregator, aligned.requested)
 
     # ---------------------------------------------------------------- training
     def points_of(self, batch: Batch) -> int:
@@ -162,7 +157,7 @@ class NPBG(PerSceneParameters, PointSystem):
         self.tables.step(self.settings.learning_rates.descriptors * scale, self.settings.gradient_clip_val)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """RMSprop for the background and the converter, Adam for the refiner; the descriptors have their own, which sees only visible rows."""
+        """RMSprop for the background and the converter, Adam for the refiner; ``tables`` has the sparse optimizer of the descriptors."""
         rates = self.settings.learning_rates
         groups = [{"params": self.rgb_converter.parameters(), "lr": rates.rgb_converter, "initial_lr": rates.rgb_converter}]
         if self.rasterizer.bg_feature.requires_grad:

@@ -1,4 +1,4 @@
-"""What the point-based systems share: rasterise points, look descriptors up, refine the image; compare it with a photo and step the networks.
+"""Base of the point-based systems: loss terms, per-scene parameters, and the steps of NPBG and NPBG++: rasterize, gather descriptors, decode, compare.
 
 Symbols: n points of a scene, m points that won a pixel in this step, c channels of a descriptor, b views.
 """
@@ -72,8 +72,7 @@ class PointSettings(SystemSettings):
         return ProjectionSettings(self.near, PixelConvention(self.pixel_convention))
 
 
-# ----------------------------------------------------------------------
-# The weighted loss of the point-based systems: which terms, with which factors.
+# ---------------------------------------------------------------- loss
 
 
 _L1 = re.compile(r"l1_d(\d+)_loss")
@@ -83,7 +82,7 @@ _WITHOUT_VGG = "system/loss_factors=l1_ssim"
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """Checked factors (zero ones left out, ``style_loss`` included), the style image, and the file of the VGG network when a term needs it."""
+    """Non-zero factors, ``style_loss`` included; the style image; the file of the VGG network if a term needs it."""
 
     factors: dict[str, float]
     style_image: Path | None
@@ -97,7 +96,7 @@ class ObjectiveSettings:
         for name in factors:
             if name not in _NAMED and not _L1.fullmatch(name):
                 raise InputError(
-                    f"system.loss_factors.{name}: unknown term; known are {', '.join(_NAMED)} and l1_d<k>_loss with a whole number k"
+                    f"system.loss_factors.{name}: unknown term; known are {', '.join(_NAMED)} and l1_d<k>_loss with an integer k"
                 )
         kept = {name: factor for name, factor in factors.items() if factor != 0}
         style_image = None
@@ -113,10 +112,10 @@ class ObjectiveSettings:
 
 
 class Objective:
-    """Computes the unweighted terms. Holds the VGG network outside of the system, so that it never reaches checkpoints.
+    """Computes the unweighted loss terms. Not a module of the system, so the VGG network is not in checkpoints.
 
     Raises:
-        InputError: a term needs the VGG network and its weights are not on this machine.
+        InputError: a term needs the VGG network and its weights are missing.
     """
 
     def __init__(self, settings: ObjectiveSettings) -> None:
@@ -135,7 +134,7 @@ class Objective:
     def image_terms(
         self, rendered: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"], mask: Float[Tensor, "b 1 h w"] | None
     ) -> dict[str, Float[Tensor, ""]]:
-        """Terms that compare images; ``mask`` confines the style."""
+        """Terms that compare images; the style is transferred inside ``mask``."""
         terms: dict[str, Tensor] = {}
         if self._vgg is not None:
             self._vgg.to(rendered.device)
@@ -156,7 +155,7 @@ class Objective:
     def mask_terms(
         self, mask: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b 1 h w"], empty_mask: Callable[[], Tensor]
     ) -> dict[str, Float[Tensor, ""]]:
-        """Terms on the predicted mask; ``empty_mask`` gives the mask predicted where no point is."""
+        """Terms on the predicted mask; ``empty_mask`` returns the mask predicted for an empty image."""
         terms = {}
         if "mask_loss" in self.factors:
             terms["mask_loss"] = dice_loss(mask, target)
@@ -237,8 +236,7 @@ class PerSceneParameters(System):
             self.tables.load_state_dict(state)
 
 
-# ----------------------------------------------------------------------
-# What the point-based systems share: rasterise points, look descriptors up, refine the image; compare it with a photo and step the networks.
+# ---------------------------------------------------------------- systems
 
 
 log = logging.getLogger(__name__)
@@ -247,22 +245,22 @@ _NEAR_CUT_WARNING = 0.05
 
 
 @dataclass(frozen=True)
-class Framing:
-    """How views are drawn.
+class AlignedCameras:
+    """Cameras of b views, turned upright for rendering.
 
     Attributes:
-        asked: the cameras of the views.
-        drawn: the cameras that are drawn: the same, or their upright versions.
-        alignment: how to come back from the upright versions; None without.
+        requested: cameras of the views.
+        rendered: their upright versions, or the same cameras.
+        alignment: maps rendered images back to the requested cameras; None if these are rendered.
     """
 
-    asked: Cameras
-    drawn: Cameras
+    requested: Cameras
+    rendered: Cameras
     alignment: Alignment | None
 
 
 class PointSystem(ManualOptimizationSystem):
-    """Descriptors of points, rasterised at several scales, refined by a U-Net. Where descriptors come from is up to the subclass.
+    """Rasterizes descriptors of points at several scales and decodes the pyramid with a U-Net. Subclasses provide the descriptors.
 
     Args:
         settings: keys of the config.
@@ -292,7 +290,7 @@ class PointSystem(ManualOptimizationSystem):
         self._objective: Objective | None = None
 
     def require_channels(self, key: str, channels: int) -> None:
-        """Raises InputError when a network was made for descriptors of another width."""
+        """Raises InputError if a network expects another number of channels than ``descriptor_dim``."""
         if channels != self.settings.descriptor_dim:
             raise InputError(
                 f"{key}: has {channels} channels, expected system.descriptor_dim={self.settings.descriptor_dim}; make them agree"
@@ -318,7 +316,7 @@ class PointSystem(ManualOptimizationSystem):
             )
 
     def read_cloud(self, name: str) -> Float[Tensor, "n 3"]:
-        """Points of a scene. Raises InputError when no training camera sees any; warns when the near plane cuts much of what is before a camera."""
+        """Points of a scene. Raises InputError if no training camera sees any; warns if the near plane removes many points before a camera."""
         scene, near = self.scenes[name], self.settings.near
         xyz_world = scene.cloud.read().xyz
         self._check_cloud(name, xyz_world)
@@ -362,68 +360,68 @@ class PointSystem(ManualOptimizationSystem):
 
     # --------------------------------------------------------------- rendering
     @abstractmethod
-    def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
-        """What views see at some levels, for evaluation."""
+    def visible(self, aligned: AlignedCameras, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
+        """Visible points of views at some levels, for evaluation."""
 
     @abstractmethod
-    def visible_in_training(self, framing: Framing, batch: Batch) -> Visible:
-        """What the targets of a batch see at the levels of the rasteriser; gradients reach what learns."""
+    def visible_in_training(self, aligned: AlignedCameras, batch: Batch) -> Visible:
+        """Visible points of the target views of a batch at all levels, with gradients."""
 
-    def frame(self, cameras: Cameras) -> Framing:
-        """How views are drawn, as ``align_during_rendering`` says."""
+    def align_cameras(self, cameras: Cameras) -> AlignedCameras:
+        """Turns cameras upright if ``align_during_rendering`` is set."""
         if not self.settings.align_during_rendering:
-            return Framing(cameras, cameras, None)
+            return AlignedCameras(cameras, cameras, None)
         with self.autocast_free():
             alignment = align_vertically(cameras, self.projection.pixel_convention, self.settings.up)
-        return Framing(cameras, alignment.cameras, alignment)
+        return AlignedCameras(cameras, alignment.cameras, alignment)
 
-    def draw(self, clouds: Sequence[ChunkedCloud], cameras: Cameras, levels: Sequence[Level]) -> list[Int[Tensor, "b _ _"]]:
-        """Per level, the point that each cell of each view shows, -1 where it is empty; one cloud per view."""
+    def rasterize(self, clouds: Sequence[ChunkedCloud], cameras: Cameras, levels: Sequence[Level]) -> list[Int[Tensor, "b _ _"]]:
+        """Per level, the index of the nearest point in each cell of each view, -1 for empty cells; one cloud per view."""
         views = [rasterize(cloud, cameras[k], levels, self.projection) for k, cloud in enumerate(clouds)]
         return [torch.stack([fragments.index for fragments in level]) for level in zip(*views, strict=True)]
 
     @abstractmethod
-    def drawn_cloud(self, scene: str) -> ChunkedCloud:
-        """The points of a scene that evaluation draws, on the device."""
+    def rendered_cloud(self, scene: str) -> ChunkedCloud:
+        """The points of a scene that evaluation renders, on the device."""
 
     def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
-        """See System.render. Depths are those of the nearest points, without the network."""
-        framing = self.frame(cameras.to(self.device))
+        """``raster`` shows the colours of descriptors; depths are those of the nearest points."""
+        aligned = self.align_cameras(cameras.to(self.device))
         scenes = [scene] * len(cameras)
         with torch.no_grad():
             with self.autocast_free():
-                visible = self.visible(framing, scenes, self.rasterizer.levels)
-            render = self.refine(framing, visible)
+                visible = self.visible(aligned, scenes, self.rasterizer.levels)
+            render = self.decode(aligned, visible)
             rgb = render.rgb.clamp(0, 1)
             if self.settings.use_masks and render.alpha is not None:
                 rgb = torch.where(render.alpha < 0.5, rgb.new_tensor(self.settings.bg_rgb_color)[:, None, None], rgb)
             with self.autocast_free():
-                depths = self._depths(framing.asked, scene) if depth else None
+                depths = self._depths(aligned.requested, scene) if depth else None
             if not raster:
                 return Render(rgb, render.alpha, None, depths)
             with self.autocast_free():
-                if framing.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # drawn otherwise than the picture shows it
-                    visible = self.visible(Framing(framing.asked, framing.asked, None), scenes, [Level(1.0)])
+                if aligned.alignment is not None or self.rasterizer.levels[0] != Level(1.0):  # needs another rasterization
+                    visible = self.visible(AlignedCameras(aligned.requested, aligned.requested, None), scenes, [Level(1.0)])
                 colours = self.rgb_converter(visible.descriptors)
-                picture = feature_image(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
-            return Render(rgb, render.alpha, picture, depths)
+                points = feature_image(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
+            return Render(rgb, render.alpha, points, depths)
 
     def _depths(self, cameras: Cameras, scene: str) -> Float[Tensor, "b 1 h w"]:
-        cloud = self.drawn_cloud(scene)
+        cloud = self.rendered_cloud(scene)
         views = [rasterize(cloud, cameras[k], [Level(1.0)], self.projection)[0].depth for k in range(len(cameras))]
         return torch.stack([torch.where(view.isinf(), 0.0, view)[None] for view in views])
 
-    def refine(self, framing: Framing, visible: Visible) -> Render:
-        """Runs the network on what the views see; colours are not clamped."""
+    def decode(self, aligned: AlignedCameras, visible: Visible) -> Render:
+        """Runs the refiner on the visible descriptors; colours are not clamped."""
         image = self.refiner(self.rasterizer(visible.rows, visible.descriptors)).float()
-        if framing.alignment is not None:
-            image = framing.alignment.undo(image)
+        if aligned.alignment is not None:
+            image = aligned.alignment.undo(image)
         mask = image[:, 3:4].sigmoid() if image.shape[1] == 4 else None
         return Render(image[:, :3], mask)
 
     @torch.no_grad()
     def coloured_cloud(self, scene: str) -> PointCloud:
-        """Points that training views show, with the mean colour of their descriptors in these views. Points that no training view shows are left out.
+        """Points visible in training views, with the mean colour of their descriptors in these views.
 
         Raises:
             InputError: no descriptors of the scene, or descriptors of another cloud.
@@ -431,45 +429,45 @@ class PointSystem(ManualOptimizationSystem):
         views = self.scenes[scene]
         xyz_world = views.cloud.read().xyz
         total = torch.zeros_like(xyz_world, device=self.device)
-        shown = torch.zeros_like(total[:, 0])
+        count = torch.zeros_like(total[:, 0])
         self.prepare(scene)
         with self.autocast_free():
             for k in tqdm(views.splits["train"], desc=f"views of {scene}", disable=None, leave=False):
                 camera = views.views[k].camera.to(self.device)
-                visible = self.visible(Framing(camera, camera, None), [scene], [Level(1.0)])
-                assert visible.gathered is not None, "points of a trained scene have rows of their own"
+                visible = self.visible(AlignedCameras(camera, camera, None), [scene], [Level(1.0)])
+                assert visible.gathered is not None, "trained scenes have tables"
                 colours = self.rgb_converter(visible.descriptors)
                 for part in visible.gathered.parts:
                     total.index_add_(0, part.points, colours[part.where])
-                    shown.index_add_(0, part.points, torch.ones_like(part.points, dtype=shown.dtype))
-        seen = (shown > 0).nonzero()[:, 0]
+                    count.index_add_(0, part.points, torch.ones_like(part.points, dtype=count.dtype))
+        seen = (count > 0).nonzero()[:, 0]
         if len(seen) == 0:
             raise InputError(
-                f"scene {scene}: expected points that training views show, got none; check datasets.pc_name, or lower system.near"
+                f"scene {scene}: expected points that are visible in training views, got none; check datasets.pc_name, or lower system.near"
             )
-        rgb = ((total[seen] / shown[seen, None]).clamp(0, 1) * 255).round().to(torch.uint8)
+        rgb = ((total[seen] / count[seen, None]).clamp(0, 1) * 255).round().to(torch.uint8)
         return PointCloud(xyz_world[seen.cpu()], rgb.cpu())
 
     # ---------------------------------------------------------------- training
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One batch: render, compare, step what was seen."""
+        """Renders a batch, compares it with the photos and steps after enough batches."""
         batch = self.augment(batch)
-        framing = self.frame(batch.target.cameras)
-        visible = self.visible_in_training(framing, batch)
-        render = self.refine(framing, visible)
+        aligned = self.align_cameras(batch.target.cameras)
+        visible = self.visible_in_training(aligned, batch)
+        render = self.decode(aligned, visible)
         terms = self.terms(render, batch, visible)
         factors = self.objective_settings.factors
         loss = torch.stack([factors[name] * value for name, value in terms.items()]).sum()
         self.backward_batch(loss)
         self.accumulate(visible)
         if self.wants_pictures:
-            self.pictures = self.pictures_of(batch, visible, render)
+            self.pictures = self.training_images(batch, visible, render)
         self.finish_batch()
         self.log_batch(batch, terms, loss, render.rgb, batch.target.image, self.points_of(batch))
 
     @torch.no_grad()
-    def pictures_of(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
-        """The first item of a batch to look at: its points at every level, the rendering, the photo."""
+    def training_images(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
+        """Images of the first item of a batch for the logger: its points at every level, the rendering, the photo."""
         colours = self.rgb_converter(visible.descriptors)
         table = feature_table(colours, colours.new_ones(1, 3, 1, 1))
         levels = [
@@ -479,12 +477,12 @@ class PointSystem(ManualOptimizationSystem):
         return (*levels, render.rgb[0].detach(), batch.target.image[0])
 
     def augment(self, batch: Batch) -> Batch:
-        """Changes a batch before it is rendered."""
+        """Data augmentation of a batch."""
         return batch
 
     @abstractmethod
     def points_of(self, batch: Batch) -> int:
-        """Points of the clouds that a batch is drawn from, counted once per view."""
+        """Number of points of the clouds of a batch, summed over views."""
 
     def accumulate(self, visible: Visible) -> None:
         """Keeps the gradients of per-scene parameters until the next step."""
@@ -493,7 +491,7 @@ class PointSystem(ManualOptimizationSystem):
         """Unweighted terms of the loss."""
         assert self._objective is not None
         target, compare, mask = self.compared(batch)
-        # pixels that do not count are given the target's value, so that no term sees them and no gradient leaves them
+        # pixels that are not compared get the value of the target: no error, no gradient
         terms = self._objective.image_terms(torch.where(compare, render.rgb, target), target, mask)
         if "dimred_loss" in self.objective_settings.factors and len(visible.descriptors):
             descriptors = visible.descriptors.detach()
@@ -503,7 +501,7 @@ class PointSystem(ManualOptimizationSystem):
         return terms
 
     def compared(self, batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Tensor, Float[Tensor, "b 1 h w"] | None]:
-        """The image to learn, the pixels of it that count, and the object mask (None without ``use_masks``)."""
+        """(target image, pixels that are compared, object mask or None without ``use_masks``)."""
         target, compare = batch.target.image, batch.target.valid
         if not self.settings.use_masks:
             return target, compare, None
@@ -516,7 +514,7 @@ class PointSystem(ManualOptimizationSystem):
 
     def _mask_without_points(self) -> Float[Tensor, "1 1 h w"]:
         training = self.refiner.training
-        self.refiner.eval()  # the original keeps the statistics of norms out of this term
+        self.refiner.eval()  # as in the original: this term does not change the statistics of the norms
         mask = self.refiner(self.rasterizer.empty((64, 64)))[:, 3:4].sigmoid()
         self.refiner.train(training)
         return mask

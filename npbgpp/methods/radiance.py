@@ -56,7 +56,7 @@ def build_optimizer(settings: RadianceSettings, parameters: Iterable[nn.Paramete
         return Adam(parameters, lr=lr, weight_decay=decay)
     if settings.optimizer == "radam":
         return RAdam(parameters, lr=lr, weight_decay=decay, decoupled_weight_decay=True)
-    from timm.optim import Lookahead  # takes a second or more to import, and nothing else here needs it
+    from timm.optim import Lookahead  # slow to import
 
     # Ranger: RAdam with Lookahead (Wright, 2019)
     return Lookahead(RAdam(parameters, lr=lr, betas=(0.95, 0.999), weight_decay=decay, decoupled_weight_decay=True), alpha=0.5, k=6)
@@ -79,7 +79,7 @@ def build_schedule(settings: RadianceSettings, optimizer: Optimizer, epochs: int
 
 
 class RadianceSystem(System):
-    """A field of one scene, all of whose weights one optimizer steps.
+    """A radiance field of one scene, trained by one optimizer.
 
     Args:
         settings: keys of the config.
@@ -104,7 +104,7 @@ class RadianceSystem(System):
         (self.scene,) = self.scenes.values()
 
     def log_rays(self, loss: Float[Tensor, ""], squared_error: Float[Tensor, ""], rays: int) -> None:
-        """Logs the figures of a batch; the error is the mean over its colours."""
+        """Logs loss, PSNR of the mean squared error of colours, and throughput of a batch."""
         self.log("loss", loss.detach(), prog_bar=True, batch_size=rays)
         self.log("psnr", -10 * torch.log10(squared_error.detach().clamp_min(1e-10)), prog_bar=True, batch_size=rays)
         self.log_throughput(rays, rays)

@@ -86,7 +86,7 @@ def parse_monocular(
     maps = _motion_maps(images_root, files)
     posed, points, notes = _posed(root, files, chosen)
     views = [
-        _sized(replace(view, moment=k, motion=maps[i]), img_wh, downscale) for k, (i, view) in enumerate(zip(chosen, posed, strict=True))
+        _sized(replace(view, time_step=k, motion=maps[i]), img_wh, downscale) for k, (i, view) in enumerate(zip(chosen, posed, strict=True))
     ]
     views[0] = replace(views[0], motion=replace(maps[chosen[0]], flow_backward=None))
     last = views[-1].motion
@@ -278,7 +278,7 @@ def _novel(
             )
         motion = None if masks is None else MotionMaps(static_mask=masks[k])
         depth = DepthMap(depths / f"{file.stem}.png", camera, _DEPTH_UNIT) if (depths / f"{file.stem}.png").is_file() else None
-        view = View(f"novel_{file.stem}", file, camera, depth=depth, moment=stems.index(frame), motion=motion)
+        view = View(f"novel_{file.stem}", file, camera, depth=depth, time_step=stems.index(frame), motion=motion)
         views.append(_sized(view, img_wh, downscale))
     return tuple(views)
 

@@ -60,7 +60,7 @@ def hits(k: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 )
 def test_drawn_points_lie_on_the_rays_of_their_pixels(scenes, name, kind):
     scene = scenes[name]
-    frame = ray_frame(scene, kind)
+    frame = scene_normalisation(scene, kind)
     for k in (0, 3, 7):
         view = scene.views[k]
         pixel, ball, xyz_world = hits(k, ARC if name == "arc" else 8)
@@ -114,16 +114,16 @@ def test_large_clouds_are_sampled(scenes, tmp_path):
 
 def test_far_bound_of_plain_scenes_includes_the_image_corners(scenes):
     near, far = llff.BOUNDS
-    frame = ray_frame(scenes["llff"], "plain")
+    frame = scene_normalisation(scenes["llff"], "plain")
     # the focal length is 72 pixels, the corner 40 pixels from the centre
     assert frame.near == near and frame.far == pytest.approx(far * math.hypot(40, 72) / 72)
 
 
 def test_given_bounds_replace_those_of_the_scene(scenes):
-    assert [(f.near, f.far) for f in (ray_frame(scenes[name], "plain", (0.5, 9.0)) for name in ("nerf_synthetic", "llff"))] == [
+    assert [(f.near, f.far) for f in (scene_normalisation(scenes[name], "plain", (0.5, 9.0)) for name in ("nerf_synthetic", "llff"))] == [
         (0.5, 9.0)
     ] * 2
-    given = ray_frame(scenes["llff"], "inward", (1.0, 5.0))
+    given = scene_normalisation(scenes["llff"], "inward", (1.0, 5.0))
     assert given.scale == 1 / 0.75 and given.far == pytest.approx(5 / 0.75)
 
 
@@ -134,7 +134,7 @@ def poses_in(frame: SceneNormalisation, scene: Scene) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["forward", "inward"])
 def test_the_mean_camera_is_the_origin(scenes, kind):
-    poses = poses_in(ray_frame(scenes["arc"], kind), scenes["arc"])
+    poses = poses_in(scene_normalisation(scenes["arc"], kind), scenes["arc"])
     torch.testing.assert_close(poses[:, :3, 3].mean(0), torch.zeros(3), rtol=0, atol=1e-5)
     back, up = poses[:, :3, 2].mean(0), poses[:, :3, 1].mean(0)
     torch.testing.assert_close(back / back.norm(), torch.tensor([0.0, 0.0, 1.0]), rtol=0, atol=1e-5)
@@ -143,11 +143,11 @@ def test_the_mean_camera_is_the_origin(scenes, kind):
 
 def test_scale_and_bounds_of_centred_scenes(scenes):
     near, far = llff.BOUNDS
-    forward, inward = ray_frame(scenes["arc"], "forward"), ray_frame(scenes["arc"], "inward")
+    forward, inward = scene_normalisation(scenes["arc"], "forward"), scene_normalisation(scenes["arc"], "inward")
     assert (forward.near, forward.far) == (0.0, 1.0) and forward.scale == inward.scale == pytest.approx(1 / (0.75 * near))
     assert inward.near == pytest.approx(1 / 0.75) and inward.far == pytest.approx(far / near / 0.75)
     deep = tuple(replace(view, bounds=(near, 100.0)) for view in scenes["arc"].views)
-    assert ray_frame(replace(scenes["arc"], views=deep), "inward").far == pytest.approx(8 / 0.75)
+    assert scene_normalisation(replace(scenes["arc"], views=deep), "inward").far == pytest.approx(8 / 0.75)
 
 
 @pytest.mark.parametrize("kind", ["forward", "inward"])
@@ -162,7 +162,7 @@ def test_another_world_gives_the_same_field(scenes, kind):
         camera = replace(view.camera, R=R_moved, T=5 * T - shift @ R_moved)
         views.append(replace(view, camera=camera, bounds=tuple(5 * bound for bound in view.bounds)))
     moved = replace(scenes["arc"], views=tuple(views))
-    one, other = ray_frame(scenes["arc"], kind), ray_frame(moved, kind)
+    one, other = scene_normalisation(scenes["arc"], kind), scene_normalisation(moved, kind)
     torch.testing.assert_close(poses_in(other, moved), poses_in(one, scenes["arc"]).double(), rtol=0, atol=1e-5)
     assert other.far == pytest.approx(one.far) and other.ndc == one.ndc
     xyz = torch.from_numpy(POINTS)
@@ -171,7 +171,7 @@ def test_another_world_gives_the_same_field(scenes, kind):
 
 def test_surrounding_views_have_the_axes_of_the_first(scenes):
     """Their mean has no direction."""
-    pose = poses_in(ray_frame(scenes["llff"], "inward"), scenes["llff"])[0]
+    pose = poses_in(scene_normalisation(scenes["llff"], "inward"), scenes["llff"])[0]
     torch.testing.assert_close(pose[:3, :3], torch.eye(3), rtol=0, atol=1e-5)
 
 
@@ -188,7 +188,7 @@ def test_ndc_of_a_known_ray():
 
 def test_ndc_is_that_of_the_photos(scenes):
     """A point at the border of a photo of the mean camera is at the border of the box."""
-    frame = ray_frame(scenes["arc"], "forward")
+    frame = scene_normalisation(scenes["arc"], "forward")
     assert frame.ndc == NdcCamera(72.0, SIZE)
     mean = Cameras.from_opengl(torch.eye(4)[None], torch.full((1, 2), 72.0), torch.tensor([[32.0, 24.0]]), SIZE)
     xyz = torch.tensor([[32 / 72, 24 / 72, -1.0]]) * torch.tensor([[1.0], [5.0]])
@@ -246,7 +246,7 @@ def test_fern(shared):
     if not folder.is_dir():
         pytest.skip("fern is not among the shared data")
     scene = read_scene("llff", folder, folder, "fern", CloudFile(folder / "none.ply"), {"downscale": 8.0})
-    frame = ray_frame(scene, "forward")
+    frame = scene_normalisation(scene, "forward")
     rows = np.load(folder / "poses_bounds.npy")
     assert [view.bounds for view in scene.views] == [tuple(row) for row in rows[:, 15:]]
     assert min(near for near, _ in (view.bounds for view in scene.views)) * frame.scale == pytest.approx(1 / 0.75)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from npbgpp.data import images as photo_cache
 from npbgpp.data.batches import BatchEpochs
 from npbgpp.data.images import read_photo
-from npbgpp.data.normalisation import SceneNormalisation, ray_frame
+from npbgpp.data.normalisation import SceneNormalisation, scene_normalisation
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.rays import PixelOrder, RayBatch, RayDataset, RaySampling
 from npbgpp.data.scene import Scene
@@ -46,7 +46,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scene]:
 
 
 def dataset(scene: Scene, indices: tuple[int, ...] = (0, 2, 5), kind: str = "plain", budget: int = BUDGET, **choices) -> RayDataset:
-    return RayDataset(scene, indices, ray_frame(scene, kind), RaySampling(**choices), budget)
+    return RayDataset(scene, indices, scene_normalisation(scene, kind), RaySampling(**choices), budget)
 
 
 def pixels_of(scene: Scene, batch: RayBatch) -> torch.Tensor:
@@ -83,7 +83,7 @@ def euclidean(frame: SceneNormalisation, batch: RayBatch) -> tuple[torch.Tensor,
 )
 def test_rays_have_the_colour_of_the_ball_that_they_hit(scenes, name, kind):
     scene = scenes[name]
-    frame = ray_frame(scene, kind)
+    frame = scene_normalisation(scene, kind)
     batch = RayDataset(scene, (0, 1, 4), frame, RaySampling(rays_per_batch=3 * PIXELS), BUDGET)[0]
     origins, directions = euclidean(frame, batch)
     torch.testing.assert_close(directions.float(), batch.view_directions, rtol=0, atol=1e-4)
@@ -333,10 +333,10 @@ def test_views_that_cannot_be_sampled_are_refused(scenes):
 
 def test_no_ray_goes_through_the_margin(scenes):
     scene = scenes["dtu"]
-    rays = RayDataset(scene, (0, 2), ray_frame(scene, "plain"), RaySampling(rays_per_batch=500), BUDGET, margin=5)
+    rays = RayDataset(scene, (0, 2), scene_normalisation(scene, "plain"), RaySampling(rays_per_batch=500), BUDGET, margin=5)
     drawn = torch.cat([pixels_of(scene, rays[k]) for k in range(len(rays))])
     height, width = SIZE
     assert len(drawn) == len(drawn.unique(dim=0)) == 2 * (height - 10) * (width - 10)
     assert drawn[:, 1:].min() == 5 and drawn[:, 1].max() == height - 6 and drawn[:, 2].max() == width - 6
     with pytest.raises(InputError, match=r"datasets\.image_margin"):
-        RayDataset(scene, (0,), ray_frame(scene, "plain"), RaySampling(), BUDGET, margin=min(SIZE) // 2)
+        RayDataset(scene, (0,), scene_normalisation(scene, "plain"), RaySampling(), BUDGET, margin=min(SIZE) // 2)

@@ -51,7 +51,7 @@ def test_training_batches_are_of_single_frames(build, workers):
     assert data.train_views == 8 and system.hard is None
     batches = list(data.train_dataloader())
     assert len(batches) == 6 and all(isinstance(batch, VideoBatch) and len(batch) == 32 for batch in batches)
-    assert all(len(batch.moment.unique()) == 1 for batch in batches)
+    assert all(len(batch.time_step.unique()) == 1 for batch in batches)
 
 
 def test_settings_reach_the_batches(build, tmp_path):
@@ -70,7 +70,7 @@ def test_evaluation_sees_other_cameras_at_their_time_steps(build):
     (loader,) = data.test_dataloader()
     names = [batch.target.names[0] for batch in loader]
     assert names == [f"novel_{k:05d}" for k in range(8)]
-    time_steps = {view.name: view.moment for view in data.scenes["hop"].views}
+    time_steps = {view.name: view.time_step for view in data.scenes["hop"].views}
     assert [time_steps[name] for name in names] == list(range(8))
     (loader,) = data.val_dataloader()
     assert [batch.target.names[0] for batch in loader] == ["00004"]
@@ -86,7 +86,7 @@ class Marks(LightningModule):
         self.seen: list[tuple[int, tuple[int, ...]]] = []
 
     def training_step(self, batch: VideoBatch, _: int) -> torch.Tensor:
-        self.seen.append((int(batch.moment[0]), tuple(batch.pixel.tolist())))
+        self.seen.append((int(batch.time_step[0]), tuple(batch.pixel.tolist())))
         return self.one.sum()
 
     def on_train_epoch_end(self) -> None:

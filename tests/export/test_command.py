@@ -18,7 +18,7 @@ from plyfile import PlyData
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from npbgpp.data.normalisation import ray_frame
+from npbgpp.data.normalisation import scene_normalisation
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.export.__main__ import main
@@ -137,7 +137,7 @@ def test_mesh_in_the_colours_of_the_field(trained, export, tmp_path):
 
 def test_mesh_in_world_coordinates(trained, export, tiny_root, tmp_path):
     export("mesh", f"run={trained['inward']}", "out=mesh.ply", *RANGES)
-    normalisation = ray_frame(read_tiny_scene(tiny_root / "ball"), "inward")
+    normalisation = scene_normalisation(read_tiny_scene(tiny_root / "ball"), "inward")
     assert normalisation.scale < 0.9 or normalisation.scale > 1.1
     assert_octahedron(normalisation.points(torch.from_numpy(read_mesh(tmp_path / "mesh.ply")[0])).numpy())
 

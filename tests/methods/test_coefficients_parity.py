@@ -39,10 +39,10 @@ def build(parity, shared, scene, tmp_path) -> Callable[..., NPBG]:
 
 def look(system: NPBG, cameras) -> tuple[list[Tensor], Tensor]:
     """(per level, which point every cell shows; the image)."""
-    framing = system.frame(cameras)
-    visible = system.visible(framing, ["recorded"] * len(cameras), system.rasterizer.levels)
+    aligned = system.align_cameras(cameras)
+    visible = system.visible(aligned, ["recorded"] * len(cameras), system.rasterizer.levels)
     points = torch.cat([part.points for part in visible.gathered.parts])
-    return [torch.where(rows >= 0, points[rows.clamp(min=0)], -1) for rows in visible.rows], system.refine(framing, visible).rgb
+    return [torch.where(rows >= 0, points[rows.clamp(min=0)], -1) for rows in visible.rows], system.decode(aligned, visible).rgb
 
 
 def drawn_points(system: NPBG) -> Tensor:

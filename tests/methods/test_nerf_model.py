@@ -279,55 +279,6 @@ def test_memory_that_never_suffices_is_reported(training):
 
 
 # ---------------------------------------------------------------------- checkpoints of nerf_pl
-def checkpoint(importance: int = 8, **sizes):
-    """As nerf_pl writes it: a full state beside other things."""
-    torch.manual_seed(7)
-    state = Nerf(NerfSampling(importance=importance), **(SMALL | sizes)).state_dict()
-    return {"epoch": 3, "state_dict": dict(state) | {"loss.loss.weight": torch.ones(1)}}
-
-
-@pytest.mark.parametrize("bare", [False, True])
-def test_a_checkpoint_is_taken_over(bare):
-    saved = checkpoint()
-    nerf = Nerf(NerfSampling(importance=8), **SMALL)
-    nerf.load_nerf_pl(saved["state_dict"] if bare else saved)
-    assert all(torch.equal(value, saved["state_dict"][name]) for name, value in nerf.state_dict().items())
-
-
-def test_ignored_weights_keep_their_values():
-    saved, nerf = checkpoint(), Nerf(NerfSampling(importance=8), **SMALL)
-    before = {name: value.clone() for name, value in nerf.state_dict().items()}
-    saved["state_dict"]["nerf_fine.rgb.0.weight"] = torch.zeros(5, 5)  # does not fit, and need not
-    nerf.load_nerf_pl(saved, prefixes_to_ignore=["rgb", "sigma"])
-    for name, value in nerf.state_dict().items():
-        ignored = name.split(".")[1] in ("rgb", "sigma")
-        assert torch.equal(value, before[name] if ignored else saved["state_dict"][name])
-
-
-@pytest.mark.parametrize(
-    ("saved", "importance", "message"),
-    [
-        ({"state_dict": {"net.weight": torch.ones(1)}}, 8, r"expected weights named nerf_coarse\.\* and nerf_fine\.\*, got none"),
-        ({}, 8, "got none"),
-        ({"state_dict": 5}, 8, "got none"),
-        (checkpoint(importance=0), 8, r"expected a fine field \(importance 8\), got a file without one; set importance to 0"),
-        (checkpoint(), 0, "expected no fine field .* got a file with one; set importance to the number it was trained with"),
-        (checkpoint(width=32), 8, r"nerf_coarse.dir_encoding.0.bias: expected size \(8,\), got size \(16,\); set depth"),
-        (checkpoint(depth=4), 8, "nerf_coarse.xyz_encoding_4.0.bias: expected no such weight, got size"),
-        (checkpoint(depth=2), 8, "nerf_coarse.xyz_encoding_3.0.bias: expected size .*, got no such weight"),
-        (checkpoint(xyz_frequencies=4), 8, r"xyz_encoding_1.0.weight: expected size \(16, 21\), got size \(16, 27\)"),
-        ({**checkpoint()["state_dict"], "nerf_fine.sigma.bias": "text"}, 8, "nerf_fine.sigma.bias: expected size .*, got a str"),
-        ({**checkpoint()["state_dict"], "nerf_fine.sigma.bias": torch.tensor([torch.nan])}, 8, "sigma.bias: expected finite numbers"),
-    ],
-)
-def test_what_does_not_fit_is_named_and_nothing_changes(saved, importance, message):
-    nerf = Nerf(NerfSampling(importance=importance), **SMALL)
-    before = {name: value.clone() for name, value in nerf.state_dict().items()}
-    with pytest.raises(InputError, match=message):
-        nerf.load_nerf_pl(saved)
-    assert all(torch.equal(value, before[name]) for name, value in nerf.state_dict().items())
-
-
 def test_full_size_has_twice_the_weights_of_one_field():
     assert sum(p.numel() for p in Nerf(NerfSampling()).parameters()) == 2 * 595_844
 

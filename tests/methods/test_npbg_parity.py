@@ -67,15 +67,15 @@ def test_recorded_images(parity, build, kind):
     system = build(align_during_rendering=kind == "aligned")
     cameras = scene_cameras(parity("h0_scene.pt"), parity("h0_scene.pt")["target_views"])
     with torch.no_grad():
-        framing = system.frame(cameras)
-        visible = system.visible(framing, ["recorded", "recorded"], system.rasterizer.levels)
-        image = system.refine(framing, visible).rgb
+        aligned = system.align_cameras(cameras)
+        visible = system.visible(aligned, ["recorded", "recorded"], system.rasterizer.levels)
+        image = system.decode(aligned, visible).rgb
     seen = visible.gathered.parts[0].points
     for rows, index in zip(visible.rows, expected["index_pyramid"], strict=True):
         points = torch.where(rows >= 0, seen[rows.clamp(min=0)], -1)
         assert torch.equal(points, index.long())
     if kind == "aligned":
-        torch.testing.assert_close(framing.drawn.R, expected["raster_R_row"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(aligned.rendered.R, expected["raster_R_row"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(image, expected["image_not_clamped"], rtol=0, atol=1e-5)
     shown = system.render(cameras, "recorded", raster=True)
     assert torch.equal(shown.rgb, image.clamp(0, 1)) and shown.alpha is None
@@ -98,7 +98,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch, tmp_path):
     gradients: dict[str, Tensor] = {}
     of_descriptors = torch.zeros_like(start)
     rendered = []
-    original_step, original_update, original_refine = NPBG.step, SparseRMSprop.update, NPBG.refine
+    original_step, original_update, original_refine = NPBG.step, SparseRMSprop.update, NPBG.decode
 
     def step(self):
         gradients.update({name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None})
@@ -114,7 +114,7 @@ def test_recorded_training_step(parity, build, weights, monkeypatch, tmp_path):
 
     monkeypatch.setattr(NPBG, "step", step)
     monkeypatch.setattr(SparseRMSprop, "update", update)
-    monkeypatch.setattr(NPBG, "refine", refine)
+    monkeypatch.setattr(NPBG, "decode", refine)
     trainer = train(system, Batch(("recorded",) * 2, ("recorded",) * 2, views), tmp_path)
 
     torch.testing.assert_close(rendered[0].rgb.detach(), recorded["rendered"], rtol=0, atol=1e-5)

@@ -81,17 +81,17 @@ def test_masks_are_learned(run_here):
 
 
 def test_pictures_show_the_background_where_the_mask_says_so(run_here, monkeypatch):
-    original = NPBG.refine
+    original = NPBG.decode
 
-    def refine(self, framing, visible):
-        render = original(self, framing, visible)
+    def decode(self, aligned, visible):
+        render = original(self, aligned, visible)
         mask = torch.zeros_like(render.alpha)
         mask[..., 16:] = 1.0
         return replace(render, rgb=render.rgb * 0 + 0.25, mask=mask)
 
     settings = (*QUIET, "system.use_masks=true", "system.refiner.out_channels=4", "system.bg_rgb_color=[0,1,0]")
     first = run_here(*settings, name="first")
-    monkeypatch.setattr(NPBG, "refine", refine)
+    monkeypatch.setattr(NPBG, "decode", refine)
     start = (f"weights_path={first}/checkpoints/last.ckpt", f"system.descriptors_pretrained_dir={first}/descriptors")
     folder = run_here(*settings[1:], *start, "eval_only=true", "datasets.scenes.test=[ball]", name="second")
     picture = np.asarray(Image.open(folder / "rendered" / "ball_holdout" / "test_epoch0" / "test-r_0_rendered.png"))

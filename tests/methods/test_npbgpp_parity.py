@@ -93,14 +93,14 @@ def check_views(witness: Witness, recorded: dict) -> None:
 
 def check_targets(system: NPBGPlusPlus, cameras: Cameras, expected: dict) -> None:
     """Cameras, indices, pyramid and images, as far as they were recorded."""
-    framing = system.frame(cameras)
-    close_to_largest(framing.drawn.R, expected["raster_R_row"], 1e-5)
-    close_to_largest(framing.drawn.T, expected["raster_T"], 1e-5)
-    focal, principal = (number.float() for number in framing.drawn.to_authors_ndc())
+    aligned = system.align_cameras(cameras)
+    close_to_largest(aligned.rendered.R, expected["raster_R_row"], 1e-5)
+    close_to_largest(aligned.rendered.T, expected["raster_T"], 1e-5)
+    focal, principal = (number.float() for number in aligned.rendered.to_authors_ndc())
     torch.testing.assert_close(focal, expected["raster_fcl_ndc"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(principal, expected["raster_prp_ndc"], rtol=1e-5, atol=1e-5)
-    assert list(framing.drawn.image_size) == expected["raster_size"]
-    visible = system.visible(framing, ["recorded"] * len(cameras), system.rasterizer.levels)
+    assert list(aligned.rendered.image_size) == expected["raster_size"]
+    visible = system.visible(aligned, ["recorded"] * len(cameras), system.rasterizer.levels)
     points = torch.cat([part.points for part in visible.gathered.parts])
     for rows, index in zip(visible.rows, expected.get("index_pyramid", visible.rows[:0]), strict="index_pyramid" in expected):
         assert torch.equal(torch.where(rows >= 0, points[rows.clamp(min=0)], -1), index.long())
@@ -109,7 +109,7 @@ def check_targets(system: NPBGPlusPlus, cameras: Cameras, expected: dict) -> Non
         for level, wanted in zip(pyramid[1:], expected["pyramid_first_target_levels1to4"], strict=True):
             close_to_largest(level[:1], wanted, SAMPLED)
         torch.testing.assert_close(system.refiner(pyramid), expected["refiner_out"], rtol=0, atol=2e-4)
-    image = system.refine(framing, visible).rgb
+    image = system.decode(aligned, visible).rgb
     torch.testing.assert_close(image, expected["image_not_clamped"], rtol=0, atol=2e-4)
     assert torch.equal(system.render(cameras, "recorded").rgb, image.clamp(0, 1))
 
@@ -214,7 +214,7 @@ def test_recorded_square_pixels(parity, scene, build, monkeypatch):
     torch.testing.assert_close(centres, scene_cameras(scene, scene["input_views"]).centers(), rtol=1e-5, atol=1e-5)
     cameras = scene_cameras(scene | changes, scene["target_views"])
     close_to_largest(descriptors_for(system, cameras[0]), recorded["target_descriptors_first"], SAMPLED)
-    image = system.refine(framing := system.frame(cameras), system.visible(framing, ["recorded"] * 2, system.rasterizer.levels)).rgb
+    image = system.decode(aligned := system.align_cameras(cameras), system.visible(aligned, ["recorded"] * 2, system.rasterizer.levels)).rgb
     torch.testing.assert_close(image, recorded["aligned"]["image_not_clamped"], rtol=0, atol=2e-4)
 
 

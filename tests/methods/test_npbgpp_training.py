@@ -267,9 +267,9 @@ def test_scenes_take_turns(run_colours, tmp_path, monkeypatch, reload):
     visited: list[set[str]] = []
     start, look = NPBGPlusPlus.on_train_epoch_start, NPBGPlusPlus.visible_in_training
 
-    def spy(self, framing, batch):
+    def spy(self, aligned, batch):
         visited[-1].update(batch.scene)
-        return look(self, framing, batch)
+        return look(self, aligned, batch)
 
     monkeypatch.setattr(NPBGPlusPlus, "on_train_epoch_start", lambda self: visited.append(set()) or start(self))
     monkeypatch.setattr(NPBGPlusPlus, "visible_in_training", spy)

@@ -45,7 +45,7 @@ class Step:
 def watch_training(monkeypatch) -> Step:
     step = Step()
     crop, in_frustum, describe = module.crop_to_points, ProjectionSettings.in_frustum, NPBGPlusPlus._describe_target
-    refine, original_step = NPBGPlusPlus.refine, NPBGPlusPlus.step
+    refine, original_step = NPBGPlusPlus.decode, NPBGPlusPlus.step
 
     def cropped(images, cameras, xyz_world, shown, max_size, convention):
         region = crop(images, cameras, xyz_world, shown, max_size, convention)
@@ -62,9 +62,9 @@ def watch_training(monkeypatch) -> Step:
             step.described.append(describe(self, features, photos, step.shown[-1], step.crops[-1]["xyz"], target))
         return describe(self, features, photos, shown, xyz_world, target)
 
-    def refined(self, framing, visible):
+    def refined(self, aligned, visible):
         step.pyramids.append([level.detach() for level in self.rasterizer(visible.rows, visible.descriptors)])
-        render = refine(self, framing, visible)
+        render = refine(self, aligned, visible)
         step.rendered.append(render.rgb.detach())
         return render
 
@@ -75,7 +75,7 @@ def watch_training(monkeypatch) -> Step:
     monkeypatch.setattr(module, "crop_to_points", cropped)
     monkeypatch.setattr(ProjectionSettings, "in_frustum", inside)
     monkeypatch.setattr(NPBGPlusPlus, "_describe_target", described)
-    monkeypatch.setattr(NPBGPlusPlus, "refine", refined)
+    monkeypatch.setattr(NPBGPlusPlus, "decode", refined)
     monkeypatch.setattr(NPBGPlusPlus, "step", stepped)
     return step
 
@@ -153,8 +153,8 @@ def test_recorded_colour_regulariser(parity, build, monkeypatch, tmp_path, case)
     monkeypatch.setattr(system.rasterizer, "from_image", lambda features, mask, corrupt: pyramid(features, mask, corrupt=False))
     system.refiner.register_forward_hook(lambda _, inputs, output: images.append(output))
     system.check_before_training(["recorded"], [])
-    framing = system.frame(batch.target.cameras)
-    visible = system.visible_in_training(framing, batch)
-    terms = system.terms(system.refine(framing, visible), batch, visible)
+    aligned = system.align_cameras(batch.target.cameras)
+    visible = system.visible_in_training(aligned, batch)
+    terms = system.terms(system.decode(aligned, visible), batch, visible)
     torch.testing.assert_close(images[-1], sample["colour_reg_rendered_without_corruption"], rtol=0, atol=2e-4)
     assert terms["rgb_reg_loss"].item() == pytest.approx(sample["colour_reg_loss_without_corruption"].item(), rel=1e-4)

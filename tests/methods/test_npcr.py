@@ -31,7 +31,7 @@ def drawn(monkeypatch) -> list[int]:
     seen = []
     original = NPCR.draw
 
-    def draw(self, *arguments, **keywords):
+    def render_layers(self, *arguments, **keywords):
         found = original(self, *arguments, **keywords)
         seen.append(found.layers.shape[1])
         return found
@@ -199,7 +199,7 @@ def test_view_directions_know_nothing_of_where_the_camera_stands(run_here, tiny_
     assert both.sum() > 20
     torch.testing.assert_close(images[0][:, both], images[1][:, both])
     torch.testing.assert_close(images[0].norm(dim=0)[both], torch.ones(int(both.sum())))
-    empty = system.draw(camera, ["ball"]).depth[0].isinf()
+    empty = system.render_layers(camera, ["ball"]).depth[0].isinf()
     assert empty.any() and not images[0][:, empty].any()
     row, column = both.nonzero()[0].tolist()
     _, rays = camera.rays()

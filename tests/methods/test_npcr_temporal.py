@@ -110,7 +110,7 @@ def test_the_threshold_is_on_the_scale_of_255():
     before[3] = 1.0
     before[:3, :, 10:] += 51 / 255
     before[:3, :, 20:] += 1 / 255
-    alike = reproject(before, plane(), camera(), plane(), camera()).alike(current, 8000.0)
+    alike = reproject(before, plane(), camera(), plane(), camera()).similar(current, 8000.0)
     assert alike[:, :20].all() and not alike[:, 20:].any()
 
 

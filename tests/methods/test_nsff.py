@@ -205,15 +205,15 @@ def test_test_views_are_those_of_the_evaluation(trained, tmp_path):
 
 
 def test_a_fixed_view_shows_all_moments_and_new_pictures_between_them(trained, tmp_path):
-    moments = film(trained, tmp_path / "moments", "fixview2_interp0")
+    time_steps = film(trained, tmp_path / "moments", "fixview2_interp0")
     between = film(trained, tmp_path / "between", "fixview2_interp1")
-    assert len(moments) == FRAMES and len(between) == (FRAMES - 1) * 2 + 1
+    assert len(time_steps) == FRAMES and len(between) == (FRAMES - 1) * 2 + 1
     for k in range(FRAMES):
-        assert np.array_equal(moments[k], between[2 * k])
+        assert np.array_equal(time_steps[k], between[2 * k])
     own = film(trained, tmp_path / "own", "train", views=(2,))
-    assert np.array_equal(own[0], moments[2])
+    assert np.array_equal(own[0], time_steps[2])
     middle = np.stack(between[1::2]).astype(float)
-    assert np.isfinite(middle).all() and all(np.abs(a - b).mean() < 40 for a, b in zip(moments, between[1::2], strict=False))
+    assert np.isfinite(middle).all() and all(np.abs(a - b).mean() < 40 for a, b in zip(time_steps, between[1::2], strict=False))
 
 
 def test_time_goes_on_or_stands_still(trained, tmp_path):
@@ -224,8 +224,8 @@ def test_time_goes_on_or_stands_still(trained, tmp_path):
     assert cameras[0] != cameras[1]
     with torch.no_grad():
         camera = system.scene.views[3].camera
-        shown = [system.render_at(camera, moment).rgb for moment in (1, 6)]
-    assert not torch.allclose(*shown), "moments differ"
+        shown = [system.render_at(camera, time_step).rgb for time_step in (1, 6)]
+    assert not torch.allclose(*shown), "time steps differ"
 
 
 def test_parts_depth_and_motion(trained, tmp_path):
@@ -233,8 +233,10 @@ def test_parts_depth_and_motion(trained, tmp_path):
     assert not np.array_equal(whole[0], static[0]) and not np.array_equal(static[0], dynamic[0])
     # static matter does not know the time
     system = system_of(trained)
-    looks = [system.seeing().look(system.scene.views[0].camera, moment) for moment in (0, 5)]
-    assert torch.equal(looks[0].static_rgb, looks[1].static_rgb) and not torch.equal(looks[0].dynamic_rgb, looks[1].dynamic_rgb)
+    rendered_path = [system.renderer().render(system.scene.views[0].camera, time_step) for time_step in (0, 5)]
+    assert torch.equal(rendered_path[0].static_rgb, rendered_path[1].static_rgb) and not torch.equal(
+        rendered_path[0].dynamic_rgb, rendered_path[1].dynamic_rgb
+    )
     film(trained, tmp_path / "maps", "fixview0_interp0", depth=("npy",), motion=True)
     assert len(list((tmp_path / "maps").glob("motion_*.png"))) == FRAMES
     depth = np.load(tmp_path / "maps" / "depth_00000.npy")

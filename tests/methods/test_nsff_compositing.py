@@ -8,13 +8,13 @@ import torch
 from npbgpp.methods.nsff.compositing import (
     composite_both,
     composite_one,
+    deltas,
+    disocclusion_weights,
     dynamic_layer,
+    mask_unseen,
     mean_along,
     near_motion,
     optical_depth,
-    reach,
-    trust_in,
-    unseen_is_empty,
 )
 
 DRAW = {"dtype": torch.float64}
@@ -54,7 +54,7 @@ def plain(static, static_rgb, dynamic, dynamic_rgb, z):
 
 
 def ours(static, static_rgb, dynamic, dynamic_rgb, z):
-    static_tau, dynamic_tau = optical_depth(static, reach(z, 100.0)), optical_depth(dynamic, reach(z, 1e-3))
+    static_tau, dynamic_tau = optical_depth(static, deltas(z, 100.0)), optical_depth(dynamic, deltas(z, 1e-3))
     seen = composite_both(static_tau, static_rgb, dynamic_tau, dynamic_rgb, z)
     alone = composite_one(static_tau, static_rgb, z)
     return [
@@ -88,7 +88,7 @@ def test_kinds_that_share_a_sample_add_up():
 
 def test_no_dynamic_matter_is_the_static_scene_alone():
     static, static_rgb, _, dynamic_rgb, z = example()
-    tau = optical_depth(static, reach(z, 100.0))
+    tau = optical_depth(static, deltas(z, 100.0))
     seen, alone = composite_both(tau, static_rgb, torch.zeros_like(tau), dynamic_rgb, z), composite_one(tau, static_rgb, z)
     torch.testing.assert_close(seen.rgb, alone.rgb)
     torch.testing.assert_close(seen.depth, alone.depth)
@@ -99,15 +99,15 @@ def test_no_dynamic_matter_is_the_static_scene_alone():
 def test_behind_the_last_sample_everything_is_static():
     z = torch.linspace(0, 1, 4)[None]
     sigma = torch.tensor([[-40.0, -40.0, -40.0, 3.0]])
-    seen = composite_both(optical_depth(sigma, reach(z, 100.0)), None, optical_depth(sigma, reach(z, 1e-3)), None, z)
+    seen = composite_both(optical_depth(sigma, deltas(z, 100.0)), None, optical_depth(sigma, deltas(z, 1e-3)), None, z)
     assert seen.static_weights[0, 3] > 0.999 and seen.dynamic_weights[0, 3] < 0.01
 
 
 def test_noise_is_added_to_densities():
     sigma, z = torch.zeros(2, 4), torch.linspace(0, 1, 4).expand(2, 4)
     noise = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
-    noisy = optical_depth(sigma, reach(z, 1.0), 0.5, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(noisy, optical_depth(0.5 * noise, reach(z, 1.0)))
+    noisy = optical_depth(sigma, deltas(z, 1.0), 0.5, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(noisy, optical_depth(0.5 * noise, deltas(z, 1.0)))
 
 
 def test_far_away_nothing_moves():
@@ -117,7 +117,7 @@ def test_far_away_nothing_moves():
 
 def test_what_no_camera_saw_is_empty():
     sigma = torch.full((1, 2), 8.0)
-    assert unseen_is_empty(sigma, torch.tensor([[True, False]])).tolist() == [[8.0, -10.0]]
+    assert mask_unseen(sigma, torch.tensor([[True, False]])).tolist() == [[8.0, -10.0]]
 
 
 def test_means_along_rays():
@@ -131,8 +131,8 @@ def test_trust_falls_where_weights_change_and_has_no_gradient():
     then = torch.tensor([[50.0, 0.0, 0.0]], requires_grad=True)
     present, moved, gone = (composite_both(none, None, tau, None, z) for tau in (now, then, none))
     # as much is seen as before, though elsewhere along the ray: rays agree, samples do not
-    trust = trust_in(moved, present)
-    torch.testing.assert_close(trust.rays, torch.ones(1))
-    torch.testing.assert_close(trust.samples, torch.tensor([[0.0, 0.0, 1.0]]))
-    torch.testing.assert_close(trust_in(gone, present).rays, torch.zeros(1))
-    assert not trust.rays.requires_grad and not trust.samples.requires_grad
+    disocclusion = disocclusion_weights(moved, present)
+    torch.testing.assert_close(disocclusion.rays, torch.ones(1))
+    torch.testing.assert_close(disocclusion.samples, torch.tensor([[0.0, 0.0, 1.0]]))
+    torch.testing.assert_close(disocclusion_weights(gone, present).rays, torch.zeros(1))
+    assert not disocclusion.rays.requires_grad and not disocclusion.samples.requires_grad

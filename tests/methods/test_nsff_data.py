@@ -18,7 +18,7 @@ from npbgpp.data.video_sampling import VideoSampling
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff import data as frame_table
 from npbgpp.methods.nsff.data import FrameOrder, PixelWeights, VideoBatch, VideoDataset
-from npbgpp.methods.nsff.normalisation import video_frame
+from npbgpp.methods.nsff.normalisation import video_normalisation
 from npbgpp.parsers import read_scene
 
 FRAMES, SIZE = 8, (32, 48)
@@ -39,7 +39,7 @@ def rays_of(scene: Scene, indices=None, budget=PLENTY, margin=0, cache=None, **s
     drawn = {"rays_per_batch": 64, "seed": 3}
     drawn |= {key: sampling.pop(key) for key in tuple(sampling) if key in drawn}
     settings = VideoSampling(**{"batches_per_epoch": 40} | sampling)
-    return VideoDataset(scene, indices, video_frame(scene), settings, budget, margin, cache, **drawn)
+    return VideoDataset(scene, indices, video_normalisation(scene), settings, budget, margin, cache, **drawn)
 
 
 def same(one: VideoBatch, other: VideoBatch) -> bool:
@@ -49,22 +49,22 @@ def same(one: VideoBatch, other: VideoBatch) -> bool:
 # ------------------------------------------------------------------ what is seen
 def test_rays_go_through_the_pixels_that_they_have_the_colours_of(scene, moving_root):
     data = rays_of(scene, exclusion_window=0)
-    frame = video_frame(scene)
+    frame = video_normalisation(scene)
     for item in range(6):
         batch = data[item]
-        (moment,) = batch.moment.unique().tolist()
+        (time_step,) = batch.time_step.unique().tolist()
         row, column = batch.pixel // SIZE[1], batch.pixel % SIZE[1]
-        uv_px, depth = frame.project(frame.ndc_to_field(batch.origins + 0.5 * batch.directions), moment)
+        uv_px, depth = frame.project(frame.ndc_to_field(batch.origins + 0.5 * batch.directions), time_step)
         torch.testing.assert_close(uv_px, torch.stack([column, row], 1) + 0.5, atol=1e-3, rtol=0)
         assert (depth > 0).all()
-        view = scene.views[moment]
+        view = scene.views[time_step]
         photo = frame_table.read_photo(view).image
         torch.testing.assert_close(batch.rgb, photo[:, row, column].T / 255)
         torch.testing.assert_close(batch.disparity, read_disparity(view)[row, column])
         assert torch.equal(batch.static, read_static(view)[row, column])
         for uv, folder, file, known in (
-            (batch.uv_forward_px, "flow_fw", moment, moment < FRAMES - 1),
-            (batch.uv_backward_px, "flow_bw", moment - 1, moment > 0),
+            (batch.uv_forward_px, "flow_fw", time_step, time_step < FRAMES - 1),
+            (batch.uv_backward_px, "flow_bw", time_step - 1, time_step > 0),
         ):
             if known:
                 flow = torch.from_numpy(read_flow(moving_root / "hop" / folder / f"{file + (folder == 'flow_bw'):05d}.flo"))[row, column]
@@ -85,11 +85,11 @@ def test_held_out_frames_are_not_drawn_and_no_flow_leads_to_them(scene):
     assert held_out.splits == {"train": (0, 1, 2, 4, 5, 6, 7), "val": (4,), "test": (3,)}
     data = rays_of(held_out)
     seen = [data[item] for item in range(200)]
-    assert {int(batch.moment[0]) for batch in seen} == {0, 1, 2, 4, 5, 6, 7}
+    assert {int(batch.time_step[0]) for batch in seen} == {0, 1, 2, 4, 5, 6, 7}
     for batch in seen:
-        moment = int(batch.moment[0])
-        assert batch.uv_forward_px.isnan().any() == (moment in (2, 7))
-        assert batch.uv_backward_px.isnan().any() == (moment in (0, 4))
+        time_step = int(batch.time_step[0])
+        assert batch.uv_forward_px.isnan().any() == (time_step in (2, 7))
+        assert batch.uv_backward_px.isnan().any() == (time_step in (0, 4))
 
 
 def test_flow_of_reduced_frames_is_reduced(scene, moving_root):
@@ -183,7 +183,7 @@ def test_what_does_not_fit_into_memory_is_read_every_time(scene, monkeypatch):
     data.load()
     reads = []
     monkeypatch.setattr(
-        "npbgpp.methods.nsff.data.read_table", lambda view, cache: reads.append(view.moment) or frame_table.read_table(view, cache)
+        "npbgpp.methods.nsff.data.read_table", lambda view, cache: reads.append(view.time_step) or frame_table.read_table(view, cache)
     )
     for k in range(30):
         data[k]
@@ -198,7 +198,7 @@ def test_pixels_are_drawn_by_their_weights(scene):
     wrong = torch.zeros(SIZE)
     wrong[10:20, 5:15], wrong[20:, 30:] = 1.0, 0.25
     data.weights.update(2, wrong)
-    drawn = {moment: torch.cat([b.pixel for b in (data[k] for k in range(60)) if b.moment[0] == moment]) for moment in (2, 6)}
+    drawn = {time_step: torch.cat([b.pixel for b in (data[k] for k in range(60)) if b.time_step[0] == time_step]) for time_step in (2, 6)}
     counts = torch.bincount(drawn[2], minlength=SIZE[0] * SIZE[1]).view(SIZE).float() / len(drawn[2])
     total = 100 + 0.25 * 12 * 18 + 0.001 * (32 * 48 - 100 - 12 * 18)
     assert counts[10:20, 5:15].sum() == pytest.approx(100 / total, rel=0.05)
@@ -215,8 +215,8 @@ def test_workers_see_new_weights(scene):
     assert len(list(loader)) == 6
     corner = torch.zeros(SIZE)
     corner[0, 0] = 1
-    for moment in range(FRAMES):
-        data.weights.update(moment, corner)
+    for time_step in range(FRAMES):
+        data.weights.update(time_step, corner)
     sampler.set_epoch(1)
     share = torch.cat([batch.pixel == 0 for batch in loader]).float().mean()
     assert share == pytest.approx(1 / (1 + 0.001 * (32 * 48 - 1)), abs=0.1)
@@ -278,9 +278,9 @@ def test_part_of_the_pixels_is_drawn_where_something_moves(scene, hard):
         assert torch.equal(batch.pixel[:100], plain[k].pixel), "the others as ever"
         row, column = batch.pixel[100:] // SIZE[1], batch.pixel[100:] % SIZE[1]
         assert not batch.static[100:].any() and min(row.min(), column.min()) >= 2 and row.max() < SIZE[0] - 2 and column.max() < SIZE[1] - 2
-    moment = int(data[0].moment[0])
-    drawn = torch.cat([batch.pixel[100:] for batch in (data[k] for k in range(200)) if batch.moment[0] == moment]).unique()
-    assert len(drawn) > 0.95 * (~read_static(scene.views[moment])[2:-2, 2:-2]).sum(), "all of them come"
+    time_step = int(data[0].time_step[0])
+    drawn = torch.cat([batch.pixel[100:] for batch in (data[k] for k in range(200)) if batch.time_step[0] == time_step]).unique()
+    assert len(drawn) > 0.95 * (~read_static(scene.views[time_step])[2:-2, 2:-2]).sum(), "all of them come"
 
 
 def test_without_masks_pixels_are_drawn_everywhere(tmp_path, moving_root):

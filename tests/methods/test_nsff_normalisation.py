@@ -34,8 +34,8 @@ def turned(angle: float, centre=(0.0, 0.0, 0.0)) -> Cameras:
 @pytest.fixture
 def frame():
     eye = torch.eye(3, dtype=torch.float64)
-    moments = Cameras.cat([turned(0.0), turned(0.2, (0.3, -0.1, -1.4))])
-    return VideoNormalisation(eye, torch.zeros(3, dtype=torch.float64), 1.0, 400.0, 400.0, 252.0, 189.0, SIZE, moments)
+    time_steps = Cameras.cat([turned(0.0), turned(0.2, (0.3, -0.1, -1.4))])
+    return VideoNormalisation(eye, torch.zeros(3, dtype=torch.float64), 1.0, 400.0, 400.0, 252.0, 189.0, SIZE, time_steps)
 
 
 def test_rays_have_the_numbers_of_the_published_formula(frame):
@@ -82,15 +82,15 @@ def test_depth_two_is_the_middle_of_ndc_and_infinity_stays_finite(frame):
 
 def test_points_project_where_the_camera_of_their_moment_sees_them(frame):
     xyz = torch.tensor([[[0.2, 0.3, -3.0], [-1.0, 0.2, -6.0]], [[0.0, 0.0, -9.0], [2.0, 1.0, -5.0]]]).double()
-    for moment in (0, 1):
-        uv_px, depth = frame.project(xyz, moment)
-        expected, expected_depth = frame.moments[moment].project(xyz.reshape(1, 4, 3))
+    for time_step in (0, 1):
+        uv_px, depth = frame.project(xyz, time_step)
+        expected, expected_depth = frame.frame_cameras[time_step].project(xyz.reshape(1, 4, 3))
         torch.testing.assert_close(uv_px.reshape(1, 4, 2), expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(depth.reshape(1, 4), expected_depth)
 
 
 def test_a_point_on_the_ray_of_a_pixel_projects_to_its_centre(frame):
-    origins, directions = frame.moments[1].rays()
+    origins, directions = frame.frame_cameras[1].rays()
     begin, along = frame.rays(origins[0, 10, 20:21], directions[0, 10, 20:21])
     uv_px, _ = frame.project(frame.ndc_to_field(begin + 0.6 * along), 1)
     assert uv_px[0].tolist() == pytest.approx([20.5, 10.5], abs=1e-3)

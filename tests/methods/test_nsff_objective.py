@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.methods.nsff.data import HardPixels, PixelWeights, VideoBatch
+from npbgpp.methods.nsff.data import HardSampling, PixelWeights, VideoBatch
 from npbgpp.methods.nsff.model import Nsff, NsffSampling, Training
 from npbgpp.methods.nsff.objective import LossSchedule, LossWeights, loss_terms, weighted_means
 from npbgpp.volume.sampling import Rays
 
 from ..helpers.settings import system_settings
-from .moving_camera import MOMENTS, moving_camera
+from .moving_camera import TIME_STEPS, moving_camera
 
 RAYS = 6
 ALL = {"colour", "disparity", "entropy", "cross_entropy", "photometric", "cycle", "least_motion", "spatial_smoothness"}
@@ -26,16 +26,16 @@ def weights_of(**changes: float) -> LossWeights:
     return replace(system_settings("nsff").loss_weights, **changes)
 
 
-def batch(moment: int) -> VideoBatch:
-    generator = torch.Generator().manual_seed(moment)
+def batch(time_step: int) -> VideoBatch:
+    generator = torch.Generator().manual_seed(time_step)
     uv_px = torch.rand(RAYS, 2, generator=generator) * torch.tensor([24.0, 16.0])
-    origins, along = (part[0].float() for part in moving_camera().moments[moment].rays_through(uv_px.double()))
+    origins, along = (part[0].float() for part in moving_camera().frame_cameras[time_step].rays_through(uv_px.double()))
     directions = moving_camera().rays(origins, along)
     return VideoBatch(
         *directions,
         along,
         torch.rand(RAYS, 3, generator=generator),
-        torch.full((RAYS,), moment),
+        torch.full((RAYS,), time_step),
         torch.rand(RAYS, generator=generator),
         torch.ones(RAYS, dtype=torch.bool),
         uv_px + 1,
@@ -44,25 +44,25 @@ def batch(moment: int) -> VideoBatch:
     )
 
 
-def seen(rays: VideoBatch, moment: int, importance: int = 0) -> Training:
+def seen(rays: VideoBatch, time_step: int, importance: int = 0) -> Training:
     torch.manual_seed(0)
     sizes = {"depth": 2, "width": 8, "skips": (), "xyz_frequencies": 2, "dir_frequencies": 1, "time_channels": 2}
-    field = Nsff(NsffSampling(samples=8, importance=importance, perturb=0.0, noise_std=0.0), moments=MOMENTS, **sizes)
+    field = Nsff(NsffSampling(samples=8, importance=importance, perturb=0.0, noise_std=0.0), time_steps=TIME_STEPS, **sizes)
     ends = torch.zeros(RAYS), torch.ones(RAYS)
-    return field.train_on(Rays(rays.origins, rays.directions, *ends), rays.view_directions, moment)
+    return field.render_training(Rays(rays.origins, rays.directions, *ends), rays.view_directions, time_step)
 
 
 @pytest.mark.parametrize(
-    ("moment", "further"),
+    ("time_step", "further"),
     [
         (0, {"flow_forward"}),
         (1, {"flow_forward", "flow_backward", "temporal_smoothness"}),
         (3, {"flow_backward"}),
     ],
 )
-def test_terms_are_those_that_the_neighbours_allow(moment, further):
-    rays = batch(moment)
-    terms = loss_terms(seen(rays, moment), rays, moving_camera(), moment, 1)
+def test_terms_are_those_that_the_neighbours_allow(time_step, further):
+    rays = batch(time_step)
+    terms = loss_terms(seen(rays, time_step), rays, moving_camera(), time_step, 1)
     assert set(terms) == ALL | further
     assert all(torch.isfinite(term).all() for term in terms.values())
 
@@ -138,7 +138,7 @@ def test_a_weight_of_zero_switches_a_term_off():
 # ---------------------------------------------------------------------------------------------------------------- hard pixels
 def test_pixels_unlike_the_photo_are_drawn_more_often():
     weights = PixelWeights([0, 2], (16, 20))
-    hard, generator = HardPixels(weights), torch.Generator().manual_seed(0)
+    hard, generator = HardSampling(weights), torch.Generator().manual_seed(0)
     photo = torch.rand(16, 20, 3, generator=generator)
     rendered = photo.clone()
     rendered[2:8, 3:9] = 1 - rendered[2:8, 3:9]
@@ -153,7 +153,7 @@ def test_pixels_unlike_the_photo_are_drawn_more_often():
 
 def test_pixels_that_were_never_drawn_keep_their_weight():
     weights = PixelWeights([0], (16, 16))
-    hard = HardPixels(weights)
+    hard = HardSampling(weights)
     pixel = torch.arange(64)
     hard.record(0, pixel, torch.full((64, 3), 0.5), torch.full((64, 3), 0.5))
     hard.reweigh()

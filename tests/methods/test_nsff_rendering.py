@@ -23,18 +23,18 @@ def way() -> Cameras:
 
 def scene() -> Scene:
     cameras = way()
-    views = tuple(View(f"{k:05}", Path(f"{k}.png"), cameras[k], moment=k) for k in range(FRAMES))
+    views = tuple(View(f"{k:05}", Path(f"{k}.png"), cameras[k], time_step=k) for k in range(FRAMES))
     return Scene("video", views, {"train": tuple(range(FRAMES)), "val": (), "test": ()}, CloudFile(Path("none.ply")))
 
 
 def test_time_goes_on_along_the_spiral():
     found = timed_path("spiral", scene(), None, None)
-    assert [timed.moment for timed in found] == [k for k in range(FRAMES) for _ in range(6)] and all(timed.share == 0 for timed in found)
+    assert [timed.time_step for timed in found] == [k for k in range(FRAMES) for _ in range(6)] and all(timed.share == 0 for timed in found)
 
 
 def test_time_stands_still_about_a_frame():
     found = timed_path("spiral3", scene(), None, None)
-    assert len(found) == 60 and {(timed.moment, timed.share) for timed in found} == {(3, 0.0)}
+    assert len(found) == 60 and {(timed.time_step, timed.share) for timed in found} == {(3, 0.0)}
     assert len(timed_path("spiral3", scene(), 7, (32, 48))) == 7 and found[0].camera.image_size == (16, 24)
 
 
@@ -42,14 +42,14 @@ def test_time_stands_still_about_a_frame():
 def test_as_many_new_pictures_between_moments_as_the_name_says(new):
     found = timed_path(f"fixview1_interp{new}", scene(), None, None)
     assert len(found) == (FRAMES - 1) * (new + 1) + 1
-    assert [timed.moment + timed.share for timed in found] == pytest.approx([k / (new + 1) for k in range(len(found))])
+    assert [timed.time_step + timed.share for timed in found] == pytest.approx([k / (new + 1) for k in range(len(found))])
     assert all(timed.camera is found[0].camera for timed in found[:-1])
-    assert torch.equal(found[0].camera.T, way().T[1:2]) and found[-1].moment == FRAMES - 1
+    assert torch.equal(found[0].camera.T, way().T[1:2]) and found[-1].time_step == FRAMES - 1
 
 
 def test_time_is_spread_over_any_path():
     cameras = [way()[0]] * 10
-    assert [timed.moment for timed in spread_over_time(cameras, FRAMES)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert [timed.time_step for timed in spread_over_time(cameras, FRAMES)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_names_of_paths():

@@ -14,7 +14,7 @@ from ..run_folders import remember, run_words
 
 
 @pytest.fixture(scope="module")
-def learnt(moving_root, tmp_path_factory) -> NSFF:
+def trained_system(moving_root, tmp_path_factory) -> NSFF:
     """The moving scene of 8 frames of 48x32 pixels after 480 of the 2400 steps of the experiment, with smaller fields."""
     launch = tmp_path_factory.mktemp("separates")
     words = (
@@ -32,10 +32,10 @@ def learnt(moving_root, tmp_path_factory) -> NSFF:
 
 
 @torch.no_grad()
-def test_what_moves_is_told_from_what_stands_still(learnt):
+def test_what_moves_is_told_from_what_stands_still(trained_system):
     """After a fifth of the training: an intersection over union of 0.32 was seen, opacities of 0.52 and 0.27."""
-    frames = learnt.scene.frames
-    found = torch.cat([learnt.seeing().look(view.camera, view.moment).dynamic_alpha for view in frames])
+    frames = trained_system.scene.frames
+    found = torch.cat([trained_system.renderer().render(view.camera, view.time_step).dynamic_alpha for view in frames])
     moving = torch.cat([~read_static(view).flatten() for view in frames])
     said = found > 0.5
     overlap = (said & moving).sum() / (said | moving).sum()
@@ -44,16 +44,16 @@ def test_what_moves_is_told_from_what_stands_still(learnt):
 
 
 @torch.no_grad()
-def test_motion_in_space_explains_the_optical_flow(learnt):
+def test_motion_in_space_explains_the_optical_flow(trained_system):
     """Better than no flow, and where something moves better than the same depths that stand still, seen by the moving camera."""
-    seeing, errors = learnt.seeing(), {"found": [], "standing": [], "none": []}
-    for view in learnt.scene.frames[:-1]:
-        look, known, moving = seeing.look(view.camera, view.moment), read_uv(view, True), ~read_static(view)
-        rays, _ = seeing.rays(view.camera)
-        standing = replace(look, forward=rays.origins + look.depth[:, None] * rays.directions)
+    renderer, errors = trained_system.renderer(), {"found": [], "standing": [], "none": []}
+    for view in trained_system.scene.frames[:-1]:
+        outputs, known, moving = renderer.render(view.camera, view.time_step), read_uv(view, True), ~read_static(view)
+        rays, _ = renderer.rays(view.camera)
+        standing = replace(outputs, forward=rays.origins + outputs.depth[:, None] * rays.directions)
         for name, flow in (
-            ("found", seeing.optical_flow(look, view.moment, True)),
-            ("standing", seeing.optical_flow(standing, view.moment, True)),
+            ("found", renderer.optical_flow(outputs, view.time_step, True)),
+            ("standing", renderer.optical_flow(standing, view.time_step, True)),
             ("none", torch.zeros_like(known)),
         ):
             errors[name].append((flow - known).norm(dim=-1)[moving])

@@ -1,11 +1,11 @@
-"""Pictures between two moments: every pixel of every plane carried by hand, values and gradients, and what stands still."""
+"""Pictures between two time steps: every pixel of every plane carried by hand, values and gradients, and what stands still."""
 
 import math
 
 import pytest
 import torch
 
-from npbgpp.methods.nsff.compositing import Between, Plane, pictures_between
+from npbgpp.methods.nsff.compositing import InterpolatedOutputs, Plane, interpolate_outputs
 
 D = torch.float64
 SIZE = (3, 4)
@@ -54,7 +54,7 @@ def carried(plane: Plane, flow: list[tuple[float, float]]) -> tuple[list, list]:
     return [mean[:3] for mean in means], [mean[3] for mean in means]
 
 
-def by_hand(planes: list[tuple[Plane, Plane]], share: float) -> Between:
+def by_hand(planes: list[tuple[Plane, Plane]], share: float) -> InterpolatedOutputs:
     black, zero = torch.zeros(3, dtype=D), torch.zeros((), dtype=D)
     rows = [
         {
@@ -93,13 +93,13 @@ def by_hand(planes: list[tuple[Plane, Plane]], share: float) -> Between:
     for row in rows:
         row["dynamic_rgb"] = row["dynamic_rgb"] + 0.8 * (1 - row["dynamic_alpha"])
         del row["a"], row["s"]
-    return Between(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+    return InterpolatedOutputs(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_equals_pixels_carried_by_hand_in_values_and_gradients(share):
     planes = some_planes()
-    (found,), expected = pictures_between(iter(planes), [share], SIZE, to_field, to_pixels), by_hand(planes, share)
+    (found,), expected = interpolate_outputs(iter(planes), [share], SIZE, to_field, to_pixels), by_hand(planes, share)
     names = list(found.__dict__)
     for name in names:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
@@ -125,15 +125,15 @@ def test_equals_pixels_carried_by_hand_in_values_and_gradients(share):
 
 def test_several_pictures_at_once_are_those_made_one_by_one():
     planes, shares = some_planes(), [0.1, 0.5, 0.9]
-    together = pictures_between(planes, shares, SIZE, to_field, to_pixels)
+    together = interpolate_outputs(planes, shares, SIZE, to_field, to_pixels)
     for share, made in zip(shares, together, strict=True):
-        (alone,) = pictures_between(planes, [share], SIZE, to_field, to_pixels)
+        (alone,) = interpolate_outputs(planes, [share], SIZE, to_field, to_pixels)
         assert torch.equal(made.rgb, alone.rgb) and torch.equal(made.depth, alone.depth)
 
 
 def test_what_stands_still_fades_from_the_one_moment_to_the_other():
     planes = some_planes(1, motion=0.0)
-    first, middle, last = pictures_between(planes, [0.0, 0.5, 1.0], SIZE, to_field, to_pixels)
+    first, middle, last = interpolate_outputs(planes, [0.0, 0.5, 1.0], SIZE, to_field, to_pixels)
     torch.testing.assert_close(middle.rgb, (first.rgb + last.rgb) / 2)
     assert torch.equal(first.static_rgb, last.static_rgb)
 
@@ -147,7 +147,7 @@ def test_a_patch_that_moves_by_two_pixels_is_in_the_middle_after_half_of_the_tim
         tau, rgb, motion = dense.clone(), black.clone(), black.clone()
         tau[pixel], rgb[pixel], motion[pixel] = 50.0, colour, sign * step
         planes.append(Plane(place, nothing, nothing, black, tau, rgb, motion, motion))
-    (made,) = pictures_between([(planes[0], planes[1])], [0.5], SIZE, lambda xyz: xyz, lambda xyz: xyz[:, :2])
+    (made,) = interpolate_outputs([(planes[0], planes[1])], [0.5], SIZE, lambda xyz: xyz, lambda xyz: xyz[:, :2])
     # in the middle arrive the patch and the pixel that stands there and is empty: the mean of both, from either side
     expected = torch.zeros(N, dtype=D)
     expected[5] = 0.5

@@ -53,10 +53,10 @@ def test_every_frame_has_its_maps(root):
 def test_frames_in_use_are_counted_from_zero_and_end_without_flow(root):
     scene = read(root, start_end=(2, 6))
     assert [view.name for view in scene.frames] == ["00002", "00003", "00004", "00005"]
-    assert [view.moment for view in scene.frames] == [0, 1, 2, 3]
+    assert [view.time_step for view in scene.frames] == [0, 1, 2, 3]
     assert scene.frames[0].motion.flow_backward is None and scene.frames[-1].motion.flow_forward is None
     assert scene.frames[0].motion.flow_forward.name == "00002.flo" and scene.frames[1].motion.flow_backward.name == "00003.flo"
-    assert [(view.name, view.moment) for view in scene.views[4:]] == [(f"novel_{k:05d}", k - 2) for k in (2, 3, 4, 5)]
+    assert [(view.name, view.time_step) for view in scene.views[4:]] == [(f"novel_{k:05d}", k - 2) for k in (2, 3, 4, 5)]
     assert scene.splits == {"train": (0, 1, 2, 3), "val": (2,), "test": (4, 5, 6, 7)}
 
 
@@ -120,7 +120,7 @@ def test_poses_bounds_replace_a_missing_model(root):
     for view in reference.frames:
         pose = view.camera.to_opengl()[0].double().numpy()
         matrix = np.stack([-pose[:3, 1], pose[:3, 0], pose[:3, 2], pose[:3, 3], [*SIZE, view.camera.focal_length[0, 0].item()]], 1)
-        rows.append([*matrix.ravel(), 1.5 + 0.1 * view.moment, 9.0])
+        rows.append([*matrix.ravel(), 1.5 + 0.1 * view.time_step, 9.0])
     np.save(root / "poses_bounds.npy", np.array(rows))
     shutil.rmtree(root / "sparse")
     scene = read(root, start_end=(1, 7))

@@ -1,1 +1,1 @@
-"""nerf."""
+"""NeRF: system and model."""

@@ -1,1 +1,1 @@
-"""npbgpp."""
+"""NPBG++: system, input views and sums over views."""

@@ -1,4 +1,4 @@
-"""What input photos show of points: turned upright, seen by a network, sampled where points project (NPBG++, sections 3.2 and 3.4).
+"""Input views of NPBG++: upright alignment (sections 3.2 and 3.4) and colour jitter.
 
 Symbols: k input views of one scene and size, v points, c channels of a feature.
 """
@@ -20,10 +20,10 @@ class InputViews:
     """Photos as the feature extractor reads them.
 
     Attributes:
-        images: upright, padded to a square, or cut.
+        images: photos, or their upright versions padded to a square; or crops of these.
         cameras: of these images.
-        centers: where the photos were taken, world coordinates.
-        axes: their optical axes, world coordinates.
+        centers: camera centres of the photos, world coordinates.
+        axes: optical axes of the photos, world coordinates.
     """
 
     images: Float[Tensor, "k 3 h w"]
@@ -31,8 +31,8 @@ class InputViews:
     centers: Float[Tensor, "k 3"]
     axes: Float[Tensor, "k 3"]
 
-    def looked(self, view: int, xyz_world: Float[Tensor, "v 3"]) -> PointDirections:
-        """Points as one view looks at them."""
+    def viewing_directions(self, view: int, xyz_world: Float[Tensor, "v 3"]) -> PointDirections:
+        """Viewing directions of points from one view."""
         return PointDirections(xyz_world - self.centers[view], self.axes[view, None])
 
 
@@ -40,7 +40,7 @@ class InputViews:
 def upright(
     images: Float[Tensor, "k 3 h w"], cameras: Cameras, convention: PixelConvention, up: tuple[float, float, float], align: bool
 ) -> InputViews:
-    """Prepares photos. With AUTHORS, centres are those their code computes from aligned cameras, exact only for centred square pixels."""
+    """Turns photos upright. With AUTHORS, centres are computed as in the code of the authors: exact only for centred square pixels."""
     if not align:
         return InputViews(images, cameras, cameras.centers(), cameras.R[:, :, 2])
     alignment = align_vertically(cameras, convention, up)
@@ -50,20 +50,16 @@ def upright(
     return InputViews(alignment.apply(images), turned, -(turned.R @ turned.T[:, :, None])[:, :, 0], turned.R[:, :, 2])
 
 
-# ----------------------------------------------------------------------
-# Random changes of colour, drawn once and applied to a target and its input views alike (NPBG++, training).
-
-
 Operation = Literal["brightness", "saturation", "hue"]
 
 _OPERATIONS: tuple[Operation, ...] = ("brightness", "saturation", "hue")
 _LOWEST, _HIGHEST = (-0.1, 0.5, -0.5), (0.1, 1.5, 0.5)  # of each operation
-_SMALLEST_CHROMA = 1e-12  # stands in for that of grey pixels, which keep their colour
+_SMALLEST_CHROMA = 1e-12  # avoids a division by zero for grey pixels, which keep their colour
 
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """One draw.
+    """Random change of colours, drawn once for a target and its input views.
 
     Attributes:
         brightness: added to every channel, which then stays within 0..1.

@@ -1,7 +1,7 @@
-"""Sums over views for the points of one scene, kept for the points that some view saw.
+"""Sums over views for the points of one scene.
 
-A view touches only the rows of the points that it sees. Rows are handed out in the order in which points are first seen; memory that no row was handed
-out of is reserved but, on the CPU, not taken from the system.
+Only points that are visible in some view have a row, in the order in which they are first seen; a view updates only the rows of its visible points. On the CPU,
+the memory of unused rows is reserved but not committed.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from torch import Tensor
 from npbgpp.kernels import empty_table, map_in_threads, thread_count
 from npbgpp.nets import Aggregator
 
-_CPU_POINTS = 1 << 14  # of an update or a solve: what is computed of them is much larger than they are, and stays in the cache
+_CPU_POINTS = 1 << 14  # per update or solve: intermediate results stay in the cache
 _ACCELERATOR_POINTS = 1 << 18
 
 
-def _at_once(device: torch.device) -> int:
+def _chunk_size(device: torch.device) -> int:
     return _CPU_POINTS if device.type == "cpu" else _ACCELERATOR_POINTS
 
 
@@ -26,8 +26,8 @@ class SceneSums:
 
     Args:
         points: n, points of the scene.
-        aggregator: what is summed.
-        device: where the sums are kept; it may be another one than that of the features.
+        aggregator: defines the sums.
+        device: of the sums; the features may be on another one.
     """
 
     def __init__(self, points: int, aggregator: Aggregator, device: torch.device | str) -> None:
@@ -46,14 +46,14 @@ class SceneSums:
 
     @torch.no_grad()
     def add_view(self, points: Int[Tensor, " v"], observe: Callable[[Int[Tensor, " w"]], Float[Tensor, "w s"]]) -> None:
-        """Adds what one view shows of some points, which must not repeat. ``observe`` says what it shows of a part of them."""
-        parts = points.split(_at_once(points.device))
+        """Adds the observations of one view; ``points`` must be unique. ``observe`` returns the observations of a chunk of them."""
+        parts = points.split(_chunk_size(points.device))
         for part, observed in zip(parts, map_in_threads(observe, parts, points.device), strict=True):
             self.add(part, observed)
 
     @torch.no_grad()
     def add(self, points: Int[Tensor, " v"], observed: Float[Tensor, "v s"]) -> None:
-        """Adds numbers to the sums of some points, which must not repeat."""
+        """Adds to the sums of ``points``, which must be unique."""
         points, observed = points.to(self._table.device), observed.to(self._table.device)
         rows = self._row.index_select(0, points)
         first = (rows < 0).nonzero()[:, 0]
@@ -69,23 +69,24 @@ class SceneSums:
 
     @torch.no_grad()
     def solve_into(self, coefficients: Float[Tensor, "n q"]) -> Bool[Tensor, " n"]:
-        """Writes the coefficients of all points, zeros for those that no view saw; returns which some view saw. On the device of the sums.
+        """Writes the coefficients of all points, zeros for points that no view sees, on the device of the sums; ``coefficients`` need not be initialised.
 
-        What was in ``coefficients`` before does not matter, so that it need not be filled twice.
+        Returns:
+            The points that some view sees.
         """
         seen = self._row >= 0
         coefficients.index_fill_(0, (~seen).nonzero()[:, 0], 0.0)
         points = seen.nonzero()[:, 0]
         owner = torch.empty_like(points).index_copy_(0, self._row.index_select(0, points).long(), points)  # of each row
-        at_once = _at_once(self._table.device)
+        chunk = _chunk_size(self._table.device)
 
         def solve(starts: Sequence[int]) -> None:
             for start in starts:
-                stop = start + at_once
+                stop = start + chunk
                 coefficients.index_copy_(0, owner[start:stop], self._aggregator.solve(self._table[: self._seen][start:stop]))
 
-        # a share for each lane, so that none waits for another before the end
-        starts, lanes = range(0, self._seen, at_once), thread_count(self._table.device)
-        for _ in map_in_threads(solve, [starts[lane::lanes] for lane in range(lanes)], self._table.device):
+        # one task per thread: no synchronisation before the end
+        starts, workers = range(0, self._seen, chunk), thread_count(self._table.device)
+        for _ in map_in_threads(solve, [starts[worker::workers] for worker in range(workers)], self._table.device):
             pass
         return seen

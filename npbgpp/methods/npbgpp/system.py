@@ -1,8 +1,8 @@
 """NPBG++: descriptors predicted from photos in one pass, no optimisation per scene (Rakhimov et al., NPBG++, CVPR 2022).
 
-A network reads every input photo, points collect features where they are visible, an aggregator makes coefficients of them, and what the target view sees
-is rasterised and refined as in NPBG. Symbols: n points of a scene, p points that a target sees, m points that won a pixel of it, k input views, b targets,
-c channels of a feature, q coefficients of a point.
+A feature extractor reads every input photo, points sample features in the photos where they are visible, and an aggregator turns these into coefficients,
+which are evaluated for the target view, rasterized and decoded as in NPBG. Symbols: n points of a scene, p points visible in a target, m points that won a
+pixel of it, k input views, b targets, c channels of a feature, q coefficients of a point.
 """
 
 import logging
@@ -23,7 +23,7 @@ from npbgpp.kernels import ChunkedCloud, Level, empty_table, rasterize
 from npbgpp.methods.base import DataNeeds, Render, RunContext
 from npbgpp.methods.npbgpp.input_views import ColorJitter, InputViews, upright
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
-from npbgpp.methods.points import Framing, PointSettings, PointSystem
+from npbgpp.methods.points import AlignedCameras, PointSettings, PointSystem
 from npbgpp.nets import Aggregator, FeatureExtractor, IdentityExtractor
 from npbgpp.points import (
     CLOUD_KEY,
@@ -73,25 +73,21 @@ class NPBGPlusPlusSettings(PointSettings):
             raise InputError(f"system.points_per_pass: expected a positive number of points or null, got {self.points_per_pass}")
 
 
-# ----------------------------------------------------------------------
-# NPBG++: descriptors predicted from photos in one pass, no optimisation per scene (Rakhimov et al., NPBG++, CVPR 2022).
-
-
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES = 20.0
+_LOG_INTERVAL_S = 20.0
 
 
 class NPBGPlusPlus(PointSystem):
-    """Descriptors from photos.
+    """Descriptors predicted from photos.
 
     Args:
-        settings: flat keys of the config.
+        settings: keys of the config.
         context: see PointSystem.
         refiner: see PointSystem.
         rasterizer: see PointSystem.
         feature_extractor: network from photos (b, 3, h, w) to features (b, c, h, w).
-        aggregator: from features of several views to descriptors.
+        aggregator: combines features of several views into descriptors.
     """
 
     settings: NPBGPlusPlusSettings
@@ -119,13 +115,13 @@ class NPBGPlusPlus(PointSystem):
             feature_extractor.requires_grad_(False)
         if settings.freeze_aggregator:
             aggregator.requires_grad_(False)
-        self._check_places()
+        self._check_settings()
         self.descriptors_dir = context.search_paths.run / "descriptors"
         self._clouds: dict[str, tuple[ChunkedCloud, Tensor]] = {}
         self._aggregated: dict[str, ResidentScene] = {}
 
-    def _check_places(self) -> None:
-        """Refuses a depth buffer without cells, and a device that is not there, before work starts."""
+    def _check_settings(self) -> None:
+        """Raises InputError for a depth buffer without cells or a missing device."""
         scale, device = self.settings.visibility_scale, self.settings.state_device
         for scene in self.scenes.values():
             height, width = min((view.camera.image_size for view in scene.views), key=min)
@@ -140,14 +136,14 @@ class NPBGPlusPlus(PointSystem):
             raise InputError(f"system.state_device: expected a device of this machine, such as cpu, or null, got {device}") from error
 
     def start_without_weights(self, evaluate_only: bool) -> None:
-        """See PointSystem. Starts from the published weights of the encoder when the config asks for them."""
+        """Loads the pretrained encoder if the config asks for it."""
         super().start_without_weights(evaluate_only)
         if isinstance(self.feature_extractor, FeatureExtractor):
             self.feature_extractor.load_pretrained_encoder()
 
     # ------------------------------------------------------------- aggregation
     def prepare(self, scene: str) -> None:
-        """Aggregates a scene that is to be rendered, in place of another one; in full precision, whatever the networks run in."""
+        """Aggregates a scene, in full precision, and releases the scene before it."""
         if scene not in self._aggregated:
             self._aggregated.clear()
             with self.autocast_free():
@@ -162,17 +158,17 @@ class NPBGPlusPlus(PointSystem):
         home = torch.device(self.settings.state_device or self.device)
         coefficients = empty_table(count, self.aggregator.coefficients, home)
         seen = torch.zeros(count, dtype=torch.bool, device=home)
-        at_once = self.settings.points_per_pass or max(count, 1)
-        passes = [(first, min(first + at_once, count)) for first in range(0, count, at_once)]
+        chunk = self.settings.points_per_pass or max(count, 1)
+        passes = [(first, min(first + chunk, count)) for first in range(0, count, chunk)]
         progress = tqdm(total=len(passes) * len(inputs), desc=f"photos of {scene.name}", disable=None, leave=False)
-        said = time.monotonic()
+        last_log = time.monotonic()
         for first, last in passes:
             sums = SceneSums(last - first, self.aggregator, home)
             for k in inputs:
                 self._add_view(sums, scene, k, cloud, xyz_world, first, last)
                 progress.update()
-                if progress.disable and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-                    said = time.monotonic()
+                if progress.disable and time.monotonic() - last_log > _LOG_INTERVAL_S:
+                    last_log = time.monotonic()
                     log.info("scene %s: %d of %d photos read", scene.name, inputs.index(k) + 1, len(inputs))
             seen[first:last] = sums.solve_into(coefficients[first:last])
         progress.close()
@@ -182,7 +178,7 @@ class NPBGPlusPlus(PointSystem):
                 "and scale: check datasets.pc_name, or lower system.near"
             )
         log.info(
-            "scene %s: %d photos show %d of %d points, %.1f s", scene.name, len(inputs), seen.sum(), count, time.perf_counter() - start
+            "scene %s: %d photos, %d of %d points visible, %.1f s", scene.name, len(inputs), seen.sum(), count, time.perf_counter() - start
         )
         slot = torch.empty(count, dtype=torch.int32, device=self.device)
         drawn = ChunkedCloud.build(xyz_world, rows=seen.nonzero()[:, 0].to(self.device))
@@ -191,7 +187,7 @@ class NPBGPlusPlus(PointSystem):
     def _add_view(
         self, sums: SceneSums, scene: Scene, view: int, cloud: ChunkedCloud, xyz_world: Float[Tensor, "n 3"], first: int, last: int
     ) -> None:
-        """Adds what one photo shows of points first to last to their sums."""
+        """Adds the observations of one photo to the sums of points first to last."""
         camera = scene.views[view].camera.to(self.device)
         scale = self.settings.visibility_scale
         if scale is None:
@@ -207,52 +203,51 @@ class NPBGPlusPlus(PointSystem):
         points = points[self.projection.in_frustum(photo.cameras, xyz_world[points])[0]]
         if len(points):
             features = self.feature_extractor(photo.images)[0]
-            sums.add_view(points - first, lambda part: self._what_a_view_adds(features, photo, 0, xyz_world[part + first]))
+            sums.add_view(points - first, lambda part: self._observe(features, photo, 0, xyz_world[part + first]))
 
-    def _what_a_view_adds(
+    def _observe(
         self, features: Float[Tensor, "c h w"], photos: InputViews, view: int, xyz_world: Float[Tensor, "v 3"]
     ) -> Float[Tensor, "v s"]:
         sampled = sample_features(features, xyz_world, photos.cameras[view], self.projection.pixel_convention)
-        return self.aggregator.observe(sampled, sampled.new_ones(len(sampled)), photos.looked(view, xyz_world))
+        return self.aggregator.observe(sampled, sampled.new_ones(len(sampled)), photos.viewing_directions(view, xyz_world))
 
     def on_test_end(self) -> None:
-        """Forgets what was aggregated."""
+        """Releases aggregated scenes."""
         self._aggregated.clear()
 
     def on_validation_end(self) -> None:
-        """Forgets what was aggregated: training goes on and changes what photos mean."""
+        """Releases aggregated scenes: training changes the networks."""
         self._aggregated.clear()
 
     def save_descriptors(self, scene: str) -> None:
-        """Writes the coefficients of an aggregated scene, a row per point of its cloud: the mean feature, then those of the basis."""
+        """Writes the coefficients of an aggregated scene (n, q): the mean feature, then the coefficients of the basis."""
         path = self.descriptors_dir / f"{scene}.pth"
         save_tensors(path, self._aggregated[scene].table.values.cpu().contiguous(), {CLOUD_KEY: self.cloud_checksums[scene]})
         log.info("descriptors of scene %s: %s", scene, path)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list:  # type: ignore[override]
-        """Evaluates, and saves the descriptors of every scene once."""
+        """Evaluates a batch and saves the coefficients of every scene once."""
         results = super().test_step(batch, batch_idx, dataloader_idx)
         if batch_idx == 0:
             self.save_descriptors(batch.scene[0])
         return results
 
     # --------------------------------------------------------------- rendering
-    def drawn_cloud(self, scene: str) -> ChunkedCloud:
-        """See PointSystem.drawn_cloud: points that no photo sees are not drawn."""
+    def rendered_cloud(self, scene: str) -> ChunkedCloud:
         self.prepare(scene)
         return self._aggregated[scene].cloud
 
-    def visible(self, framing: Framing, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
+    def visible(self, aligned: AlignedCameras, scenes: Sequence[str], levels: Sequence[Level]) -> Visible:
         for scene in dict.fromkeys(scenes):
             self.prepare(scene)
         clouds = [self._aggregated[scene].cloud for scene in scenes]
-        maps = self.draw(clouds, framing.drawn, levels)
+        maps = self.rasterize(clouds, aligned.rendered, levels)
         gathered = gather_visible(maps, scenes, self._aggregated, learn=False, by_view=True)
-        return describe(gathered, self._aggregated, self.aggregator, framing.asked)
+        return describe(gathered, self._aggregated, self.aggregator, aligned.requested)
 
     # ---------------------------------------------------------------- training
     def cloud(self, scene: str) -> tuple[ChunkedCloud, Float[Tensor, "n 3"]]:
-        """The points of a training scene on the device; those of the scenes longest ago make room."""
+        """(cloud, points) of a training scene on the device; the oldest scenes are evicted."""
         if scene not in self._clouds:
             while len(self._clouds) >= self.settings.max_scenes_per_train_epoch:
                 del self._clouds[next(iter(self._clouds))]
@@ -264,7 +259,7 @@ class NPBGPlusPlus(PointSystem):
         return sum(len(self.cloud(scene)[0]) for scene in batch.scene)
 
     def augment(self, batch: Batch) -> Batch:
-        """Changes the colours of a target and its input views alike."""
+        """Applies the same colour jitter to a target and its input views."""
         images, inputs = [], []
         for k, views in enumerate(batch.inputs):
             image = batch.target.image[k, None]
@@ -276,35 +271,35 @@ class NPBGPlusPlus(PointSystem):
             inputs.append(views)
         return replace(batch, target=replace(batch.target, image=torch.cat(images)), inputs=tuple(inputs))
 
-    def visible_in_training(self, framing: Framing, batch: Batch) -> Visible:
+    def visible_in_training(self, aligned: AlignedCameras, batch: Batch) -> Visible:
         descriptors, maps, start = [], [], 0
         for k, scene in enumerate(batch.scene):
-            found, rows = self._one_target(framing, k, scene, batch.inputs[k])
+            found, rows = self._gather_target(aligned, k, scene, batch.inputs[k])
             maps.append([torch.where(level >= 0, level + start, -1) for level in rows])
             descriptors.append(found)
             start += len(found)
         return Visible(torch.cat(descriptors), tuple(torch.cat(levels) for levels in zip(*maps, strict=True)))
 
-    def _one_target(self, framing: Framing, k: int, scene: str, inputs: Views) -> tuple[Float[Tensor, "m c"], list[Int[Tensor, "1 _ _"]]]:
-        """Descriptors of the points that target k shows, and per level which of them each cell shows."""
-        target = framing.asked[k]
+    def _gather_target(
+        self, aligned: AlignedCameras, k: int, scene: str, inputs: Views
+    ) -> tuple[Float[Tensor, "m c"], list[Int[Tensor, "1 _ _"]]]:
+        """(descriptors of the points visible in target k, per level the row of the descriptors of each cell, -1 for empty cells)."""
+        target = aligned.requested[k]
         with self.autocast_free():
             cloud, xyz_scene = self.cloud(scene)
             index = rasterize(cloud, target, [Level(1.0)], self.projection)[0].index
             xyz_world = xyz_scene[index[index >= 0].sort().values]
             shown = visible_points(xyz_world, inputs.cameras, self.settings.visibility_scale, self.projection)
-            photos = upright(
-                inputs.image, inputs.cameras, self.projection.pixel_convention, self.settings.up, self.settings.align_view_images
-            )
-            # twice the target as in the original, but not more than there is
+            photos = upright(inputs.image, inputs.cameras, self.projection.pixel_convention, self.settings.up, self.settings.align_view_images)
+            # twice the size of the target, as in the original, at most that of the photo
             size = (min(2 * target.image_size[0], photos.images.shape[2]), min(2 * target.image_size[1], photos.images.shape[3]))
             region = crop_to_points(photos.images, photos.cameras, xyz_world, shown, size, self.projection.pixel_convention)
             photos = replace(photos, images=region.images, cameras=region.cameras)
             shown &= self.projection.in_frustum(photos.cameras, xyz_world)
             known = shown.any(0).nonzero()[:, 0]
-            maps = self.draw([ChunkedCloud.build(xyz_world, rows=known)], framing.drawn[k], self.rasterizer.levels)
+            maps = self.rasterize([ChunkedCloud.build(xyz_world, rows=known)], aligned.rendered[k], self.rasterizer.levels)
             cells = torch.cat([level.flatten() for level in maps])
-            winners, rows = cells.unique(return_inverse=True)  # -1 comes first where a cell is empty
+            winners, rows = cells.unique(return_inverse=True)  # -1 of empty cells comes first
             empty = int(bool(len(winners)) and winners[0] < 0)
             levels = [r.view_as(m) - empty for r, m in zip(rows.split([m.numel() for m in maps]), maps, strict=True)]
             winners = winners[empty:]
@@ -320,17 +315,17 @@ class NPBGPlusPlus(PointSystem):
         xyz_world: Float[Tensor, "m 3"],
         target: Cameras,
     ) -> Float[Tensor, "m c"]:
-        """Descriptors of points for the target view from what the input views show of them."""
+        """Descriptors of points for the target view from their observations in the input views."""
         points, observed = [], []
         for view in range(len(features)):
             mine = shown[view].nonzero()[:, 0]
             points.append(mine)
-            observed.append(self._what_a_view_adds(features[view], photos, view, xyz_world[mine]))
+            observed.append(self._observe(features[view], photos, view, xyz_world[mine]))
         sums = features.new_zeros(len(xyz_world), self.aggregator.sums).index_add(0, torch.cat(points), torch.cat(observed))
         return self.aggregator.evaluate(self.aggregator.solve(sums), point_directions(xyz_world, target))
 
     def terms(self, render: Render, batch: Batch, visible: Visible) -> dict[str, Tensor]:
-        """Adds ``rgb_reg_loss``: the refiner must make the photo out of its own features, with pixels missing. It learns from that, the extractor not."""
+        """Adds ``rgb_reg_loss``: the refiner reconstructs photos from their features with missing pixels; no gradient reaches the feature extractor."""
         terms = super().terms(render, batch, visible)
         if "rgb_reg_loss" in self.objective_settings.factors:
             target, compare, mask = self.compared(batch)
@@ -342,16 +337,16 @@ class NPBGPlusPlus(PointSystem):
         return terms
 
     @torch.no_grad()
-    def pictures_of(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
-        """Adds the input photos and the colours of their features, as the network reads them."""
+    def training_images(self, batch: Batch, visible: Visible, render: Render) -> tuple[Float[Tensor, "3 _ _"], ...]:
+        """Adds the input photos and the colours of their features."""
         inputs, s = batch.inputs[0], self.settings
         with self.autocast_free():
             photos = upright(inputs.image, inputs.cameras, self.projection.pixel_convention, s.up, s.align_view_images).images
         features = self.rgb_converter(self.feature_extractor(photos).float().movedim(1, -1)).movedim(-1, 1)
-        return (*photos, *features, *super().pictures_of(batch, visible, render))
+        return (*photos, *features, *super().training_images(batch, visible, render))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One Adam over everything that is not frozen."""
+        """One Adam for all parameters that are not frozen."""
         rates = self.settings.learning_rates
         parts = {
             "rgb_converter": self.rgb_converter,

@@ -1,1 +1,1 @@
-"""npcr."""
+"""NPCR: system, network, losses and temporal stability."""

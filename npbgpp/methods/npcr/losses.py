@@ -1,4 +1,4 @@
-"""Settings of NPCR: the schema of ``conf/system/npcr.yaml``."""
+"""Settings of NPCR (``conf/system/npcr.yaml``), mattes, and its loss on premultiplied colours."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -76,7 +76,7 @@ class NPCRSettings(SystemSettings):
             if not getattr(self, key) >= 0:
                 raise InputError(f"system.{key}: expected 0 or more, got {getattr(self, key)}")
         if not 0 <= self.norms_learn_for <= 1:
-            raise InputError(f"system.norms_learn_for: expected a share of the run, 0 to 1, got {self.norms_learn_for:g}")
+            raise InputError(f"system.norms_learn_for: expected a fraction of the run, 0 to 1, got {self.norms_learn_for:g}")
         target, blend = self.refine_weights[:2], self.refine_weights[2:]
         for name, weights in (
             ("refine_weights: the first two", target),
@@ -90,7 +90,7 @@ class NPCRSettings(SystemSettings):
             raise InputError(f"system.losses: expected factors of 0 or more, at least one of them positive, got {self.losses}")
 
     def _check_layers(self) -> None:
-        """Layers of a schedule are keyed by the epoch from which on they are drawn; one begins with epoch 0."""
+        """A schedule maps the first epoch of each number of layers to it, beginning with epoch 0."""
         schedule = self.layers if isinstance(self.layers, dict) else {"0": self.layers}
         if "0" not in schedule or not all(epoch.isdecimal() for epoch in schedule):
             raise InputError(
@@ -101,7 +101,7 @@ class NPCRSettings(SystemSettings):
                 raise InputError(f"system.layers: expected 1 to {MAX_LAYERS} layers, got {count}")
 
     def layers_at(self, epoch: int) -> int:
-        """Layers that are drawn in an epoch of the training."""
+        """Number of layers in a training epoch."""
         if isinstance(self.layers, int):
             return self.layers
         return self.layers[str(max(begin for begin in map(int, self.layers) if begin <= epoch))]
@@ -112,12 +112,11 @@ class NPCRSettings(SystemSettings):
         return self.layers if isinstance(self.layers, int) else max(self.layers.values())
 
 
-# ----------------------------------------------------------------------
-# What NPCR learns from: colours weighted by their matte, and the loss on them.
+# ---------------------------------------------------------------- mattes and loss
 
 
 def require_mattes(scene: Scene) -> None:
-    """Raises InputError when a photo has neither a matte nor an alpha channel that is one."""
+    """Raises InputError if a photo has neither a matte nor an alpha channel."""
     without = [view.name for view in scene.views if view.mask is None and not view.alpha_is_mask]
     if without:
         raise InputError(
@@ -127,19 +126,19 @@ def require_mattes(scene: Scene) -> None:
 
 
 def is_straight_alpha(scene: Scene) -> bool:
-    """Whether the photos hold colours beside an alpha channel, in place of colours mixed with what is behind."""
+    """Whether the photos have an alpha channel and unmixed colours, rather than colours mixed with their background."""
     return all(view.mask is None for view in scene.views)
 
 
 def premultiply(
     photo: Float[Tensor, "3 h w"], matte: Float[Tensor, "1 h w"], behind: tuple[float, float, float] | None
 ) -> Float[Tensor, "4 h w"]:
-    """Colours weighted by the matte, and the matte.
+    """Premultiplied colours and alpha.
 
     Args:
-        photo: straight colours, or those mixed with ``behind``.
-        matte: opacity.
-        behind: what shows through in the photo. None: straight colours; where the photo is a mixture after all, what shows through stays in, weighted by
+        photo: straight colours, or colours mixed with ``behind``.
+        matte: alpha.
+        behind: background of the photo. None: straight colours; if the photo is a mixture after all, its background remains with weight
             matte (1 - matte).
     """
     if behind is None:
@@ -149,14 +148,14 @@ def premultiply(
 
 
 class RGBALoss:
-    """Computes the terms of the loss. Holds the VGG network outside of the system, so that it never reaches checkpoints.
+    """Computes the loss terms. Not a module of the system, so the VGG network is not in checkpoints.
 
     Args:
         factors: of the terms.
         vgg: file of the VGG network; None looks in the torch hub cache when the perceptual term needs it.
 
     Raises:
-        InputError: the perceptual term has a factor and the weights of its network are not on this machine.
+        InputError: the perceptual term has a factor and the weights of its network are missing.
     """
 
     def __init__(self, factors: RGBALosses, vgg: Path | None) -> None:
@@ -171,7 +170,7 @@ class RGBALoss:
     def terms(
         self, rendered: Float[Tensor, "b 4 h w"], target: Float[Tensor, "b 4 h w"], region: Bool[Tensor, "b 1 h w"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """Terms by the name of their factor; pixels outside of ``region`` count as right and give no gradient."""
+        """Terms by the name of their factor; pixels outside of ``region`` have no error and no gradient."""
         ours = torch.where(region, rendered, target)
         terms = {}
         if self.factors.rgba_mse:
@@ -185,5 +184,5 @@ class RGBALoss:
         return terms
 
     def total(self, terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
-        """The weighted sum."""
+        """Weighted sum of the terms."""
         return torch.stack([getattr(self.factors, name) * value for name, value in terms.items()]).sum()

@@ -1,4 +1,4 @@
-"""A gated, anti-aliased U-Net with a head for colour and a branch for opacity (NPCR).
+"""Gated, anti-aliased U-Net with a colour head and an opacity branch (NPCR).
 
 Symbols: b images, c input channels, h x w pixels, f_0 ... f_4 `filters` of the colour path, a_0 ... a_2 `alpha_filters`. Sources: gated convolution (Yu et al.,
 ICCV 2019); pooling that keeps shifts, a maximum of stride 1 followed by a blur of stride 2 (Zhang, ICML 2019).
@@ -34,7 +34,7 @@ def _block(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class BlurPool(nn.Module):
-    """Half the size: the maximum of 2x2 neighbours at every pixel, then a blur of three taps (1, 2, 1) at every second one."""
+    """Anti-aliased downsampling by 2: maximum of 2x2 neighbours with stride 1, then a blur (1, 2, 1) with stride 2."""
 
     kernel: Tensor
 
@@ -64,12 +64,12 @@ class _Up(nn.Module):
 
 
 class RGBAUNet(nn.Module):
-    """Colour from a U-Net of five levels; opacity from a smaller one that sees the input and the colour, and on its way up also the colour path's features.
+    """Colour from a U-Net of five levels; opacity from a smaller one that reads the input and the colour, and in its decoder also features of the colour decoder.
 
-    With the shipped filters the way up has 96, 48, 24 and 24 channels; the opacity goes 144 -> 32 and 72 -> 8 before its last convolution.
+    With the shipped filters the colour decoder has 96, 48, 24 and 24 channels, the opacity decoder 144 -> 32 and 72 -> 8.
 
     Args:
-        in_channels: c: features of a point and three numbers for the direction looked in.
+        in_channels: c: features of a point and three channels of the viewing direction.
         filters: f_k.
         alpha_filters: a_k.
 
@@ -102,7 +102,7 @@ class RGBAUNet(nn.Module):
         self.alpha = nn.Conv2d(halves[1], 1, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 4 h w"]:
-        """Returns colour and opacity, without an activation at the end.
+        """Returns colour and opacity, without a final activation.
 
         Raises:
             InputError: other channels, or an image too small for five levels.

@@ -1,7 +1,7 @@
-"""NPCR: points of a cloud, peeled into layers, each drawn with colour and opacity by one network, composited front to back.
+"""NPCR: neural point cloud rendering by depth peeling, for hair and other thin or semi-transparent objects.
 
-Neural point cloud rendering by depth peeling, for hair and other thin or half transparent things. Every point owns a descriptor; empty pixels show a learned
-one. Symbols: b views, l layers, m points that won a pixel in this step, c numbers per point.
+Points are peeled into layers; one network predicts colour and opacity of each layer, which are composited front to back. Descriptors are per-scene parameters;
+empty pixels have a learned default descriptor. Symbols: b views, l layers, m points that won a pixel in this step, c channels of a descriptor.
 """
 
 import logging
@@ -39,20 +39,20 @@ from npbgpp.volume import composite_layers
 
 log = logging.getLogger(__name__)
 
-_DEPTH_SAMPLE = 20_000  # points asked for the depths of a cloud
-_DEPTH_TAILS = 0.01  # share of depths at either end that near and far leave out
-_LOOKED_AT = 3  # training views asked whether the cloud has as many layers as are wanted
+_DEPTH_SAMPLE = 20_000  # points that near and far are estimated from
+_DEPTH_TAILS = 0.01  # quantile of depths for near, and 1 - quantile for far
+_LAYER_CHECK_VIEWS = 3  # training views in which the number of layers is checked
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """b views as the network draws them.
+class LayeredRender:
+    """b views in layers.
 
     Attributes:
-        rgba: colours weighted by opacity, and opacity; not clamped.
-        layers: colour and opacity of each layer.
-        depth: of the front layer, inf where it shows no point.
-        gathered: the descriptors that were shown.
+        rgba: premultiplied colours and alpha of the composite, not clamped.
+        layers: straight colour and alpha of each layer.
+        depth: of the front layer, inf for empty pixels.
+        gathered: descriptors of the visible points.
     """
 
     rgba: Float[Tensor, "b 4 h w"]
@@ -62,10 +62,10 @@ class Drawn:
 
 
 class NPCR(PerSceneParameters, ManualOptimizationSystem):
-    """Descriptors of points, peeled into layers.
+    """Descriptors rendered in depth layers.
 
     Args:
-        settings: flat keys of the config.
+        settings: keys of the config.
         context: the run; all photos of its scenes must have mattes.
         network: from features and directions to colour and opacity.
     """
@@ -96,7 +96,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
             )
         self.network = network
         self.default_feature = nn.Parameter(torch.rand(1, settings.descriptor_dim, 1, 1))
-        # what the weights were trained with, so that an evaluation draws as many however far a schedule went
+        # evaluations render as many layers as the weights were trained with
         self.register_buffer("shown_layers", torch.tensor(settings.layers_at(0)))
         self.tables = DescriptorTables(
             settings.descriptor_dim,
@@ -112,7 +112,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         self._objective: RGBALoss | None = None
         self._has_layers: set[str] = set()  # scenes that have as many layers as the config asks for
 
-    # -------------------------------------------------------------- beginnings
+    # ------------------------------------------------------------------- start
     def require_weights(self, missing: Sequence[str]) -> None:
         if any(name.startswith(("network.", "default_feature")) for name in missing):
             raise InputError(
@@ -125,7 +125,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         self.objective()
 
     def objective(self) -> RGBALoss:
-        """The loss. Raises InputError when its perceptual term lacks its network."""
+        """The loss. Raises InputError if the network of its perceptual term is missing."""
         if self._objective is None:
             self._objective = RGBALoss(self.settings.losses, self._vgg)
         return self._objective
@@ -156,7 +156,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         return ScenePoints(cloud.xyz.to(self.device))
 
     def _footprint(self, xyz_world: Float[Tensor, "n 3"], cameras: Sequence[Cameras]) -> Footprint:
-        """Where points begin and end to shrink: as the config says, else the depths of the cloud before the training cameras."""
+        """Splat sizes; near and far from the config, or estimated from the depths of the cloud in the training cameras."""
         s = self.settings
         near, far = s.near, s.far
         if near is None or far is None:
@@ -181,7 +181,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         cloud, scene = self.tables.resident(name, training=True).cloud, self.scenes[name]
         cameras = [scene.views[i].camera for i in scene.splits["train"]]
         wanted, reached = self.settings.most_layers, 0
-        for camera in cameras[:: max(1, len(cameras) // _LOOKED_AT)]:
+        for camera in cameras[:: max(1, len(cameras) // _LAYER_CHECK_VIEWS)]:
             layers = peel(cloud, camera.to(self.device), wanted, self._footprints[name])
             reached = max(reached, sum(bool((layer.index >= 0).any()) for layer in layers))
         if reached < wanted:
@@ -192,30 +192,32 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         self._has_layers.add(name)
 
     # --------------------------------------------------------------- rendering
-    def layers_now(self) -> int:
-        """Layers to draw: a plain number of the config, or where the schedule had come to with the weights at hand."""
+    def layer_count(self) -> int:
+        """Number of layers to render: from the config, or with a schedule as the weights were trained."""
         layers = self.settings.layers
         return layers if isinstance(layers, int) else int(self.shown_layers)
 
-    def draw(self, cameras: Cameras, scenes: Sequence[str], learn: bool = False) -> Drawn:
-        """Views as the network draws them. ``learn``: the scenes are trained, and gradients reach the descriptors of points that are seen."""
+    def render_layers(self, cameras: Cameras, scenes: Sequence[str], learn: bool = False) -> LayeredRender:
+        """Renders views in layers. ``learn``: training, with gradients for the descriptors of visible points."""
         with self.autocast_free():
             peeled = [
-                self._peel(name, self.tables.resident(name, learn).cloud, cameras[k], self.layers_now()) for k, name in enumerate(scenes)
+                self._peel(name, self.tables.resident(name, learn).cloud, cameras[k], self.layer_count()) for k, name in enumerate(scenes)
             ]
             maps = [torch.stack([layer.index for layer in layer_of_views]) for layer_of_views in zip(*peeled, strict=True)]
             gathered = self.tables.gather(maps, scenes, learn)
             images = self._features(gathered, cameras)
-        beyond = torch.stack([torch.stack([layer.closed for layer in layers]) for layers in peeled])
+        closed = torch.stack([torch.stack([layer.closed for layer in layers]) for layers in peeled])
         drawn = self.network(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
-        layers = torch.cat([drawn[:, :, :3], drawn[:, :, 3:].masked_fill(beyond[:, :, None], 0.0)], 2)
-        return Drawn(composite_layers(layers), layers, torch.stack([layers_of_view[0].depth for layers_of_view in peeled]), gathered)
+        layers = torch.cat([drawn[:, :, :3], drawn[:, :, 3:].masked_fill(closed[:, :, None], 0.0)], 2)
+        return LayeredRender(
+            composite_layers(layers), layers, torch.stack([layers_of_view[0].depth for layers_of_view in peeled]), gathered
+        )
 
     def _peel(self, name: str, cloud: ChunkedCloud, camera: Cameras, count: int) -> list[Layer]:
         return peel(cloud, camera, count, self._footprints[name], self.settings.depth_threshold)
 
     def _features(self, gathered: Gathered, cameras: Cameras) -> Float[Tensor, "b l c h w"]:
-        """Descriptors, colours of points where asked for, and the direction looked in where there is a point."""
+        """Descriptors, with ``use_rgb`` colours of points, and viewing directions; directions are 0 in empty pixels."""
         values: Tensor = gathered.values
         default: Tensor = self.default_feature
         if self.settings.use_rgb:
@@ -231,15 +233,15 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         return torch.stack(layers, 1)
 
     def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
-        """See System.render. The picture of the bare points is one of depth: near is bright, empty is black. Depths are those of the front layer."""
+        """``raster`` shows the depth of the points, near bright, empty black; depths are those of the front layer."""
         with torch.no_grad():
-            drawn = self.draw(cameras.to(self.device), [scene] * len(cameras))
-            render = self.shown(drawn.rgba, drawn.depth)
-            raster_picture = self._nearness(drawn.depth, self._footprints[scene]) if raster else None
-            return replace(render, raster=raster_picture, depth=render.depth if depth else None)
+            drawn = self.render_layers(cameras.to(self.device), [scene] * len(cameras))
+            render = self.over_background(drawn.rgba, drawn.depth)
+            points = self._nearness(drawn.depth, self._footprints[scene]) if raster else None
+            return replace(render, raster=points, depth=render.depth if depth else None)
 
-    def shown(self, rgba: Float[Tensor, "b 4 h w"], depth: Float[Tensor, "b h w"]) -> Render:
-        """A picture over the background; depths are inf where there is no point, as ``draw`` gives them."""
+    def over_background(self, rgba: Float[Tensor, "b 4 h w"], depth: Float[Tensor, "b h w"]) -> Render:
+        """Composites premultiplied colours over the background; ``depth`` is inf for empty pixels."""
         rgba = rgba.clamp(0, 1)
         picture = composite_over(rgba, self.settings.background).clamp(0, 1)
         return Render(picture, rgba[:, 3:], depth=depth.masked_fill(depth.isinf(), 0.0)[:, None], rgba=rgba)
@@ -251,7 +253,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
 
     # -------------------------------------------------------------- evaluation
     def target_rgba(self, batch: Batch) -> Float[Tensor, "b 4 h w"]:
-        """What views should look like: colours weighted by their mattes, and the mattes."""
+        """Targets of a batch: premultiplied colours and mattes."""
         mattes = batch.target.mask
         assert mattes is not None, "scenes without mattes are refused at construction"
         return torch.stack(
@@ -262,7 +264,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         )
 
     def evaluation_target(self, batch: Batch, k: int) -> Float[Tensor, "3 h w"]:
-        """See System.evaluation_target: the photo over the background of the system."""
+        """The photo, composited over the background of the system."""
         return composite_over(self.target_rgba(batch)[k], self.settings.background)
 
     def conditions(self) -> dict[str, str]:
@@ -293,7 +295,7 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
 
     # ---------------------------------------------------------------- training
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Norms learn their statistics or keep them: a batch is one view, and a network that learns with its statistics to the end lacks them afterwards."""
+        """Freezes the statistics of the norms after ``norms_learn_for``: batches are single views, so statistics of batches differ from the running ones."""
         super().on_train_batch_start(batch, batch_idx)
         learning = self.trainer.global_step < self.settings.norms_learn_for * self._total_steps()
         for module in self.network.modules():
@@ -301,10 +303,10 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
                 module.train(learning)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One batch: draw, compare, step what was seen."""
+        """Renders a batch, compares it with the targets and steps after enough batches."""
         for scene in batch.scene:
             self._require_layers(scene)
-        drawn = self.draw(batch.target.cameras, batch.scene, learn=True)
+        drawn = self.render_layers(batch.target.cameras, batch.scene, learn=True)
         target = self.target_rgba(batch)
         objective = self.objective()
         terms = objective.terms(drawn.rgba, target, self._region(batch, drawn))
@@ -320,8 +322,8 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         points = sum(len(self.tables.residents[name].cloud) for name in batch.scene)
         self.log_batch(batch, terms, loss, rendered, wanted, points)
 
-    def _region(self, batch: Batch, drawn: Drawn) -> Bool[Tensor, "b 1 h w"]:
-        """Pixels that are compared."""
+    def _region(self, batch: Batch, drawn: LayeredRender) -> Bool[Tensor, "b 1 h w"]:
+        """Pixels that are compared: all valid ones, or those with points or matte."""
         if self.settings.loss_region == "all":
             return batch.target.valid
         assert batch.target.mask is not None
@@ -334,21 +336,21 @@ class NPCR(PerSceneParameters, ManualOptimizationSystem):
         self.tables.step(self.settings.learning_rates.descriptors * scale, self.settings.gradient_clip_val)
 
     def learning_rate_scale(self) -> float:
-        """Factor of every learning rate: a third at the start, whole after ``warmup_epochs``, then the schedule."""
+        """Warm-up from a third over ``warmup_epochs``, times the schedule."""
         warmup = self.settings.warmup_epochs
         share = 1.0 if warmup == 0 else min(1.0, self.current_epoch / warmup)
         return super().learning_rate_scale() * (1 + 2 * share) / 3
 
     def on_train_epoch_start(self) -> None:
-        """Layers of this epoch."""
+        """Sets the number of layers of this epoch."""
         super().on_train_epoch_start()
         count = self.settings.layers_at(self.current_epoch)
         if count != int(self.shown_layers):
-            log.info("from epoch %d on %d layers are drawn", self.current_epoch, count)
+            log.info("from epoch %d on %d layers are rendered", self.current_epoch, count)
         self.shown_layers.fill_(count)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for the network, its biases at twice the rate and without decay; the descriptors have their own, which sees only visible rows."""
+        """Adam for the network, its biases at twice the rate and without decay; ``tables`` has the sparse optimizer of the descriptors."""
         rates, decay = self.settings.learning_rates, self.settings.weight_decay
         named = list(self.network.named_parameters())
         groups = [

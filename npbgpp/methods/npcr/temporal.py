@@ -1,6 +1,6 @@
-"""Pictures of other cameras, as the camera of a frame would see them: pixels are looked up where the points that they show were in the other picture.
+"""Temporal stability of NPCR videos: reprojection between frames, flicker, temporal filter, temporal finetuning.
 
-For one camera at a time. Depths are along the viewing axis, scene units, inf where nothing is.
+Functions take one camera at a time. Depths are along the viewing axis, scene units, inf for empty pixels.
 """
 
 from collections import deque
@@ -18,33 +18,30 @@ from npbgpp.geometry import Cameras
 from npbgpp.methods.base import Render
 from npbgpp.points import DescriptorTables
 
-_SAME_PLACE = 0.02  # largest difference in depth, as a share of it, of what shows one place
+_SAME_DEPTH = 0.02  # relative tolerance in depth of the occlusion test
 
 
 @dataclass(frozen=True)
 class Reprojected:
-    """A picture as another camera would see it.
+    """An image reprojected to another camera.
 
     Attributes:
-        picture: nearest pixels; anything where ``known`` is false.
-        known: pixels whose points the other picture shows: where it shows something nearer, they are hidden there.
+        picture: nearest pixels of the source; undefined where ``known`` is false.
+        known: pixels whose points are visible in the source, not occluded there.
     """
 
     picture: Float[Tensor, "c h w"]
     known: Bool[Tensor, "h w"]
 
-    def alike(self, current: Float[Tensor, "c h w"], threshold: float) -> Bool[Tensor, "h w"]:
-        """Known pixels whose colour, the first three channels, differs from the current one by at most ``threshold``.
-
-        The measure is the sum of the squared differences of the three channels on a scale of 0 to 255.
-        """
+    def similar(self, current: Float[Tensor, "c h w"], threshold: float) -> Bool[Tensor, "h w"]:
+        """Known pixels whose squared colour difference to ``current``, summed over three channels of 0 to 255, is at most ``threshold``."""
         difference = (255 * (self.picture[:3] - current[:3])).square().sum(0)
         return self.known & (difference <= threshold)
 
 
 @torch.no_grad()
 def world_points(depth: Float[Tensor, "h w"], camera: Cameras) -> Float[Tensor, "h w 3"]:
-    """What the centre of every pixel shows, world coordinates: each pixel of a large point has a place of its own. Not finite where nothing is."""
+    """Unprojects every pixel centre to world coordinates; not finite for empty pixels."""
     height, width = camera.image_size
     v, u = torch.meshgrid(torch.arange(height, device=depth.device) + 0.5, torch.arange(width, device=depth.device) + 0.5, indexing="ij")
     focal, principal = camera.focal_length[0].to(depth), camera.principal_point[0].to(depth)
@@ -61,36 +58,34 @@ def reproject(
     depth: Float[Tensor, "h w"],
     camera: Cameras,
 ) -> Reprojected:
-    """Carries a picture over to the camera of a frame.
+    """Reprojects an image to the camera of a frame, with an occlusion test.
 
     Args:
-        picture: taken by another camera.
+        picture: image of another camera.
         picture_depth: its depths.
-        its_camera: one camera.
+        its_camera: its camera.
         depth: of the frame.
         camera: of the frame.
     """
     shown = depth.isfinite()
-    with torch.autocast(depth.device.type, enabled=False):  # mixed precision would move points by pixels
+    with torch.autocast(depth.device.type, enabled=False):  # mixed precision has errors of pixels
         xyz_world = world_points(depth.masked_fill(~shown, 1.0), camera)
         uv_px, there = its_camera.project(xyz_world.view(-1, 3))
     height, width = its_camera.image_size
     known = shown.view(-1) & (there[0] > 0) & (uv_px[0] >= 0).all(1) & (uv_px[0] < uv_px.new_tensor([width, height])).all(1)
     column, row = torch.where(known[:, None], uv_px[0], 0.0).floor().long().unbind(1)
     cell = row * width + column
-    # points do not fill surfaces: where one is missing, the other picture shows what lies farther, which is another place as well
-    known &= (picture_depth.reshape(-1).index_select(0, cell) - there[0]).abs() <= _SAME_PLACE * there[0]
-    carried = picture.flatten(1).index_select(1, cell)
-    return Reprojected(carried.view(-1, *depth.shape), known.view(depth.shape))
+    # points do not fill surfaces: a gap in the source shows the surface behind, so larger depths are rejected, too
+    known &= (picture_depth.reshape(-1).index_select(0, cell) - there[0]).abs() <= _SAME_DEPTH * there[0]
+    values = picture.flatten(1).index_select(1, cell)
+    return Reprojected(values.view(-1, *depth.shape), known.view(depth.shape))
 
 
 def flicker(pictures: list[Float[Tensor, "c h w"]], depths: list[Float[Tensor, "h w"]], cameras: list[Cameras]) -> float:
-    """How much a film flickers: mean absolute difference between frames and those before them carried over, on a scale of 0 to 255.
-
-    The mean goes over all channels and all known pixels of all frames but the first.
+    """Flicker of a video: mean absolute difference of frames to the reprojected frame before, 0 to 255, over all channels and known pixels.
 
     Raises:
-        ValueError: no frame shows anything that the one before it shows.
+        ValueError: no two consecutive frames show the same points.
     """
     total, count = 0.0, 0
     for k in range(1, len(pictures)):
@@ -104,7 +99,7 @@ def flicker(pictures: list[Float[Tensor, "c h w"]], depths: list[Float[Tensor, "
 
 @runtime_checkable
 class LayeredMethod(Protocol):
-    """A method that draws views as layers of premultiplied colour and opacity: NPCR, as far as the functions below use it."""
+    """A method that renders layers of colour and opacity; the part of NPCR that the functions below use."""
 
     settings: Any
     tables: DescriptorTables
@@ -112,9 +107,9 @@ class LayeredMethod(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def draw(self, cameras: Cameras, scenes: Sequence[str], learn: bool = False) -> Any: ...
+    def render_layers(self, cameras: Cameras, scenes: Sequence[str], learn: bool = False) -> Any: ...
 
-    def shown(self, rgba: Tensor, depth: Tensor) -> Render: ...
+    def over_background(self, rgba: Tensor, depth: Tensor) -> Render: ...
 
     def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render: ...
 
@@ -130,26 +125,26 @@ _FRAMES_KEPT = 5
 
 @dataclass(frozen=True)
 class _Frame:
-    """A frame of one camera; colours are weighted by opacity."""
+    """A frame of one camera with premultiplied colours."""
 
     rgba: Float[Tensor, "4 h w"]
     depth: Float[Tensor, "h w"]
     camera: Cameras
 
-    def carried_to(self, frame: "_Frame", threshold: float, rgba: Float[Tensor, "4 h w"] | None = None) -> Float[Tensor, "4 h w"]:
-        """This frame, or another picture of its camera, as that of ``frame`` sees it; the current colours where it is unknown or unlike."""
+    def reprojected_to(self, frame: "_Frame", threshold: float, rgba: Float[Tensor, "4 h w"] | None = None) -> Float[Tensor, "4 h w"]:
+        """This frame, or ``rgba`` of the same camera, reprojected to ``frame``; colours of ``frame`` where it is unknown or not similar."""
         there = reproject(self.rgba if rgba is None else rgba, self.depth, self.camera, frame.depth, frame.camera)
-        return torch.where(there.alike(frame.rgba, threshold), there.picture, frame.rgba)
+        return torch.where(there.similar(frame.rgba, threshold), there.picture, frame.rgba)
 
 
 class TemporalFilter:
-    """Renders the frames of a film one after the other, each mixed with the five before it and with the mixture so far.
+    """Renders the frames of a video in order, each blended with the five frames before it and with the blend so far.
 
-    Weights and threshold are ``history_weights`` and ``colour_threshold`` of the system. Where an earlier frame does not show a point of the current one,
-    or shows it in another colour, the current frame takes its place; so do all of them in pixels that show no point.
+    Weights and threshold are ``history_weights`` and ``colour_threshold`` of the system. Reprojected pixels that are occluded, empty or of another colour are
+    replaced by those of the current frame.
 
     Args:
-        system: draws the frames.
+        system: renders the frames.
         scene: name of the scene.
     """
 
@@ -162,42 +157,42 @@ class TemporalFilter:
     def render(self, camera: Cameras) -> Render:
         """The next frame."""
         settings = self.system.settings
-        drawn = self.system.draw(camera.to(self.system.device), [self.scene])
+        drawn = self.system.render_layers(camera.to(self.system.device), [self.scene])
         frame = _Frame(drawn.rgba[0].clamp(0, 1), drawn.depth[0], camera.to(self.system.device))
         pictures = [frame.rgba]
         if self._mixed is not None:
-            pictures.append(self._last[0].carried_to(frame, settings.colour_threshold, self._mixed))
-        pictures += [shot.carried_to(frame, settings.colour_threshold) for shot in self._last]
+            pictures.append(self._last[0].reprojected_to(frame, settings.colour_threshold, self._mixed))
+        pictures += [shot.reprojected_to(frame, settings.colour_threshold) for shot in self._last]
         pictures += [frame.rgba] * (len(settings.history_weights) - len(pictures))
         mixed = sum(weight * picture for weight, picture in zip(settings.history_weights, pictures, strict=True))
         assert isinstance(mixed, Tensor)
         self._last.appendleft(frame)
         self._mixed = mixed
-        return self.system.shown(mixed[None], drawn.depth)
+        return self.system.over_background(mixed[None], drawn.depth)
 
 
 @dataclass(frozen=True)
 class RenderedPath:
-    """Pictures of a path over the background of the system, with their depths (inf where there is no point) and cameras."""
+    """Images along a path over the background of the system, with depths (inf for empty pixels) and cameras."""
 
     pictures: list[Float[Tensor, "3 h w"]]
     depths: list[Float[Tensor, "h w"]]
     cameras: list[Cameras]
 
     def flicker(self) -> float:
-        """``flicker`` of the film. Raises InputError for one whose frames show nothing in common."""
+        """``flicker`` of the video. Raises InputError if its frames show nothing in common."""
         try:
             return flicker(self.pictures, self.depths, self.cameras)
         except ValueError as error:
             raise InputError(f"path: {error}; take more frames, or another path") from error
 
     def change_to(self, other: "RenderedPath") -> float:
-        """Mean absolute difference to another film along the same path, on a scale of 0 to 255."""
+        """Mean absolute difference to another video of the same path, 0 to 255."""
         return 255 * float(torch.stack([(a - b).abs().mean() for a, b in zip(self.pictures, other.pictures, strict=True)]).mean())
 
 
 def render_path(system: LayeredMethod, scene: str, cameras: Sequence[Cameras]) -> RenderedPath:
-    """The film along a path, without history. Raises InputError for fewer than two cameras."""
+    """Renders a path without temporal filter. Raises InputError for fewer than two cameras."""
     _require_path(cameras)
     pictures, depths = [], []
     for camera in cameras:
@@ -210,7 +205,7 @@ def render_path(system: LayeredMethod, scene: str, cameras: Sequence[Cameras]) -
 
 def _require_path(cameras: Sequence[Cameras]) -> None:
     if len(cameras) < 2:
-        raise InputError(f"path: expected at least two cameras to refine along, got {len(cameras)}; take more frames, or another path")
+        raise InputError(f"path: expected at least two cameras, got {len(cameras)}; take more frames, or another path")
 
 
 def finetune(
@@ -221,23 +216,23 @@ def finetune(
     lr: float,
     precision: Callable[[], AbstractContextManager[object]],
 ) -> list[float]:
-    """Fits the network and the descriptors to what the film along a path showed a frame earlier; returns the loss of every pass.
+    """Temporal finetuning: fits network and descriptors to the reprojected output of the frame before; returns the loss of every pass.
 
-    The target of a frame is made of the raw output of the frame before it and of the blend so far, both carried over; ``refine_weights`` of the system are
-    their shares, and those of the frame and its target in the next blend. Each pass goes along the whole path and makes one step. The network keeps the
-    statistics of its norms: what is refined is what is rendered.
+    The target of a frame blends the output of the frame before it with the blend so far, both reprojected; ``refine_weights`` of the system are their
+    weights, and the weights of the frame and its target in the next blend. Each pass renders the whole path and makes one step. Norms use their running
+    statistics, as in rendering.
 
     Args:
-        system: refined in place.
+        system: finetuned in place.
         scene: name of its scene.
         cameras: the path, at least two.
-        passes: how many.
-        lr: learning rate; biases learn at twice the rate. A large one teaches the network that pictures without content never flicker.
-        precision: context to draw in.
+        passes: number of passes.
+        lr: learning rate; twice that for biases. Large values blur the images, which also lowers flicker.
+        precision: context to render in.
     """
     _require_path(cameras)
     system.eval()
-    system.tables.resident(scene, training=False)  # learned descriptors are needed: training would begin with zeros
+    system.tables.resident(scene, training=False)  # needs trained descriptors; opened for training, they may be zeros
     (optimizer,) = system.configure_optimizers()
     weights, biases, default = optimizer.param_groups
     weights["lr"], biases["lr"], default["lr"] = lr, 2 * lr, lr
@@ -247,7 +242,7 @@ def finetune(
         before: tuple[_Frame, Tensor] | None = None
         for camera in cameras:
             with precision():
-                drawn = system.draw(camera.to(system.device), [scene], learn=True)
+                drawn = system.render_layers(camera.to(system.device), [scene], learn=True)
                 frame = _Frame(drawn.rgba[0].detach(), drawn.depth[0], camera.to(system.device))
                 target = frame.rgba if before is None else _target(system, frame, *before)
                 if before is not None:
@@ -267,11 +262,11 @@ def finetune(
 def _target(system: LayeredMethod, frame: _Frame, last: _Frame, blend: Float[Tensor, "4 h w"]) -> Float[Tensor, "4 h w"]:
     threshold = system.settings.colour_threshold
     of_blend, of_last = system.settings.refine_weights[:2]
-    return of_blend * last.carried_to(frame, threshold, blend) + of_last * last.carried_to(frame, threshold)
+    return of_blend * last.reprojected_to(frame, threshold, blend) + of_last * last.reprojected_to(frame, threshold)
 
 
 def _difference(system: LayeredMethod, rendered: Float[Tensor, "1 4 h w"], target: Float[Tensor, "1 4 h w"]) -> Float[Tensor, ""]:
-    """Mean squared difference, and that of the first activations of VGG where the system was trained with them."""
+    """Mean squared error, plus that of the first VGG activations if the system was trained with them."""
     loss = torch.nn.functional.mse_loss(rendered, target)
     perceptual = system.objective().perceptual
     return loss if perceptual is None else loss + perceptual.to(rendered.device).colours(rendered[:, :3], target[:, :3])

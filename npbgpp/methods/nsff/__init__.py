@@ -1,1 +1,1 @@
-"""nsff."""
+"""NSFF: system, field, rendering, losses, training data and normalisation of videos."""

@@ -1,4 +1,6 @@
-"""Static and dynamic densities along rays become pixels: both add up in every sample (Neural Scene Flow Fields, Li et al., CVPR 2021, as nsff_pl has them).
+"""Volume rendering of static and dynamic densities, splatting along optical flow, and interpolation between time steps.
+
+Source: Neural Scene Flow Fields (Li et al., CVPR 2021) as in nsff_pl: both densities are added in every sample.
 
 Symbols: n rays, s samples of each; alpha is the opacity of a sample, tau its optical depth: alpha = 1 - exp(-tau). Depths are those of NDC, from 0 to 1.
 """
@@ -11,23 +13,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-LAST_STATIC = 100.0  # what lies behind the last sample is static, up to infinity
+LAST_STATIC = 100.0  # delta of the last static sample: the static field extends to infinity
 LAST_DYNAMIC = 1e-3
-PAPER = 0.8  # grey behind the picture of what moves
-_FARTHEST_MOTION = 0.95  # NDC depth behind which nothing moves
-_EMPTY = -10.0  # raw density of what no camera saw
+PAPER = 0.8  # grey behind the dynamic part
+_FARTHEST_MOTION = 0.95  # NDC depth beyond which the scene flow is zero
+_EMPTY = -10.0  # raw density outside of the camera frustum
 
 
 @dataclass(frozen=True)
 class TwoLayers:
-    """n rays through static and dynamic matter.
+    """n rays composited from static and dynamic samples.
 
     Attributes:
-        rgb: colours; None where only densities were known. They can exceed 1 where both kinds share a sample.
-        depth: sum of the depths by weight.
-        static_weights: how much the static part of each sample adds.
-        dynamic_weights: the same of the dynamic part.
-        weights: how much of the light of a ray ends in each sample; less than the sum of the other two where both are dense.
+        rgb: colours; None without colours of samples. They can exceed 1 where both parts share a sample.
+        depth: expected depth.
+        static_weights: compositing weights of the static part of each sample.
+        dynamic_weights: those of the dynamic part.
+        weights: those of both together; less than their sum where both are dense.
     """
 
     rgb: Float[Tensor, "n 3"] | None
@@ -37,20 +39,20 @@ class TwoLayers:
     weights: Float[Tensor, "n s"]
 
     def dynamic_alpha(self) -> Float[Tensor, " n"]:
-        """How much of a ray is seen to move, 0..1."""
+        """Opacity of the dynamic part, 0..1."""
         return self.dynamic_weights.sum(-1)
 
 
 @dataclass(frozen=True)
 class OneLayer:
-    """n rays seen through one kind of matter alone."""
+    """n rays composited from one part alone."""
 
     rgb: Float[Tensor, "n 3"]
     depth: Float[Tensor, " n"]
 
 
-def reach(z: Float[Tensor, "n s"], last: float) -> Float[Tensor, "n s"]:
-    """Distance of each of the sorted depths to the next one, in NDC depth, whatever the length of the direction; ``last`` behind the last one."""
+def deltas(z: Float[Tensor, "n s"], last: float) -> Float[Tensor, "n s"]:
+    """Distances between consecutive sorted depths in NDC, regardless of the length of the direction; ``last`` for the last one."""
     return torch.cat([z.diff(dim=-1), torch.full_like(z[:, :1], last)], -1)
 
 
@@ -61,9 +63,9 @@ def optical_depth(
 
     Args:
         sigma: raw densities.
-        distance: see ``reach``.
-        noise_std: deviation of the normal noise added to the densities.
-        generator: source of the noise.
+        distance: see ``deltas``.
+        noise_std: standard deviation of normal noise added to the densities.
+        generator: random number generator.
     """
     if noise_std > 0:
         sigma = sigma + noise_std * torch.randn(sigma.shape, generator=generator, device=sigma.device, dtype=sigma.dtype)
@@ -82,7 +84,7 @@ def composite_both(
     dynamic_rgb: Float[Tensor, "n s 3"] | None,
     z: Float[Tensor, "n s"],
 ) -> TwoLayers:
-    """Rays through both kinds of matter: each adds its own opacity times what passed the samples before, and either hides what is behind."""
+    """Composites both parts: each contributes its opacity times the transmittance, which both reduce."""
     passed = _passed_before(static_tau + dynamic_tau)
     static, dynamic = opacity(static_tau) * passed, opacity(dynamic_tau) * passed
     weights = opacity(static_tau + dynamic_tau) * passed
@@ -93,72 +95,71 @@ def composite_both(
 
 
 def composite_one(tau: Float[Tensor, "n s"], rgb: Float[Tensor, "n s 3"], z: Float[Tensor, "n s"]) -> OneLayer:
-    """Rays as if there were nothing but one kind of matter, on black."""
+    """Composites one part alone, on black."""
     weights = opacity(tau) * _passed_before(tau)
     return OneLayer((weights[..., None] * rgb).sum(-2), (weights * z).sum(-1))
 
 
 def dynamic_layer(seen: TwoLayers, dynamic_rgb: Float[Tensor, "n s 3"]) -> Float[Tensor, "n 3"]:
-    """What moves, as far as static matter does not hide it, on light grey."""
+    """The visible dynamic part on light grey."""
     return (seen.dynamic_weights[..., None] * dynamic_rgb).sum(-2) + PAPER * (1 - seen.dynamic_alpha())[:, None]
 
 
 def mean_along(weights: Float[Tensor, "n s"], values: Float[Tensor, "n s 3"]) -> Float[Tensor, "n 3"]:
-    """Sum of points or offsets along rays by weight."""
+    """Weighted sum of points or offsets along rays."""
     return (weights[..., None] * values).sum(-2)
 
 
 def near_motion(motion: Float[Tensor, "n s 3"], z: Float[Tensor, "n s"]) -> Float[Tensor, "n s 3"]:
-    """The motion of samples, none far away (z > 0.95): there it would be measured in huge lengths."""
+    """Scene flow of samples, zero for z > 0.95, where small NDC offsets are huge Euclidean ones."""
     return motion.masked_fill((z > _FARTHEST_MOTION)[..., None], 0.0)
 
 
-def unseen_is_empty(sigma: Float[Tensor, "n s"], seen: Bool[Tensor, "n s"]) -> Float[Tensor, "n s"]:
-    """Raw dynamic densities, next to none where the camera of the moment did not look: nothing there was ever trained."""
+def mask_unseen(sigma: Float[Tensor, "n s"], seen: Bool[Tensor, "n s"]) -> Float[Tensor, "n s"]:
+    """Raw dynamic densities, close to zero after the softplus where the camera of the time step does not see: there is no training signal."""
     return sigma.masked_fill(~seen, _EMPTY)
 
 
 @dataclass(frozen=True)
-class Trust:
-    """How far a neighbouring moment can be compared with the present, 0..1, without gradient: not where it hides or uncovers something.
+class DisocclusionWeights:
+    """Weights of the comparison with a neighbouring time step, 0..1, without gradient; small where surfaces are occluded or disoccluded.
 
     Attributes:
-        samples: of each sample.
-        rays: of each ray.
+        samples: per sample.
+        rays: per ray.
     """
 
     samples: Float[Tensor, "n s"]
     rays: Float[Tensor, " n"]
 
 
-def trust_in(warped: TwoLayers, present: TwoLayers) -> Trust:
-    """1 minus what the dynamic weights change by when the present is seen with the dynamic matter of a neighbouring moment."""
+def disocclusion_weights(warped: TwoLayers, present: TwoLayers) -> DisocclusionWeights:
+    """1 minus the change of the dynamic weights when a time step is rendered with the dynamic field of a neighbouring one."""
     change = (warped.dynamic_weights - present.dynamic_weights).detach()
-    return Trust(1 - change.abs(), 1 - change.sum(-1).abs())
+    return DisocclusionWeights(1 - change.abs(), 1 - change.sum(-1).abs())
 
 
 def _passed_before(tau: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
-    """Light that reaches each sample."""
+    """Transmittance up to each sample."""
     return torch.exp(-torch.cat([torch.zeros_like(tau[:, :1]), tau[:, :-1]], -1).cumsum(-1))
 
 
-# ----------------------------------------------------------------------
-# Pixels pushed along an optical flow: forward warping, differentiable in colours and flow (softmax splatting; Niklaus and Liu, CVPR 2020).
+# ---------------------------------------------------------------- splatting (Niklaus and Liu, Softmax Splatting, CVPR 2020)
 
 
 def splat_sum(image: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b c h w"]:
-    """Pixels added up where they land (summation splatting).
+    """Summation splatting: forward warping with bilinear weights, differentiable in image and flow.
 
     Args:
-        image: any values.
-        flow: how far each pixel moves: right, down, in pixels. Pixels whose flow is not finite land nowhere.
+        image: values to splat.
+        flow: motion of each pixel (right, down), pixels. Pixels with non-finite flow are dropped.
     """
     batch, channels, height, width = image.shape
     row, column = torch.meshgrid(
         torch.arange(height, device=flow.device, dtype=flow.dtype), torch.arange(width, device=flow.device, dtype=flow.dtype), indexing="ij"
     )
     lands = torch.isfinite(flow).all(1)
-    # far beyond the borders one place is as good as another, and integers end somewhere
+    # clamps far positions, which are outside anyway, so that integers do not overflow
     x = torch.where(lands, column + flow[:, 0], -2.0).clamp(-2, width + 1)
     y = torch.where(lands, row + flow[:, 1], -2.0).clamp(-2, height + 1)
     left, top = x.detach().floor(), y.detach().floor()
@@ -178,22 +179,21 @@ def splat_sum(image: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"]) -
 def splat_mean(
     image: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"], importance: Float[Tensor, "b 1 h w"] | None = None
 ) -> Float[Tensor, "b c h w"]:
-    """The mean of the pixels that land in each place, by share; 0 where none does.
+    """Weighted mean of the pixels splatted to each position; 0 for holes.
 
     Args:
-        image: any values.
+        image: values to splat.
         flow: see ``splat_sum``.
-        importance: pixels that land together count by its exponential (softmax splatting); None: equally (average splatting).
+        importance: logits of the weights of pixels (softmax splatting); None: equal weights (average splatting).
     """
-    # the largest exponent of an image is 0: it cancels, and nothing overflows
+    # subtracting the maximum avoids overflow and cancels in the mean
     weight = torch.ones_like(image[:, :1]) if importance is None else (importance - importance.detach().amax((1, 2, 3), keepdim=True)).exp()
     added = splat_sum(torch.cat([image * weight, weight], 1), flow)
     total = added[:, -1:]
     return added[:, :-1] / torch.where(total == 0, 1.0, total)
 
 
-# ----------------------------------------------------------------------
-# Pictures between two moments of a video: the dynamic matter of both is pushed along its motion, depth by depth, and blended in front of the static.
+# ---------------------------------------------------------------- interpolation between time steps
 
 
 ToField = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n 3"]]
@@ -202,14 +202,14 @@ ToPixels = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n 2"]]
 
 @dataclass(frozen=True)
 class Plane:
-    """One sample of each of the n rays of a picture, about equally deep.
+    """One sample of each of the n rays of a view, at similar depths.
 
     Attributes:
-        xyz: where it is, NDC.
+        xyz: position, NDC.
         z: depth, NDC.
         static_tau, dynamic_tau: optical depths.
         static_rgb, dynamic_rgb: colours.
-        forward, backward: motion to the neighbouring moments, NDC.
+        forward, backward: scene flow to the neighbouring time steps, NDC.
     """
 
     xyz: Float[Tensor, "n 3"]
@@ -223,16 +223,16 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class Between:
-    """A picture between two moments.
+class InterpolatedOutputs:
+    """n pixels of a view between two time steps.
 
     Attributes:
-        rgb: colours of everything.
-        depth: NDC, 0 to 1.
-        dynamic_alpha: how much of each pixel is seen to move.
-        dynamic_rgb: what moves, on grey.
-        dynamic_depth: depths by how much moves there; not divided by ``dynamic_alpha``.
-        static_rgb, static_depth: as if nothing moved.
+        rgb: colours.
+        depth: expected depth, NDC, 0 to 1.
+        dynamic_alpha: opacity of the dynamic part.
+        dynamic_rgb: the dynamic part on grey.
+        dynamic_depth: sum of depths by dynamic weight, not divided by ``dynamic_alpha``.
+        static_rgb, static_depth: the static part alone.
     """
 
     rgb: Float[Tensor, "n 3"]
@@ -244,26 +244,26 @@ class Between:
     static_depth: Float[Tensor, " n"]
 
 
-def pictures_between(
+def interpolate_outputs(
     planes: Iterable[tuple[Plane, Plane]],
     shares: Sequence[float],
     image_size: tuple[int, int],
     to_field: ToField,
     to_pixels: ToPixels,
-) -> list[Between]:
-    """Pictures of one camera between a moment and the next.
+) -> list[InterpolatedOutputs]:
+    """Views of one camera between a time step and the next: dynamic samples of both are splatted along their flow, plane by plane, and blended.
 
-    Planes are looked at one by one, from front to back, so that they need not be in memory together. Static matter is that of the first moment.
+    Planes are consumed one by one from front to back, so they need not be in memory together. The static part is that of the first time step.
 
     Args:
-        planes: of the moment and of the next.
-        shares: how far from the one moment to the other each picture is, 0 to 1; motion in between is straight and even.
+        planes: of the time step and of the next.
+        shares: position of each view between the time steps, 0 to 1; motion is linear.
         image_size: (height, width) in pixels; n is their product.
         to_field: NDC to Euclidean coordinates.
-        to_pixels: these to pixels of the camera.
+        to_pixels: Euclidean coordinates to pixels of the camera.
 
     Returns:
-        One picture per share.
+        One view per share.
     """
     made: list[_Accumulated] = []
     for now, then in planes:
@@ -272,7 +272,7 @@ def pictures_between(
         place_then, target_then = to_field(then.xyz), to_field(then.xyz + then.backward)
         uv_px, uv_px_then = to_pixels(place), to_pixels(place_then)
         for share, picture in zip(shares, made, strict=True):
-            # differences of projections, so that what stays where it is does so bit by bit
+            # differences of projections, so that the flow of static samples is exactly 0
             flow = to_pixels(place + share * (target - place)) - uv_px
             flow_then = to_pixels(place_then + (1 - share) * (target_then - place_then)) - uv_px_then
             rgb, alpha = _pushed(now, flow, image_size)
@@ -283,7 +283,7 @@ def pictures_between(
 
 
 class _Accumulated:
-    """Sums over the planes in front so far."""
+    """Front-to-back compositing of planes."""
 
     def __init__(self, like: Float[Tensor, " n"]) -> None:
         self.rgb, self.dynamic_rgb, self.static_rgb = (like.new_zeros(len(like), 3) for _ in range(3))
@@ -291,7 +291,7 @@ class _Accumulated:
         self.alpha, self.dynamic_alpha, self.static_alpha = (torch.zeros_like(like) for _ in range(3))
 
     def add(self, plane: Plane, dynamic: Float[Tensor, "n 3"], dynamic_alpha: Float[Tensor, " n"]) -> None:
-        """Takes the next plane; ``dynamic`` are colours times opacity."""
+        """Composites the next plane; ``dynamic`` are premultiplied colours."""
         static_alpha = opacity(plane.static_tau)
         passed, passed_static = 1 - self.alpha, 1 - self.static_alpha
         alpha = 1 - (1 - dynamic_alpha) * (1 - static_alpha)
@@ -306,14 +306,16 @@ class _Accumulated:
         self.static_depth = self.static_depth + passed_static * static_alpha * plane.z
         self.static_alpha = self.static_alpha + passed_static * static_alpha
 
-    def finish(self) -> Between:
-        """The picture."""
+    def finish(self) -> InterpolatedOutputs:
+        """The composited view."""
         dynamic_rgb = self.dynamic_rgb + PAPER * (1 - self.dynamic_alpha)[:, None]
-        return Between(self.rgb, self.depth, self.dynamic_alpha, dynamic_rgb, self.dynamic_depth, self.static_rgb, self.static_depth)
+        return InterpolatedOutputs(
+            self.rgb, self.depth, self.dynamic_alpha, dynamic_rgb, self.dynamic_depth, self.static_rgb, self.static_depth
+        )
 
 
 def _pushed(plane: Plane, flow: Float[Tensor, "n 2"], image_size: tuple[int, int]) -> tuple[Float[Tensor, "n 3"], Float[Tensor, " n"]]:
-    """Dynamic colours and opacities where the flow takes them."""
+    """Dynamic colours and opacities, splatted along the flow."""
     layers = torch.cat([plane.dynamic_rgb, opacity(plane.dynamic_tau)[:, None]], 1).T.reshape(1, 4, *image_size)
     moved = splat_mean(layers, flow.T.reshape(1, 2, *image_size))[0].flatten(1).T
     return moved[:, :3], moved[:, 3]

@@ -1,4 +1,4 @@
-"""Hard sampling: which pixels of the frames of a video are drawn more often than others.
+"""Training data of NSFF: batches of rays from the frames of a video, their order, cached motion maps, hard sampling.
 
 Symbols: f frames of h rows and w columns, n pixels that are drawn.
 """
@@ -24,24 +24,24 @@ from npbgpp.errors import InputError
 from npbgpp.losses import ssim_map
 from npbgpp.methods.nsff.normalisation import VideoNormalisation
 
-_LEAST = 1e-3  # a pixel that is right now may be wrong later
+_LEAST = 1e-3  # smallest relative weight: pixels without error may get one later
 
 
 class PixelWeights:
-    """One weight for each pixel of each frame, at first all alike. Worker processes that are forked share them with the process that updates them.
+    """Sampling weights of all pixels of all frames, initially equal, in memory shared with forked worker processes.
 
     Args:
-        moments: of the frames.
+        time_steps: of the frames.
         image_size: (height, width).
     """
 
-    def __init__(self, moments: Sequence[int], image_size: tuple[int, int]) -> None:
-        self.moments, self.image_size = tuple(moments), image_size
+    def __init__(self, time_steps: Sequence[int], image_size: tuple[int, int]) -> None:
+        self.time_steps, self.image_size = tuple(time_steps), image_size
         self._map()
         self._weights.fill_(1)
 
     def _map(self) -> None:
-        shape = (len(self.moments), *self.image_size)
+        shape = (len(self.time_steps), *self.image_size)
         # anonymous and shared: not bound by the size of /dev/shm
         memory = mmap.mmap(-1, 4 * int(np.prod(shape)))
         self._weights = torch.frombuffer(memory, dtype=torch.float32).view(shape)
@@ -54,69 +54,63 @@ class PixelWeights:
         self._map()
         self._weights.copy_(state["_weights"])
 
-    def update(self, moment: int, dissimilarity: Float[Tensor, "h w"]) -> None:
-        """Sets the weights of a frame: 1 - SSIM of what was rendered and the photo, of every pixel, or anything else that grows with the error.
-
-        The pixels of a frame keep a chance of a thousandth of the largest one at least.
-        """
+    def update(self, time_step: int, dissimilarity: Float[Tensor, "h w"]) -> None:
+        """Sets the weights of a frame to an error per pixel, such as 1 - SSIM, but at least a thousandth of the largest one."""
         assert torch.isfinite(dissimilarity).all() and dissimilarity.shape == self.image_size
         weights = dissimilarity.detach().float().cpu().clamp(min=0)
         largest = weights.max()
-        self._weights[self.moments.index(moment)] = weights.clamp(min=_LEAST * largest) if largest > 0 else 1.0
+        self._weights[self.time_steps.index(time_step)] = weights.clamp(min=_LEAST * largest) if largest > 0 else 1.0
 
-    def of(self, moment: int) -> Float[Tensor, "h w"]:
-        """The weights of a frame; not to be written to."""
-        return self._weights[self.moments.index(moment)]
+    def of(self, time_step: int) -> Float[Tensor, "h w"]:
+        """The weights of a frame, read-only."""
+        return self._weights[self.time_steps.index(time_step)]
 
-    def draw(self, moment: int, count: int, margin: int, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
-        """Pixels of a frame, with replacement, by their weights; numbers count row by row. None of them is closer to a border than ``margin``."""
+    def draw(self, time_step: int, count: int, margin: int, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
+        """Draws flat pixel indices of a frame by weight, with replacement, at least ``margin`` pixels from the borders."""
         inner = np.zeros(self.image_size)
         inside = slice(margin, -margin or None), slice(margin, -margin or None)
-        inner[inside] = self.of(moment).numpy()[inside]
+        inner[inside] = self.of(time_step).numpy()[inside]
         sums = np.cumsum(inner)
         return np.searchsorted(sums, rng.random(count) * sums[-1], side="right")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"moments": list(self.moments), "weights": self._weights.clone()}
+        """State for checkpoints."""
+        return {"moments": list(self.time_steps), "weights": self._weights.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes weights of a checkpoint. Raises InputError when they are those of other frames or of another size."""
+        """Restores ``state_dict``. Raises InputError for weights of other frames or another size."""
         weights = state["weights"]
-        if list(state["moments"]) != list(self.moments) or tuple(weights.shape[1:]) != self.image_size:
+        if list(state["moments"]) != list(self.time_steps) or tuple(weights.shape[1:]) != self.image_size:
             height, width = self.image_size
             raise InputError(
-                f"checkpoint: expected weights of hard sampling for {len(self.moments)} frames of {width}x{height} pixels, got {len(state['moments'])} of "
+                f"checkpoint: expected weights of hard sampling for {len(self.time_steps)} frames of {width}x{height} pixels, got {len(state['moments'])} of "
                 f"{weights.shape[2]}x{weights.shape[1]}; resume with the same datasets.start_end, holdout_indices and size"
             )
         self._weights.copy_(weights)
 
 
-# ----------------------------------------------------------------------
-# Which frame of a video the rays of a batch come from.
+# ---------------------------------------------------------------- order of frames
 
 
-_ROUNDS = 500  # of balancing
+_ROUNDS = 500  # Sinkhorn iterations
 
 
 class FrameOrder:
-    """The frame of every batch. Batches are numbered through all epochs, and the number alone says which frame it is of.
-
-    Every epoch begins anew: its first frame may be close to the last one of the epoch before.
+    """The frame of every batch, a function of the seed and the batch number across epochs: a random walk that visits all frames equally often.
 
     Args:
-        moments: of the frames, ascending.
+        time_steps: of the frames, ascending.
         batches: of an epoch.
-        window: two batches in a row are of frames that are farther apart than that; it shrinks until every frame has two that can follow it.
+        window: minimum frame gap between consecutive batches of an epoch, exclusive; reduced until every frame has two successors.
         seed: of the order, at least 0.
 
     Attributes:
-        window: what was left of it; -1 where there is one frame only, which follows itself.
+        window: the reduced window; -1 with a single frame.
     """
 
-    def __init__(self, moments: Int64[np.ndarray, " f"], batches: int, window: int, seed: int) -> None:
-        apart = np.abs(moments[:, None] - moments)
-        count = len(moments)
+    def __init__(self, time_steps: Int64[np.ndarray, " f"], batches: int, window: int, seed: int) -> None:
+        apart = np.abs(time_steps[:, None] - time_steps)
+        count = len(time_steps)
         while ((apart > window).sum(1) < min(2, count - 1)).any() or (window >= 0 and count == 1):
             window -= 1
         self.batches, self.window, self.seed = batches, window, seed
@@ -131,7 +125,7 @@ class FrameOrder:
         self._epoch = functools.lru_cache(maxsize=2)(self._order)
 
     def frame(self, item: int) -> int:
-        """Position of the frame of batch ``item % batches`` of epoch ``item // batches``."""
+        """Index of the frame of batch ``item % batches`` of epoch ``item // batches``."""
         epoch, slot = divmod(item, self.batches)
         return int(self._epoch(epoch)[slot])
 
@@ -146,7 +140,7 @@ class FrameOrder:
 
 
 def _balanced(allowed: np.ndarray) -> Float64[np.ndarray, "f f"]:
-    """Chances of the steps from each frame to each: 0 where they are not allowed, rows and columns sum to 1 (Sinkhorn and Knopp, 1967)."""
+    """Doubly stochastic transition matrix of frames with zeros where a transition is not allowed (Sinkhorn and Knopp, 1967)."""
     chances = allowed.astype(np.float64)
     for _ in range(_ROUNDS):
         chances /= chances.sum(0)
@@ -154,8 +148,7 @@ def _balanced(allowed: np.ndarray) -> Float64[np.ndarray, "f f"]:
     return chances
 
 
-# ----------------------------------------------------------------------
-# All that is known of the pixels of one frame of a video, at the size of use; kept in a folder where that is wanted.
+# ---------------------------------------------------------------- frames
 
 
 _FORMAT = 1
@@ -164,13 +157,13 @@ BYTES_PER_PIXEL = 24
 
 @dataclass(frozen=True)
 class FrameTable:
-    """One frame.
+    """Colours and motion maps of a frame at training size; p pixels.
 
     Attributes:
         rgb: colours.
         disparity: see ``read_disparity``.
         static: see ``read_static``.
-        forward, backward: flow to the next frame and to the one before, pixels; not a number where there is none.
+        forward, backward: flow to the next and the previous frame, pixels; nan without flow.
     """
 
     rgb: UInt8[Tensor, "p 3"]
@@ -185,10 +178,10 @@ def read_table(view: View, folder: Path | None = None) -> FrameTable:
 
     Args:
         view: the frame.
-        folder: where the table is kept; one that is there and was made of the same files is read in place of them.
+        folder: cache of tables; entries of the same files are read from it.
 
     Raises:
-        InputError: a file that is missing or damaged, or of another shape than the frame.
+        InputError: a missing or damaged file, or one of another size than the frame.
     """
     path = None if folder is None else folder / f"{view.name}-{_digest(view)}.pt"
     if path is not None and path.is_file():
@@ -214,43 +207,41 @@ def read_table(view: View, folder: Path | None = None) -> FrameTable:
 
 
 def _digest(view: View) -> str:
-    """Changes with the files that a table is made of, and with its size."""
+    """Cache key: depends on the files of a table and its size."""
     assert view.motion is not None
     files = [view.image, *(part for part in astuple(view.motion) if isinstance(part, Path))]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr((_FORMAT, view.camera.image_size, view.motion.inverted, stats)).encode()).hexdigest()[:16]
 
 
-# ----------------------------------------------------------------------
-# Batches of rays through the pixels of one frame of a video, with what is known of its motion.
+# ---------------------------------------------------------------- batches
 
 
-_PIXELS_PER_BATCH = 1000  # of all frames: how long an epoch is
+_PIXELS_PER_BATCH = 1000  # pixels of the video per batch of an epoch
 
 
 @dataclass(frozen=True)
 class VideoBatch:
-    """n rays through pixels of one frame and what they are to see, in NDC of the field of the video (``npbgpp.methods.nsff.normalisation``).
+    """n rays through pixels of one frame and their targets; rays are in NDC of ``npbgpp.methods.nsff.normalisation``.
 
     Attributes:
-        origins: where t is 0.
-        directions: up to t = 1, infinity; of no unit length.
+        origins: t = 0.
+        directions: reach infinity at t = 1; not of unit length.
         view_directions: of unit length, Euclidean field coordinates.
         rgb: colours in [0, 1].
-        moment: of the frame, the same for all rays.
-        disparity: larger is nearer; scale and offset are those of the frame.
-        static: whether nothing moves there; true where the frame has no mask.
-        uv_forward_px: where the next frame shows what the ray hits, pixels with centres at +0.5; not a number in the last frame, and where
-            the next frame is held out: there is no flow to compare with.
-        uv_backward_px: the same in the frame before; not a number in the first frame, and where the frame before is held out.
-        pixel: its number in its frame, row by row.
+        time_step: of the frame, the same for all rays.
+        disparity: larger is nearer; scale and offset differ between frames.
+        static: pixels without motion; all pixels if the frame has no mask.
+        uv_forward_px: corresponding pixel in the next frame by optical flow, centres at +0.5; nan if there is no next frame or it is held out.
+        uv_backward_px: the same in the previous frame.
+        pixel: flat index in the frame.
     """
 
     origins: Float[Tensor, "n 3"]
     directions: Float[Tensor, "n 3"]
     view_directions: Float[Tensor, "n 3"]
     rgb: Float[Tensor, "n 3"]
-    moment: Int64[Tensor, " n"]
+    time_step: Int64[Tensor, " n"]
     disparity: Float[Tensor, " n"]
     static: Bool[Tensor, " n"]
     uv_forward_px: Float[Tensor, "n 2"]
@@ -261,33 +252,33 @@ class VideoBatch:
         return len(self.rgb)
 
     def to(self, device: torch.device | str) -> "VideoBatch":
-        """The same rays on another device; called by Lightning."""
+        """Copy on another device; called by Lightning."""
         return replace(self, **{name: value.to(device) for name, value in self.__dict__.items()})
 
     def pin_memory(self) -> "VideoBatch":
-        """The same rays in page-locked memory; called by DataLoader."""
+        """Copy in page-locked memory; called by DataLoader."""
         return replace(self, **{name: value.pin_memory() for name, value in self.__dict__.items()})
 
 
 class VideoDataset(Dataset[VideoBatch]):
-    """Rays through the pixels of some frames of a video. Items are whole batches: use it with ``batch_size=None`` and ``BatchEpochs``.
+    """Rays through the pixels of frames of a video. Items are whole batches: use it with ``batch_size=None`` and ``BatchEpochs``.
 
-    Item ``k`` is batch ``k % len`` of epoch ``k // len``; its number, the seed and, with hard sampling, the weights alone say what it holds.
+    Item ``k`` is batch ``k % len`` of epoch ``k // len``. It depends on its number, the seed and, with hard sampling, the weights alone.
 
     Args:
-        scene: of the video.
-        indices: which of its frames.
-        frame: coordinates of the field.
+        scene: the video.
+        indices: of its training frames.
+        normalisation: coordinates of the field.
         sampling: how rays are drawn.
-        budget: bytes for frames; those beyond it are read every time.
-        margin: pixels at each border of frames that no ray is drawn through.
-        cache: folder that keeps frames at the size of use.
-        rays_per_batch: pixels of a batch, all of one frame, drawn with replacement.
+        budget: bytes of frames kept in memory; further frames are read on every access.
+        margin: border of frames without rays, pixels.
+        cache: folder with frames at training size.
+        rays_per_batch: rays of a batch, all of one frame, drawn with replacement.
         seed: of the order of frames and of the pixels.
 
     Attributes:
         weights: of the pixels; None without hard sampling.
-        size: bytes of the frames that are kept.
+        size: bytes of the frames kept in memory.
 
     Raises:
         InputError: no frame, frames without disparity or flow, or a margin that leaves no pixel.
@@ -297,7 +288,7 @@ class VideoDataset(Dataset[VideoBatch]):
         self,
         scene: Scene,
         indices: tuple[int, ...],
-        frame: VideoNormalisation,
+        normalisation: VideoNormalisation,
         sampling: VideoSampling,
         budget: int,
         margin: int = 0,
@@ -312,20 +303,20 @@ class VideoDataset(Dataset[VideoBatch]):
         size = self.views[0].camera.image_size
         if not 0 <= 2 * margin < min(size):
             raise InputError(f"datasets.image_margin: expected 0 or more and less than half of {min(size)} pixels, got {margin}")
-        self.frame, self.sampling, self.margin, self.cache = frame, sampling, margin, cache
+        self.normalisation, self.sampling, self.margin, self.cache = normalisation, sampling, margin, cache
         self.rays_per_batch, self.seed = rays_per_batch, seed
-        self._moments = [view.moment for view in self.views if view.moment is not None]
+        self._time_steps = [view.time_step for view in self.views if view.time_step is not None]
         last = len(frames) - 1
         for view in self.views:
             required_map(view, "disparity")
-            if view.moment != last:
+            if view.time_step != last:
                 required_map(view, "flow_forward")
-            if view.moment != 0:
+            if view.time_step != 0:
                 required_map(view, "flow_backward")
         pixels = size[0] * size[1]
         batches = sampling.batches_per_epoch or max(1, pixels * len(self.views) // _PIXELS_PER_BATCH)
-        self.order = FrameOrder(np.array(self._moments), batches, sampling.exclusion_window, seed)
-        self.weights = PixelWeights(self._moments, size) if sampling.hard_sampling else None
+        self.order = FrameOrder(np.array(self._time_steps), batches, sampling.exclusion_window, seed)
+        self.weights = PixelWeights(self._time_steps, size) if sampling.hard_sampling else None
         self.kept = min(len(self.views), budget // (BYTES_PER_PIXEL * pixels))
         self.size = self.kept * BYTES_PER_PIXEL * pixels
         self._tables: dict[int, FrameTable] = {}
@@ -334,23 +325,23 @@ class VideoDataset(Dataset[VideoBatch]):
         return {**self.__dict__, "_tables": {}}
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return self.order.batches
 
     def load(self) -> None:
-        """Reads all frames that are kept, so that workers forked later need not. Raises InputError for a file that cannot be read."""
+        """Reads the frames kept in memory, before workers are forked. Raises InputError for a file that cannot be read."""
         for k in range(self.kept):
             self._table(k)
 
     def __getitem__(self, item: int) -> VideoBatch:
         k = self.order.frame(item)
-        moment, table = self._moments[k], self._table(k)
-        pixel = self._pixels(moment, item, table.static)
+        time_step, table = self._time_steps[k], self._table(k)
+        pixel = self._pixels(time_step, item, table.static)
         uv_px = self._centres(pixel)
-        origins, view_directions = (part[0] for part in self.frame.moments[moment].rays_through(uv_px))
-        origins, directions = self.frame.rays(origins, view_directions)
+        origins, view_directions = (part[0] for part in self.normalisation.frame_cameras[time_step].rays_through(uv_px))
+        origins, directions = self.normalisation.rays(origins, view_directions)
         forward, backward = (
-            (uv_px + flow[pixel]).float() if moment + step in self._moments else torch.full((len(pixel), 2), torch.nan)
+            (uv_px + flow[pixel]).float() if time_step + step in self._time_steps else torch.full((len(pixel), 2), torch.nan)
             for flow, step in ((table.forward, 1), (table.backward, -1))
         )
         return VideoBatch(
@@ -358,7 +349,7 @@ class VideoDataset(Dataset[VideoBatch]):
             directions.float(),
             view_directions.float(),
             table.rgb[pixel].float() / 255,
-            torch.full((len(pixel),), moment),
+            torch.full((len(pixel),), time_step),
             table.disparity[pixel],
             table.static[pixel],
             forward,
@@ -374,51 +365,50 @@ class VideoDataset(Dataset[VideoBatch]):
             self._tables[k] = table
         return table
 
-    def _pixels(self, moment: int, item: int, static: Bool[Tensor, " p"]) -> Int64[Tensor, " n"]:
+    def _pixels(self, time_step: int, item: int, static: Bool[Tensor, " p"]) -> Int64[Tensor, " n"]:
         rng = np.random.default_rng((self.seed, item, 1))
         count = self.rays_per_batch
         wanted = round(self.sampling.moving_share * count)
         moving = (self._inside() & ~static).nonzero()[:, 0] if wanted else torch.empty(0, dtype=torch.int64)
         wanted = wanted if len(moving) else 0
-        return torch.cat([self._anywhere(moment, count - wanted, rng), moving[rng.integers(max(1, len(moving)), size=wanted)]])
+        return torch.cat([self._anywhere(time_step, count - wanted, rng), moving[rng.integers(max(1, len(moving)), size=wanted)]])
 
-    def _anywhere(self, moment: int, count: int, rng: np.random.Generator) -> Int64[Tensor, " n"]:
+    def _anywhere(self, time_step: int, count: int, rng: np.random.Generator) -> Int64[Tensor, " n"]:
         if self.weights is not None:
-            return torch.from_numpy(self.weights.draw(moment, count, self.margin, rng))
-        height, width = self.frame.image_size
+            return torch.from_numpy(self.weights.draw(time_step, count, self.margin, rng))
+        height, width = self.normalisation.image_size
         row = rng.integers(self.margin, height - self.margin, count)
         return torch.from_numpy(row * width + rng.integers(self.margin, width - self.margin, count))
 
     def _inside(self) -> Bool[Tensor, " p"]:
-        height, width = self.frame.image_size
+        height, width = self.normalisation.image_size
         inside = torch.zeros(height, width, dtype=torch.bool)
         inside[self.margin : height - self.margin, self.margin : width - self.margin] = True
         return inside.flatten()
 
     def _centres(self, pixel: Int64[Tensor, " n"]) -> Float[Tensor, "n 2"]:
-        width = self.frame.image_size[1]
+        width = self.normalisation.image_size[1]
         return torch.stack([pixel % width, pixel // width], 1).double() + 0.5
 
 
-# ----------------------------------------------------------------------
-# Where training drew pixels unlike the photos, so that the next epoch draws more of them (``hard_sampling`` of nsff_pl).
+# ---------------------------------------------------------------- hard sampling (nsff_pl)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Pixels of a batch, in 8 bits: as they were rendered, and as they are."""
+    """Pixels of a batch, rendered and true colours in 8 bits."""
 
-    moment: int
+    time_step: int
     pixel: Int64[Tensor, " n"]
     rendered: UInt8[Tensor, "n 3"]
     photo: UInt8[Tensor, "n 3"]
 
 
-class HardPixels:
-    """Remembers the last colours of pixels, on the CPU and out of checkpoints: only the weights made from them are kept.
+class HardSampling:
+    """Updates sampling weights by the error of the last rendered colours of pixels. Colours are kept on the CPU and not in checkpoints.
 
     Args:
-        weights: of the pixels of all frames, which are changed.
+        weights: updated in place.
     """
 
     def __init__(self, weights: PixelWeights) -> None:
@@ -428,28 +418,28 @@ class HardPixels:
         self._photo: dict[int, Tensor] = {}
         self._known: dict[int, Tensor] = {}
 
-    def record(self, moment: int, pixel: Int64[Tensor, " n"], rgb: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> None:
-        """Takes colours of pixels of a frame, and those of the photo."""
-        self._epoch.append(_Drawn(moment, pixel.cpu(), _bytes(rgb), _bytes(target)))
+    def record(self, time_step: int, pixel: Int64[Tensor, " n"], rgb: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> None:
+        """Stores rendered and true colours of pixels of a frame."""
+        self._epoch.append(_Drawn(time_step, pixel.cpu(), _bytes(rgb), _bytes(target)))
 
     def reweigh(self) -> None:
-        """Ends an epoch, of all processes together: weights become (1 - SSIM) / 2 around each pixel.
+        """Sets the weights to (1 - SSIM) / 2 of each pixel at the end of an epoch; a collective call.
 
-        Pixels that were never drawn keep theirs, and count as alike in the windows of others.
+        Pixels that were never drawn keep their weights and have no error in the windows of others.
         """
         height, width = self.weights.image_size
         changed = set()
         for drawn in (batch for part in gather(self._epoch) for batch in part):
-            changed.add(drawn.moment)
+            changed.add(drawn.time_step)
             for store, values in ((self._rendered, drawn.rendered), (self._photo, drawn.photo)):
-                store.setdefault(drawn.moment, torch.zeros(height * width, 3, dtype=torch.uint8))[drawn.pixel] = values
-            self._known.setdefault(drawn.moment, torch.zeros(height * width, dtype=torch.bool))[drawn.pixel] = True
+                store.setdefault(drawn.time_step, torch.zeros(height * width, 3, dtype=torch.uint8))[drawn.pixel] = values
+            self._known.setdefault(drawn.time_step, torch.zeros(height * width, dtype=torch.bool))[drawn.pixel] = True
         self._epoch = []
-        for moment in sorted(changed):
-            pair = (store[moment].view(height, width, 3).permute(2, 0, 1)[None].float() / 255 for store in (self._rendered, self._photo))
+        for time_step in sorted(changed):
+            pair = (store[time_step].view(height, width, 3).permute(2, 0, 1)[None].float() / 255 for store in (self._rendered, self._photo))
             unlike = (0.5 * (1 - ssim_map(*pair)[0].mean(0))).clamp(0, 1)
-            known = self._known[moment].view(height, width)
-            self.weights.update(moment, torch.where(known, unlike, self.weights.of(moment)))
+            known = self._known[time_step].view(height, width)
+            self.weights.update(time_step, torch.where(known, unlike, self.weights.of(time_step)))
 
 
 def _bytes(rgb: Float[Tensor, "n 3"]) -> UInt8[Tensor, "n 3"]:

@@ -1,7 +1,7 @@
-"""Colour, density and motion of every point of a moving scene at every moment: a static and a dynamic network side by side.
+"""Space-time field of NSFF: colour, density and scene flow of points at every time step, from a static and a dynamic network.
 
-Source: Neural Scene Flow Fields (Li et al., CVPR 2021) as nsff_pl has them: both networks add up, where the paper blends them. The names of the weights are
-those of nsff_pl, so that its checkpoints load as they are. Points are in NDC of ``npbgpp.methods.nsff.normalisation``. Symbols: n points, k channels of a code.
+Source: Neural Scene Flow Fields (Li et al., CVPR 2021) as in nsff_pl: densities of both networks are added, where the paper blends them. Weight names are those
+of nsff_pl, so its checkpoints load unchanged. Points are in NDC of ``npbgpp.methods.nsff.normalisation``. Symbols: n points, k channels of a code.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from npbgpp.volume import add_trunk, check_sizes, positional_encoding, run_trunk
 
 
 @dataclass(frozen=True)
-class Matter:
-    """What a network says of n points.
+class FieldOutput:
+    """Output of a network for n points.
 
     Attributes:
         sigma: raw density, before the softplus.
-        rgb: colours in 0..1; None where only densities were asked for.
+        rgb: colours in 0..1; None unless requested.
     """
 
     sigma: Float[Tensor, " n"]
@@ -29,12 +29,12 @@ class Matter:
 
 
 @dataclass(frozen=True)
-class Motion:
-    """Where n points of a moment are at its neighbours, as offsets in NDC.
+class SceneFlow:
+    """Offsets of n points to their positions at the neighbouring time steps, NDC.
 
     Attributes:
-        forward: to the next moment; None where it was not asked for.
-        backward: to the moment before; None where it was not asked for.
+        forward: to the next time step; None unless requested.
+        backward: to the previous time step; None unless requested.
     """
 
     forward: Float[Tensor, "n 3"] | None
@@ -42,21 +42,21 @@ class Motion:
 
 
 class SpaceTimeField(nn.Module):
-    """A static network, which knows no time, and a dynamic one, which is told a code of the moment.
+    """A static network, and a dynamic network that is conditioned on a time embedding.
 
     Args:
         depth: layers of either trunk.
         width: channels of each of them.
-        skips: layers, counted from 0, that read the input again beside the output of the layer before.
+        skips: layers, counted from 0, with a skip connection from the input.
         xyz_frequencies: frequencies in the embedding of a point.
         dir_frequencies: frequencies in the embedding of a direction.
-        time_channels: channels of the code of a moment.
-        appearance_channels: channels of the code of a photo, which changes static colours only; 0: there is none.
-        view_directions: static colours depend on the direction that they are seen from.
-        flow_scale: largest motion along an axis between two moments, NDC; None: the network knows of no motion.
+        time_channels: channels of the time embedding.
+        appearance_channels: channels of the appearance embedding of a photo, which affects static colours only; 0: none.
+        view_directions: static colours depend on the viewing direction.
+        flow_scale: largest motion along an axis between two time steps, NDC; None: no scene flow.
 
     Raises:
-        InputError: a size that makes no network, or an appearance without directions: the layer that would read it is theirs.
+        InputError: a size out of range, or an appearance embedding without view directions.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SpaceTimeField(nn.Module):
         }
         check_sizes(skips, depth, least)
         if appearance_channels and not view_directions:
-            raise InputError("appearance of the radiance field: it is read together with view directions; set view_directions=true")
+            raise InputError("appearance of the radiance field: expected 0 without view directions; set view_directions=true")
         if flow_scale is not None and not flow_scale > 0:
             raise InputError(f"flow_scale of the radiance field: expected a positive length, got {flow_scale:g}")
         self.depth, self.skips, self.flow_scale = depth, frozenset(skips), flow_scale
@@ -107,7 +107,7 @@ class SpaceTimeField(nn.Module):
             self.transient_flow_bw = nn.Sequential(nn.Linear(width, 3), nn.Tanh())
 
     def embedded(self, xyz: Float[Tensor, "n 3"]) -> Float[Tensor, "n e"]:
-        """Points as both networks read them."""
+        """Positional encoding of points for both networks."""
         return positional_encoding(xyz, self.xyz_frequencies)
 
     def static(
@@ -116,43 +116,43 @@ class SpaceTimeField(nn.Module):
         directions: Float[Tensor, "n 3"],
         appearance: Float[Tensor, "n k"] | None = None,
         colours: bool = True,
-    ) -> Matter:
-        """What never moves.
+    ) -> FieldOutput:
+        """The static part of the field.
 
         Args:
             points: see ``embedded``.
-            directions: that they are looked at along; networks without view directions do not look at them.
-            appearance: code of the photo, for networks that have one, and for no others.
-            colours: ask for them.
+            directions: viewing directions; unused by networks without view directions.
+            appearance: appearance embedding; None for networks without.
+            colours: compute colours.
         """
         hidden = run_trunk(self, "static_xyz_encoding", points, self.depth, self.skips)
         sigma = self.static_sigma(hidden)[:, 0]
         if not colours:
-            return Matter(sigma, None)
+            return FieldOutput(sigma, None)
         feature = self.static_xyz_encoding_final(hidden)
         if self.static_dir_encoding is not None:
             assert (appearance is not None) == (self.appearance_channels > 0)
-            told = [feature, positional_encoding(directions, self.dir_frequencies)] + ([] if appearance is None else [appearance])
-            feature = self.static_dir_encoding(torch.cat(told, -1))
-        return Matter(sigma, self.static_rgb(feature))
+            inputs = [feature, positional_encoding(directions, self.dir_frequencies)] + ([] if appearance is None else [appearance])
+            feature = self.static_dir_encoding(torch.cat(inputs, -1))
+        return FieldOutput(sigma, self.static_rgb(feature))
 
     def dynamic(
         self, points: Float[Tensor, "n e"], time: Float[Tensor, "n k"], colours: bool = True, forward: bool = False, backward: bool = False
-    ) -> tuple[Matter, Motion]:
-        """What is there at a moment, and where it comes from or goes to.
+    ) -> tuple[FieldOutput, SceneFlow]:
+        """The dynamic part of the field and its scene flow.
 
         Args:
             points: see ``embedded``.
-            time: code of the moment of each.
-            colours: ask for them.
-            forward: ask for the motion to the next moment.
-            backward: ask for the motion to the moment before.
+            time: time embedding of each point.
+            colours: compute colours.
+            forward: compute the flow to the next time step.
+            backward: compute the flow to the previous time step.
         """
         timed = torch.cat([points, time], -1)
         feature = self.transient_xyz_encoding_final(run_trunk(self, "transient_xyz_encoding", timed, self.depth, self.skips))
-        matter = Matter(self.transient_sigma(feature)[:, 0], self.transient_rgb(feature) if colours else None)
-        assert self.flow_scale is not None or not (forward or backward), "this field knows of no motion"
+        output = FieldOutput(self.transient_sigma(feature)[:, 0], self.transient_rgb(feature) if colours else None)
+        assert self.flow_scale is not None or not (forward or backward), "this field has no scene flow"
         scale = self.flow_scale or 0.0
-        return matter, Motion(
+        return output, SceneFlow(
             scale * self.transient_flow_fw(feature) if forward else None, scale * self.transient_flow_bw(feature) if backward else None
         )

@@ -1,6 +1,6 @@
-"""Pixels of a moving scene at its moments, from static and dynamic matter and from the motion between neighbouring moments.
+"""NSFF on rays: sampling, rendering at a time step, and warping to the neighbouring time steps.
 
-Source: Neural Scene Flow Fields (Li et al., CVPR 2021) as nsff_pl has them. Symbols: n rays of one moment, s samples of each, p points.
+Source: Neural Scene Flow Fields (Li et al., CVPR 2021) as in nsff_pl. Symbols: n rays of one time step, s samples of each, p points.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,23 +15,23 @@ from npbgpp.errors import InputError
 from npbgpp.methods.nsff.compositing import (
     LAST_DYNAMIC,
     LAST_STATIC,
+    DisocclusionWeights,
     Plane,
-    Trust,
     TwoLayers,
     composite_both,
     composite_one,
+    deltas,
+    disocclusion_weights,
     dynamic_layer,
+    mask_unseen,
     mean_along,
     near_motion,
     optical_depth,
-    reach,
-    trust_in,
-    unseen_is_empty,
 )
-from npbgpp.methods.nsff.field import Matter, Motion, SpaceTimeField
+from npbgpp.methods.nsff.field import FieldOutput, SceneFlow, SpaceTimeField
 from npbgpp.volume import Rays, sample_pdf, stratified
 
-Seen = Callable[[Float[Tensor, "p 3"]], Bool[Tensor, " p"]]
+VisibilityTest = Callable[[Float[Tensor, "p 3"]], Bool[Tensor, " p"]]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class NsffSampling:
     """How rays are sampled.
 
     Attributes:
-        samples: depths at which the field is asked; with ``importance`` those of the coarse one.
-        importance: depths drawn where static, and as many where dynamic matter of a coarse field is dense; 0 goes without a coarse field.
-        perturb: in training, share of its stratum from which a depth is drawn; 0 takes even depths.
-        noise_std: in training, deviation of the noise added to densities.
+        samples: depths per ray; with ``importance`` those of the coarse field.
+        importance: importance samples by the static weights of a coarse field, and as many by its dynamic weights; 0: no coarse field.
+        perturb: in training, fraction of its stratum that a depth is drawn from; 0: evenly spaced depths.
+        noise_std: in training, standard deviation of noise added to densities.
 
     Raises:
         InputError: a number out of range.
@@ -66,54 +66,54 @@ class NsffSampling:
 
 @dataclass(frozen=True)
 class Warp:
-    """The present, seen with the dynamic matter that a neighbouring moment has where the points of the present have gone.
+    """A time step rendered with the dynamic field of a neighbouring one, at samples moved there by the scene flow.
 
     Attributes:
-        xyz: the samples where they are at that moment, NDC.
-        returned: these taken back by the motion there, NDC; where it is consistent, the samples themselves.
-        seen: static matter of the present, dynamic matter of the neighbour.
-        point: where what each ray hits is at that moment, NDC.
-        trust: how far that can be compared with the present.
+        xyz: samples, moved to the neighbouring time step, NDC.
+        returned: samples moved there and back, NDC; equal to the samples if the flow is cycle consistent.
+        composited: static field of the time step, dynamic field of the neighbour.
+        point: expected surface point of each ray, moved to the neighbouring time step, NDC.
+        disocclusion: weights of the comparison with the time step.
     """
 
     xyz: Float[Tensor, "n s 3"]
     returned: Float[Tensor, "n s 3"]
-    seen: TwoLayers
+    composited: TwoLayers
     point: Float[Tensor, "n 3"]
-    trust: Trust
+    disocclusion: DisocclusionWeights
 
 
 @dataclass(frozen=True)
 class Training:
-    """n rays of a batch.
+    """n rendered rays of a training batch.
 
     Attributes:
-        xyz: the samples, NDC.
-        seen: by the field that pixels are taken from.
-        coarse: by the coarse one; None where there is none.
-        forward: as the next moment has it; None at the last one.
-        backward: as the moment before has it; None at the first one.
+        xyz: samples, NDC.
+        fine: rendered by the fine field.
+        coarse: rendered by the coarse field; None without one.
+        forward: warped to the next time step; None at the last one.
+        backward: warped to the previous time step; None at the first one.
     """
 
     xyz: Float[Tensor, "n s 3"]
-    seen: TwoLayers
+    fine: TwoLayers
     coarse: TwoLayers | None
     forward: Warp | None
     backward: Warp | None
 
 
 @dataclass(frozen=True)
-class Look:
-    """n rays outside of training.
+class RayOutputs:
+    """n rays rendered at a time step.
 
     Attributes:
-        rgb: colours of everything.
-        depth: NDC, 0 to 1.
-        dynamic_alpha: how much of each ray is seen to move.
-        dynamic_rgb: what moves, on grey.
-        dynamic_depth: depths by dynamic weight; not divided by ``dynamic_alpha``.
-        static_rgb, static_depth: as if nothing moved.
-        forward, backward: where what each ray hits is at the neighbouring moments, NDC.
+        rgb: colours.
+        depth: expected depth, NDC, 0 to 1.
+        dynamic_alpha: opacity of the dynamic part.
+        dynamic_rgb: the dynamic part on grey.
+        dynamic_depth: sum of depths by dynamic weight, not divided by ``dynamic_alpha``.
+        static_rgb, static_depth: the static part alone.
+        forward, backward: expected surface points, moved to the neighbouring time steps, NDC.
     """
 
     rgb: Float[Tensor, "n 3"]
@@ -128,26 +128,26 @@ class Look:
 
 
 class Nsff(nn.Module):
-    """The field of a video, with a coarse one beside it where importance sampling is wanted, and codes of its moments.
+    """The field of a video, a coarse field for importance sampling, and embeddings of the time steps.
 
     Args:
         sampling: how rays are sampled.
-        moments: of the video.
+        time_steps: number of frames of the video.
         time_channels: see SpaceTimeField.
-        appearance_channels: see SpaceTimeField; the coarse field does not read them.
+        appearance_channels: see SpaceTimeField; not used by the coarse field.
         flow_scale: see SpaceTimeField.
-        dynamic_sigma: raw density that dynamic matter begins with, about; below 0 it grows only where static matter does not explain the photos. None: 0.
+        dynamic_sigma: initial bias of the raw dynamic density; below 0, density grows only where the static field does not explain the photos. None: about 0.
         depth, width, skips, xyz_frequencies, dir_frequencies, view_directions: of both fields, see SpaceTimeField.
 
     Raises:
-        InputError: see SpaceTimeField; fewer than two moments.
+        InputError: see SpaceTimeField; fewer than two time steps.
     """
 
     def __init__(
         self,
         sampling: NsffSampling,
         *,
-        moments: int,
+        time_steps: int,
         depth: int = 8,
         width: int = 256,
         skips: Sequence[int] = (4,),
@@ -160,8 +160,10 @@ class Nsff(nn.Module):
         dynamic_sigma: float | None = None,
     ) -> None:
         super().__init__()
-        if moments < 2:
-            raise InputError(f"moments of the video: expected at least two frames to learn motion from, got {moments}; use more of it")
+        if time_steps < 2:
+            raise InputError(
+                f"time steps of the video: expected at least two frames to learn motion from, got {time_steps}; use more of it"
+            )
 
         def field(appearance: int, flow: float | None) -> SpaceTimeField:
             return SpaceTimeField(
@@ -176,88 +178,92 @@ class Nsff(nn.Module):
                 flow_scale=flow,
             )
 
-        self.sampling, self.moments = sampling, moments
+        self.sampling, self.time_steps = sampling, time_steps
         self.nerf_fine = field(appearance_channels, flow_scale)
         self.nerf_coarse = field(0, None) if sampling.importance else None
         if dynamic_sigma is not None:
             for net in filter(None, (self.nerf_fine, self.nerf_coarse)):
                 nn.init.constant_(net.transient_sigma.bias, dynamic_sigma)
-        self.embedding_t = nn.Embedding(moments, time_channels)
-        self.embedding_a = nn.Embedding(moments, appearance_channels) if appearance_channels else None
+        self.embedding_t = nn.Embedding(time_steps, time_channels)
+        self.embedding_a = nn.Embedding(time_steps, appearance_channels) if appearance_channels else None
 
     # -------------------------------------------------------------- training
-    def train_on(self, rays: Rays, told: Float[Tensor, "n 3"], moment: int, generator: torch.Generator | None = None) -> Training:
-        """Rays of one moment, its neighbours as far as there are any, with random depths and noise.
+    def render_training(
+        self, rays: Rays, viewdirs: Float[Tensor, "n 3"], time_step: int, generator: torch.Generator | None = None
+    ) -> Training:
+        """Renders rays at one time step and warped to its neighbours, with random depths and noise.
 
         Args:
             rays: in NDC.
-            told: the directions that the field is told.
-            moment: of all rays.
-            generator: source of the draws.
+            viewdirs: viewing directions for the field.
+            time_step: of all rays.
+            generator: random number generator.
         """
         s = self.sampling
-        coarse, z = self._depths(rays, told, moment, s.perturb, s.noise_std, True, None, generator)
+        coarse, z = self._depths(rays, viewdirs, time_step, s.perturb, s.noise_std, True, None, generator)
         xyz = rays.points(z)
         points = self.nerf_fine.embedded(xyz.flatten(0, 1))
-        still = self._static(self.nerf_fine, points, told, moment, True)
-        there, motion = self._dynamic(self.nerf_fine, points, moment, True, moment + 1 < self.moments, moment > 0)
-        assert still.rgb is not None and there.rgb is not None
-        static_tau = optical_depth(still.sigma.view_as(z), reach(z, LAST_STATIC), s.noise_std, generator)
-        static_rgb = still.rgb.view_as(xyz)
+        static = self._static(self.nerf_fine, points, viewdirs, time_step, True)
+        dynamic, motion = self._dynamic(self.nerf_fine, points, time_step, True, time_step + 1 < self.time_steps, time_step > 0)
+        assert static.rgb is not None and dynamic.rgb is not None
+        static_tau = optical_depth(static.sigma.view_as(z), deltas(z, LAST_STATIC), s.noise_std, generator)
+        static_rgb = static.rgb.view_as(xyz)
 
-        def composited(matter: Matter) -> TwoLayers:
-            assert matter.rgb is not None
-            tau = optical_depth(matter.sigma.view_as(z), reach(z, LAST_DYNAMIC), s.noise_std, generator)
-            return composite_both(static_tau, static_rgb, tau, matter.rgb.view_as(xyz), z)
+        def composited(output: FieldOutput) -> TwoLayers:
+            assert output.rgb is not None
+            tau = optical_depth(output.sigma.view_as(z), deltas(z, LAST_DYNAMIC), s.noise_std, generator)
+            return composite_both(static_tau, static_rgb, tau, output.rgb.view_as(xyz), z)
 
-        seen = composited(there)
+        seen = composited(dynamic)
 
         def warp(offset: Float[Tensor, "p 3"] | None, neighbour: int) -> Warp | None:
             if offset is None:
                 return None
             gone = xyz + near_motion(offset.view_as(xyz), z)
             arrived = self.nerf_fine.embedded(gone.flatten(0, 1))
-            matter, back = self._dynamic(self.nerf_fine, arrived, neighbour, True, neighbour < moment, neighbour > moment)
+            output, back = self._dynamic(self.nerf_fine, arrived, neighbour, True, neighbour < time_step, neighbour > time_step)
             home = back.forward if back.backward is None else back.backward
             assert home is not None
-            warped = composited(matter)
+            warped = composited(output)
             point = mean_along(seen.weights, gone)
-            return Warp(gone, gone + near_motion(home.view_as(xyz), z), warped, point, trust_in(warped, seen))
+            return Warp(gone, gone + near_motion(home.view_as(xyz), z), warped, point, disocclusion_weights(warped, seen))
 
-        return Training(xyz, seen, coarse, warp(motion.forward, moment + 1), warp(motion.backward, moment - 1))
+        return Training(xyz, seen, coarse, warp(motion.forward, time_step + 1), warp(motion.backward, time_step - 1))
 
-    # -------------------------------------------------------------- afterwards
-    def look(self, rays: Rays, told: Float[Tensor, "n 3"], moment: int, seen_by_camera: Seen | None = None, chunk: int = 32768) -> Look:
-        """Rays of one moment without draws; no result depends on ``chunk``. Wrap the call in ``torch.no_grad`` where no gradient is wanted.
+    # -------------------------------------------------------------- evaluation
+    def render(
+        self, rays: Rays, viewdirs: Float[Tensor, "n 3"], time_step: int, is_visible: VisibilityTest | None = None, chunk: int = 32768
+    ) -> RayOutputs:
+        """Renders rays at one time step, deterministically and independent of ``chunk``; call it under ``torch.no_grad`` if no gradient is needed.
 
         Args:
             rays: in NDC.
-            told: the directions that the field is told.
-            moment: what is seen to move is that of this moment.
-            seen_by_camera: which points of NDC the camera of the moment saw; where it did not, nothing moves. None: no matter.
-            chunk: points that the field is asked about at a time. Halved for as long as the memory of the device does not suffice.
+            viewdirs: viewing directions for the field.
+            time_step: of all rays.
+            is_visible: visibility of NDC points in the camera of the time step; the dynamic density is zero elsewhere. None: not used.
+            chunk: points per query of the field; halved while the device is out of memory.
         """
         while True:
             try:
                 size = max(1, chunk // self._along())
                 blocks = [
-                    self._look(rays[first : first + size], told[first : first + size], moment, seen_by_camera)
+                    self._render_chunk(rays[first : first + size], viewdirs[first : first + size], time_step, is_visible)
                     for first in range(0, max(1, len(rays)), size)
                 ]
-                return Look(**{name: torch.cat([getattr(block, name) for block in blocks]) for name in blocks[0].__dict__})
+                return RayOutputs(**{name: torch.cat([getattr(block, name) for block in blocks]) for name in blocks[0].__dict__})
             except torch.OutOfMemoryError:
                 if chunk <= 1:
                     raise
             chunk //= 2
 
     def depths(
-        self, rays: Rays, told: Float[Tensor, "n 3"], moment: int, seen_by_camera: Seen | None = None, chunk: int = 32768
+        self, rays: Rays, viewdirs: Float[Tensor, "n 3"], time_step: int, is_visible: VisibilityTest | None = None, chunk: int = 32768
     ) -> Float[Tensor, "n s"]:
-        """The depths that ``look`` asks at."""
+        """The depths that ``render`` samples."""
         size = max(1, chunk // self._along())
         return torch.cat(
             [
-                self._depths(rays[k : k + size], told[k : k + size], moment, 0.0, 0.0, False, seen_by_camera, None)[1]
+                self._depths(rays[k : k + size], viewdirs[k : k + size], time_step, 0.0, 0.0, False, is_visible, None)[1]
                 for k in range(0, max(1, len(rays)), size)
             ]
         )
@@ -265,34 +271,34 @@ class Nsff(nn.Module):
     def plane(
         self,
         rays: Rays,
-        told: Float[Tensor, "n 3"],
-        moment: int,
+        viewdirs: Float[Tensor, "n 3"],
+        time_step: int,
         z: Float[Tensor, "n s"],
         k: int,
-        seen_by_camera: Seen | None = None,
+        is_visible: VisibilityTest | None = None,
         chunk: int = 32768,
     ) -> Plane:
-        """Sample k of every ray at a moment, and its motion to the moments beside.
+        """Sample k of every ray at a time step, and its scene flow to the neighbouring time steps.
 
         Args:
-            rays, told, moment, seen_by_camera, chunk: see ``look``.
+            rays, viewdirs, time_step, is_visible, chunk: see ``render``.
             z: depths of all samples.
-            k: which sample.
+            k: index of the sample.
         """
         xyz = rays.points(z[:, k : k + 1])[:, 0]
         parts = []
-        for block, seen_along in zip(xyz.split(chunk), told.split(chunk), strict=True):
+        for block, seen_along in zip(xyz.split(chunk), viewdirs.split(chunk), strict=True):
             points = self.nerf_fine.embedded(block)
-            still = self._static(self.nerf_fine, points, seen_along, moment, True)
-            there, motion = self._dynamic(self.nerf_fine, points, moment, True, True, True)
-            sigma = there.sigma if seen_by_camera is None else unseen_is_empty(there.sigma[:, None], seen_by_camera(block)[:, None])[:, 0]
-            parts.append((still.sigma, still.rgb, sigma, there.rgb, motion.forward, motion.backward))
+            static = self._static(self.nerf_fine, points, seen_along, time_step, True)
+            dynamic, motion = self._dynamic(self.nerf_fine, points, time_step, True, True, True)
+            sigma = dynamic.sigma if is_visible is None else mask_unseen(dynamic.sigma[:, None], is_visible(block)[:, None])[:, 0]
+            parts.append((static.sigma, static.rgb, sigma, dynamic.rgb, motion.forward, motion.backward))
         static_sigma, static_rgb, dynamic_sigma, dynamic_rgb, forward, backward = (torch.cat(values) for values in zip(*parts, strict=True))
 
         near = z[:, k : k + 1]
 
         def tau(sigma: Float[Tensor, " n"], last: float) -> Float[Tensor, " n"]:
-            return optical_depth(sigma[:, None], reach(z, last)[:, k : k + 1])[:, 0]
+            return optical_depth(sigma[:, None], deltas(z, last)[:, k : k + 1])[:, 0]
 
         return Plane(
             xyz,
@@ -305,24 +311,24 @@ class Nsff(nn.Module):
             near_motion(backward[:, None], near)[:, 0],
         )
 
-    # -------------------------------------------------------------- one block of rays
+    # -------------------------------------------------------------- one chunk of rays
     def _along(self) -> int:
         return self.sampling.samples + 2 * self.sampling.importance
 
-    def _look(self, rays: Rays, told: Float[Tensor, "n 3"], moment: int, seen_by_camera: Seen | None) -> Look:
-        _, z = self._depths(rays, told, moment, 0.0, 0.0, False, seen_by_camera, None)
+    def _render_chunk(self, rays: Rays, viewdirs: Float[Tensor, "n 3"], time_step: int, is_visible: VisibilityTest | None) -> RayOutputs:
+        _, z = self._depths(rays, viewdirs, time_step, 0.0, 0.0, False, is_visible, None)
         xyz = rays.points(z)
         points = self.nerf_fine.embedded(xyz.flatten(0, 1))
-        still = self._static(self.nerf_fine, points, told, moment, True)
-        there, motion = self._dynamic(self.nerf_fine, points, moment, True, True, True)
-        assert still.rgb is not None and there.rgb is not None and motion.forward is not None and motion.backward is not None
-        static_tau = optical_depth(still.sigma.view_as(z), reach(z, LAST_STATIC))
-        static_rgb, dynamic_rgb = still.rgb.view_as(xyz), there.rgb.view_as(xyz)
-        dynamic_tau = optical_depth(_where_seen(there.sigma.view_as(z), xyz, seen_by_camera), reach(z, LAST_DYNAMIC))
+        static = self._static(self.nerf_fine, points, viewdirs, time_step, True)
+        dynamic, motion = self._dynamic(self.nerf_fine, points, time_step, True, True, True)
+        assert static.rgb is not None and dynamic.rgb is not None and motion.forward is not None and motion.backward is not None
+        static_tau = optical_depth(static.sigma.view_as(z), deltas(z, LAST_STATIC))
+        static_rgb, dynamic_rgb = static.rgb.view_as(xyz), dynamic.rgb.view_as(xyz)
+        dynamic_tau = optical_depth(_mask_unseen_samples(dynamic.sigma.view_as(z), xyz, is_visible), deltas(z, LAST_DYNAMIC))
         seen = composite_both(static_tau, static_rgb, dynamic_tau, dynamic_rgb, z)
         alone = composite_one(static_tau, static_rgb, z)
         assert seen.rgb is not None
-        return Look(
+        return RayOutputs(
             seen.rgb,
             seen.depth,
             seen.dynamic_alpha(),
@@ -337,26 +343,28 @@ class Nsff(nn.Module):
     def _depths(
         self,
         rays: Rays,
-        told: Float[Tensor, "n 3"],
-        moment: int,
+        viewdirs: Float[Tensor, "n 3"],
+        time_step: int,
         perturb: float,
         noise_std: float,
         colours: bool,
-        seen_by_camera: Seen | None,
+        is_visible: VisibilityTest | None,
         generator: torch.Generator | None,
     ) -> tuple[TwoLayers | None, Float[Tensor, "n s"]]:
-        """(what the coarse field sees, depths for the fine one)."""
+        """(rendering of the coarse field, depths for the fine field)."""
         s = self.sampling
         z = stratified(rays.near, rays.far, s.samples, perturb, generator=generator)
         if self.nerf_coarse is None:
             return None, z
         xyz = rays.points(z)
         points = self.nerf_coarse.embedded(xyz.flatten(0, 1))
-        still = self._static(self.nerf_coarse, points, told, moment, colours)
-        there, _ = self._dynamic(self.nerf_coarse, points, moment, colours, False, False)
-        static_tau = optical_depth(still.sigma.view_as(z), reach(z, LAST_STATIC), noise_std, generator)
-        dynamic_tau = optical_depth(_where_seen(there.sigma.view_as(z), xyz, seen_by_camera), reach(z, LAST_DYNAMIC), noise_std, generator)
-        static_rgb, dynamic_rgb = (None if matter.rgb is None else matter.rgb.view_as(xyz) for matter in (still, there))
+        static = self._static(self.nerf_coarse, points, viewdirs, time_step, colours)
+        dynamic, _ = self._dynamic(self.nerf_coarse, points, time_step, colours, False, False)
+        static_tau = optical_depth(static.sigma.view_as(z), deltas(z, LAST_STATIC), noise_std, generator)
+        dynamic_tau = optical_depth(
+            _mask_unseen_samples(dynamic.sigma.view_as(z), xyz, is_visible), deltas(z, LAST_DYNAMIC), noise_std, generator
+        )
+        static_rgb, dynamic_rgb = (None if output.rgb is None else output.rgb.view_as(xyz) for output in (static, dynamic))
         coarse = composite_both(static_tau, static_rgb, dynamic_tau, dynamic_rgb, z)
         middle = 0.5 * (z[:, 1:] + z[:, :-1])
         drawn = [
@@ -366,39 +374,40 @@ class Nsff(nn.Module):
         return coarse, torch.cat([z, *drawn], -1).sort(-1).values
 
     def _static(
-        self, field: SpaceTimeField, points: Float[Tensor, "p e"], told: Float[Tensor, "n 3"], moment: int, colours: bool
-    ) -> Matter:
-        along = told.repeat_interleave(len(points) // len(told), 0) if len(told) else told
+        self, field: SpaceTimeField, points: Float[Tensor, "p e"], viewdirs: Float[Tensor, "n 3"], time_step: int, colours: bool
+    ) -> FieldOutput:
+        along = viewdirs.repeat_interleave(len(points) // len(viewdirs), 0) if len(viewdirs) else viewdirs
         appearance = None
         if self.embedding_a is not None and field is self.nerf_fine:
-            appearance = self.embedding_a.weight[moment].expand(len(points), -1)
+            appearance = self.embedding_a.weight[time_step].expand(len(points), -1)
         return field.static(points, along, appearance, colours)
 
     def _dynamic(
-        self, field: SpaceTimeField, points: Float[Tensor, "p e"], moment: int, colours: bool, forward: bool, backward: bool
-    ) -> tuple[Matter, Motion]:
-        return field.dynamic(points, self.embedding_t.weight[moment].expand(len(points), -1), colours, forward, backward)
+        self, field: SpaceTimeField, points: Float[Tensor, "p e"], time_step: int, colours: bool, forward: bool, backward: bool
+    ) -> tuple[FieldOutput, SceneFlow]:
+        return field.dynamic(points, self.embedding_t.weight[time_step].expand(len(points), -1), colours, forward, backward)
 
 
-def _where_seen(sigma: Float[Tensor, "n s"], xyz: Float[Tensor, "n s 3"], seen_by_camera: Seen | None) -> Float[Tensor, "n s"]:
-    return sigma if seen_by_camera is None else unseen_is_empty(sigma, seen_by_camera(xyz.flatten(0, 1)).view_as(sigma))
+def _mask_unseen_samples(
+    sigma: Float[Tensor, "n s"], xyz: Float[Tensor, "n s 3"], is_visible: VisibilityTest | None
+) -> Float[Tensor, "n s"]:
+    return sigma if is_visible is None else mask_unseen(sigma, is_visible(xyz.flatten(0, 1)).view_as(sigma))
 
 
-# ----------------------------------------------------------------------
-# The sizes of the networks of an NSFF, read off its weights: whoever evaluates a checkpoint need not know how it was trained.
+# ---------------------------------------------------------------- network sizes from weights
 
 
 SAME_AS_NSFF_PL = ("nerf_fine.", "nerf_coarse.", "embedding_t.", "embedding_a.")
-"""How the names of the weights start."""
+"""Prefixes of weight names."""
 
 _TRUNK = "nerf_fine.transient_xyz_encoding"
 
 
 @dataclass(frozen=True)
 class NsffArchitecture:
-    """Sizes as the arguments of ``Nsff``; ``coarse``: there is a coarse field."""
+    """Arguments of ``Nsff``; ``coarse``: whether there is a coarse field."""
 
-    moments: int
+    time_steps: int
     depth: int
     width: int
     skips: tuple[int, ...]
@@ -410,10 +419,10 @@ class NsffArchitecture:
     coarse: bool
 
     def changes(self, field: Nsff) -> dict[str, Any]:
-        """Arguments of ``Nsff`` for a field of these sizes that samples rays as the given one does.
+        """Arguments of ``Nsff`` for a field of these sizes with the sampling of ``field``.
 
         Raises:
-            InputError: the given one draws depths by a coarse field and the weights have none, or the other way round: how many is not in the weights.
+            InputError: only one of the weights and ``field`` has a coarse field; the number of importance samples is not in the weights.
         """
         importance = field.sampling.importance
         if self.coarse != (importance > 0):
@@ -431,21 +440,21 @@ class NsffArchitecture:
 
 
 def architecture_of(weights: Mapping[str, Tensor]) -> NsffArchitecture:
-    """Reads sizes off weights named as in nsff_pl.
+    """Infers the sizes from weights named as in nsff_pl.
 
     Raises:
-        InputError: weights that are no field of a video with motion, or of a video that was trained without its dynamic part.
+        InputError: weights of something else, or of a field without scene flow or without dynamic part.
     """
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in weights:
             raise InputError(
                 f"weights of an NSFF: expected {name}, got none; this is the checkpoint of something else, or of a run of nsff_pl without --encode_t, "
-                "which has static matter only: choose another file"
+                "which has a static field only: choose another file"
             )
         return tuple(weights[name].shape)
 
-    moments, time_channels = shape("embedding_t.weight")
+    time_steps, time_channels = shape("embedding_t.weight")
     shape("nerf_fine.transient_flow_fw.0.weight")
     width, first = shape(f"{_TRUNK}_1.0.weight")
     xyz_channels = first - time_channels
@@ -458,7 +467,7 @@ def architecture_of(weights: Mapping[str, Tensor]) -> NsffArchitecture:
     dir_channels = shape(directions)[1] - width - appearance if directions in weights else 3
     coarse = any(name.startswith("nerf_coarse.") for name in weights)
     return NsffArchitecture(
-        moments,
+        time_steps,
         depth,
         width,
         skips,

@@ -1,7 +1,8 @@
-"""How near the scene of a video comes to its camera, from the points of its COLMAP model and its disparity (nsff_pl), or as its layout states it.
+"""Normalisation of a video: coordinates of its field, centred on the mean camera and scaled by the nearest depth, and their NDC.
 
-A disparity map has an unknown scale and offset. Where a frame has enough points whose disparity is linear in 1 / depth, the nearest depth is the one at which
-that line meets the 95th percentile of the map; elsewhere it is the 5th percentile of the depths of the points.
+The nearest depth is estimated as in nsff_pl, from the points of the COLMAP model and the disparity maps, or given by the layout. Disparity maps have an unknown
+scale and offset: if a frame has enough points whose disparity is linear in 1 / depth, its nearest depth is where that line reaches the 95th percentile of the
+map; otherwise it is the 5th percentile of the depths of the points.
 """
 
 import math
@@ -19,21 +20,20 @@ from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 from npbgpp.parsers.monocular import match_frames
 
-_FEWEST = 8  # points of a frame that say something
-_LINEAR = 0.9  # share of the variance of disparity that 1 / depth explains
+_FEWEST = 8  # points that a frame needs for an estimate
+_LINEAR = 0.9  # smallest r^2 of the linear fit
 _NEAR_DISPARITY, _NEAR_DEPTH = 95, 5  # percentiles
 
 
 def nearest_depth(frames: tuple[View, ...], points: Path | None) -> float:
-    """The depth of what comes nearest to the camera in any frame, scene units.
+    """Nearest depth of any frame, scene units.
 
     Args:
         frames: of the video.
-        points: ``points3D`` of the model that the poses are from; None where the frames state their bounds.
+        points: ``points3D`` of the COLMAP model of the poses; None: the frames have bounds.
 
     Raises:
-        InputError: neither points nor bounds, bounds that are not positive, damaged files, no frame with points enough, or disparity that is larger where the
-            scene is farther away.
+        InputError: neither points nor bounds, bounds that are not positive, damaged files, no frame with enough points, or disparity that grows with depth.
     """
     if points is None:
         return _stated(frames)
@@ -48,8 +48,8 @@ def nearest_depth(frames: tuple[View, ...], points: Path | None) -> float:
             nearest.append(_of_frame(view, uv[z > 0], z[z > 0]))
     if not nearest:
         raise InputError(
-            f"{points}: expected at least {_FEWEST} points in some frame, which say how near the scene is, got fewer; reconstruct the video again, or take "
-            "the model away and let poses_bounds.npy state it"
+            f"{points}: expected at least {_FEWEST} points in some frame, from which the nearest depth is estimated, got fewer; reconstruct the video "
+            "again, or remove the model and provide poses_bounds.npy"
         )
     return min(nearest)
 
@@ -87,27 +87,26 @@ def _of_frame(view: View, uv_px: Float64[np.ndarray, "n 2"], depth: Float64[np.n
     return float(line.slope / rise) if rise > 0 else percentile
 
 
-# ----------------------------------------------------------------------
-# The coordinates of the field of a video: the world centred on the mean camera and scaled, and normalised device coordinates, NDC, in front of it.
+# ---------------------------------------------------------------- coordinates of the field
 
 
 _NEAR_PLANE = 1.0  # distance of the near plane of NDC from the mean camera
-_NEAREST = 1 / 0.75  # depth of what comes nearest to the camera, field units
-_FARTHEST = 1e-6  # keeps the far end of NDC, which is infinitely far, a number
-_SHALLOWEST = 1e-8  # depth that pixels are divided by at least, field units
+_NEAREST = 1 / 0.75  # nearest depth, field units
+_FARTHEST = 1e-6  # keeps points at the far end of NDC, which is infinity, finite
+_SHALLOWEST = 1e-8  # smallest divisor of a projection, field units
 
 
 @dataclass(frozen=True)
 class VideoNormalisation:
-    """Maps a video to the coordinates of its field: ``x_field = scale * (x_world - centre) @ rotation`` on row vectors, and these to NDC.
+    """Maps world coordinates to those of the field, ``x_field = scale * (x_world - centre) @ rotation`` on row vectors, and these to NDC.
 
     Attributes:
         rotation: of row vectors.
-        centre: what becomes the origin, scene units.
+        centre: origin of the field, scene units.
         scale: field units per scene unit.
         fx, fy, cx, cy: focal length and principal point of the camera of NDC, pixels from the top-left corner.
         image_size: its (height, width) in pixels.
-        moments: the camera of every moment in Euclidean field coordinates, in double precision.
+        frame_cameras: the camera of every time step in Euclidean field coordinates, in double precision.
     """
 
     rotation: Float64[Tensor, "3 3"]
@@ -118,18 +117,18 @@ class VideoNormalisation:
     cx: float
     cy: float
     image_size: tuple[int, int]
-    moments: Cameras
+    frame_cameras: Cameras
 
     def __len__(self) -> int:
-        """Number of moments."""
-        return len(self.moments)
+        """Number of time steps."""
+        return len(self.frame_cameras)
 
     def to(self, device: torch.device | str) -> "VideoNormalisation":
-        """The same frame on another device."""
-        return replace(self, rotation=self.rotation.to(device), centre=self.centre.to(device), moments=self.moments.to(device))
+        """Copy on another device."""
+        return replace(self, rotation=self.rotation.to(device), centre=self.centre.to(device), frame_cameras=self.frame_cameras.to(device))
 
     def cameras(self, cameras: Cameras) -> Cameras:
-        """The same cameras in Euclidean field coordinates, computed in double precision and returned in that of their rotation."""
+        """Cameras in Euclidean field coordinates, computed in double precision and returned in the dtype of their rotation."""
         rotation, centre = self.rotation.to(cameras.R.device), self.centre.to(cameras.R.device)
         R, T = cameras.R.double(), cameras.T.double()
         return replace(cameras, R=(rotation.T @ R).to(cameras.R.dtype), T=(self.scale * (centre @ R + T)).to(cameras.T.dtype))
@@ -153,21 +152,21 @@ class VideoNormalisation:
         return torch.cat([stretch * offset, z_ndc], -1), torch.cat([stretch * (slope - offset), 1 - z_ndc], -1)
 
     def field_to_ndc(self, xyz_field: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
-        """Euclidean points in NDC; those of points at z = 0, the depth of the mean camera, are not finite."""
+        """Euclidean points in NDC; not finite for points at z = 0, the depth of the mean camera."""
         z = xyz_field[..., 2:]
         return torch.cat([self._stretch(xyz_field) * xyz_field[..., :2] / z, 1 + 2 / z], -1)
 
     def ndc_to_field(self, xyz_ndc: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
-        """The inverse of ``field_to_ndc``, up to half a part in a million per unit of distance; points at z = 1, infinitely far, come two million away."""
+        """Inverse of ``field_to_ndc`` with a relative error of 5e-7 per unit of distance; points at infinity, z = 1, get a distance of 2e6."""
         z = 2 / (xyz_ndc[..., 2:] - 1 - _FARTHEST)
         return torch.cat([xyz_ndc[..., :2] * z / self._stretch(xyz_ndc), z], -1)
 
-    def project(self, xyz_field: Float[Tensor, "*n 3"], moment: int) -> tuple[Float[Tensor, "*n 2"], Float[Tensor, " *n"]]:
-        """(uv_px, depth) of Euclidean points as the camera of a moment sees them; centres of pixels at +0.5, depth in field units.
+    def project(self, xyz_field: Float[Tensor, "*n 3"], time_step: int) -> tuple[Float[Tensor, "*n 2"], Float[Tensor, " *n"]]:
+        """Projects Euclidean points with the camera of a time step: (uv_px, depth); pixel centres at +0.5, depth in field units.
 
-        Depth is not positive for points beside or behind the camera, and their pixels mean nothing, but values and gradients stay finite.
+        Points beside or behind the camera have a depth of at most 0 and undefined pixels; values and gradients are finite.
         """
-        camera = self.moments[moment]
+        camera = self.frame_cameras[time_step]
         R, T, focal, principal = (part[0].to(xyz_field) for part in (camera.R, camera.T, camera.focal_length, camera.principal_point))
         xyz_cam = xyz_field @ R + T
         depth = xyz_cam[..., 2]
@@ -177,11 +176,11 @@ class VideoNormalisation:
         return like.new_tensor([-self.fx / self.cx, -self.fy / self.cy])
 
 
-def video_frame(scene: Scene) -> VideoNormalisation:
-    """The frame of a video: centred on the mean camera of all its frames in use, trained or not, and scaled so that the nearest depth is 4/3.
+def video_normalisation(scene: Scene) -> VideoNormalisation:
+    """Normalisation of a video: centred on the mean camera of all frames, trained or not, and scaled so that the nearest depth is 4/3.
 
     Raises:
-        InputError: a scene that is no video, no way to find the nearest depth, or frames between which the camera turns so far that rays look back.
+        InputError: not a video, no estimate of the nearest depth, or cameras that turn so far that rays point backwards.
     """
     frames = scene.frames
     if not frames:
@@ -196,12 +195,12 @@ def video_frame(scene: Scene) -> VideoNormalisation:
     if min(cx, cy) <= 0:
         raise InputError(f"frame {frames[0].name}: expected a principal point inside the picture, got ({cx:g}, {cy:g}); correct the camera")
     scale = _NEAREST / nearest_depth(frames, scene.carried_points)
-    frame = VideoNormalisation(rotation, centre, scale, fx, fy, cx, cy, first.image_size, cameras)
-    frame = replace(frame, moments=frame.cameras(cameras))
+    normalisation = VideoNormalisation(rotation, centre, scale, fx, fy, cx, cy, first.image_size, cameras)
+    normalisation = replace(normalisation, frame_cameras=normalisation.cameras(cameras))
     for k, view in enumerate(frames):
-        if not (corner_directions(frame.moments[k])[:, 2] < 0).all():
+        if not (corner_directions(normalisation.frame_cameras[k])[:, 2] < 0).all():
             raise InputError(
-                f"frame {view.name} ({view.image}): expected a camera that looks the same way as the mean one, but part of the picture looks back; choose "
+                f"frame {view.name} ({view.image}): expected a camera that faces the direction of the mean one, but some of its rays point backwards; choose "
                 "frames between which the camera turns less (datasets.start_end)"
             )
-    return frame
+    return normalisation

@@ -1,4 +1,4 @@
-"""Settings of NSFF: the schema of ``conf/system/nsff.yaml``."""
+"""Settings of NSFF (``conf/system/nsff.yaml``) and its weighted loss."""
 
 import math
 from collections.abc import Mapping
@@ -43,13 +43,13 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class LossSchedule:
-    """How weights change in training.
+    """Schedule of the loss weights.
 
     Attributes:
-        unit: what the numbers below count: epoch (whole ones) or step.
-        geometry_every: after so many, disparity and flow weigh ``geometry_factor`` times as much as before; 0: always the same.
-        geometry_factor: see there.
-        cross_entropy_over: the cross entropy grows from nothing over so many; 0: from the beginning.
+        unit: unit of the intervals below: epoch or step.
+        geometry_every: interval after which the weights of disparity and flow are multiplied by ``geometry_factor``; 0: constant.
+        geometry_factor: see ``geometry_every``.
+        cross_entropy_over: length of the linear warm-up of the cross entropy; 0: none.
     """
 
     unit: Literal["epoch", "step"]
@@ -90,57 +90,58 @@ class NsffSettings(RadianceSettings):
         if self.thickness < 1 or self.thickness % 2 == 0:
             raise InputError(f"system.thickness: expected an odd number of samples, got {self.thickness}")
         if not 0 < self.topk <= 1:
-            raise InputError(f"system.topk: expected a part of the values, more than 0 and at most 1, got {self.topk:g}")
+            raise InputError(f"system.topk: expected a fraction, more than 0 and at most 1, got {self.topk:g}")
 
 
-# ----------------------------------------------------------------------
-# What NSFF is trained on: the terms that a batch of rays has, and their weighted sum.
+# ---------------------------------------------------------------- loss
 
 
-_NEAR_SAMPLES = 0.95  # part of the samples whose motion is measured in lengths: the rest is about infinitely far
+_NEAR_SAMPLES = 0.95  # fraction of the samples with motion terms in Euclidean coordinates; the rest is nearly at infinity
 _OF_GEOMETRY = ("disparity", "coarse_disparity", "flow_forward", "flow_backward")
 
 
-def loss_terms(rendered: Training, batch: VideoBatch, frame: VideoNormalisation, moment: int, thickness: int) -> dict[str, Tensor]:
-    """Every term of ``LossWeights`` that this batch has, before means: at the first and the last moment a neighbour is lacking, and so are its terms.
+def loss_terms(
+    rendered: Training, batch: VideoBatch, normalisation: VideoNormalisation, time_step: int, thickness: int
+) -> dict[str, Tensor]:
+    """Terms of ``LossWeights`` before means; the first and the last time step lack the terms of one neighbour.
 
     Args:
         rendered: the rays of the batch.
-        batch: what they are to see.
-        frame: coordinates of the field.
-        moment: of the batch.
-        thickness: see ``space_time_losses.cross_entropy``.
+        batch: the targets.
+        normalisation: coordinates of the field.
+        time_step: of the batch.
+        thickness: see ``losses.cross_entropy``.
     """
-    assert rendered.seen.rgb is not None
-    terms = {"colour": losses.colour(rendered.seen.rgb, batch.rgb)}
+    assert rendered.fine.rgb is not None
+    terms = {"colour": losses.colour(rendered.fine.rgb, batch.rgb)}
     has_disparity = bool(torch.isfinite(batch.disparity).all())
     if has_disparity:
-        terms["disparity"] = losses.relative_depth(rendered.seen.depth, batch.disparity)
+        terms["disparity"] = losses.relative_depth(rendered.fine.depth, batch.disparity)
     if rendered.coarse is not None and rendered.coarse.rgb is not None:
         terms["coarse_colour"] = losses.colour(rendered.coarse.rgb, batch.rgb)
         if has_disparity:
             terms["coarse_disparity"] = losses.relative_depth(rendered.coarse.depth, batch.disparity)
-    terms["entropy"] = losses.entropy(rendered.seen.dynamic_weights)
-    terms["cross_entropy"] = losses.cross_entropy(rendered.seen.static_weights, rendered.seen.dynamic_weights, thickness)
+    terms["entropy"] = losses.entropy(rendered.fine.dynamic_weights)
+    terms["cross_entropy"] = losses.cross_entropy(rendered.fine.static_weights, rendered.fine.dynamic_weights, thickness)
     for name, warp, neighbour, target in (
-        ("flow_forward", rendered.forward, moment + 1, batch.uv_forward_px),
-        ("flow_backward", rendered.backward, moment - 1, batch.uv_backward_px),
+        ("flow_forward", rendered.forward, time_step + 1, batch.uv_forward_px),
+        ("flow_backward", rendered.backward, time_step - 1, batch.uv_backward_px),
     ):
         if warp is not None:
-            uv_px, depth = frame.project(frame.ndc_to_field(warp.point), neighbour)
+            uv_px, depth = normalisation.project(normalisation.ndc_to_field(warp.point), neighbour)
             found = losses.optical_flow(uv_px, target, depth > 0)
             if len(found):
                 terms[name] = found
     warps = [warp for warp in (rendered.forward, rendered.backward) if warp is not None]
-    terms["photometric"] = _total([losses.photometric(_rgb(warp), batch.rgb, warp.trust.rays) for warp in warps])
-    terms["cycle"] = _total([losses.cycle(warp.returned, rendered.xyz, warp.trust.samples) for warp in warps])
-    return terms | _motion_terms(rendered, frame)
+    terms["photometric"] = _total([losses.photometric(_rgb(warp), batch.rgb, warp.disocclusion.rays) for warp in warps])
+    terms["cycle"] = _total([losses.cycle(warp.returned, rendered.xyz, warp.disocclusion.samples) for warp in warps])
+    return terms | _motion_terms(rendered, normalisation)
 
 
-def _motion_terms(rendered: Training, frame: VideoNormalisation) -> dict[str, Tensor]:
+def _motion_terms(rendered: Training, normalisation: VideoNormalisation) -> dict[str, Tensor]:
     near = max(2, int(_NEAR_SAMPLES * rendered.xyz.shape[1]))
-    xyz = frame.ndc_to_field(rendered.xyz[:, :near])
-    moved = [frame.ndc_to_field(warp.xyz[:, :near]) for warp in (rendered.forward, rendered.backward) if warp is not None]
+    xyz = normalisation.ndc_to_field(rendered.xyz[:, :near])
+    moved = [normalisation.ndc_to_field(warp.xyz[:, :near]) for warp in (rendered.forward, rendered.backward) if warp is not None]
     terms = {
         "least_motion": _total([losses.least_motion(xyz, there) for there in moved]),
         "spatial_smoothness": _total([losses.spatial_smoothness(xyz, there) for there in moved]),
@@ -153,15 +154,15 @@ def _motion_terms(rendered: Training, frame: VideoNormalisation) -> dict[str, Te
 def weighted_means(
     terms: Mapping[str, Tensor], weights: LossWeights, schedule: LossSchedule, epoch: int, step: int, topk: float
 ) -> dict[str, Float[Tensor, ""]]:
-    """What each term with a weight adds to the loss at a point of training.
+    """Weighted mean of each term at a step of training.
 
     Args:
         terms: see ``loss_terms``.
         weights: of the terms.
-        schedule: how these change.
+        schedule: of the weights.
         epoch: counted from 0.
         step: counted from 0.
-        topk: see ``space_time_losses.mean_of_largest``.
+        topk: see ``losses.mean_of_largest``.
     """
     factors = dict.fromkeys(_OF_GEOMETRY, schedule.geometry(epoch, step)) | {"cross_entropy": schedule.cross_entropy(epoch, step)}
     found = {}
@@ -177,5 +178,5 @@ def _total(parts: list[Tensor]) -> Tensor:
 
 
 def _rgb(warp: Warp) -> Float[Tensor, "n 3"]:
-    assert warp.seen.rgb is not None
-    return warp.seen.rgb
+    assert warp.composited.rgb is not None
+    return warp.composited.rgb

@@ -1,4 +1,4 @@
-"""Whole pictures of a trained NSFF: any camera at any moment or between two, its depth, motion and parts.
+"""Renders views of a trained NSFF at a time step or between two: colours, depth, motion, static and dynamic part.
 
 Symbols: n = h w pixels of one picture, row by row.
 """
@@ -12,131 +12,138 @@ from torch import Tensor
 from torchvision.utils import flow_to_image
 
 from npbgpp.geometry import Cameras, TimedCamera
-from npbgpp.methods.nsff.compositing import Between, pictures_between
-from npbgpp.methods.nsff.model import Look, Nsff, Seen
+from npbgpp.methods.nsff.compositing import InterpolatedOutputs, interpolate_outputs
+from npbgpp.methods.nsff.model import Nsff, RayOutputs, VisibilityTest
 from npbgpp.methods.nsff.normalisation import VideoNormalisation
 from npbgpp.volume import Rays
 
 PARTS = ("full", "static", "dynamic")
-_STOPPED = 0.5  # opacity of what moves from which on it has a depth
+_STOPPED = 0.5  # smallest dynamic opacity with a depth
 
 
 @dataclass(frozen=True)
-class Seeing:
-    """How an NSFF is asked for pictures.
+class FieldRenderer:
+    """Renders whole views.
 
     Attributes:
-        field: with its weights.
-        frame: coordinates of the field, on its device.
-        world_viewdirs: tell the field the directions of rays in field coordinates; otherwise those of NDC.
-        empty_where_unseen: nothing moves where the camera of the moment did not look.
-        chunk: points that the field is asked about at a time.
+        field: the trained field.
+        normalisation: coordinates of the field, on its device.
+        world_viewdirs: viewing directions in Euclidean field coordinates; otherwise in NDC.
+        empty_where_unseen: the dynamic density is zero outside of the frustum of the camera of the time step.
+        chunk: points per query of the field.
     """
 
     field: Nsff
-    frame: VideoNormalisation
+    normalisation: VideoNormalisation
     world_viewdirs: bool
     empty_where_unseen: bool
     chunk: int
 
     def rays(self, camera: Cameras) -> tuple[Rays, Float[Tensor, "n 3"]]:
-        """(rays through all pixels in NDC, directions that the field is told)."""
-        origins, along = (part[0].flatten(0, 1) for part in self.frame.cameras(camera).rays())
-        return self.ndc(*self.frame.rays(origins, along), along)
+        """(rays through all pixels in NDC, viewing directions for the field)."""
+        origins, along = (part[0].flatten(0, 1) for part in self.normalisation.cameras(camera).rays())
+        return self.ndc(*self.normalisation.rays(origins, along), along)
 
     def ndc(
         self, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"], view_directions: Float[Tensor, "n 3"]
     ) -> tuple[Rays, Float[Tensor, "n 3"]]:
-        """(rays that are in NDC already, directions that the field is told)."""
+        """(rays from origins and directions in NDC, viewing directions for the field)."""
         rays = Rays(origins, directions, torch.zeros_like(origins[:, 0]), torch.ones_like(origins[:, 0]))
         return rays, view_directions if self.world_viewdirs else directions
 
-    def seen_at(self, moment: int) -> Seen | None:
-        """Which points of NDC the camera of a moment saw."""
+    def visibility_test(self, time_step: int) -> VisibilityTest | None:
+        """Test whether NDC points are in the image of the camera of a time step; None without ``empty_where_unseen``."""
         if not self.empty_where_unseen:
             return None
 
         def seen(xyz_ndc: Float[Tensor, "p 3"]) -> Bool[Tensor, " p"]:
-            uv_px, depth = self.frame.project(self.frame.ndc_to_field(xyz_ndc), moment)
-            height, width = self.frame.image_size
+            uv_px, depth = self.normalisation.project(self.normalisation.ndc_to_field(xyz_ndc), time_step)
+            height, width = self.normalisation.image_size
             return (depth > 0) & (uv_px >= 0).all(-1) & (uv_px <= uv_px.new_tensor([width, height])).all(-1)
 
         return seen
 
-    def look(self, camera: Cameras, moment: int) -> Look:
-        """What a camera sees at a moment."""
-        rays, told = self.rays(camera)
-        return self.field.look(rays, told, moment, self.seen_at(moment), self.chunk)
+    def render(self, camera: Cameras, time_step: int) -> RayOutputs:
+        """Renders a view at a time step."""
+        rays, viewdirs = self.rays(camera)
+        return self.field.render(rays, viewdirs, time_step, self.visibility_test(time_step), self.chunk)
 
-    def along(self, path: Sequence[TimedCamera]) -> Iterator[Look | Between]:
-        """What cameras see, in order. One camera that looks several times in a row between the same moments has these asked only once."""
+    def along(self, path: Sequence[TimedCamera]) -> Iterator[RayOutputs | InterpolatedOutputs]:
+        """Renders a path in order. Consecutive frames of one camera between the same time steps share the queries of the field."""
         first = 0
         while first < len(path):
             start, last = path[first], first + 1
             if start.share == 0:
-                yield self.look(start.camera, start.moment)
+                yield self.render(start.camera, start.time_step)
             else:
-                while last < len(path) and path[last].share > 0 and path[last].moment == start.moment and path[last].camera is start.camera:
+                while (
+                    last < len(path)
+                    and path[last].share > 0
+                    and path[last].time_step == start.time_step
+                    and path[last].camera is start.camera
+                ):
                     last += 1
-                yield from self.between(start.camera, start.moment, [timed.share for timed in path[first:last]])
+                yield from self.between(start.camera, start.time_step, [timed.share for timed in path[first:last]])
             first = last
 
-    def between(self, camera: Cameras, moment: int, shares: Sequence[float]) -> list[Between]:
-        """What a camera sees on the way from a moment to the next one."""
-        rays, told = self.rays(camera)
-        field_camera = self.frame.cameras(camera)
-        z = self.field.depths(rays, told, moment, self.seen_at(moment), self.chunk)
+    def between(self, camera: Cameras, time_step: int, shares: Sequence[float]) -> list[InterpolatedOutputs]:
+        """Interpolates views of a camera between a time step and the next one."""
+        rays, viewdirs = self.rays(camera)
+        field_camera = self.normalisation.cameras(camera)
+        z = self.field.depths(rays, viewdirs, time_step, self.visibility_test(time_step), self.chunk)
         planes = (
-            tuple(self.field.plane(rays, told, when, z, k, self.seen_at(when), self.chunk) for when in (moment, moment + 1))
+            tuple(
+                self.field.plane(rays, viewdirs, when, z, k, self.visibility_test(when), self.chunk) for when in (time_step, time_step + 1)
+            )
             for k in range(z.shape[1])
         )
 
         def to_pixels(xyz_field: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
             return field_camera.project(xyz_field)[0][0]
 
-        return pictures_between(planes, shares, camera.image_size, self.frame.ndc_to_field, to_pixels)  # type: ignore[arg-type]
+        return interpolate_outputs(planes, shares, camera.image_size, self.normalisation.ndc_to_field, to_pixels)  # type: ignore[arg-type]
 
-    def colours(self, look: Look | Between, part: str) -> Float[Tensor, "n 3"]:
-        """The picture of everything (``full``), of the static scene or of what moves (on grey)."""
-        return {"full": look.rgb, "static": look.static_rgb, "dynamic": look.dynamic_rgb}[part].clamp(0, 1)
+    def colours(self, outputs: RayOutputs | InterpolatedOutputs, part: str) -> Float[Tensor, "n 3"]:
+        """Colours of the scene (``full``), of the static part or of the dynamic part on grey."""
+        return {"full": outputs.rgb, "static": outputs.static_rgb, "dynamic": outputs.dynamic_rgb}[part].clamp(0, 1)
 
-    def depth(self, look: Look | Between, camera: Cameras, part: str) -> Float[Tensor, " n"]:
-        """Depth along the viewing axis, scene units; of what moves 0 where less than half of a ray does."""
+    def depth(self, outputs: RayOutputs | InterpolatedOutputs, camera: Cameras, part: str) -> Float[Tensor, " n"]:
+        """Depth along the viewing axis, scene units; of the dynamic part 0 where its opacity is below a half."""
         rays, _ = self.rays(camera)
-        z = look.static_depth if part == "static" else look.depth
+        z = outputs.static_depth if part == "static" else outputs.depth
         if part == "dynamic":
-            z = look.dynamic_depth / look.dynamic_alpha.clamp_min(_STOPPED)
-        xyz_field = self.frame.ndc_to_field(rays.origins + z[:, None] * rays.directions)
-        depth = self.frame.cameras(camera).project(xyz_field)[1][0] / self.frame.scale
-        return torch.where(look.dynamic_alpha >= _STOPPED, depth, 0.0) if part == "dynamic" else depth
+            z = outputs.dynamic_depth / outputs.dynamic_alpha.clamp_min(_STOPPED)
+        xyz_field = self.normalisation.ndc_to_field(rays.origins + z[:, None] * rays.directions)
+        depth = self.normalisation.cameras(camera).project(xyz_field)[1][0] / self.normalisation.scale
+        return torch.where(outputs.dynamic_alpha >= _STOPPED, depth, 0.0) if part == "dynamic" else depth
 
-    def optical_flow(self, look: Look, moment: int, forward: bool) -> Float[Tensor, "h w 2"]:
-        """Pixels that the photo of a moment moves by until its neighbour's, for the camera of that moment: motion of the camera included."""
-        height, width = self.frame.image_size
-        point, neighbour = (look.forward, moment + 1) if forward else (look.backward, moment - 1)
-        uv_px, _ = self.frame.project(self.frame.ndc_to_field(point), neighbour)
+    def optical_flow(self, outputs: RayOutputs, time_step: int, forward: bool) -> Float[Tensor, "h w 2"]:
+        """Optical flow from the photo of a time step to a neighbouring one, pixels: scene flow and motion of the camera."""
+        height, width = self.normalisation.image_size
+        point, neighbour = (outputs.forward, time_step + 1) if forward else (outputs.backward, time_step - 1)
+        uv_px, _ = self.normalisation.project(self.normalisation.ndc_to_field(point), neighbour)
         v, u = torch.meshgrid(torch.arange(height, device=uv_px.device), torch.arange(width, device=uv_px.device), indexing="ij")
         return uv_px.view(height, width, 2) - torch.stack([u, v], -1) - 0.5
 
-    def motion(self, look: Look, camera: Cameras) -> Float[Tensor, "h w 2"]:
-        """Pixels that what a camera sees moves by until the next moment, while the camera stands still."""
+    def motion(self, outputs: RayOutputs, camera: Cameras) -> Float[Tensor, "h w 2"]:
+        """Optical flow to the next time step for a static camera, pixels."""
         rays, _ = self.rays(camera)
-        field_camera = self.frame.cameras(camera)
+        field_camera = self.normalisation.cameras(camera)
         now, then = (
-            field_camera.project(self.frame.ndc_to_field(xyz))[0][0]
-            for xyz in (rays.origins + look.depth[:, None] * rays.directions, look.forward)
+            field_camera.project(self.normalisation.ndc_to_field(xyz))[0][0]
+            for xyz in (rays.origins + outputs.depth[:, None] * rays.directions, outputs.forward)
         )
         return (then - now).view(*camera.image_size, 2)
 
 
-def flow_picture(flow: Float[Tensor, "h w 2"]) -> Float[Tensor, "3 h w"]:
-    """Directions as hues of the colour wheel of optical flow (Baker et al. 2011), white stands still, the longest flow has full colour."""
+def flow_image(flow: Float[Tensor, "h w 2"]) -> Float[Tensor, "3 h w"]:
+    """Colour wheel of optical flow (Baker et al., 2011), normalised to the longest flow; white is no motion."""
     known = torch.where(torch.isfinite(flow).all(-1, keepdim=True), flow, 0.0)
     if not known.any():
         return known.new_ones(3, *flow.shape[:2])  # flow_to_image divides by the longest
     return flow_to_image(known.permute(2, 0, 1).float()).float() / 255
 
 
-def grey(values: Float[Tensor, "h w"], low: float = 0.0, high: float = 1.0) -> Float[Tensor, "3 h w"]:
-    """Numbers as brightness, ``low`` black and ``high`` white."""
+def grey_image(values: Float[Tensor, "h w"], low: float = 0.0, high: float = 1.0) -> Float[Tensor, "3 h w"]:
+    """Maps values to grey, ``low`` black and ``high`` white."""
     return ((values - low) / max(high - low, 1e-12)).clamp(0, 1).expand(3, *values.shape)
