@@ -29,14 +29,14 @@ def run_here(run_npcr, tmp_path):
 def drawn(monkeypatch) -> list[int]:
     """Layers of every view drawn."""
     seen = []
-    original = NPCR.draw
+    original = NPCR.render_layers
 
     def render_layers(self, *arguments, **keywords):
         found = original(self, *arguments, **keywords)
         seen.append(found.layers.shape[1])
         return found
 
-    monkeypatch.setattr(NPCR, "draw", draw)
+    monkeypatch.setattr(NPCR, "render_layers", render_layers)
     return seen
 
 
@@ -239,7 +239,7 @@ def system_of(run_here, tiny_root) -> NPCR:
         (("system.near=3.0", "system.far=3.0"), "system.near, system.far: expected near < far, got 3 and 3"),
         (("system.near=300.0",), "system.near, system.far: expected near < far, got 300 and"),
         (("system.max_splat=-1",), "system.max_splat"),
-        (("system.norms_learn_for=1.5",), "system.norms_learn_for: expected a share of the run, 0 to 1, got 1.5"),
+        (("system.norms_learn_for=1.5",), "system.norms_learn_for: expected a fraction of the run, 0 to 1, got 1.5"),
         (("system.loss_region=some",), "system.loss_region"),
         (("system.history_weights=[1,1,0,0,0,0,0]",), "system.history_weights: expected weights"),
         (("system.refine_weights=[0.5,0.5,0.5,0.75]",), "the last two"),
