@@ -290,7 +290,9 @@ class NPBGPlusPlus(PointSystem):
             index = rasterize(cloud, target, [Level(1.0)], self.projection)[0].index
             xyz_world = xyz_scene[index[index >= 0].sort().values]
             shown = visible_points(xyz_world, inputs.cameras, self.settings.visibility_scale, self.projection)
-            photos = upright(inputs.image, inputs.cameras, self.projection.pixel_convention, self.settings.up, self.settings.align_view_images)
+            photos = upright(
+                inputs.image, inputs.cameras, self.projection.pixel_convention, self.settings.up, self.settings.align_view_images
+            )
             # twice the size of the target, as in the original, at most that of the photo
             size = (min(2 * target.image_size[0], photos.images.shape[2]), min(2 * target.image_size[1], photos.images.shape[3]))
             region = crop_to_points(photos.images, photos.cameras, xyz_world, shown, size, self.projection.pixel_convention)
