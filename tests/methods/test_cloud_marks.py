@@ -1,4 +1,4 @@
-"""Descriptors and interrupted runs belong to the points they were made with, and files from before the mark are taken."""
+"""Descriptors and resumed runs are bound to their cloud by its checksum; files without metadata are accepted."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
 
 
 @given(st.integers(0, 5), st.integers(0, 2))
-def test_the_checksum_is_of_numbers_and_their_order(row, axis):
+def test_checksum_depends_on_values_and_order(row, axis):
     xyz = torch.arange(18.0).view(6, 3)
     assert cloud_checksum(xyz) == cloud_checksum(xyz.t().contiguous().t())  # however they lie in memory
     other = xyz.clone()
@@ -27,7 +27,7 @@ def test_the_checksum_is_of_numbers_and_their_order(row, axis):
     assert len(found) == 5 and all(len(checksum) == 32 for checksum in found)
 
 
-def test_a_mark_stays_beside_the_tensors(tmp_path):
+def test_metadata_of_tensor_files(tmp_path):
     content = {"x": torch.arange(5.0)}
     save_tensors(tmp_path / "marked.pth", content, {"cloud": "abc"})
     save_tensors(tmp_path / "again.pth", content, {"cloud": "abc"})
@@ -51,7 +51,7 @@ def moved_root(tiny_root: Path, tmp_path: Path) -> Path:
     return root
 
 
-def test_descriptors_of_other_points_are_refused(run_here, moved_root):
+def test_descriptors_of_another_cloud_are_refused(run_here, moved_root):
     folder = run_here(*QUIET)
     path = folder / "descriptors" / "ball.pth"
     assert read_mark(path)["cloud"] == torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["npbgpp"]["clouds"]["ball"]
@@ -63,7 +63,7 @@ def test_descriptors_of_other_points_are_refused(run_here, moved_root):
     run_here(*evaluate, name="unmarked", root=moved_root)
 
 
-def test_training_goes_on_with_the_same_points_only(run_here, moved_root):
+def test_resuming_with_another_cloud_is_refused(run_here, moved_root):
     run_here(*QUIET)
     resume = (*QUIET, "trainer.max_epochs=2", "trainer.resume_from_checkpoint=run/checkpoints/last.ckpt")
     with pytest.raises(InputError, match="of scene ball: expected the cloud that training began with") as caught:
@@ -73,6 +73,6 @@ def test_training_goes_on_with_the_same_points_only(run_here, moved_root):
     run_here(*resume)
 
 
-def test_coefficients_know_their_points(run_colours, tiny_root, tmp_path):
+def test_coefficients_store_the_checksum(run_colours, tiny_root, tmp_path):
     folder = run_colours(tmp_path, "eval_only=true")
     assert read_mark(folder / "descriptors" / "ball.pth")["cloud"] == cloud_checksum(read_ply(tiny_root / "ball" / "mvs_pc.ply").xyz)

@@ -1,4 +1,4 @@
-"""NeRF as a system: trains, is evaluated and continued like the others; its grid changes the cost and not the picture; what it refuses."""
+"""NeRF as a system: training, evaluation, videos, occupancy grid, weights of nerf_pl, invalid input."""
 
 import json
 import math
@@ -16,7 +16,6 @@ from ..conftest import TINY_NERF
 from ..helpers.layouts import colmap, llff, nerf_synthetic, npcr
 from ..helpers.scenes import POINTS, RADIUS
 from ..run_folders import remember
-from .run_files import weights
 
 LAST = "checkpoints/last.ckpt"
 
@@ -60,7 +59,7 @@ def test_a_field_learns_the_scene(trained, run_nerf, drawn, tmp_path):
     assert (trained / "report.png").is_file()
 
 
-def test_depths_are_those_of_what_was_drawn(trained, drawn):
+def test_depths_of_spheres(trained, drawn):
     """Along the viewing axis, scene units: the front of the balls."""
     words = ("datasets.scene_name=scene", f"datasets.data_root={drawn}")
     remember(trained, trained.parent, *TINY_NERF, *words)
@@ -81,7 +80,7 @@ def test_depths_are_those_of_what_was_drawn(trained, drawn):
     assert len(errors) > 6 and torch.tensor(errors).abs().median() < RADIUS
 
 
-def test_the_tested_views_are_filmed(trained, run_nerf, drawn, tmp_path):
+def test_videos_of_test_views(trained, run_nerf, drawn, tmp_path):
     assert (trained / "rendered/scene_holdout/test_epoch7/film.mp4").is_file()
     run = run_drawn(run_nerf, drawn)
     again = run(tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "test_video=gif", "datasets.holdout_indices=[3,4,5]")
@@ -99,7 +98,7 @@ def test_evaluating_again_gives_the_same(trained, run_nerf, drawn, tmp_path):
     assert scores(again)[1]["psnr"] == pytest.approx(scores(trained)[1]["psnr"], abs=1e-4)
 
 
-def test_the_grid_changes_the_cost_and_not_the_picture(trained, run_nerf, drawn, tmp_path):
+def test_occupancy_grid_does_not_change_scores(trained, run_nerf, drawn, tmp_path):
     """A checkpoint with a grid, evaluated without it."""
     plain = run_drawn(run_nerf, drawn)(
         tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "system.occupancy_grid=false", "weights_strict=false"
@@ -121,19 +120,6 @@ def test_weights_of_nerf_pl_load_by_their_names(trained, run_nerf, drawn, tmp_pa
         tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "system.occupancy_grid=false", "weights_strict=false", name="ours"
     )
     assert scores(found)[1]["psnr"] == pytest.approx(scores(expected)[1]["psnr"], abs=1e-6)
-
-
-def test_training_continues(run_nerf, tmp_path):
-    first = run_nerf(tmp_path)
-    again = run_nerf(tmp_path, "trainer.max_epochs=2", f"trainer.resume_from_checkpoint={first / LAST}", name="again")
-    before, after = weights(first), weights(again)
-    assert not torch.equal(before["field.nerf_fine.sigma.weight"], after["field.nerf_fine.sigma.weight"])
-    assert load_tensors(again / LAST, "checkpoint")["global_step"] == 8
-
-
-def test_a_run_repeats(run_nerf, tmp_path):
-    one, two = (weights(run_nerf(tmp_path, name=name)) for name in ("one", "two"))
-    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +178,7 @@ def test_other_scenes_train_without_a_cloud(run_nerf, tmp_path, write, overrides
         (("datasets.cache_memory_gb=1e-5",), ["datasets.cache_memory_gb"]),
     ],
 )
-def test_what_is_refused(run_nerf, tmp_path, overrides, words):
+def test_invalid_settings_are_refused(run_nerf, tmp_path, overrides, words):
     with pytest.raises(InputError) as caught:
         run_nerf(tmp_path, *overrides)
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -1,4 +1,4 @@
-"""Coarse to fine rendering: the whole procedure ray by ray in plain numpy, rendering with a grid, memory, checkpoints of nerf_pl."""
+"""Hierarchical rendering against a reference per ray in numpy; occupancy grid; memory."""
 
 import math
 from dataclasses import replace
@@ -130,7 +130,7 @@ def agree(composited, expected):
 
 
 @pytest.mark.parametrize(("settings", "behind"), [({}, 0.0), ({"perturb": 0.5, "noise_std": 0.3}, 1.0), ({"disparity": True}, 0.0)])
-def test_training_is_the_procedure_written_out(settings, behind):
+def test_training_equals_the_reference(settings, behind):
     sampling = replace(FEW, **settings)
     nerf, seen, view = dense_fields(sampling), rays(), torch.randn(7, 3, dtype=torch.float64)
     background = torch.full((3,), behind, dtype=torch.float64)
@@ -143,7 +143,7 @@ def test_training_is_the_procedure_written_out(settings, behind):
 
 @pytest.mark.parametrize("chunk", [1, 23, 32768])
 @pytest.mark.parametrize("behind", [0.0, 1.0])
-def test_rendering_draws_nothing_and_needs_no_colours_of_the_coarse_field(chunk, behind):
+def test_evaluation_is_deterministic_without_coarse_colours(chunk, behind):
     trained = FEW
     nerf, seen = dense_fields(trained), rays()
     background = torch.full((7, 3), behind, dtype=torch.float64)
@@ -205,7 +205,7 @@ def test_training_where_everything_is_empty():
 
 @pytest.mark.parametrize("importance", [0, 32])
 @pytest.mark.parametrize("chunk", [40, 32768])
-def test_rendering_with_a_grid_sees_what_all_samples_see_and_asks_far_less(importance, chunk):
+def test_grid_saves_queries_and_renders_the_same(importance, chunk):
     sampling = NerfSampling(samples=96, importance=importance, marched=96 + importance)
     nerf, seen = ball_nerf(sampling), rays(60, dtype=torch.float32)
     found, count = nerf.render(seen, seen.directions, False, ball_grid(), chunk, background=torch.ones(3)), 96 + importance
@@ -224,7 +224,7 @@ def test_rendering_with_a_grid_sees_what_all_samples_see_and_asks_far_less(impor
     assert (towards[hit].norm(dim=-1) - RADIUS).abs().max() < 0.1  # the front of the ball, to two steps
 
 
-def test_a_ray_ends_behind_what_hides_everything_and_goes_on_behind_what_does_not():
+def test_early_termination_of_opaque_rays():
     """Samples 0.1 apart, directions of length 1: at density 20 a ray is opaque after five, at 0.1 never."""
     seen = Rays(torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([[0.0, 0.0, -1.0]]), torch.tensor([0.0]), torch.tensor([9.9]))
     everywhere = OccupancyGrid((-20.0, -20.0, -20.0), (20.0, 20.0, 20.0), resolution=1)

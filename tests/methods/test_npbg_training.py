@@ -1,4 +1,4 @@
-"""What training NPBG does to descriptors, networks and files, on tiny scenes."""
+"""Training of NPBG on tiny scenes: descriptors, networks, files."""
 
 import math
 import shutil
@@ -45,7 +45,7 @@ def test_training_learns(run_here):
     assert all(math.isfinite(value) for value in logged(folder, "loss"))
 
 
-def test_descriptors_of_points_that_no_view_sees_stay_zero(run_here, tiny_root, tmp_path):
+def test_descriptors_of_invisible_points_stay_zero(run_here, tiny_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(tiny_root / "ball", root / "ball")
     cloud = read_ply(root / "ball" / "mvs_pc.ply")
@@ -80,7 +80,7 @@ def test_masks_are_learned(run_here):
     assert (folder / "metrics.json").is_file()
 
 
-def test_pictures_show_the_background_where_the_mask_says_so(run_here, monkeypatch):
+def test_predicted_mask_composites_the_background(run_here, monkeypatch):
     original = NPBG.decode
 
     def decode(self, aligned, visible):
@@ -98,7 +98,7 @@ def test_pictures_show_the_background_where_the_mask_says_so(run_here, monkeypat
     assert (picture[:, :16] == [0, 255, 0]).all() and (picture[:, 16:] == 64).all()
 
 
-def test_losses_see_nothing_outside_the_mask(run_here):
+def test_pixels_outside_the_mask_have_no_gradient(run_here):
     """With masks and the L1 term alone no background changes a gradient: outside the mask both images are ``bg_rgb_color``."""
     settings = (*QUIET, "system.use_masks=true", "system.loss_factors.ssim_loss=0", "system.loss_factors.dimred_loss=0")
     one = descriptors(run_here(*settings, name="white"))
@@ -134,7 +134,7 @@ def test_accumulated_batches_equal_one_large_batch(run_here, updates):
             torch.testing.assert_close(value, expected[name], rtol=0, atol=5e-2 if name.startswith("rasterizer") else 3e-4)
 
 
-def test_a_last_part_of_accumulation_is_not_lost(run_here, updates):
+def test_incomplete_accumulation_steps_at_the_end_of_an_epoch(run_here, updates):
     run_here(*QUIET, "trainer.accumulate_grad_batches=3")
     assert [step for step, *_ in updates] == [1, 2]
 
@@ -158,24 +158,19 @@ def test_clipping_reaches_the_networks(run_here):
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_cosine_schedule_ends_at_a_hundredth(run_here, updates, accumulated):
+@pytest.mark.parametrize(("schedule", "accumulated"), [("constant", 1), ("cosine", 1), ("cosine", 2)])
+def test_learning_rate_schedule(run_here, updates, schedule, accumulated):
+    """The cosine schedule ends at a hundredth of the learning rate."""
     run_here(
         *QUIET,
-        "system.lr_schedule=cosine",
+        f"system.lr_schedule={schedule}",
         "trainer.max_epochs=2",
-        "datasets.train_num_samples=8",
+        "datasets.train_num_samples=4",
         f"trainer.accumulate_grad_batches={accumulated}",
     )
-    rates = [lr for _, lr, *_ in updates]
-    steps = 16 // accumulated
-    assert len(rates) == steps
-    assert rates == pytest.approx([0.1 * (0.01 + 0.99 * (1 + math.cos(math.pi * k / steps)) / 2) for k in range(steps)], rel=1e-4)
-
-
-def test_constant_schedule(run_here, updates):
-    run_here(*QUIET, "system.learning_rates.descriptors=0.05")
-    assert [lr for _, lr, *_ in updates] == [0.05] * 4
+    steps = 8 // accumulated
+    cosine = [0.1 * (0.01 + 0.99 * (1 + math.cos(math.pi * k / steps)) / 2) for k in range(steps)]
+    assert [lr for _, lr, *_ in updates] == pytest.approx(cosine if schedule == "cosine" else [0.1] * steps, rel=1e-4)
 
 
 def test_max_steps_counts_batches(run_here, updates):
@@ -185,7 +180,7 @@ def test_max_steps_counts_batches(run_here, updates):
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] in (4, 6)
 
 
-def test_scenes_take_turns(run_here, updates, monkeypatch):
+def test_epochs_cycle_through_scenes(run_here, updates, monkeypatch):
     """Three scenes, two per epoch: after two epochs each has its file, and one was visited twice."""
     saved: dict[str, list[Tensor]] = {}
     opened: dict[str, list[Tensor]] = {}
@@ -224,20 +219,8 @@ def test_scenes_take_turns(run_here, updates, monkeypatch):
             assert any(torch.equal(start, values) for values in saved[scene][:-1])
 
 
-def test_two_epochs_cover_three_scenes(run_here):
-    folder = run_here(
-        *QUIET,
-        "datasets.scenes.train=[ball,globe,moon]",
-        "datasets.scenes.val=[]",
-        "system.max_scenes_per_train_epoch=2",
-        "trainer.max_epochs=2",
-        "datasets.train_num_samples=2",
-    )
-    assert all(descriptors(folder, scene).any() for scene in ("ball", "globe", "moon"))
-
-
-def test_validation_of_scenes_whose_turn_is_to_come(run_here):
-    """Scenes without descriptors yet are left out of validation instead of being judged on zeros."""
+def test_validation_skips_scenes_of_later_epochs(run_here):
+    """Scenes without trained descriptors are not validated."""
     folder = run_here(
         "datasets.scenes.train=[ball,globe,moon]",
         "datasets.scenes.val=[ball,globe,moon]",
@@ -251,7 +234,7 @@ def test_validation_of_scenes_whose_turn_is_to_come(run_here):
     assert len(trained) == 1 and validated == trained
 
 
-def test_history_is_erased_between_epochs_only_when_asked(run_here, monkeypatch):
+def test_optimizer_state_is_reset_between_epochs_if_configured(run_here, monkeypatch):
     remembered = []
     original = SparseRMSprop.update
 
@@ -277,7 +260,7 @@ def test_cloud_that_no_camera_sees(run_here, tiny_root, tmp_path):
     assert str(path) in str(caught.value) and "system.near=1.0" in str(caught.value)
 
 
-def test_near_plane_that_cuts_much_is_said(run_here, caplog):
+def test_warning_if_the_near_plane_removes_many_points(run_here, caplog):
     run_here(*QUIET, name="harmless")
     assert "system.near" not in caplog.text
     run_here(*QUIET, "system.near=3.0", name="cut")

@@ -1,4 +1,4 @@
-"""What training NPBG++ does to networks, batches and scenes, and what its evaluation gives, on tiny data."""
+"""Training and evaluation of NPBG++ on tiny scenes."""
 
 import json
 import math
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from npbgpp.data.scene import Batch
 from npbgpp.data.view_selection import ViewSelector
-from npbgpp.errors import InputError
 from npbgpp.geometry.point_cloud import read_ply
 from npbgpp.methods.npbgpp.input_views import ColorJitter
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
@@ -118,16 +117,6 @@ def test_a_batch_of_two_scenes_equals_both_one_after_the_other(run, gradients):
             torch.testing.assert_close(gradient, other, rtol=0, atol=2e-4 * max(other.abs().max().item(), 1e-6), msg=name)
 
 
-def test_resumed_training_equals_uninterrupted_training(run):
-    job = (*QUIET, *NO_CHANCE, FEW)
-    whole = run(*job, "trainer.max_epochs=2", name="whole")
-    run(*job, name="parts")
-    parts = run(*job, "trainer.max_epochs=2", f"trainer.resume_from_checkpoint={whole.parent}/parts/checkpoints/last.ckpt", name="parts")
-    ours, theirs = weights(parts, "epoch1"), weights(whole, "epoch1")
-    assert not torch.equal(ours["refiner.final.weight"], weights(parts, "epoch0")["refiner.final.weight"])
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
 # ------------------------------------------------------------------ options
 @pytest.mark.parametrize(
     "options",
@@ -144,7 +133,7 @@ def test_resumed_training_equals_uninterrupted_training(run):
     ],
     ids=lambda options: options[0].partition(".")[2] or options[0],
 )
-def test_options_train_evaluate_and_matter(run, two_steps, options):
+def test_options_change_training_and_evaluate(run, two_steps, options):
     folder = run(*LOGGED, FEW, "trainer.limit_val_batches=0", "trainer.enable_checkpointing=false", "test_after_fit=true", *options)
     loss = logged(folder, "loss")
     assert len(loss) == 2 and all(math.isfinite(value) for value in loss)
@@ -164,7 +153,7 @@ def test_masks_are_learned(run, two_steps):
     assert logged(folder, "rgb_reg_loss")[0] < 0.75 * logged(two_steps, "rgb_reg_loss")[0]
 
 
-def test_losses_see_nothing_outside_the_mask(run):
+def test_pixels_outside_the_mask_have_no_gradient(run):
     """With the L1 terms alone, the colour outside the mask is of no consequence: it is the same in both images."""
     terms = ("system.loss_factors.ssim_loss=0", "system.loss_factors.dimred_loss=0", "system.use_masks=true", "system.color_aug_p=0")
     white = weights(run(*QUIET, FEW, *terms, name="white"))
@@ -184,16 +173,8 @@ def test_bfloat16_is_close_to_float32(run, trained):
     assert scores(short, "ball_holdout") != scores(plain, "ball_holdout")
 
 
-def test_style_needs_its_image_and_the_vgg_network(run, monkeypatch, tmp_path, tiny_root):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
-    with pytest.raises(InputError, match="system.style_img_path=.*style.png: expected a file"):
-        run(*QUIET, FEW, "system.style_weight=1")
-    with pytest.raises(InputError, match="vgg19-d01eb7cb.pth"):
-        run(*QUIET, FEW, "system.style_weight=1", f"system.style_img_path={tiny_root}/ball/train/r_0.png")
-
-
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_colour_jitter_hits_target_and_inputs_alike(run_colours, tmp_path, monkeypatch, precision):
+def test_colour_jitter_is_shared_by_target_and_inputs(run_colours, tmp_path, monkeypatch, precision):
     """The element that is drawn, not the first ones of the batch, with one change for the target and what it is described from, in full precision."""
     batches, draws = [], []
     augment, draw = NPBGPlusPlus.augment, ColorJitter.draw
@@ -236,11 +217,11 @@ def blind_root(tiny_root, tmp_path) -> Path:
     return folder.parent
 
 
-def test_views_that_see_no_point(run, blind_root, monkeypatch):
+def test_views_without_visible_points(run, blind_root, monkeypatch):
     """As a target and among the inputs of all others."""
     seen = []
-    look = NPBGPlusPlus.visible_in_training
-    monkeypatch.setattr(NPBGPlusPlus, "visible_in_training", lambda self, *target: seen.append(look(self, *target)) or seen[-1])
+    original = NPBGPlusPlus.visible_in_training
+    monkeypatch.setattr(NPBGPlusPlus, "visible_in_training", lambda self, *target: seen.append(original(self, *target)) or seen[-1])
     every_view = ("datasets.selection_count=11", "datasets.train_num_samples=4", "dataloader.train.shuffle=false")
     folder = run(*QUIET, *LOGGED, *every_view, root=blind_root)
     assert [len(visible.descriptors) > 0 for visible in seen] == [True, True, False, True]
@@ -248,7 +229,7 @@ def test_views_that_see_no_point(run, blind_root, monkeypatch):
     assert all(value.isfinite().all() for value in weights(folder).values())
 
 
-def test_a_target_without_points_teaches_a_frozen_network_nothing(run, blind_root, gradients):
+def test_target_without_points_has_no_gradient_if_the_refiner_is_frozen(run, blind_root, gradients):
     third = ("datasets.val_indices=[0,1]", "datasets.train_num_samples=1", "dataloader.train.shuffle=false")
     run(*QUIET, *third, "system.freeze_refiner=true", root=blind_root)
     (step,) = gradients
@@ -263,13 +244,13 @@ def test_an_input_view_without_points_adds_nothing(run_colours, tmp_path, blind_
 
 # ------------------------------------------------------------------ scenes
 @pytest.mark.parametrize("reload", [0, 1])
-def test_scenes_take_turns(run_colours, tmp_path, monkeypatch, reload):
+def test_epochs_cycle_through_scenes(run_colours, tmp_path, monkeypatch, reload):
     visited: list[set[str]] = []
-    start, look = NPBGPlusPlus.on_train_epoch_start, NPBGPlusPlus.visible_in_training
+    start, original = NPBGPlusPlus.on_train_epoch_start, NPBGPlusPlus.visible_in_training
 
     def spy(self, aligned, batch):
         visited[-1].update(batch.scene)
-        return look(self, aligned, batch)
+        return original(self, aligned, batch)
 
     monkeypatch.setattr(NPBGPlusPlus, "on_train_epoch_start", lambda self: visited.append(set()) or start(self))
     monkeypatch.setattr(NPBGPlusPlus, "visible_in_training", spy)
@@ -278,7 +259,7 @@ def test_scenes_take_turns(run_colours, tmp_path, monkeypatch, reload):
     assert visited[0] | visited[1] == visited[2] | visited[3] == {"ball", "globe", "moon"}
 
 
-def test_at_most_so_many_clouds_are_kept(run_colours, tmp_path, monkeypatch):
+def test_clouds_on_the_device_are_limited(run_colours, tmp_path, monkeypatch):
     kept = []
     cloud = NPBGPlusPlus.cloud
     monkeypatch.setattr(NPBGPlusPlus, "cloud", lambda self, scene: (cloud(self, scene), kept.append(set(self._clouds)))[0])
@@ -296,7 +277,7 @@ def test_n_point_thins_the_clouds_that_are_trained(run_colours, tmp_path, monkey
     )
 
 
-def test_best_views_leave_nothing_to_chance(run_colours, tmp_path, monkeypatch):
+def test_selection_best_is_deterministic(run_colours, tmp_path, monkeypatch):
     chosen: dict[str, list[tuple]] = {"best": [], "multinomial": []}
     select = ViewSelector.select
     monkeypatch.setattr(
@@ -345,13 +326,13 @@ def test_every_validation_reads_the_photos_with_the_weights_of_its_epoch(run, mo
     assert scores(folder, "ball_val") == scores(again, "ball_holdout")
 
 
-def test_points_that_no_photo_shows_are_not_drawn(run_colours, tmp_path, monkeypatch):
+def test_points_invisible_in_all_photos_are_not_rendered(run_colours, tmp_path, monkeypatch):
     """The two input photos show the far side of what is rendered."""
     drawn: list[Tensor] = []
-    look = NPBGPlusPlus.visible
+    original = NPBGPlusPlus.visible
 
     def visible(self, *view):
-        found = look(self, *view)
+        found = original(self, *view)
         drawn.extend(part.points for part in found.gathered.parts)
         return found
 

@@ -1,4 +1,4 @@
-"""What training NPCR does on tiny scenes with mattes: learning, layers, resuming, scores, and what it refuses."""
+"""NPCR on tiny scenes with mattes: training, layers, resuming, scores, invalid input."""
 
 import json
 import math
@@ -27,17 +27,17 @@ def run_here(run_npcr, tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[int]:
-    """Layers of every view drawn."""
-    seen = []
+    """Number of layers of every rendered view."""
+    counts = []
     original = NPCR.render_layers
 
     def render_layers(self, *arguments, **keywords):
         found = original(self, *arguments, **keywords)
-        seen.append(found.layers.shape[1])
+        counts.append(found.layers.shape[1])
         return found
 
     monkeypatch.setattr(NPCR, "render_layers", render_layers)
-    return seen
+    return counts
 
 
 def test_training_learns_colours_and_mattes(run_in, tmp_path):
@@ -67,8 +67,8 @@ def test_training_learns_colours_and_mattes(run_in, tmp_path):
 
 
 @pytest.mark.parametrize(("share", "learned"), [(0.0, 0), (0.5, 2), (1.0, 4)])
-def test_norms_keep_their_statistics_from_a_share_of_the_run_on(run_here, share, learned):
-    """Four steps, of which the first ones tell the norms of both paths what they see."""
+def test_norms_freeze_their_statistics(run_here, share, learned):
+    """Batch norms of both decoders count the steps in which they use batch statistics."""
     folder = run_here(*QUIET, f"system.norms_learn_for={share}")
     counts = {int(value) for name, value in weights(folder).items() if name.endswith("num_batches_tracked")}
     assert counts == {learned}
@@ -80,7 +80,7 @@ def test_other_systems_report_no_mattes(run_in, tmp_path):
     assert "matte" not in scores and all("matte" not in view for view in scores["per_view"].values())
 
 
-def test_layers_are_raised_by_epoch_and_evaluation_draws_what_was_trained(run_here, drawn):
+def test_layer_schedule_in_training_and_evaluation(run_here, drawn):
     first = run_here(*QUIET, "system.layers={0: 1, 1: 3, 5: 4}", "trainer.max_epochs=3", "datasets.train_num_samples=2", name="first")
     assert drawn == [1, 1, 3, 3, 3, 3]
     drawn.clear()
@@ -109,7 +109,7 @@ def test_layers_can_be_raised_when_a_run_goes_on(run_here, drawn):
     }
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(run_here):
+def test_resumed_run_equals_an_uninterrupted_one(run_here):
     """Weights and descriptors of two epochs at once are those of one epoch and then another, Adam's memory of the descriptors included.
 
     Norms learn throughout: a share of a run is another time in a run of another length.
@@ -137,7 +137,7 @@ def test_evaluation_again_gives_the_same_scores(run_here):
     assert scores(first) == pytest.approx(scores(second))
 
 
-def test_rates_rise_from_a_third(run_here, monkeypatch):
+def test_warmup_of_the_learning_rate(run_here, monkeypatch):
     rates = []
     original = NPCR.step
 
@@ -152,7 +152,7 @@ def test_rates_rise_from_a_third(run_here, monkeypatch):
     assert rates[-1] == pytest.approx([5e-3, 1e-2, 2e-2]), "network, its biases, the default feature"
 
 
-def test_the_default_feature_and_only_seen_points_learn(run_here, tiny_root, tmp_path):
+def test_only_visible_points_and_the_default_feature_are_updated(run_here, tiny_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(tiny_root / "ball", root / "ball")
     cloud = read_ply(root / "ball" / "mvs_pc.ply")
@@ -184,8 +184,8 @@ def test_other_settings_train(run_here, words):
 
 
 # --------------------------------------------------------------------- parts
-def test_view_directions_know_nothing_of_where_the_camera_stands(run_here, tiny_root):
-    """A camera moved without turning looks in the same directions: the translation has no part in them. Empty pixels have none."""
+def test_viewing_directions_do_not_depend_on_the_camera_position(run_here, tiny_root):
+    """A translated camera has the same directions; those of empty pixels are 0."""
     system = system_of(run_here, tiny_root)
     camera = system.scenes["ball"].views[0].camera
     moved = Cameras(camera.R, camera.T + torch.tensor([[0.1, -0.05, 0.2]]), camera.focal_length, camera.principal_point, camera.image_size)
@@ -250,34 +250,34 @@ def system_of(run_here, tiny_root) -> NPCR:
         (("system.max_points=10",), "system.max_points"),
     ],
 )
-def test_wrong_settings_are_refused_by_name(run_here, monkeypatch, tmp_path, words, message):
+def test_invalid_settings_are_refused(run_here, monkeypatch, tmp_path, words, message):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     with pytest.raises(InputError) as caught:
         run_here(*QUIET, *words)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_more_layers_than_the_points_make_are_refused(run_here, tiny_root, tmp_path):
-    root = tmp_path / "data"
-    shutil.copytree(tiny_root / "ball", root / "ball")
-    write_ply(root / "ball" / "mvs_pc.ply", PointCloud(torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5]])))
-    with pytest.raises(InputError, match="system.layers: the 2 points of scene ball make . layers in its training views, got 4"):
-        run_here(*QUIET, "system.layers=4", root=root)
-
-
-def test_a_cloud_that_no_camera_sees(run_here, tiny_root, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "overrides", "message"),
+    [
+        (
+            lambda cloud: PointCloud(torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5]])),
+            ("system.layers=4",),
+            "system.layers: the 2 points of scene ball make . layers in its training views, got 4",
+        ),
+        (lambda cloud: PointCloud(cloud.xyz + torch.tensor([0.0, 0.0, 100.0])), (), "none of its 400 points is seen"),
+        (
+            lambda cloud: PointCloud(cloud.xyz),
+            ("system.use_rgb=true", "system.network.in_channels=12"),
+            "system.use_rgb: .* has no colours",
+        ),
+    ],
+    ids=["layers", "invisible", "colours"],
+)
+def test_unusable_clouds_are_refused(run_here, tiny_root, tmp_path, change, overrides, message):
     root = tmp_path / "data"
     shutil.copytree(tiny_root / "ball", root / "ball")
     path = root / "ball" / "mvs_pc.ply"
-    write_ply(path, PointCloud(read_ply(path).xyz + torch.tensor([0.0, 0.0, 100.0])))
-    with pytest.raises(InputError, match="none of its 400 points is seen"):
-        run_here(*QUIET, root=root)
-
-
-def test_colours_of_a_cloud_without_any(run_here, tiny_root, tmp_path):
-    root = tmp_path / "data"
-    shutil.copytree(tiny_root / "ball", root / "ball")
-    path = root / "ball" / "mvs_pc.ply"
-    write_ply(path, PointCloud(read_ply(path).xyz))
-    with pytest.raises(InputError, match="system.use_rgb: .* has no colours"):
-        run_here(*QUIET, "system.use_rgb=true", "system.network.in_channels=12", root=root)
+    write_ply(path, change(read_ply(path)))
+    with pytest.raises(InputError, match=message):
+        run_here(*QUIET, *overrides, root=root)

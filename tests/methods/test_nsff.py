@@ -1,4 +1,4 @@
-"""NSFF as a system: trains with all its terms, is evaluated, continued and filmed; takes weights of nsff_pl; what it refuses."""
+"""NSFF as a system: training, evaluation, resuming, videos, weights of nsff_pl, invalid input."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ def test_every_term_is_logged_and_finite_and_they_add_up_to_the_loss(trained):
     assert terms == {key.removeprefix("loss_") for key in found if key.startswith("loss_")}
     assert all(math.isfinite(value) for values in found.values() for value in values)
     assert len(found["loss"]) == 80 and sum(found["loss"]) == pytest.approx(sum(sum(found[f"loss_{term}"]) for term in terms), rel=1e-5)
-    # nothing pushes static matter away in the first epoch, and the ends of the video have one neighbour only
+    # the weight of the cross entropy is 0 in the first epoch; the first and the last frame have one neighbour
     assert not any(found["loss_cross_entropy"][:40]) and all(found["loss_cross_entropy"][40:]) and all(found["loss_cycle"])
     assert 0 < sum(value == 0 for value in found["loss_flow_forward"]) < 40 and 0 in found["loss_temporal_smoothness"]
 
@@ -83,7 +83,7 @@ def test_training_helps(trained):
     assert np.mean(found["psnr"][-10:]) > np.mean(found["psnr"][:5]) + 1.5
 
 
-def test_what_a_run_leaves(trained):
+def test_files_of_a_run(trained):
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"epoch0.ckpt", "epoch1.ckpt", "last.ckpt"}
     state = load_tensors(trained / LAST, "checkpoint")["state_dict"]
     assert state["field.embedding_t.weight"].shape == (FRAMES, 5)
@@ -204,7 +204,7 @@ def test_test_views_are_those_of_the_evaluation(trained, tmp_path):
         assert np.abs(picture - evaluated).max() <= 1
 
 
-def test_a_fixed_view_shows_all_moments_and_new_pictures_between_them(trained, tmp_path):
+def test_fixed_view_at_and_between_time_steps(trained, tmp_path):
     time_steps = film(trained, tmp_path / "moments", "fixview2_interp0")
     between = film(trained, tmp_path / "between", "fixview2_interp1")
     assert len(time_steps) == FRAMES and len(between) == (FRAMES - 1) * 2 + 1
@@ -216,7 +216,7 @@ def test_a_fixed_view_shows_all_moments_and_new_pictures_between_them(trained, t
     assert np.isfinite(middle).all() and all(np.abs(a - b).mean() < 40 for a, b in zip(time_steps, between[1::2], strict=False))
 
 
-def test_time_goes_on_or_stands_still(trained, tmp_path):
+def test_spirals_over_time_and_at_one_time_step(trained, tmp_path):
     along = film(trained, tmp_path / "along", "spiral", frames=FRAMES)
     system = system_of(trained)
     assert len(along) == FRAMES and len(film(trained, tmp_path / "still", "spiral3", frames=3)) == 3
@@ -231,7 +231,7 @@ def test_time_goes_on_or_stands_still(trained, tmp_path):
 def test_parts_depth_and_motion(trained, tmp_path):
     whole, static, dynamic = (film(trained, tmp_path / part, "train", part=part, views=(0, 4)) for part in ("full", "static", "dynamic"))
     assert not np.array_equal(whole[0], static[0]) and not np.array_equal(static[0], dynamic[0])
-    # static matter does not know the time
+    # the static part does not depend on time
     system = system_of(trained)
     rendered_path = [system.renderer().render(system.scene.views[0].camera, time_step) for time_step in (0, 5)]
     assert torch.equal(rendered_path[0].static_rgb, rendered_path[1].static_rgb) and not torch.equal(
@@ -261,7 +261,7 @@ def test_gif_and_mp4(trained, tmp_path):
         ({"path": "fixview0_interp0", "frames": 4}, ["frames"]),
     ],
 )
-def test_films_that_cannot_be(trained, tmp_path, settings, words):
+def test_invalid_video_settings_are_refused(trained, tmp_path, settings, words):
     with pytest.raises(InputError) as caught:
         render_video(RenderSettings(run=trained, out=tmp_path / "film", video="none", **settings), ())
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -282,7 +282,7 @@ def test_films_that_cannot_be(trained, tmp_path, settings, words):
         (("system.rays_per_batch=0",), ["system.rays_per_batch"]),
     ],
 )
-def test_what_is_refused(run_nsff, tmp_path, overrides, words):
+def test_invalid_settings_are_refused(run_nsff, tmp_path, overrides, words):
     with pytest.raises(InputError) as caught:
         run_nsff(tmp_path, *overrides)
     assert all(word in str(caught.value) for word in words), str(caught.value)

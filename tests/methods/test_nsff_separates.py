@@ -1,4 +1,4 @@
-"""What `experiment=nsff_quick` promises, on a smaller budget: what moves is told from what stands still, and its motion explains the optical flow."""
+"""`experiment=nsff_quick` with a smaller budget: separation of static and dynamic parts, scene flow against optical flow."""
 
 from dataclasses import replace
 
@@ -32,19 +32,19 @@ def trained_system(moving_root, tmp_path_factory) -> NSFF:
 
 
 @torch.no_grad()
-def test_what_moves_is_told_from_what_stands_still(trained_system):
+def test_dynamic_opacity_is_high_where_the_mask_is_dynamic(trained_system):
     """After a fifth of the training: an intersection over union of 0.32 was seen, opacities of 0.52 and 0.27."""
     frames = trained_system.scene.frames
     found = torch.cat([trained_system.renderer().render(view.camera, view.time_step).dynamic_alpha for view in frames])
     moving = torch.cat([~read_static(view).flatten() for view in frames])
-    said = found > 0.5
-    overlap = (said & moving).sum() / (said | moving).sum()
+    predicted = found > 0.5
+    overlap = (predicted & moving).sum() / (predicted | moving).sum()
     assert overlap > 2.5 * moving.float().mean(), "as much as that would be right if everything moved"
     assert found[moving].mean() > 1.5 * found[~moving].mean()
 
 
 @torch.no_grad()
-def test_motion_in_space_explains_the_optical_flow(trained_system):
+def test_projected_scene_flow_matches_the_optical_flow(trained_system):
     """Better than no flow, and where something moves better than the same depths that stand still, seen by the moving camera."""
     renderer, errors = trained_system.renderer(), {"found": [], "standing": [], "none": []}
     for view in trained_system.scene.frames[:-1]:

@@ -34,14 +34,14 @@ def camera(k: int) -> Cameras:
 
 def wall(eye: Cameras, step: torch.Tensor) -> RayOutputs:
     """A wall at depth DEPTH that moves by a step to the next time step."""
-    seen = renderer()
-    rays, _ = seen.rays(eye)
+    wall_renderer = renderer()
+    rays, _ = wall_renderer.rays(eye)
     origins, along = (part[0].flatten(0, 1) for part in eye.rays())
     xyz = origins + along * (DEPTH / -along[:, 2:])
-    ndc = seen.frame.field_to_ndc(xyz)
+    ndc = wall_renderer.normalisation.field_to_ndc(xyz)
     z = (ndc[:, 2] - rays.origins[:, 2]) / rays.directions[:, 2]
     rgb, one = torch.rand(len(z), 3), torch.ones(len(z))
-    forward, backward = (seen.frame.field_to_ndc(xyz + sign * step) for sign in (1, -1))
+    forward, backward = (wall_renderer.normalisation.field_to_ndc(xyz + sign * step) for sign in (1, -1))
     return RayOutputs(rgb, z, one, rgb, z, rgb, z, forward, backward)
 
 

@@ -1,6 +1,6 @@
-"""Training, validation and evaluation of every system away from the CPU: on a pretended device the scores are the same, and on a GPU, where there is one, sound.
+"""Training, validation and evaluation of every system on a device other than the CPU: a simulated device, and a GPU if there is one.
 
-A device takes no tensor of the CPU for one of its own, so that a run that ends has left none behind.
+The simulated device refuses operations with CPU tensors, as a GPU does.
 """
 
 import json
