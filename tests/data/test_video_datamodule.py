@@ -58,7 +58,7 @@ def test_settings_reach_the_batches(build, tmp_path):
     system, data = build(
         start_end=(1, 7), img_wh=(24, 16), exclusion_window=1, hard_sampling=True, motion_cache="kept", batches_per_epoch=None
     )
-    assert len(system.frame) == 6 and len(data.batch_set) == 24 * 16 * 6 // 1000 and data.batch_set.order.window == 1
+    assert len(system.normalisation) == 6 and len(data.batch_set) == 24 * 16 * 6 // 1000 and data.batch_set.order.window == 1
     data.train_dataloader()
     assert len(list((tmp_path / "kept" / "hop").iterdir())) == 6
     assert system.hard is not None and system.hard.weights.image_size == (16, 24)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from npbgpp.cli.trajectory import has_times_between, is_video_path, spread_over_time, timed_path
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.methods.nsff.rendering import has_times_between, is_video_path, spread_over_time, timed_path
 
 FRAMES, STEP = 5, 0.5
 
