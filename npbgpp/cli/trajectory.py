@@ -87,15 +87,15 @@ def _moved(settings: PathSettings, base: Cameras) -> Cameras:
 
 
 def moving_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
-    """The frames of a path through a moving scene: views at their moments, other cameras while time goes on evenly. Raises InputError as ``trajectory_frames``."""
+    """The frames of a path through a moving scene: views at their time steps, other cameras at evenly spaced times. Raises InputError as ``trajectory_frames``."""
     _check_size(settings.size)
     if VideoPath.parse(settings.path) is not None or (settings.path == "spiral" and settings.views is None):
         timed = timed_path(settings.path, scene, settings.frames, settings.size)
-        return [Frame(t, f"{t.moment}+{t.share:.2f}" if t.share else str(t.moment)) for t in timed]
+        return [Frame(t, f"{t.time_step}+{t.share:.2f}" if t.share else str(t.time_step)) for t in timed]
     frames = trajectory_frames(settings, scene)
     if settings.path in SPLITS:
-        moments = {view.name: view.moment for view in scene.views if view.moment is not None}
-        return [Frame(TimedCamera(f.camera, moments[f.label]), f.label) for f in frames]
+        time_steps = {view.name: view.time_step for view in scene.views if view.time_step is not None}
+        return [Frame(TimedCamera(f.camera, time_steps[f.label]), f.label) for f in frames]
     timed = spread_over_time([frame.camera for frame in frames], len(scene.frames))
     return [Frame(t, frame.label) for frame, t in zip(frames, timed, strict=True)]
 
@@ -156,24 +156,24 @@ def timed_path(path: str, scene: Scene, count: int | None, image_size: tuple[int
     """
     cameras = Cameras.cat([view.camera for view in scene.frames])
     cameras = cameras if image_size is None else fit_to_size(cameras, image_size)
-    moments = len(cameras)
+    time_steps = len(cameras)
     if path == "spiral":
-        total = count or _FRAMES_PER_MOMENT * moments
+        total = count or _FRAMES_PER_MOMENT * time_steps
         along = spiral_along_path(cameras, total)
-        return [TimedCamera(along[k], k * moments // total) for k in range(total)]
+        return [TimedCamera(along[k], k * time_steps // total) for k in range(total)]
     video = VideoPath.parse(path)
     assert video is not None
     frame = video.frame
-    if frame >= moments:
-        raise InputError(f"path={path}: expected a frame from 0 to {moments - 1} of scene {scene.name}, got {frame}")
+    if frame >= time_steps:
+        raise InputError(f"path={path}: expected a frame from 0 to {time_steps - 1} of scene {scene.name}, got {frame}")
     if video.between is None:
         around = loop_path(cameras, frame, count or _LOOP)
         return [TimedCamera(around[k], frame) for k in range(len(around))]
     steps, camera = video.between + 1, cameras[frame]
-    between = [TimedCamera(camera, moment, k / steps) for moment in range(moments - 1) for k in range(steps)]
-    return [*between, TimedCamera(camera, moments - 1)]
+    between = [TimedCamera(camera, time_step, k / steps) for time_step in range(time_steps - 1) for k in range(steps)]
+    return [*between, TimedCamera(camera, time_steps - 1)]
 
 
-def spread_over_time(cameras: Sequence[Cameras], moments: int) -> list[TimedCamera]:
-    """Cameras of any path, while time goes on evenly from the first moment to the last."""
-    return [TimedCamera(camera, k * moments // len(cameras)) for k, camera in enumerate(cameras)]
+def spread_over_time(cameras: Sequence[Cameras], time_steps: int) -> list[TimedCamera]:
+    """Cameras of any path, while time goes on evenly from the first time step to the last."""
+    return [TimedCamera(camera, k * time_steps // len(cameras)) for k, camera in enumerate(cameras)]

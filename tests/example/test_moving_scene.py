@@ -37,7 +37,7 @@ def generator(monkeypatch: pytest.MonkeyPatch):
 def test_layout_and_splits(scene):
     assert scene.layout == "monocular" and len(scene.frames) == FRAMES and len(scene.views) == 2 * FRAMES
     assert scene.splits == {"train": tuple(range(FRAMES)), "val": (4,), "test": tuple(range(FRAMES, 2 * FRAMES))}
-    assert [view.moment for view in scene.views] == [*range(FRAMES)] * 2
+    assert [view.time_step for view in scene.views] == [*range(FRAMES)] * 2
     assert all(view.camera.image_size == SIZE for view in scene.views)
 
 
@@ -93,7 +93,7 @@ def test_masks_cover_moving_objects_and_points_are_static(scene, generator):
     moves = np.array([obj.moves for obj in objects])
     images = ColmapModel.read(scene.carried_points.parent).images
     for k, view in enumerate(scene.views):
-        time = view.moment / (FRAMES - 1)
+        time = view.time_step / (FRAMES - 1)
         camera = measure.Pinhole(room.path_camera(time) if k < FRAMES else room.static_camera(), SIZE)
         static = read_static(view).numpy().ravel()
         assert not static[moves[measure.trace(objects, time, camera, camera.centres()).index]].any()
@@ -106,7 +106,7 @@ def test_depth_of_held_out_views(scene, generator):
     measure, room = generator
     for view in scene.views[FRAMES:]:
         camera = measure.Pinhole(room.static_camera(), SIZE)
-        depth = measure.trace(room.room(0), view.moment / (FRAMES - 1), camera, camera.centres()).depth.reshape(SIZE)
+        depth = measure.trace(room.room(0), view.time_step / (FRAMES - 1), camera, camera.centres()).depth.reshape(SIZE)
         assert view.depth is not None
         np.testing.assert_allclose(np.asarray(Image.open(view.depth.path)).astype(float) * view.depth.unit, depth, atol=0.51e-3)
         origins, along = double(view).rays()

@@ -338,7 +338,7 @@ def test_importance_cannot_be_read_from_weights():
         (lambda: NsffSampling(perturb=1.5), "perturb"),
         (lambda: NsffSampling(importance=-1), "importance"),
         (lambda: NsffSampling(noise_std=math.inf * -1), "noise_std"),
-        (lambda: Nsff(NsffSampling(), time_steps=1), "moments"),
+        (lambda: Nsff(NsffSampling(), time_steps=1), "time steps"),
     ],
 )
 def test_what_is_refused(make, words):
