@@ -96,7 +96,7 @@ class SceneNormalisation:
         return (origins, directions) if self.ndc is None else to_ndc(origins, directions, self.ndc.focal, self.ndc.image_size)
 
 
-def ray_frame(scene: Scene, kind: str, bounds: tuple[float, float] | None = None) -> SceneNormalisation:
+def scene_normalisation(scene: Scene, kind: str, bounds: tuple[float, float] | None = None) -> SceneNormalisation:
     """The normalisation of a scene, from all its views, so that it does not depend on the split.
 
     ``plain`` samples rays between ``bounds``, by default distances 2 and 6 in NeRF-Synthetic scenes and the depths of ``bounds_of`` in others, the far one

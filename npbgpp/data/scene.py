@@ -73,7 +73,7 @@ class View:
         lens: distortion of the photo at the size of the camera, removed when it is read; ``camera`` is the pinhole camera of the result.
         depth: its depth image.
         bounds: nearest and farthest depth of the scene, scene units, as stated by the layout.
-        moment: time step in a video: index into ``Scene.frames`` of the frame taken at the same time. None for static scenes.
+        time_step: time step in a video: index into ``Scene.frames`` of the frame taken at the same time. None for static scenes.
         motion: disparity, flow and mask of a video frame; views of other cameras have at most a mask. None for static scenes.
     """
 
@@ -119,7 +119,7 @@ class Scene:
     @property
     def frames(self) -> tuple[View, ...]:
         """Frames of a video in temporal order: its first views, followed by those of other cameras. Empty for static scenes."""
-        return tuple(view for k, view in enumerate(self.views) if view.moment == k)
+        return tuple(view for k, view in enumerate(self.views) if view.time_step == k)
 
     def with_splits(self, val_views: ViewChoice | None, holdout_views: ViewChoice | None) -> "Scene":
         """The scene with other validation and test views (None keeps those of the layout); the other views of the training split train.

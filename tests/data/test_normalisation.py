@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.data import CloudFile, Scene, SceneNormalisation, ray_frame, read_photo
+from npbgpp.data import CloudFile, Scene, SceneNormalisation, read_photo, scene_normalisation
 from npbgpp.data.normalisation import NdcCamera, bounds_of
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PointCloud, write_ply
@@ -76,7 +76,7 @@ def test_drawn_points_lie_on_the_rays_of_their_pixels(scenes, name, kind):
 
 
 def test_synthetic_scenes_are_not_transformed(scenes):
-    frame, camera = ray_frame(scenes["nerf_synthetic"], "plain"), scenes["nerf_synthetic"].views[2].camera
+    frame, camera = scene_normalisation(scenes["nerf_synthetic"], "plain"), scenes["nerf_synthetic"].views[2].camera
     assert (frame.near, frame.far, frame.scale, frame.ndc) == (2.0, 6.0, 1.0, None)
     assert torch.equal(frame.cameras(camera).R, camera.R) and torch.equal(frame.cameras(camera).T, camera.T)
     assert torch.equal(frame.points(torch.ones(2, 3)), torch.ones(2, 3))
@@ -229,14 +229,14 @@ def away(scene: Scene) -> Path:
 def test_invalid_bounds_and_kinds_are_refused(scenes, case):
     name, kind, change, values = REFUSED[case]
     with pytest.raises(InputError) as caught:
-        ray_frame(change(scenes[name]), kind)
+        scene_normalisation(change(scenes[name]), kind)
     assert all(value in str(caught.value) for value in values), str(caught.value)
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (2.0, 1.0), (1.0, math.nan), (-1.0, 1.0)])
 def test_invalid_given_bounds_are_refused(scenes, bounds):
     with pytest.raises(InputError) as caught:
-        ray_frame(scenes["nerf_synthetic"], "plain", bounds)
+        scene_normalisation(scenes["nerf_synthetic"], "plain", bounds)
     assert "system.ray_bounds" in str(caught.value) and str(list(bounds)) in str(caught.value)
 
 

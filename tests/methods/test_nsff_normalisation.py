@@ -15,7 +15,7 @@ from PIL import Image
 from npbgpp.data import CloudFile, ColmapModel, Scene, read_points
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.methods.nsff.normalisation import VideoNormalisation, nearest_depth, video_frame
+from npbgpp.methods.nsff.normalisation import VideoNormalisation, nearest_depth, video_normalisation
 from npbgpp.parsers import read_scene
 
 SIZE = (378, 504)
@@ -128,14 +128,14 @@ def read(root: Path, layout: str = "monocular", **choices) -> Scene:
 def test_the_scale_is_that_of_the_nearest_depth(root):
     """Disparity is exactly linear in 1 / depth here, so that its 95th percentile is a depth of the frame."""
     scene = read(root)
-    frame = video_frame(scene)
+    frame = video_normalisation(scene)
     near = 1 / 0.75 / frame.scale
     points = read_points(scene.carried_points).cloud.xyz.double()
     depth = torch.cat([view.camera.project(points.float())[1][0] for view in scene.frames])
     assert depth[depth > 0].min() < near < depth[depth > 0].quantile(0.2)
     assert near == pytest.approx(_nearest_by_hand(scene), rel=0.02)
     assert len(frame) == FRAMES and frame.image_size == VIDEO_SIZE
-    centres = frame.moments.centers()
+    centres = frame.frame_cameras.centers()
     assert centres.mean(0).abs().max() < 1e-6
     torch.testing.assert_close(centres[:, 0], centres[:, 0].sort().values)  # the camera goes to the right
 
@@ -173,25 +173,25 @@ def test_depth_in_place_of_disparity_is_noticed(root):
         path = root / "disps" / f"{k:05d}.png"
         Image.fromarray(65535 - np.asarray(Image.open(path))).save(path)
     with pytest.raises(InputError, match="larger numbers where the scene is nearer"):
-        video_frame(read(root))
+        video_normalisation(read(root))
 
 
 def test_still_scenes_have_no_video_frame(root):
     with pytest.raises(InputError, match="expected the frames of a video, got a still scene of layout colmap"):
-        video_frame(read(root, "colmap"))
+        video_normalisation(read(root, "colmap"))
 
 
 def test_the_scale_of_stated_bounds(root):
     scene = read(root)
-    bounded = replace(scene, carried_points=None, views=tuple(replace(v, bounds=(1.5 + 0.1 * v.moment, 9.0)) for v in scene.frames))
+    bounded = replace(scene, carried_points=None, views=tuple(replace(v, bounds=(1.5 + 0.1 * v.time_step, 9.0)) for v in scene.frames))
     assert nearest_depth(bounded.frames, None) == pytest.approx(1.5)
-    assert video_frame(bounded).scale == pytest.approx(1 / 0.75 / 1.5)
+    assert video_normalisation(bounded).scale == pytest.approx(1 / 0.75 / 1.5)
     with pytest.raises(InputError, match="nearest depth"):
-        video_frame(replace(bounded, views=tuple(replace(view, bounds=(-1.0, 1.0)) for view in bounded.views)))
+        video_normalisation(replace(bounded, views=tuple(replace(view, bounds=(-1.0, 1.0)) for view in bounded.views)))
 
 
 def test_the_scale_of_a_real_video(shared):
     """poses_bounds.npy of the scene, by the rule of LLFF for all frames, states a nearest depth of 10.4."""
     root = shared / "data" / "monocular" / "lady-running"
     scene = read_scene("auto", root, root, "lady", CloudFile(root / "none.ply"), {"start_end": (2, 14)})
-    assert 10 < 1 / 0.75 / video_frame(scene).scale < 25
+    assert 10 < 1 / 0.75 / video_normalisation(scene).scale < 25
