@@ -45,7 +45,7 @@ DISTRIBUTION_OF = {
     "yaml": "pyyaml",
 }
 # Their files import each other by their plain names.
-SCRIPT_FOLDERS = ("benchmarks", "example", "tests")
+SCRIPT_FOLDERS = ("benchmarks", "example", "tests", "tests/plugin")
 
 
 def read(name: str) -> str:
