@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from npbgpp.data import CloudFile, Layout
 from npbgpp.engine.run import method_of
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, read_ply
-from npbgpp.methods.base import DataNeeds, System
+from npbgpp.methods.base import System
 from npbgpp.parsers import find_layout, layouts, read_scene
 
 from .conftest import TINY_OVERRIDES
@@ -442,12 +442,8 @@ def test_code_in_the_documentation_is_that_of_the_example(doc, language, code):
     assert any(code in path.read_text() for path in DISTRIBUTION.rglob(f"*{suffix}")), code
 
 
-@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.stem)
-def test_links_and_names_in_the_documentation_exist(doc):
-    text = doc.read_text()
-    for target in re.findall(r"\]\(([^)#]+)", text):
-        assert (doc.parent / target).exists(), target
-    defined = set(dir(System)) | {f.name for f in fields(DataNeeds)}
-    table = re.search(r"\| override \|.*?\n\n", text, re.S)
-    for name in re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table[0].splitlines()[2:-1])) if table else ():
-        assert name in defined, name
+def test_the_hooks_in_the_documentation_exist():
+    """The first column of the table of optional parts."""
+    rows = re.search(r"\| override \|.*?\n\n", DOCS[0].read_text(), re.S)[0].splitlines()[2:]
+    names = [name for row in rows if row for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert len(names) > 10 and [name for name in names if not hasattr(System, name)] == []

@@ -137,7 +137,13 @@ def _check_keys(tree: ConfigTree, overrides: Sequence[Override], chosen: dict[st
         accepted = _REGISTERED[key]() if key in _REGISTERED else choices(comments.get(key, ""))
         for value in values:
             if accepted and value not in accepted and not value.startswith("${"):
-                raise InputError(f"{key}={value}: unknown choice; {hint(value, accepted)}")
+                raise InputError(f"{key}={value}: unknown choice; {_origins(key) if key in _REGISTERED else hint(value, accepted)}")
+
+
+def _origins(key: str) -> str:
+    """The values of a key that packages register, with the distribution of each."""
+    known = plugins(LAYOUTS if key == "datasets.layout" else METHODS)
+    return f"expected one of {', '.join(str(known[name]) if name in known else name for name in _REGISTERED[key]())}"
 
 
 def _meant(key: str, known: Sequence[str]) -> str:
