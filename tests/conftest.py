@@ -274,7 +274,7 @@ def run_command(tiny_root: Path, tmp_path: Path) -> Callable[..., subprocess.Com
 
 
 # Files that start processes of their own take minutes: they come first, so that the others fill the time beside them.
-_LONG = ("test_readme", "test_distributed", "test_preemption", "test_sweep", "test_full_disk", "test_resume")
+_LONG = ("test_readme", "test_distributed", "test_preemption", "test_hydra_hooks", "test_full_disk", "test_resume")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

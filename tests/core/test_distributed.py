@@ -16,7 +16,7 @@ import torch
 from npbgpp.core.files import load_tensors
 from npbgpp.data.sampling import SceneSampler, Shard
 
-from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
+from ..conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
 
 LAST = "checkpoints/last.ckpt"
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
@@ -52,7 +52,7 @@ def start(tiny_root):
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         runs = {"run": (f"datasets.data_root={root}", *overrides)} if runs is None else runs
         lines = [[*TWO, *overrides, f"hydra.run.dir={launch / name}"] for name, overrides in runs.items()]
-        line = [sys.executable, "-m", "tests.worker_process", str(launch), json.dumps(lines)]
+        line = [sys.executable, "-m", "tests.helpers.worker_process", str(launch), json.dumps(lines)]
         processes = [
             subprocess.Popen(
                 line,

@@ -1,4 +1,4 @@
-"""A process of a test of several processes: ``python -m tests.worker_process <launch folder> <runs as JSON>``.
+"""A process of a test of several processes: ``python -m tests.helpers.worker_process <launch folder> <runs as JSON>``.
 
 Runs one configuration after another. Writes the paths of the data that it read to ``read_<rank>.json``, and sums of the buffers that it validated with to
 ``buffers_<rank>.json``.
@@ -13,7 +13,7 @@ import npbgpp.callbacks.evaluation as evaluation
 import npbgpp.data.images as images
 import npbgpp.data.point_files as point_files
 
-from .run_folders import run_words
+from ..run_folders import run_words
 
 read: set[str] = set()
 buffers: list[list[float]] = []

@@ -11,10 +11,8 @@ from typing import Any, Literal, get_type_hints
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from npbgpp.cli.config_tree import ConfigTree, config_loader, flattened, plain
 from npbgpp.cli.yaml_docs import choices as documented_choices
@@ -29,7 +27,7 @@ from npbgpp.methods.npbgpp.system import NPBGPlusPlusSettings
 from npbgpp.methods.npcr.losses import NPCRSettings
 from npbgpp.parsers import layout_keys
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +231,7 @@ def test_every_key_has_a_comment(number):
     """Its own, or that of the mapping that it is in."""
     config, comments = documentation(together(number))
     keys = [key for key in flattened(plain(config)) if not key.startswith("hydra.") or key.startswith("hydra.launcher.")]
-    keys = [key for key in keys if not any(part.startswith("_") for part in key.split("."))]
+    keys = [key for key in keys if key not in GROUPS and not any(part.startswith("_") for part in key.split("."))]  # loggers=none is empty
     assert len(keys) > 100
     assert [key for key in keys if key not in comments and key.rpartition(".")[0] not in comments] == []
 
@@ -260,13 +258,6 @@ def test_documented_choices_are_those_of_the_code(system):
         for name, hint in get_type_hints(schema).items():
             if literals(hint) and f"{group}.{name}" in comments:
                 assert set(listed[f"{group}.{name}"]) == set(literals(hint)), f"{group}.{name}"
-
-
-def test_datasets_and_system_must_be_chosen():
-    with pytest.raises(HydraException, match="datasets"):
-        composed("system=npbg", full=True)
-    with pytest.raises(HydraException, match="system"):
-        composed("datasets=nerf_blender_one_scene", full=True)
 
 
 ACCEPTED_OVERRIDES = [
@@ -340,44 +331,18 @@ def test_keys_of_the_original_code_are_accepted(entries):
         assert (OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value) == expected, key
 
 
-def test_the_authors_commands_compose():
-    """NPBG on NeRF-Synthetic scenes."""
-    pretrain = (
-        "trainer.gpus=4 hydra.run.dir=experiments/npbg_nerf datasets=nerf_blender_pretrain datasets.train_random_zoom=[0.5,2.0] datasets.train_image_size=512 "
-        "datasets.selection_count=0 system=npbg system.descriptors_save_dir=experiments/npbg_nerf/result/descriptors trainer.max_epochs=24 "
-        "dataloader.train_data_mode=each trainer.reload_dataloaders_every_n_epochs=1 trainer.limit_val_batches=0 system.max_points=4e6"
-    )
-    datasets, dataloader, system, trainer = settings_of(composed(*pretrain.split(), full=True))
-    assert datasets.scenes.train == ("chair", "drums", "lego", "materials", "ship") and datasets.train_on == "all"
-    assert datasets.train_random_zoom == (0.5, 2.0) and dataloader.train_data_mode == "each"
-    assert system.max_points == 4_000_000 and trainer.arguments["limit_val_batches"] == 0
-    one = (
+def test_a_command_of_the_authors():
+    """Finetuning of NPBG on one scene."""
+    line = (
         "trainer.gpus=4 hydra.run.dir=experiments/npbg_nerf_hotdog datasets=nerf_blender_one_scene datasets.scene_name=hotdog datasets.train_random_zoom=[0.5,2.0] "
         "datasets.train_image_size=512 datasets.selection_count=0 system=npbg "
         "system.descriptors_save_dir=npbgplusplus/experiments/npbg_nerf_hotdog/result/descriptors "
         "system.max_scenes_per_train_epoch=1 trainer.max_epochs=20 weights_path=experiments/npbg_nerf/result/checkpoints/epoch23.ckpt system.max_points=4e6"
     )
-    datasets, _, system, _ = settings_of(composed(*one.split(), full=True))
+    datasets, _, system, trainer = settings_of(composed(*line.split(), full=True))
     assert datasets.scenes.train == datasets.scenes.val == datasets.scenes.test == ("hotdog",) and datasets.train_on == "split"
-    assert system.max_scenes_per_train_epoch == 1
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "datasets.scene_nmae=x",
-        "datasets.scenes.trian=[a]",
-        "system.max_point=1",
-        "system.refiner.filtres=[8]",
-        "trainer.gpu=1",
-        "dataloader.train.num_worker=2",
-        "eval_onyl=true",
-    ],
-)
-def test_misspelt_keys_are_refused_by_name(override):
-    with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
-        composed(override)
-    assert override.split("=")[0].split(".")[-1] in str(caught.value)
+    assert datasets.train_random_zoom == (0.5, 2.0) and trainer.arguments["max_epochs"] == 20
+    assert system.max_scenes_per_train_epoch == 1 and system.max_points == 4_000_000
 
 
 @pytest.mark.parametrize(
@@ -386,11 +351,6 @@ def test_misspelt_keys_are_refused_by_name(override):
 def test_unknown_keys_added_with_a_plus_are_refused_by_name(override, name):
     with pytest.raises(InputError, match=f"{name}: unknown key; did you mean"):
         settings_of(composed(override))
-
-
-def test_an_unknown_choice_is_refused_with_the_known_ones():
-    with pytest.raises(HydraException, match=r"(?s)nerf_blender_two_scenes.*nerf_blender_one_scene"):
-        composed(datasets="nerf_blender_two_scenes")
 
 
 @pytest.mark.parametrize(
@@ -410,11 +370,10 @@ def test_every_setting_can_be_reached_without_a_plus(schema, group, choice):
     assert {f.name for f in dataclasses.fields(schema)} - set(composed(system=choice)[group]) <= from_trainer
 
 
-def test_no_yaml_repeats_what_another_one_says():
-    """No two files share four consecutive lines."""
-    said: Counter = Counter()
+def test_no_two_yaml_files_share_four_lines():
+    seen: Counter = Counter()
     for path in CONF.rglob("*.yaml"):
         lines = [re.sub(r"\s*#.*", "", line).strip() for line in path.read_text().splitlines()]
         lines = [line for line in lines if line]
-        said.update({tuple(lines[k : k + 4]) for k in range(len(lines) - 3)})
-    assert [run for run, count in said.items() if count > 1] == []
+        seen.update({tuple(lines[k : k + 4]) for k in range(len(lines) - 3)})
+    assert [run for run, count in seen.items() if count > 1] == []

@@ -15,7 +15,7 @@ from pytorch_lightning import Trainer
 from npbgpp.engine.trainer import TrainerPlan, trainer_plan
 from npbgpp.errors import InputError
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 DDP = "ddp_find_unused_parameters_true"
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
 

@@ -17,7 +17,7 @@ from npbgpp.engine.trainer import TrainerPlan, trainer_plan
 from npbgpp.errors import InputError
 from npbgpp.methods.npbg import NPBG
 
-from .conftest import REPOSITORY, TINY_NERF, TINY_OVERRIDES
+from ..conftest import REPOSITORY, TINY_NERF, TINY_OVERRIDES
 
 # a small NeRF on a tiny scene without an end
 ENDLESS = (

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,6 +10,8 @@ from omegaconf import OmegaConf
 
 from npbgpp.compare.runs import FAILURE
 from npbgpp.engine import hydra_hooks
+
+from ..conftest import REPOSITORY
 
 
 @pytest.mark.slow
@@ -51,7 +52,7 @@ def test_the_error_of_an_earlier_attempt_is_removed(tmp_path):
 
 
 def launcher(name: str):
-    with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return compose("config", overrides=["datasets=dtu_one_scene", "system=npbg", f"hydra/launcher={name}"], return_hydra_config=True)
 
 
