@@ -1,4 +1,4 @@
-"""Diagnostics of a scene: each message gives a number and says what to do."""
+"""Diagnostics of a scene: each message gives a number and advice."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,7 @@
 """``npbgpp prepare llff``: writes the cameras of a COLMAP model as ``poses_bounds.npy``, as ``img2poses.py`` of LLFF does.
 
 The bounds of a photo are the 0.1 % and 99.9 % percentiles of the depths of its points (Mildenhall et al., Local Light Field Fusion, 2019, and its code). The
-format stores one focal length and no principal point; a warning tells what is lost.
+format stores one focal length and no principal point; a warning reports the resulting shift of pixels.
 """
 
 import logging

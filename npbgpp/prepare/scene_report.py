@@ -1,4 +1,4 @@
-"""Statistics of a scene before training: what each view sees of the cloud, how the cameras stand, whether colours of points and photos agree.
+"""Statistics of a scene before training: points per view, camera poses, colour consistency of points and photos.
 
 Lengths and depths are in scene units, angles in degrees, fractions in 0..1. Large clouds are sampled.
 """
@@ -26,7 +26,7 @@ _CELL = 8  # pixels per cell of the depth buffer; coarse, so that surfaces of a 
 _PHOTOS = 8  # decoded
 _NEAR_QUANTILE = 0.001  # of the points of a view may lie before the suggested near plane
 _SAME_POSE = 1e-5  # of the scene size
-_MIN_PAIRS = 40  # fewer compared pixels say nothing about colours
+_MIN_PAIRS = 40  # fewer compared pixels are inconclusive
 _MIN_CONTRAST = 16.0  # of 255, between the pixels compared
 _SHIFT, _SHIFTS_PER_SIDE = 8, 64  # pixels between compared pixels: 8, in large photos a 64th of the short side
 

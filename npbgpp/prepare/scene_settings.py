@@ -9,8 +9,7 @@ from omegaconf import OmegaConf
 from npbgpp.core.paths import conf_folder
 from npbgpp.data import CloudFile, Scene, ViewChoice
 from npbgpp.errors import InputError
-from npbgpp.parsers import read_scene, recognise
-from npbgpp.parsers.npbg import scene_folder
+from npbgpp.parsers import locate_scene, read_scene, recognise
 
 _H3DS = "datasets/_h3ds.yaml"  # the published views of each H3DS scene
 
@@ -40,19 +39,22 @@ class SceneSettings:
 
     def folder(self) -> Path:
         """Absolute path of the scene. Raises InputError if the folder does not exist."""
-        folder = Path(self.scene).expanduser() if self.paths_file is None else scene_folder(self.paths_file, self.scene)
+        folder = locate_scene(self.layout, self.scene, self._options()) or Path(self.scene).expanduser()
         if not folder.is_dir():
             raise InputError(f"scene={self.scene}: expected the folder of a scene, {folder.absolute()} does not exist; correct the path")
         return folder.resolve()
 
     def read(self) -> Scene:
         """Parses the scene, with the splits of a training. Raises InputError for a scene that cannot be read."""
-        folder = self.folder()
+        folder, options = self.folder(), self._options()
         name = self.scene if self.paths_file is not None else folder.name
-        choices: dict[str, Any] = {"white_bg": self.white_bg, "downscale": self.downscale, "paths_file": self.paths_file}
         if self.layout == "h3ds" or (self.layout == "auto" and recognise(folder)[:1] == ("h3ds",)):
             fragment = OmegaConf.to_container(OmegaConf.load(conf_folder() / _H3DS))
             assert isinstance(fragment, dict)
-            choices["published_views"] = {scene: tuple(views) for scene, views in fragment["published_views"].items()}
-        scene = read_scene(self.layout, folder, folder, name, CloudFile(folder / self.pc_name), choices)
+            options["published_views"] = fragment["published_views"]
+        scene = read_scene(self.layout, folder, folder, name, CloudFile(folder / self.pc_name), options)
         return scene.with_splits(self.val_indices, self.holdout_indices)
+
+    def _options(self) -> dict[str, Any]:
+        paths_file = None if self.paths_file is None else str(self.paths_file)
+        return {"white_bg": self.white_bg, "downscale": self.downscale, "paths_file": paths_file}

@@ -40,11 +40,11 @@ class VideoSettings:
         max_width, max_height: largest size of the resized frames, pixels.
         dynamic_classes: COCO classes of moving objects.
         mask_score: smallest detection score of moving objects.
-        mask_weights: file with weights of Mask R-CNN; None looks into the folder of torch.hub.
+        mask_weights: file with weights of Mask R-CNN; None uses the folder of torch.hub.
         depth: ``sparse`` (interpolates the points of the COLMAP model, weak) or the TorchScript file of a network, whose code is run.
         depth_network: output of the network: disparity (larger is nearer) or depth.
         flow: dis (OpenCV) or raft (torchvision).
-        flow_weights: file with weights of RAFT; None looks into the folder of torch.hub.
+        flow_weights: file with weights of RAFT; None uses the folder of torch.hub.
         device: of the networks: cpu, cuda, or auto.
     """
 

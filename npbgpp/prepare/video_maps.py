@@ -47,7 +47,7 @@ def mask_rcnn(classes: Sequence[str], weights: Path | None, score: float, device
 
     Args:
         classes: COCO classes of moving objects.
-        weights: its file; None looks into the folder of torch.hub.
+        weights: its file; None uses the folder of torch.hub.
         score: smallest detection score.
         device: where it runs.
 
@@ -106,7 +106,7 @@ def raft_flow(weights: Path | None, device: torch.device) -> FlowEstimator:
     """RAFT, the large network of torchvision (Teed and Deng, ECCV 2020); the flow has the size of the frames.
 
     Args:
-        weights: its file; None looks into the folder of torch.hub.
+        weights: its file; None uses the folder of torch.hub.
         device: where it runs.
 
     Raises:

@@ -6,7 +6,7 @@ import pytest
 
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
-from npbgpp.parsers import LAYOUTS
+from npbgpp.parsers import read_scene
 from npbgpp.prepare.scene_report import SceneReport, inspect_scene
 
 from ..helpers.layouts.dtu import write
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scene(folder: Path) -> Scene:
     """12 training, 2 validation and 2 test views."""
-    parsed = LAYOUTS["dtu"].parse(folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"))
+    parsed = read_scene("dtu", folder, folder, folder.name, CloudFile(folder / "mvs_pc.ply"), {})
     return parsed.with_splits((4, 12), (0, 8))
 
 
