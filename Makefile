@@ -29,9 +29,7 @@ help:  ## show this list
 install: $(INSTALLED)  ## make the environment .venv (every other command does so when needed)
 
 demo: $(INSTALLED)  ## train NPBG++ and NPBG on the scene in example/, compare them (DEMO_ARGS="key=value ...")
-	$(BIN)/python train_net.py experiment=demo hydra.run.dir=$(DEMO_DIR)/npbgpp $(DEMO_ARGS)
-	$(BIN)/python train_net.py experiment=demo_npbg hydra.run.dir=$(DEMO_DIR)/npbg $(DEMO_ARGS)
-	$(BIN)/python -m npbgpp.compare $(DEMO_DIR)/npbgpp $(DEMO_DIR)/npbg --out $(DEMO_DIR)
+	$(BIN)/python -m npbgpp demo out=$(DEMO_DIR) $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## run the tests in two processes (PYTEST_ARGS="-k name ...", PYTEST_WORKERS=0 for one)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)

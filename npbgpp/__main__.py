@@ -7,6 +7,7 @@ import sys
 from npbgpp import __version__
 
 COMMANDS = {
+    "demo": "train NPBG++ and NPBG on the example scene, and compare them",
     "train": "train or evaluate a system",
     "render": "render images and a video of a trained run along a camera path",
     "export": "write weights, point clouds, meshes, volumes or cameras of a trained run",

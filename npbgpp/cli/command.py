@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -20,6 +20,8 @@ S = TypeVar("S")
 
 # of the config of a run, beside those of its groups
 _RUN_KEYS = ("weights_path", "weights_strict", "cache_dir")
+_TEXTS = {str, Path, type(None), str | None, Path | None}
+_NULL = ("null", "~", "")
 _MANY = tuple[Path, ...]
 _HELP = ("-h", "--help")
 
@@ -49,15 +51,17 @@ class Command(Generic[S]):
     def read(self, arguments: Sequence[str]) -> tuple[S, list[str]]:
         """(the settings, overrides of the config of a run). Raises InputError for words that are neither."""
         given: dict[str, Any] = {}
-        overrides, words = [], []
+        overrides, words, hints = [], [], get_type_hints(self.schema)
         for word in arguments:
-            key, separator, _ = word.partition("=")
+            key, separator, text = word.partition("=")
             if not separator or key.startswith("-"):
                 words.append(word)
             elif key in _RUN_KEYS or key.partition(".")[0] in GROUPS:
                 if not self.config_keys:
                     raise InputError(f"{word}: npbgpp {self.name} takes no keys of the config of a run; leave it out")
                 overrides.append(word)
+            elif {hints.get(key), *get_args(hints.get(key))} <= _TEXTS:
+                given[key] = None if text in _NULL else text  # not YAML, in which 007 is a number
             else:
                 given |= _parsed(word)
         given |= self._positional(words, given)
@@ -131,9 +135,14 @@ def _parsed(word: str) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for help."""
+    return any(word in _HELP for word in arguments)
+
+
 def read_arguments(command: Command[S], arguments: Sequence[str]) -> tuple[S, list[str]]:
     """Settings and config overrides of a command line. Prints help and exits where it is asked for; exits with code 1 for mistakes, and without arguments."""
-    if any(word in _HELP for word in arguments):
+    if wants_help(arguments):
         print(command.help())
         sys.exit()
     if not arguments:

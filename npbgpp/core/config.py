@@ -177,7 +177,7 @@ def describe(hint: Any) -> str:
         plain = [a for a in arguments if a in _NAMES or get_origin(a) is not None or dataclasses.is_dataclass(a)]
         return " or ".join(describe(a) for a in plain)
     if origin is Literal:
-        return " or ".join(str(a) for a in arguments)
+        return f"one of {', '.join(map(str, arguments))}"
     if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
         return f"a list (each entry {describe(arguments[0])})"
     if origin is tuple:

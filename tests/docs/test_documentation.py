@@ -244,7 +244,7 @@ def test_commands_exist(name: str):
     for line in code:
         words = line.split()
         if words[0] == "npbgpp" and len(words) > 1 and words[1] not in ("<command>", "--help"):
-            assert words[1] in {*COMMANDS, "demo"}, line
+            assert words[1] in COMMANDS, line
         if words[0] == "make":
             targets = [word for word in words[1 : words.index("#") if "#" in words else None] if "=" not in word]
             assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), line

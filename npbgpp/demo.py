@@ -1,0 +1,68 @@
+"""``npbgpp demo [out=<folder>] [key=value ...]``: trains NPBG++ and NPBG on the example scene and compares them."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from npbgpp.cli.command import Command, wants_help
+from npbgpp.cli.train_arguments import read_train_arguments
+from npbgpp.core.config import key
+from npbgpp.core.paths import project_folder
+from npbgpp.errors import InputError
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Arguments of the command, beside those of ``npbgpp train``."""
+
+    out: Path = key(Path("experiments/demo"), help="folder of both runs and of their comparison")
+
+
+COMMAND = Command(
+    "demo",
+    "Trains NPBG++ and NPBG on the example scene, a few minutes on two CPU cores, and compares their held-out views.",
+    DemoSettings,
+    example="out=experiments/short trainer.max_epochs=1 datasets.train_num_samples=20",
+    notes=("All other keys are those of npbgpp train, for both runs: npbgpp train --help experiment=demo lists them.",),
+)
+EXPERIMENTS = {"npbgpp": "demo", "npbg": "demo_npbg"}
+_SCENE = "example/still_life"
+
+
+def demo_commands(arguments: Sequence[str]) -> list[list[str]]:
+    """Arguments of ``npbgpp`` for the two trainings and the comparison. Raises InputError for mistakes in those of the demo."""
+    own = [word for word in arguments if word.startswith("out=")]
+    settings, _ = COMMAND.read(own)
+    runs = {name: settings.out / name for name in EXPERIMENTS}
+    overrides = [word for word in arguments if word not in own]
+    trainings = [[f"experiment={experiment}", f"hydra.run.dir={runs[name]}", *overrides] for name, experiment in EXPERIMENTS.items()]
+    for words in trainings:
+        read_train_arguments(words)
+    return [*(["train", *words] for words in trainings), ["compare", *map(str, runs.values()), f"out={settings.out}"]]
+
+
+def main() -> None:
+    """The command. Ends with the exit code of the first of its commands that fails."""
+    if wants_help(sys.argv[1:]):
+        print(COMMAND.help())
+        return
+    try:
+        if not (project_folder() / _SCENE).is_dir():
+            raise InputError(
+                f"{_SCENE}: expected the example scene in {project_folder()}, got none; reinstall the package, or use a checkout"
+            )
+        commands = demo_commands(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    for arguments in commands:
+        print(f"npbgpp {shlex.join(arguments)}", flush=True)
+        done = subprocess.run([sys.executable, "-m", "npbgpp", *arguments])
+        if done.returncode:
+            sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
