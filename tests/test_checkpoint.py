@@ -15,7 +15,7 @@ from npbgpp.core.files import load_tensors, save_tensors, write_atomically
 from npbgpp.core.paths import SearchPaths
 from npbgpp.engine.checkpoint import AtomicCheckpointIO, find_weights, load_weights
 from npbgpp.errors import InputError
-from npbgpp.methods.base import CHECKPOINT_FORMAT, Render, System
+from npbgpp.methods.base import CHECKPOINT_FORMAT, Render, RunContext, System, SystemSettings
 from npbgpp.metrics import ImageMetrics
 
 from .methods.recorded import build_system
@@ -27,7 +27,8 @@ class Tiny(System):
     """A system of two small layers."""
 
     def __init__(self) -> None:
-        super().__init__({}, ImageMetrics())
+        settings = SystemSettings(system_class="Tiny", save_rendered_eval_images=False, lpips_weights=None, postprocessing_transform=None)
+        super().__init__(settings, RunContext({}, SearchPaths(Path(), Path(), Path()), ImageMetrics()))
         self.refiner, self.converter = nn.Linear(2, 3), nn.Linear(3, 2)
 
     def render(self, cameras, scene, raster=False) -> Render:

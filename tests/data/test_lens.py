@@ -15,7 +15,7 @@ from npbgpp.geometry.cameras import Cameras
 from ..helpers.layouts.colmap import DISTORTION, MODEL_NUMBER, draw_through, parameters
 from ..helpers.scenes import COLOURS, POINTS, centroid, look_at_origin
 
-SIZE = (96, 128)
+SIZE = (144, 192)
 NAMES = [name for name, _ in MODELS.values()]
 DISTORTING = [name for name in NAMES if "PINHOLE" not in name]
 
@@ -57,12 +57,12 @@ def test_models_are_those_of_colmap_with_a_focal_length():
 
 @pytest.mark.parametrize("model", DISTORTING)
 def test_undistorted_photos_are_those_of_a_pinhole_camera(model):
-    """In the photo itself some are more than half a pixel off."""
+    """In the photo itself some are more than three quarters of a pixel off."""
     lens = lens_of(model)
     assert lens.distorts
     drawn = pycolmap.Camera(model=model, width=SIZE[1], height=SIZE[0], params=list(lens.params))
     errors, before = [], []
-    for azimuth, turn in ((0.3, 0.2), (1.2, -0.2)):
+    for azimuth, turn in ((0.3, 0.2), (1.2, -0.2), (4.0, 0.0)):
         w2c = turned(turn) @ look_at_origin(azimuth)
         camera = pinhole_camera(lens, w2c)
         uv, _ = camera.project(torch.from_numpy(POINTS).float())
@@ -73,7 +73,7 @@ def test_undistorted_photos_are_those_of_a_pinhole_camera(model):
         before += [centroid(photo, colour) - uv[0, k] for k, colour in enumerate(COLOURS)]
     error = torch.stack(errors)
     assert error.abs().max() < 0.5 and (error.mean(0).abs() < 0.15).all()
-    assert torch.stack(before).abs().max() > 0.5
+    assert torch.stack(before).abs().max() > 0.75
 
 
 @pytest.mark.parametrize("model", NAMES)

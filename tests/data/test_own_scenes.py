@@ -81,7 +81,7 @@ def test_photos_of_several_sizes(build, tmp_path):
     assert batch.target.image.shape == (3, 3, 16, 16)
     with pytest.raises(InputError, match=r"datasets\.train_image_size.*24x32.*25x25"):
         build(train_image_size=25)
-    with pytest.raises(InputError, match=r"different sizes.*train_total_batch_size=1"):
+    with pytest.raises(InputError, match=r"of one size.*train_total_batch_size=1"):
         list(build(DataloaderSettings(LoaderSettings(3), LoaderSettings(1), LoaderSettings(1))).train_dataloader())
 
 

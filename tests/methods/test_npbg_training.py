@@ -87,11 +87,11 @@ def test_predicted_mask_composites_the_background(run_here, monkeypatch):
         render = original(self, aligned, visible)
         mask = torch.zeros_like(render.alpha)
         mask[..., 16:] = 1.0
-        return replace(render, rgb=render.rgb * 0 + 0.25, mask=mask)
+        return replace(render, rgb=render.rgb * 0 + 0.25, alpha=mask)
 
     settings = (*QUIET, "system.use_masks=true", "system.refiner.out_channels=4", "system.bg_rgb_color=[0,1,0]")
     first = run_here(*settings, name="first")
-    monkeypatch.setattr(NPBG, "decode", refine)
+    monkeypatch.setattr(NPBG, "decode", decode)
     start = (f"weights_path={first}/checkpoints/last.ckpt", f"system.descriptors_pretrained_dir={first}/descriptors")
     folder = run_here(*settings[1:], *start, "eval_only=true", "datasets.scenes.test=[ball]", name="second")
     picture = np.asarray(Image.open(folder / "rendered" / "ball_holdout" / "test_epoch0" / "test-r_0_rendered.png"))

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from npbgpp.cli.trajectory import has_times_between, is_video_path, spread_over_time, timed_path
+from npbgpp.cli.settings import VideoPath
+from npbgpp.cli.trajectory import spread_over_time, timed_path
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
@@ -53,8 +54,7 @@ def test_time_is_spread_over_any_path():
 
 
 def test_names_of_paths():
-    assert is_video_path("spiral12") and is_video_path("fixview0_interp10")
-    assert not any(map(is_video_path, ("spiral", "test", "fixview_interp1", "spiralx")))
-    assert has_times_between("fixview0_interp1") and not has_times_between("fixview0_interp0") and not has_times_between("spiral3")
+    assert VideoPath.parse("spiral12") == VideoPath(12, None) and VideoPath.parse("fixview0_interp10") == VideoPath(0, 10)
+    assert not any(VideoPath.parse(path) for path in ("spiral", "test", "fixview_interp1", "spiralx"))
     with pytest.raises(InputError, match="0 to 4"):
         timed_path("spiral5", scene(), None, None)
