@@ -190,7 +190,7 @@ def test_finetuned_coefficients_are_not_overwritten(run_here, refuse, files):
 def test_choices_that_a_layout_or_a_system_does_not_have_are_refused(run_in, tmp_path):
     with pytest.raises(InputError, match="datasets.intrinsics: layout nerf_synthetic has no such option, got exact; leave it at authors"):
         run_in(tmp_path, *QUIET, "datasets.intrinsics=exact")
-    with pytest.raises(InputError, match="datasets.views: layout nerf_synthetic has no such choice"):
+    with pytest.raises(InputError, match="datasets.views: layout nerf_synthetic has no such option"):
         run_in(tmp_path, *QUIET, "datasets.views=[1,2]")
     with pytest.raises(InputError, match="system.loss_factors.rgb_reg_loss: NPBG reads no photos"):
         run_in(tmp_path, *QUIET, "system/loss_factors=l1_ssim_npbgpp")
