@@ -19,7 +19,7 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-import npbgpp.engine.run
+from npbgpp.engine.trainer import TrainerPlan
 
 aten = torch.ops.aten
 _INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
@@ -134,5 +134,6 @@ def pretended_gpu() -> Iterator[torch.device]:
         patch.setattr(_Backend, "pretending", True)
         patch.setattr(SingleDeviceStrategy, "__init__", prepare_there)
         patch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
-        patch.setattr(npbgpp.engine.run, "Trainer", functools.partial(npbgpp.engine.run.Trainer, inference_mode=False))
+        build = TrainerPlan.build
+        patch.setattr(TrainerPlan, "build", lambda plan, **further: build(plan, **further, inference_mode=False))
         yield device

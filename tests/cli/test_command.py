@@ -16,12 +16,10 @@ from npbgpp.demo import COMMAND as DEMO
 from npbgpp.errors import InputError
 from npbgpp.export.__main__ import COMMANDS as EXPORT
 from npbgpp.io import DEPTH_FORMATS, VIDEO_FORMATS
-from npbgpp.prepare.__main__ import COMMANDS as PREPARE
-from npbgpp.prepare.video import STAGES
 from npbgpp.refine import COMMAND as REFINE
 from npbgpp.render import COMMAND as RENDER
 
-ALL: list[Command[Any]] = [RENDER, REFINE, COMPARE, DEMO, *EXPORT.values(), *PREPARE.values()]
+ALL: list[Command[Any]] = [RENDER, REFINE, COMPARE, DEMO, *EXPORT.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +156,6 @@ def test_examples_can_be_read(command):
     [
         (RENDER, "video", lambda: {*VIDEO_FORMATS, "none"}),
         (RENDER, "depth", lambda: {*DEPTH_FORMATS, "picture"}),
-        (PREPARE["monocular"], "stages", lambda: set(STAGES)),
     ],
 )
 def test_choices_are_those_of_the_code(command: Command[Any], name: str, known: Callable[[], set[str]]):
