@@ -1,13 +1,11 @@
 """``npbgpp export``: files of trained runs, refusals."""
 
 import json
-import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ from npbgpp.methods.base import CHECKPOINT_FORMAT
 from npbgpp.parsers import read_scene
 
 from ..conftest import REPOSITORY, TINY_NPBGPP, TINY_OVERRIDES, ring_pose
+from ..helpers.commands import Command
 from ..helpers.fields import octahedron_weights
 from ..run_folders import remember
 
@@ -59,26 +58,8 @@ def trained(run_in, tiny_root, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def export(monkeypatch, tmp_path, capsys, caplog) -> Callable[..., str]:
-    """Runs the command in this process, in a folder of its own; returns its output."""
-    caplog.set_level(logging.INFO)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["export", *arguments])
-        caplog.clear()
-        main()
-        return " ".join((capsys.readouterr().out + " " + caplog.text).split())
-
-    return run
-
-
-def refused(export, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as caught:
-        export(*arguments)
-    message = str(caught.value.code)
-    assert message.startswith("error: ") and "\n" not in message
-    return message
+def export(request, tmp_path) -> Command:
+    return Command(main, request, tmp_path)
 
 
 def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -214,7 +195,7 @@ def test_default_files_are_in_the_run(trained, export, tmp_path):
     shutil.copytree(trained["nerf"], run)
     for command, keys in (("weights", ()), ("mesh", RANGES), ("volume", RANGES)):
         export(command, "run=copy", *keys)
-        assert "overwrite=true" in refused(export, command, "run=copy", *keys)
+        assert "overwrite=true" in export.refused(command, "run=copy", *keys)
         export(command, "run=copy", "overwrite=true", *keys)
     assert sorted(path.name for path in (run / "export").iterdir()) == ["ball.vol", "ball_mesh.ply", "copy.safetensors"]
 
@@ -253,7 +234,7 @@ def test_refusals(trained, export, tmp_path, system, arguments, message):
     box = [key for key in RANGES if key.split("=")[0] not in arguments] if command in ("mesh", "volume") else []
     if command != "weights" and not any(key.startswith("out") for key in keys):
         keys.append("out=out.vol" if command == "volume" else "out=out.ply")
-    found = refused(export, command, f"run={trained[system]}", *keys, *box)
+    found = export.refused(command, f"run={trained[system]}", *keys, *box)
     assert re.search(message, found), found
     assert list(tmp_path.iterdir()) == [], "no file is left"
 
@@ -268,18 +249,18 @@ def test_fields_in_ndc_are_refused(trained, export, tiny_root, tmp_path, command
         for k, frame in enumerate(content["frames"]):
             frame["transform_matrix"] = ring_pose(0.02 * k).tolist()
         path.write_text(json.dumps(content))
-    message = refused(export, command, f"run={trained['nerf']}", f"datasets.data_root={folder.parent}", "system.ray_frame=forward", *RANGES)
+    message = export.refused(command, f"run={trained['nerf']}", f"datasets.data_root={folder.parent}", "system.ray_frame=forward", *RANGES)
     assert "system.ray_frame" in message and "(forward)" in message and "inward or plain" in message
 
 
 def test_missing_runs_and_damaged_checkpoints_are_refused(trained, export, tmp_path):
-    assert "nowhere" in refused(export, "mesh", "run=nowhere")
-    assert "run: " in refused(export, "weights", "overwrite=true")
+    assert "nowhere" in export.refused("mesh", "run=nowhere")
+    assert "run: " in export.refused("weights", "overwrite=true")
     run = tmp_path / "copy"
     shutil.copytree(trained["nerf"], run)
     (run / "checkpoints" / "last.ckpt").write_bytes(b"PK" + bytes(100))
     for command in ("weights", "mesh"):
-        assert "last.ckpt" in refused(export, command, f"run={run}")
+        assert "last.ckpt" in export.refused(command, f"run={run}")
 
 
 def test_command_line(trained, export, tmp_path):

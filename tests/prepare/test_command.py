@@ -1,10 +1,8 @@
 """``npbgpp prepare check`` and ``cloud``: printed reports, written clouds and manifests, refusals."""
 
 import json
-import logging
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,33 +13,15 @@ from npbgpp.geometry.point_cloud import read_ply
 from npbgpp.prepare.__main__ import main
 
 from ..helpers.balls import surface_distance, wrong_colour_fraction
+from ..helpers.commands import Command
 from ..helpers.layouts import colmap, dtu, h3ds, llff, npbg, scannet_raw
 
 SIZE = (96, 128)
 
 
 @pytest.fixture
-def prepare(monkeypatch, tmp_path, capsys, caplog) -> Callable[..., str]:
-    """Runs the command in this process, in a folder of its own; returns its output."""
-    caplog.set_level(logging.INFO)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
-        caplog.clear()
-        main()
-        return " ".join((capsys.readouterr().out + " " + caplog.text).split())
-
-    return run
-
-
-def refused(prepare, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as caught:
-        prepare(*arguments)
-    message = str(caught.value.code)
-    assert message.startswith("error: ") and "\n" not in message.strip()
-    return message
+def prepare(request, tmp_path) -> Command:
+    return Command(main, request, tmp_path)
 
 
 # ------------------------------------------------------------------ check
@@ -116,7 +96,7 @@ def test_existing_clouds_are_kept_or_replaced_as_a_whole(prepare, tmp_path, monk
     dtu.write(tmp_path / "scene", 10, SIZE)
     cloud = tmp_path / "scene" / "mvs_pc.ply"
     manifest, before = cloud.with_suffix(".json"), cloud.read_bytes()
-    assert "overwrite=true" in refused(prepare, "cloud", "scene=scene") and not manifest.exists()
+    assert "overwrite=true" in prepare.refused("cloud", "scene=scene") and not manifest.exists()
 
     def full(path, points):
         path.write_bytes(b"ply")
@@ -124,9 +104,9 @@ def test_existing_clouds_are_kept_or_replaced_as_a_whole(prepare, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr("npbgpp.prepare.cloud.write_ply", full)
-        assert "No space left" in refused(prepare, "cloud", "scene=scene", "overwrite=true", "count=500")
+        assert "No space left" in prepare.refused("cloud", "scene=scene", "overwrite=true", "count=500")
     manifest.write_text('{"frames": []}')  # another file with the name of the manifest
-    assert "mvs_pc.json" in refused(prepare, "cloud", "scene=scene", "overwrite=true", "count=500")
+    assert "mvs_pc.json" in prepare.refused("cloud", "scene=scene", "overwrite=true", "count=500")
     assert cloud.read_bytes() == before and manifest.read_text() == '{"frames": []}'
     assert sorted(p.name for p in (tmp_path / "scene").iterdir() if p.is_file()) == ["cameras.npz", "mvs_pc.json", "mvs_pc.ply"]
     manifest.unlink()
@@ -161,15 +141,15 @@ def test_refusals(prepare, tmp_path, arguments, expected):
         dtu.write(tmp_path / name, 6)
     (tmp_path / "damaged" / "cameras.npz").write_bytes(b"PK")
     llff.write(tmp_path / "llff", 6)
-    message = refused(prepare, *arguments.split())
+    message = prepare.refused(*arguments.split())
     assert all(word in message for word in expected), message
     assert not list(tmp_path.rglob("a.ply"))
 
 
-def test_command_line(tmp_path):
+def test_command_line(prepare, tmp_path):
     """Usage without arguments; a user error is one line and exit code 1."""
-    command = [sys.executable, "-m", "npbgpp.prepare"]
-    usage = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert usage.returncode == 1 and "check|cloud|llff scene=<folder>" in usage.stderr and "holdout_indices" in usage.stderr
-    wrong = subprocess.run([*command, "check", "scene=nowhere"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert wrong.returncode == 1 and wrong.stderr.startswith("error: scene=nowhere") and wrong.stderr.count("\n") == 1
+    with pytest.raises(SystemExit, match=r"(?s)check\|cloud\|llff scene=<folder>.*holdout_indices"):
+        prepare()
+    command = [sys.executable, "-m", "npbgpp.prepare", "check", "scene=nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stderr.startswith("error: scene=nowhere") and done.stderr.count("\n") == 1

@@ -1,10 +1,7 @@
 """``npbgpp prepare monocular``: results of each stage on a rendered video, skipped stages, refusals."""
 
-import logging
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,34 +23,19 @@ from npbgpp.prepare import video
 from npbgpp.prepare.__main__ import main
 from npbgpp.prepare.video_maps import dis_flow, network_disparity, quantise, raft_flow, static_mask
 
+from ..helpers.commands import Command
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "example"
 FRAMES, SIZE = 6, (214, 320)
 RADIAL = (260.0, 160.0, 107.0, -0.1)  # parameters of SIMPLE_RADIAL: corners move by 10 pixels
 
 
 @pytest.fixture
-def prepare(monkeypatch, tmp_path, caplog) -> Callable[..., str]:
-    """Runs the command in this process, COLMAP on one thread: with several its results differ from run to run; returns the output."""
-    caplog.set_level(logging.INFO)
+def prepare(request, tmp_path, monkeypatch) -> Command:
+    """COLMAP runs on one thread: with several its results differ from run to run."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-
-    def run(root: Path, *arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["prepare", "monocular", f"root={root}", *arguments])
-        caplog.clear()
-        main()
-        return " ".join(caplog.text.split())
-
-    return run
-
-
-def refused(prepare, root: Path, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as caught:
-        prepare(root, *arguments)
-    message = str(caught.value.code)
-    assert message.startswith("error: ") and "\n" not in message.strip()
-    assert not [path for path in root.rglob("*") if path.name.endswith(".part")]
-    return message
+    return Command(main, request, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -103,12 +85,12 @@ def read(root: Path, layout: str = "auto") -> Scene:
 
 # ------------------------------------------------------------------ all stages
 def test_video_becomes_a_scene_and_a_second_run_skips_all_stages(prepare, own):
-    assert "6 frames registered:" in prepare(own)
+    assert "6 frames registered:" in prepare("monocular", f"root={own}")
     made = {"images_resized", "masks_resized", "images", "masks", "sparse", "disps", "flow_fw", "flow_bw", "preview"}
     assert {path.name for path in own.iterdir()} == made | {"frames", "centres.npy"}
     assert {path.name for path in (own / "preview").iterdir()} == {"resize.png", "poses.png", "depth.png", "flow.png"}
     times = {path: path.stat().st_mtime_ns for path in own.rglob("*")}
-    output = prepare(own)
+    output = prepare("monocular", f"root={own}")
     assert output.count("skipped") == 5 and "datasets.scene_name=own" in output
     assert {path: path.stat().st_mtime_ns for path in own.rglob("*")} == times
 
@@ -142,7 +124,7 @@ def test_existing_poses_and_flow_are_kept(prepare, posed, moving_root):
     shutil.copytree(moving_root / "hop" / "flow_fw", posed / "flow_fw")
     kept = [posed / "sparse" / "images.txt", posed / "flow_fw" / "00002.flo"]
     before = [path.read_bytes() for path in kept]
-    output = prepare(posed, "stages=[resize,poses,depth,flow]")
+    output = prepare("monocular", f"root={posed}", "stages=[resize,poses,depth,flow]")
     assert output.count("skipped") == 2 and "flow_bw of 8 frames by dis" in output
     assert [path.read_bytes() for path in kept] == before and not (posed / "images_resized").exists()
     assert len(list((posed / "flow_bw").iterdir())) == 7
@@ -160,22 +142,22 @@ def test_failed_stage_leaves_nothing(prepare, posed, monkeypatch):
         return dis_flow(first, second)
 
     monkeypatch.setattr(video, "dis_flow", fail)
-    assert "broken" in refused(prepare, posed, "stages=[flow]")
+    assert "broken" in prepare.refused("monocular", f"root={posed}", "stages=[flow]")
     assert len(calls) == 4 and not (posed / "flow_fw").exists()
     (posed / ".flow_fw.part").mkdir()
     (posed / ".flow_fw.part" / "half.flo").touch()
     monkeypatch.setattr(video, "dis_flow", dis_flow)
-    prepare(posed, "stages=[flow]")
+    prepare("monocular", f"root={posed}", "stages=[flow]")
     assert len(list((posed / "flow_fw").iterdir())) == 7
 
 
 # ------------------------------------------------------------------ single stages
 def test_frames_are_only_reduced(prepare, own):
-    assert "100x66 pixels from 320x214" in prepare(own, "stages=[resize]", "max_width=100", "max_height=90")
+    assert "100x66 pixels from 320x214" in prepare("monocular", f"root={own}", "stages=[resize]", "max_width=100", "max_height=90")
     assert [path.name for path in sorted((own / "images_resized").iterdir())] == [f"{k:05d}.png" for k in range(FRAMES)]
     assert Image.open(own / "images_resized" / "00003.png").size == (100, 66)
     shutil.rmtree(own / "images_resized")
-    prepare(own, "stages=[resize]")
+    prepare("monocular", f"root={own}", "stages=[resize]")
     for k in range(FRAMES):
         pair = (own / "images_resized" / f"{k:05d}.png", own / "frames" / f"clip_{k + 7}.png")
         np.testing.assert_array_equal(*(np.asarray(Image.open(path)) for path in pair))
@@ -196,7 +178,7 @@ def test_masks_of_chosen_classes(prepare, posed, monkeypatch, tmp_path):
     torch.save({}, tmp_path / "weights.pth")
     masked = {}
     for classes in ("[person]", "[book]", "[person,book]"):
-        prepare(posed, "stages=[masks]", f"dynamic_classes={classes}", f"mask_weights={tmp_path / 'weights.pth'}")
+        prepare("monocular", f"root={posed}", "stages=[masks]", f"dynamic_classes={classes}", f"mask_weights={tmp_path / 'weights.pth'}")
         mask = np.asarray(Image.open(posed / "masks" / "00003.png.png"))
         masked[classes] = set(zip(*np.nonzero(mask == 0), strict=True))
         shutil.rmtree(posed / "masks")
@@ -207,7 +189,7 @@ def test_masks_of_chosen_classes(prepare, posed, monkeypatch, tmp_path):
 
 
 def test_disparity_from_sparse_points(prepare, posed, moving_root):
-    prepare(posed, "stages=[depth]")
+    prepare("monocular", f"root={posed}", "stages=[depth]")
     for k in range(8):
         found, true = (read_numbers(root / "disps" / f"{k:05d}.png").ravel() for root in (posed, moving_root / "hop"))
         static = read_numbers(moving_root / "hop" / "masks" / f"{k:05d}.png.png").ravel() > 0.5
@@ -234,12 +216,12 @@ def test_disparity_from_a_network(prepare, posed, tmp_path):
     assert disparity.shape == (32, 48)
     assert np.corrcoef(disparity.ravel(), image.float().mean(0).numpy().ravel())[0, 1] > 0.85
     np.testing.assert_allclose(network_disparity(path, True, torch.device("cpu"))(image, 0), 1 / disparity, rtol=1e-4)
-    prepare(posed, "stages=[depth]", f"depth={path}")
+    prepare("monocular", f"root={posed}", "stages=[depth]", f"depth={path}")
     np.testing.assert_array_equal(np.asarray(Image.open(posed / "disps" / "00000.png")), quantise(disparity))
 
 
 def test_flow_by_dense_inverse_search(prepare, posed, moving_root):
-    prepare(posed, "stages=[flow]")
+    prepare("monocular", f"root={posed}", "stages=[flow]")
     for folder, first in (("flow_fw", 0), ("flow_bw", 1)):
         for k in range(first, first + 7):
             found, true = (read_flow(root / folder / f"{k:05d}.flo") for root in (posed, moving_root / "hop"))
@@ -342,11 +324,12 @@ def test_refusals(prepare, request, case):
     change, arguments, expected = (OWN_REFUSALS | POSED_REFUSALS)[case]
     change(root)
     existing = {path.name for path in root.iterdir()}
-    message = refused(prepare, root, *arguments.format(root=root).split())
+    message = prepare.refused("monocular", f"root={root}", *arguments.format(root=root).split())
     assert all(part in message for part in expected), message
     # results of earlier stages stay, of the failed stage nothing
+    assert not [path for path in root.rglob("*") if path.name.endswith(".part")]
     assert {path.name for path in root.iterdir()} - existing <= {"images_resized", "masks_resized", "preview"}
 
 
-def test_missing_folder(prepare, tmp_path):
-    assert "nowhere" in refused(prepare, tmp_path / "nowhere")
+def test_missing_folder(prepare):
+    assert "nowhere" in prepare.refused("monocular", "root=nowhere")
