@@ -226,7 +226,7 @@ def test_default_files_are_in_the_run(trained, export, tmp_path):
         ("npbg", "weights datasets.scene_name=moon", "datasets.scene_name=moon"),
         ("npbg", "weights extra=1", "^error: extra: "),
         ("nerf", "mesh out", "out: .* key=value"),
-        ("nerf", "mesh out=[", r"out=\["),
+        ("nerf", "mesh out=[", r"out=.*/\[: .* .ply or .obj"),
     ],
 )
 def test_refusals(trained, export, tmp_path, system, arguments, message):
