@@ -290,6 +290,6 @@ def test_a_process_that_fails_ends_the_others(start, tiny_root, tmp_path):
     shutil.copytree(tiny_root, tmp_path / "damaged")
     photo = tmp_path / "damaged" / "globe" / "train" / "r_2.png"
     photo.write_bytes(photo.read_bytes()[:150])
-    finished = start(tmp_path, *NPBG, "trainer.limit_val_batches=0", root=tmp_path / "damaged", timeout=120)
+    finished = start(tmp_path, *NPBG, "trainer.limit_val_batches=0", root=tmp_path / "damaged")
     assert all(code != 0 for _, code in finished)
     assert "r_2.png" in finished[1][0] and "process 0: another process of this run has ended" in finished[0][0]
