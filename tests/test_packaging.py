@@ -6,12 +6,15 @@ requirements.lock.
 
 import ast
 import importlib.metadata
+import importlib.util
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +290,91 @@ def test_ci_keeps_an_environment_that_was_there_before(tmp_path: Path) -> None:
     (tmp_path / ".venv").mkdir()
     assert run_ci(tmp_path).returncode == 0
     assert (tmp_path / ".venv").is_dir()
+
+
+# ------------------------------------------------------------------ wheel
+WHEEL_LIMIT = 15_000_000  # bytes
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built from a copy."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("npbgpp", "conf", "example"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-build-isolation", "--wheel-dir", str(folder), str(source))
+    (path,) = folder.glob("npbgpp-*.whl")
+    return path
+
+
+def pip(*arguments: str) -> None:
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("needs pip")
+    offline = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
+    done = subprocess.run([sys.executable, "-m", "pip", *arguments, *offline], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs of a new environment with the wheel, and with the dependencies that are installed here."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # the folder alone: its .pth files, such as that of an editable npbgpp, are not read
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip("--python", str(folder / "bin" / "python"), "install", str(wheel))
+    return folder / "bin"
+
+
+def run_installed(programs: Path, cwd: Path, *command: str) -> str:
+    environment = {name: value for name, value in clean_environment().items() if name != "PYTHONPATH"}
+    name, *arguments = command
+    done = subprocess.run([str(programs / name), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_wheel_holds_configs_and_example_scenes(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for folder in ("conf", "example/still_life", "example/hair"):
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        assert files and {f"npbgpp/{path.relative_to(ROOT).as_posix()}" for path in files} <= names
+    assert "npbgpp/example/style.png" in names and wheel.stat().st_size < WHEEL_LIMIT
+
+
+@pytest.mark.slow
+def test_installed_wheel_trains_from_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+    small = (
+        "datasets.downscale=4 datasets.train_num_samples=2 trainer.limit_val_batches=0 trainer.accelerator=cpu loggers=none test_video=null"
+    )
+    run_installed(programs, tmp_path, "npbgpp", "train", "experiment=demo_npbg", *small.split(), "hydra.run.dir=run")
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() and (tmp_path / "run" / "report.png").is_file()
+    assert str(programs.parent) in (tmp_path / "run" / ".hydra" / "hydra.yaml").read_text()
+    run_installed(programs, tmp_path, "npbgpp", "render", "run", "path=circle", "frames=2", "size=[32,32]", "video=none", "out=film")
+    assert (tmp_path / "film" / "00001.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "npbgpp --help",
+        "npbgpp demo --help",
+        "npbgpp train --help experiment=demo",
+        "python -m npbgpp.render --help",
+        "python -m npbgpp --version",
+    ],
+)
+def test_installed_wheel_explains_itself(programs: Path, tmp_path: Path, command: str) -> None:
+    assert "npbgpp" in run_installed(programs, tmp_path, *command.split())
+
+
+def test_installed_wheel_finds_what_configs_name(programs: Path, tmp_path: Path) -> None:
+    find = "SearchPaths(Path.cwd(), Path.cwd() / 'run', project_folder()).existing(name, 'key')"
+    script = f"from pathlib import Path; from npbgpp.core.paths import *; print(*({find} for name in ('example/hair', '../../example/style.png')))"
+    found = run_installed(programs, tmp_path, "python", "-c", script).split()
+    assert all(Path(path).is_relative_to(programs.parent) for path in found) and len(found) == 2

@@ -1,52 +1,68 @@
-"""``python -m npbgpp.prepare check|cloud scene=<folder> [key=value ...]``: looks at a scene before training, makes point clouds.
-
-``python -m npbgpp.prepare monocular root=<folder> [key=value ...]``: makes of the frames of a video what NSFF needs.
-``python -m npbgpp.prepare llff scene=<folder> [key=value ...]``: writes the cameras of a COLMAP model as LLFF has them.
-
-Keys are those of the ``datasets`` group where they mean the same. The dataclasses below are the keys of each command.
-"""
+"""``npbgpp prepare check|cloud|llff|monocular <folder> [key=value ...]``, the same as ``python -m npbgpp.prepare``: scenes and videos before training."""
 
 import logging
 import shlex
 import sys
-from dataclasses import fields
+from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from npbgpp.cli.command import Command, read_subcommand, user_errors
+from npbgpp.prepare.settings import CheckSettings, CloudSettings, LlffSettings, VideoSettings
 
-from npbgpp.core.config import typed
-from npbgpp.errors import InputError, original_message
-from npbgpp.prepare.check import CheckSettings, check
-from npbgpp.prepare.cloud import CloudSettings, make_cloud
-from npbgpp.prepare.llff import LlffSettings, prepare_llff
-from npbgpp.prepare.video import VideoSettings, prepare_video
-
-SETTINGS: dict[str, type] = {"check": CheckSettings, "cloud": CloudSettings, "llff": LlffSettings, "monocular": VideoSettings}
+COMMANDS: dict[str, Command[Any]] = {
+    "check": Command(
+        "prepare check",
+        "Reports what a scene contains and what is wrong with it, and draws its point cloud over its photos.",
+        CheckSettings,
+        positional=("scene",),
+        example="data/my_scene",
+    ),
+    "cloud": Command(
+        "prepare cloud",
+        "Makes the point cloud of a scene from its training views.",
+        CloudSettings,
+        positional=("scene",),
+        example="data/my_scene method=sparse",
+    ),
+    "llff": Command(
+        "prepare llff",
+        "Writes the cameras of a COLMAP model as poses_bounds.npy of LLFF.",
+        LlffSettings,
+        positional=("scene",),
+        example="data/my_scene out=data/my_llff_scene downscale=4",
+    ),
+    "monocular": Command(
+        "prepare monocular",
+        "Makes masks, poses, undistorted frames, disparity and optical flow of the frames of a video, for NSFF. Existing results are kept.",
+        VideoSettings,
+        positional=("root",),
+        example="data/monocular/my_video dynamic_classes=[person,dog]",
+    ),
+}
 
 
 def main() -> None:
     """The command."""
+    arguments = sys.argv[1:]
+    name, settings, _ = read_subcommand("prepare", "Checks scenes, makes their point clouds, and prepares videos.", COMMANDS, arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    name, *words = sys.argv[1:] or [""]
-    if name not in SETTINGS:
-        lines = [f"  {key}: {', '.join(field.name for field in fields(schema))}" for key, schema in SETTINGS.items()]
-        usage = "usage: python -m npbgpp.prepare check|cloud|llff scene=<folder> [key=value ...], monocular root=<folder> [key=value ...]"
-        sys.exit(f"{usage}\nkeys of\n" + "\n".join(lines))
-    try:
-        bad = [word for word in words if "=" not in word]
-        if bad:
-            raise InputError(f"{bad[0]}: expected key=value, such as {'root' if name == 'monocular' else 'scene'}=<folder>")
-        given = OmegaConf.from_dotlist(words)
+    with user_errors():
+        # each command imports torch and what it needs itself
         if name == "check":
-            check(typed(CheckSettings, given, name))
-        elif name == "monocular":
-            prepare_video(typed(VideoSettings, given, name))
+            from npbgpp.prepare.check import check
+
+            check(settings)
+        elif name == "cloud":
+            from npbgpp.prepare.cloud import make_cloud
+
+            make_cloud(settings, f"npbgpp prepare {shlex.join(arguments)}")
         elif name == "llff":
-            prepare_llff(typed(LlffSettings, given, name))
+            from npbgpp.prepare.llff import prepare_llff
+
+            prepare_llff(settings)
         else:
-            make_cloud(typed(CloudSettings, given, name), f"python -m npbgpp.prepare {shlex.join([name, *words])}")
-    except (InputError, OmegaConfBaseException) as error:
-        sys.exit(f"error: {original_message(error)}")
+            from npbgpp.prepare.video import prepare_video
+
+            prepare_video(settings)
 
 
 if __name__ == "__main__":

@@ -2,44 +2,24 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from npbgpp.data import CloudManifest
-from npbgpp.errors import InputError
 from npbgpp.io import write_png
 from npbgpp.parsers import with_cloud
 from npbgpp.prepare.check_sheet import check_sheet
 from npbgpp.prepare.diagnostics import diagnose
 from npbgpp.prepare.scene_report import SceneReport, format_number, inspect_scene, nearest_axis
-from npbgpp.prepare.scene_settings import SceneSettings
+from npbgpp.prepare.settings import CheckSettings
 
 log = logging.getLogger("npbgpp.prepare")
 
 
-@dataclass(frozen=True)
-class CheckSettings(SceneSettings):
-    """Keys of ``check``.
-
-    Attributes:
-        near: near plane of the training (``system.near``), scene units.
-        pictures: number of photos on the contact sheet.
-        out: folder of the contact sheet.
-    """
-
-    near: float = 1.0
-    pictures: int = 4
-    out: Path = Path("check")
-
-
 def check(settings: CheckSettings) -> None:
     """Prints the report and the diagnostics of a scene and writes its contact sheet. Raises InputError for a scene that cannot be read."""
-    if settings.pictures < 1:
-        raise InputError(f"pictures: expected at least 1, got {settings.pictures}")
     scene = with_cloud(settings.read(), settings.folder())
     manifest = CloudManifest.read(scene.cloud.path)
     report = inspect_scene(scene, settings.near, settings.pictures, manifest.used_views if manifest else ())

@@ -1,14 +1,14 @@
 """``npbgpp prepare cloud``: makes the point cloud of a scene from its training views."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from npbgpp.data import CloudManifest, ColmapModel, Scene, View, file_sha256, find_models, manifest_path, read_cloud
 from npbgpp.errors import InputError
 from npbgpp.geometry import PointCloud, write_ply
 from npbgpp.prepare.depth_fusion import check_voxel, decimate, fuse_depth
-from npbgpp.prepare.scene_settings import SceneSettings
+from npbgpp.prepare.settings import CloudSettings
 from npbgpp.prepare.triangulation import triangulate_points
 from npbgpp.prepare.visual_hull import visual_hull
 
@@ -17,28 +17,6 @@ log = logging.getLogger("npbgpp.prepare")
 _HULL_POINTS = 100_000
 # what each method needs, in the order of preference
 _NEEDS = {"decimate": "source=<cloud>", "depth": "depth maps", "hull": "a mask for every photo", "sparse": "a COLMAP model"}
-
-
-@dataclass(frozen=True)
-class CloudSettings(SceneSettings):
-    """Keys of ``cloud``.
-
-    Attributes:
-        method: depth (fuses depth maps), hull (visual hull of the masks), sparse (points of a COLMAP model, triangulated from the training views alone),
-            decimate (downsamples ``source``), or auto: the first of decimate, depth, hull and sparse that the scene has data for.
-        source: the cloud to decimate, below the folder of the scene.
-        count: number of points: approximate for the visual hull, an upper bound for other methods.
-        voxel: edge of the voxels in which points are averaged, scene units; depth fusion has a default.
-        dissent: visual hull: fraction of the photos of a point that may have it outside their masks.
-        overwrite: replace an existing cloud.
-    """
-
-    method: str = "auto"
-    source: str | None = None
-    count: int | None = None
-    voxel: float | None = None
-    dissent: float = 0.05
-    overwrite: bool = False
 
 
 def make_cloud(settings: CloudSettings, command: str) -> None:
@@ -51,8 +29,6 @@ def make_cloud(settings: CloudSettings, command: str) -> None:
     Raises:
         InputError: a scene that cannot be read or lacks data for the method, an existing cloud, or a file that cannot be written.
     """
-    if settings.count is not None and settings.count < 1:
-        raise InputError(f"count: expected a positive number of points, got {settings.count}")
     check_voxel(settings.voxel)
     scene = settings.read()
     path = scene.cloud.path
@@ -102,8 +78,6 @@ def _choose_method(settings: CloudSettings, train: tuple[View, ...]) -> str:
             f"scene={settings.scene}: expected {', '.join(_NEEDS.values())}, got none of them; reconstruct the scene with COLMAP, or name a cloud with "
             "source=<file>"
         )
-    if settings.method not in _NEEDS:
-        raise InputError(f"method: expected auto, {', '.join(_NEEDS)}, got {settings.method}")
     if not available[settings.method]:
         raise InputError(
             f"method={settings.method}: expected {_NEEDS[settings.method]}, scene {settings.scene} has none; use another method"

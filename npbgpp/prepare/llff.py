@@ -5,7 +5,6 @@ format stores one focal length and no principal point; a warning reports the res
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,34 +17,12 @@ from npbgpp.data import IMAGE_SUFFIXES, CloudFile, ColmapModel, View, find_model
 from npbgpp.errors import InputError, listing
 from npbgpp.io import write_png
 from npbgpp.parsers.colmap import parse_colmap
+from npbgpp.prepare.settings import LlffSettings
 
 log = logging.getLogger("npbgpp.prepare")
 
 _PERCENTILES = (0.1, 99.9)
 _MAX_SHIFT_PX = 0.5  # of pixels through lost intrinsics, without a warning
-
-
-@dataclass(frozen=True)
-class LlffSettings:
-    """Keys of ``llff``.
-
-    Attributes:
-        scene: folder with ``images`` and a COLMAP model.
-        out: folder of a new scene with undistorted PNG copies of the registered photos; None writes ``poses_bounds.npy`` beside the original photos.
-        downscale: factor by which the copies are reduced.
-        overwrite: replace files of an earlier call.
-    """
-
-    scene: Path
-    out: Path | None = None
-    downscale: float = 1.0
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.downscale < float("inf"):
-            raise InputError(f"downscale: expected 1 or more, got {self.downscale:g}")
-        if self.out is None and self.downscale != 1:
-            raise InputError(f"downscale: expected 1 for the original photos, got {self.downscale:g}; write copies with out=<folder>")
 
 
 def prepare_llff(settings: LlffSettings) -> Path:

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,6 +20,7 @@ from torch import Tensor
 from npbgpp.data import DECODER_ERRORS, CloudFile, Scene, common_size, find_models, numbered_images, write_flow
 from npbgpp.errors import InputError
 from npbgpp.parsers.monocular import parse_monocular, undistorted_model
+from npbgpp.prepare.settings import VideoSettings
 from npbgpp.prepare.video_maps import dis_flow, mask_rcnn, network_disparity, quantise, raft_flow, sparse_disparity, static_mask
 from npbgpp.prepare.video_poses import find_mask, reconstruct
 from npbgpp.prepare.video_preview import flow_preview, map_preview, mask_preview, points_preview, write_preview
@@ -29,51 +30,8 @@ log = logging.getLogger("npbgpp.prepare")
 _MIN_FRAMES = 3
 
 
-@dataclass(frozen=True)
-class VideoSettings:
-    """Keys of ``monocular``.
-
-    Attributes:
-        root: folder of the video.
-        stages: the stages to run; their order is fixed.
-        frames: folder of the frames below root; frames are ordered by the number at the end of their names.
-        max_width, max_height: largest size of the resized frames, pixels.
-        dynamic_classes: COCO classes of moving objects.
-        mask_score: smallest detection score of moving objects.
-        mask_weights: file with weights of Mask R-CNN; None uses the folder of torch.hub.
-        depth: ``sparse`` (interpolates the points of the COLMAP model, weak) or the TorchScript file of a network, whose code is run.
-        depth_network: output of the network: disparity (larger is nearer) or depth.
-        flow: dis (OpenCV) or raft (torchvision).
-        flow_weights: file with weights of RAFT; None uses the folder of torch.hub.
-        device: of the networks: cpu, cuda, or auto.
-    """
-
-    root: Path
-    stages: tuple[str, ...] = ("resize", "masks", "poses", "depth", "flow")
-    frames: str = "frames"
-    max_width: int = 1280
-    max_height: int = 720
-    dynamic_classes: tuple[str, ...] = ("person",)
-    mask_score: float = 0.05
-    mask_weights: Path | None = None
-    depth: str = "sparse"
-    depth_network: str = "disparity"
-    flow: str = "dis"
-    flow_weights: Path | None = None
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.stages or not set(self.stages) <= STAGES.keys():
-            raise InputError(f"stages: expected some of {', '.join(STAGES)}, got {list(self.stages)}")
-        if min(self.max_width, self.max_height) < 1:
-            raise InputError(f"max_width, max_height: expected positive numbers of pixels, got {self.max_width} and {self.max_height}")
-        for key, choices in (("flow", ("dis", "raft")), ("depth_network", ("disparity", "depth")), ("device", ("auto", "cpu", "cuda"))):
-            if getattr(self, key) not in choices:
-                raise InputError(f"{key}: expected one of {', '.join(choices)}, got {getattr(self, key)}")
-
-    def network_device(self) -> torch.device:
-        """Device of the networks."""
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)
+def _network_device(settings: VideoSettings) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device)
 
 
 def prepare_video(settings: VideoSettings) -> None:
@@ -138,7 +96,7 @@ def _masks(settings: VideoSettings, root: Path) -> str:
         return f"masks renamed to {out.name}: they belong to the distorted frames"
     if (root / "motion_masks").is_dir():
         return "skipped, motion_masks exists"
-    detect = mask_rcnn(settings.dynamic_classes, settings.mask_weights, settings.mask_score, settings.network_device())
+    detect = mask_rcnn(settings.dynamic_classes, settings.mask_weights, settings.mask_score, _network_device(settings))
     moving = 0.0
     with _atomic_folder(out) as part:
         for file in files:
@@ -190,7 +148,7 @@ def _depth(settings: VideoSettings, root: Path) -> str:
             )
         estimate, method = sparse_disparity(model, files), "interpolated from COLMAP's points; a monocular depth network is more accurate"
     else:
-        estimate = network_disparity(Path(settings.depth), settings.depth_network == "depth", settings.network_device())
+        estimate = network_disparity(Path(settings.depth), settings.depth_network == "depth", _network_device(settings))
         method = f"by {settings.depth}"
     with _atomic_folder(out) as part:
         for k, file in enumerate(files):
@@ -205,7 +163,7 @@ def _flow(settings: VideoSettings, root: Path) -> str:
     missing = [name for name in ("flow_fw", "flow_bw") if not (root / name).is_dir()]
     if not missing:
         return "skipped, flow_fw and flow_bw exist"
-    estimate = dis_flow if settings.flow == "dis" else raft_flow(settings.flow_weights, settings.network_device())
+    estimate = dis_flow if settings.flow == "dis" else raft_flow(settings.flow_weights, _network_device(settings))
     files = _frames(folder)
     images = [_read_tensor(file) for file in files]
     for name in missing:

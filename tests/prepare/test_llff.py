@@ -13,7 +13,8 @@ from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.parsers import read_scene
-from npbgpp.prepare.llff import LlffSettings, prepare_llff
+from npbgpp.prepare.llff import prepare_llff
+from npbgpp.prepare.settings import LlffSettings
 
 from ..helpers.layouts import colmap
 

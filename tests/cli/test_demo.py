@@ -1,0 +1,71 @@
+"""``npbgpp demo``: its commands and what ends it. The run itself is part of ``.ci/run``."""
+
+import subprocess
+import sys
+
+import pytest
+
+from npbgpp import demo
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[list[str]]:
+    """Arguments of the processes that the demo starts, which end with code 3 when they compare ``bad``."""
+    found: list[list[str]] = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess:
+        assert command[:3] == [sys.executable, "-m", "npbgpp"]
+        found.append(command[3:])
+        return subprocess.CompletedProcess(command, 3 if "bad/npbg" in command else 0)
+
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    return found
+
+
+def call(monkeypatch, *arguments: str) -> object:
+    """Runs the command; returns its exit code or message."""
+    monkeypatch.setattr(sys, "argv", ["demo", *arguments])
+    try:
+        demo.main()
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+@pytest.mark.parametrize(("arguments", "out"), [((), "experiments/demo"), (("out=there",), "there")])
+def test_two_trainings_and_their_comparison(started, monkeypatch, arguments, out):
+    overrides = ["trainer.max_epochs=1", "seed=3"]
+    assert call(monkeypatch, overrides[0], *arguments, overrides[1]) == 0
+    assert started == [
+        ["train", "experiment=demo", f"hydra.run.dir={out}/npbgpp", *overrides],
+        ["train", "experiment=demo_npbg", f"hydra.run.dir={out}/npbg", *overrides],
+        ["compare", f"{out}/npbgpp", f"{out}/npbg", f"out={out}"],
+    ]
+
+
+def test_the_first_failure_ends_it(started, monkeypatch):
+    assert call(monkeypatch, "out=bad") == 3
+    assert [arguments[0] for arguments in started] == ["train", "train", "compare"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("trainer.max_epoch=1", "did you mean trainer.max_epochs?"),
+        ("experiments/demo", "key=value"),
+        ("test_video=mp5", "did you mean mp4?"),
+    ],
+)
+def test_mistakes_are_named_before_anything_starts(started, monkeypatch, argument, named):
+    message = str(call(monkeypatch, argument))
+    assert message.startswith("error: ") and argument.partition("=")[0] in message and named in message and not started
+
+
+def test_without_the_example_scene(started, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "project_folder", lambda: tmp_path)
+    assert "example/still_life" in str(call(monkeypatch)) and not started
+
+
+def test_help(started, monkeypatch, capsys):
+    assert call(monkeypatch, "--help") == 0 and not started
+    assert "out=experiments/demo" in capsys.readouterr().out
