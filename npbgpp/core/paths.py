@@ -28,7 +28,7 @@ class SearchPaths:
     Attributes:
         launch: folder in which the command was started.
         run: ``hydra.run.dir``; the configs of the original code give data relative to it (``../../data``).
-        project: see ``project_folder``; for data that ship with the code.
+        project: see ``project_folder``; for data that ship with the code. Paths that climb two folders are relative to a run in it.
     """
 
     launch: Path
@@ -38,8 +38,9 @@ class SearchPaths:
     def existing(self, path: str | Path, key: str) -> Path:
         """The first existing ``path`` below the launch, run and project folder, in this order. Raises InputError that lists the candidates."""
         path = Path(path).expanduser()
+        shipped = self.project / "experiments" / "run" if path.parts[:2] == ("..", "..") else self.project
         # an absolute path replaces the folder that it is joined to
-        candidates = dict.fromkeys((folder / path).resolve() for folder in (self.launch, self.run, self.project))
+        candidates = dict.fromkeys((folder / path).resolve() for folder in (self.launch, self.run, shipped))
         for candidate in candidates:
             if candidate.exists():
                 return candidate

@@ -26,6 +26,12 @@ def test_data_roots_of_the_original_code_are_relative_to_the_run(search_paths):
     assert search_paths.existing("../../data/nerf", "datasets.data_root") == search_paths.launch / "data" / "nerf"
 
 
+@pytest.mark.parametrize("path", ["example", "../../example"])
+def test_data_that_ship_with_the_code_are_found_from_any_run(search_paths, path):
+    (search_paths.project / "example").mkdir()
+    assert search_paths.existing(path, "key") == search_paths.project / "example"
+
+
 def test_absolute_paths(search_paths, tmp_path):
     (search_paths.launch / "data").mkdir()
     (tmp_path / "data").mkdir()
