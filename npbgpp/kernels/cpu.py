@@ -31,7 +31,11 @@ def is_available() -> bool:
     try:
         import numba  # noqa: F401
     except Exception as error:  # a broken installation raises whatever its parts raise
-        log.warning("numba cannot be used (%s: %s): CPU kernels run as plain PyTorch, many times slower; reinstall numba", type(error).__name__, error)
+        log.warning(
+            "numba cannot be used (%s: %s): CPU kernels run as plain PyTorch, many times slower; reinstall numba",
+            type(error).__name__,
+            error,
+        )
         return False
     return True
 
@@ -60,7 +64,10 @@ def _prepare_cache() -> bool:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_ROOM))
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
-        log.warning("compiled kernels cannot be kept (%s): they are compiled again by every process; set NUMBA_CACHE_DIR to a folder that can be written to", error)
+        log.warning(
+            "compiled kernels cannot be kept (%s): they are compiled again by every process; set NUMBA_CACHE_DIR to a folder that can be written to",
+            error,
+        )
         return False
     numba.config.CACHE_DIR = str(folder)
     return True
@@ -69,6 +76,26 @@ def _prepare_cache() -> bool:
 @functools.cache
 def _announce_compilation() -> None:
     log.info("compiling CPU kernels, once per version and machine (cache: %s)", cache_folder())
+
+
+class _Fma:
+    """``fma(a, b, c)`` in kernels: a * b + c in float32, rounded once."""
+
+    @functools.cached_property
+    def dispatcher(self) -> Any:
+        """The numba intrinsic."""
+        from numba import types
+        from numba.extending import intrinsic
+
+        @intrinsic
+        def fma(context, a, b, c):  # type: ignore[no-untyped-def]
+            signature = types.float32(types.float32, types.float32, types.float32)
+            return signature, lambda context, builder, signature, arguments: builder.fma(*arguments)
+
+        return fma
+
+
+fma = _Fma()
 
 
 class Kernel:
@@ -85,7 +112,7 @@ class Kernel:
 
     @property
     def dispatcher(self) -> Any:
-        """The numba function; imports numba."""
+        """The numba function; imports numba on first access."""
         if self._dispatcher is None:
             with _compiler_lock:
                 self._dispatcher = self._dispatcher or self._make()
@@ -94,10 +121,14 @@ class Kernel:
     def _make(self) -> Any:
         import numba
 
-        names = {name: value for name, value in self.function.__globals__.items() if isinstance(value, Kernel)}
+        names = {name: value for name, value in self.function.__globals__.items() if isinstance(value, Kernel | _Fma)}
         called = {name: value.dispatcher for name, value in names.items() if name in self.function.__code__.co_names and value is not self}
         function = types.FunctionType(
-            self.function.__code__, {**self.function.__globals__, **called}, self.function.__name__, self.function.__defaults__, self.function.__closure__
+            self.function.__code__,
+            {**self.function.__globals__, **called},
+            self.function.__name__,
+            self.function.__defaults__,
+            self.function.__closure__,
         )
         function.__qualname__, function.__module__ = self.function.__qualname__, self.function.__module__
         return numba.njit(nogil=True, cache=_prepare_cache(), **self._options)(function)
