@@ -88,14 +88,14 @@ class _Fma:
         from numba.extending import intrinsic
 
         @intrinsic
-        def fma(context, a, b, c):  # type: ignore[no-untyped-def]
+        def fma(context, a, b, c):
             signature = types.float32(types.float32, types.float32, types.float32)
             return signature, lambda context, builder, signature, arguments: builder.fma(*arguments)
 
         return fma
 
 
-fma = _Fma()
+fma: Any = _Fma()
 
 
 class Kernel:

@@ -26,7 +26,7 @@ def projection_numbers(projection: Projection, grid: PixelGrid, near: float) -> 
 
 
 @kernel()
-def homogeneous(px, py, pz, numbers):  # type: ignore[no-untyped-def]
+def homogeneous(px, py, pz, numbers):
     """x times depth, y times depth, and depth, rounded like PyTorch's sums with a factor (``add`` with ``alpha``)."""
     x = fma(pz, numbers[6], fma(py, numbers[3], px * numbers[0])) + numbers[9]
     y = fma(pz, numbers[7], fma(py, numbers[4], px * numbers[1])) + numbers[10]
@@ -35,7 +35,7 @@ def homogeneous(px, py, pz, numbers):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def chunk_state(corners, chunk, numbers, radius):  # type: ignore[no-untyped-def]
+def chunk_state(corners, chunk, numbers, radius):
     """OUTSIDE, BORDER or INSIDE: where a chunk lies in the view frustum, for points drawn with a radius in normalised coordinates.
 
     Errs on the side of BORDER by more than the rounding errors of corners and points.

@@ -182,7 +182,7 @@ def _draw_numba(cloud: ChunkedCloud, camera: Cameras, grid: PixelGrid, targets: 
 
 
 @kernel()
-def _draw_chunks(xyz, index, corners, begin, end, numbers, steps, sizes, ends, buffer):  # type: ignore[no-untyped-def]
+def _draw_chunks(xyz, index, corners, begin, end, numbers, steps, sizes, ends, buffer):
     length = index.shape[1]
     x, y, depth = np.empty(length, np.float32), np.empty(length, np.float32), np.empty(length, np.float32)
     keys, cells = np.empty(length, np.int64), np.empty(length, np.int32)
@@ -220,7 +220,7 @@ def _draw_chunks(xyz, index, corners, begin, end, numbers, steps, sizes, ends, b
 
 
 @kernel()
-def _merge(buffers, begin, end):  # type: ignore[no-untyped-def]
+def _merge(buffers, begin, end):
     lowest = buffers[0]
     for thread in range(1, len(buffers)):
         other = buffers[thread]
@@ -236,7 +236,7 @@ def _reduced(keys: Int[Tensor, "_ _"], factor: int, size: tuple[int, int]) -> In
 
 
 @kernel()
-def _block_minima(keys, factor, out):  # type: ignore[no-untyped-def]
+def _block_minima(keys, factor, out):
     for row in range(out.shape[0]):
         for column in range(out.shape[1]):
             lowest = keys[row * factor, column * factor]
