@@ -69,7 +69,7 @@ def _prepare_cache() -> bool:
             error,
         )
         return False
-    numba.config.CACHE_DIR = str(folder)
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     return True
 
 
