@@ -142,7 +142,10 @@ def _render(
             if film is not None:
                 film.append(picture)
             if depths is not None:
-                assert render.depth is not None
+                if render.depth is None:
+                    raise InputError(
+                        f"depth=[{','.join(settings.depth)}]: {parts.system_settings.system_class} renders no depth; start again without depth"
+                    )
                 depths.add(torch.rot90(render.depth[0, 0], 1) if turned else render.depth[0, 0])
             if render.motion is not None:
                 moves = torch.rot90(render.motion[0], 1, (1, 2)) if turned else render.motion[0]

@@ -158,7 +158,7 @@ def required_map(view: View, kind: str) -> Path:
     if path is None:
         folders = {"disparity": "disps", "flow_forward": "flow_fw", "flow_backward": "flow_bw"}
         raise InputError(
-            f"frame {view.name} ({view.image}): expected its map in {folders[kind]}, got none; compute it with python -m npbgpp.prepare monocular root=<folder>"
+            f"frame {view.name} ({view.image}): expected its map in {folders[kind]}, got none; compute it with npbgpp prepare monocular root=<folder>"
         )
     return path
 

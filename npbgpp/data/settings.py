@@ -64,9 +64,9 @@ class LoaderSettings:
     """One stage of the ``dataloader`` group. ``total_batch_size`` counts all devices together."""
 
     total_batch_size: int
-    num_workers: int = 0
-    shuffle: bool = False
-    pin_memory: bool = False
+    num_workers: int
+    pin_memory: bool
+    shuffle: bool = False  # of training batches only
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,5 @@ class DataloaderSettings:
     train: LoaderSettings
     val: LoaderSettings
     test: LoaderSettings
-    train_data_mode: str = "common"
-    train_total_batch_size: int | None = None
+    train_data_mode: str
+    train_total_batch_size: int | None

@@ -114,7 +114,7 @@ class _SceneReader:
                 scene.cloud.path.name,
                 len(seen),
                 ", ".join(seen[:5]),
-                f"python -m npbgpp.prepare cloud scene={folder} overwrite=true",
+                f"npbgpp prepare cloud scene={folder} overwrite=true",
             )
 
     def _choice(self, key: str) -> ViewChoice | None:

@@ -4,7 +4,7 @@ A backbone is the convolutional part (`features`) of a torchvision VGG; its stat
 An encoder is a timm classifier without its head, as built by `timm.create_model(name, features_only=True)`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,6 @@ from typing import Literal
 import huggingface_hub.constants
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from npbgpp.errors import InputError
@@ -25,7 +24,6 @@ class _Backbone:
     file_name: str
     title: str
     key: str  # configuration key with the path of the file
-    build: Callable[..., torchvision.models.VGG]
     other_folders: tuple[str, ...] = ()
 
 
@@ -34,20 +32,17 @@ _BACKBONES: dict[str, _Backbone] = {
         file_name="vgg19-d01eb7cb.pth",
         title="VGG-19 with the weights of Caffe, converted by J. Johnson",
         key="system.vgg_weights",
-        build=torchvision.models.vgg19,
         other_folders=("~/.cache/torch/models",),
     ),
     "vgg19": _Backbone(
         file_name="vgg19-dcbb9e9d.pth",
         title="VGG-19 with the ImageNet weights of torchvision",
         key="system.vgg_weights",
-        build=torchvision.models.vgg19,
     ),
     "vgg16": _Backbone(
         file_name="vgg16-397923af.pth",
         title="VGG-16 with the ImageNet weights of torchvision",
         key="system.lpips_weights",
-        build=torchvision.models.vgg16,
     ),
 }
 
@@ -140,9 +135,12 @@ def load_features(name: BackboneName, weights: str | Path | Mapping[str, Tensor]
 
 
 def _empty_features(name: BackboneName) -> nn.Sequential:
+    import torchvision  # here: its import takes a second
+
     # on the meta device, so that the state of the random number generator does not change
     with torch.device("meta"):
-        features = _BACKBONES[name].build(weights=None).features
+        build = torchvision.models.vgg16 if name == "vgg16" else torchvision.models.vgg19
+        features = build(weights=None).features
     assert isinstance(features, nn.Sequential)
     return features
 

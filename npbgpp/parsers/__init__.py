@@ -99,7 +99,7 @@ def with_cloud(scene: Scene, root: Path) -> Scene:
         return scene
     others = sorted(p.name for p in root.glob("*.ply"))
     there = f"clouds there: {', '.join(others[:5])}; " if others else ""
-    make = f"{there}python -m npbgpp.prepare cloud scene={root} makes one"
+    make = f"{there}npbgpp prepare cloud scene={root} makes one"
     if scene.carried_points is None:
         raise InputError(f"point cloud {path}: no such file; name the cloud of scene {scene.name} with datasets.pc_name=<file> ({make})")
     note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used ({make} of more points)"

@@ -47,7 +47,7 @@ from npbgpp.parsers.llff import read_rows, row_view
 _FEWEST = 3  # frames, so that one has flow in both directions
 _LARGEST_DISPLACEMENT = 1.0  # pixels: negligible distortion
 _DEPTH_UNIT = 1e-3  # scene units
-_PREPARE = "python -m npbgpp.prepare monocular root={root}"
+_PREPARE = "npbgpp prepare monocular root={root}"
 
 
 def parse_monocular(

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from npbgpp.core.paths import SearchPaths
-from npbgpp.data.settings import DataloaderSettings, LoaderSettings, SceneLists
+from npbgpp.data.settings import DataloaderSettings, SceneLists
 from npbgpp.engine.datamodule import DataModule
 from npbgpp.errors import InputError, original_message
 from npbgpp.methods.base import DataNeeds
 
-from ..helpers.settings import data_module, dataset_settings
+from ..helpers.settings import data_module, dataset_settings, loaders_of, stage_loader
 
-LOADERS = DataloaderSettings(LoaderSettings(2, shuffle=True), LoaderSettings(2), LoaderSettings(3))
+LOADERS = loaders_of(stage_loader(2, shuffle=True), stage_loader(2), stage_loader(3))
 BALL = SceneLists(("ball",), ("ball",), ("ball",))
 
 
@@ -74,7 +74,7 @@ def test_evaluation_reads_no_training_scene(build):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_every_purpose(build, workers):
     """Settings reach the loaders; worker processes draw the same views as this process."""
-    loaders = DataloaderSettings(LoaderSettings(5, workers), LoaderSettings(2, workers), LoaderSettings(3, workers))
+    loaders = loaders_of(stage_loader(5, workers), stage_loader(2, workers), stage_loader(3, workers))
     data = build(
         loaders=loaders,
         train_num_samples=14,
@@ -98,7 +98,7 @@ def test_batches_of_every_purpose(build, workers):
 
 
 def test_worker_processes_are_seeded(build):
-    loaders = DataloaderSettings(LoaderSettings(3, 2), LoaderSettings(1), LoaderSettings(1))
+    loaders = loaders_of(stage_loader(3, 2), stage_loader(1), stage_loader(1))
     images = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -110,7 +110,7 @@ def test_worker_processes_are_seeded(build):
 
 def test_a_worker_does_not_hear_what_is_told_to_all(build):
     """It is this process that is to stop, when it can; and it can end its worker."""
-    data = build(loaders=DataloaderSettings(LoaderSettings(1, 1), LoaderSettings(1), LoaderSettings(1)), train_num_samples=9)
+    data = build(loaders=loaders_of(stage_loader(1, 1), stage_loader(1), stage_loader(1)), train_num_samples=9)
     loader = data.train_dataloader()
     batches = iter(loader)
     next(batches)
@@ -127,7 +127,7 @@ def test_a_worker_reports_a_damaged_photo_in_one_message(build, tiny_root, tmp_p
     shutil.copytree(tiny_root / "ball", folder)
     photo = folder / "train" / "r_2.png"
     photo.write_bytes(photo.read_bytes()[:150])
-    loaders = DataloaderSettings(LoaderSettings(3, 1), LoaderSettings(1), LoaderSettings(1))
+    loaders = loaders_of(stage_loader(3, 1), stage_loader(1), stage_loader(1))
     with pytest.raises(InputError) as caught:
         list(build(data_root=str(tmp_path / "spoilt"), loaders=loaders).train_dataloader())
     message = original_message(caught.value)
@@ -189,13 +189,13 @@ def test_a_mode_of_drawing_that_does_not_exist_is_refused(build):
 @pytest.mark.parametrize("size", [13, 1000])
 def test_a_batch_larger_than_the_epoch_is_refused(build, size):
     with pytest.raises(InputError, match=rf"total_batch_size.*12 samples.*batch of {size}"):
-        build(loaders=dataclasses.replace(LOADERS, train=LoaderSettings(size))).train_dataloader()
-    assert len(build(loaders=dataclasses.replace(LOADERS, train=LoaderSettings(12))).train_dataloader()) == 1
+        build(loaders=dataclasses.replace(LOADERS, train=stage_loader(size))).train_dataloader()
+    assert len(build(loaders=dataclasses.replace(LOADERS, train=stage_loader(12))).train_dataloader()) == 1
 
 
 def test_a_batch_of_no_views_is_refused(build):
     with pytest.raises(InputError, match="dataloader.val.total_batch_size"):
-        build(loaders=dataclasses.replace(LOADERS, val=LoaderSettings(0))).val_dataloader()
+        build(loaders=dataclasses.replace(LOADERS, val=stage_loader(0))).val_dataloader()
 
 
 def test_images_may_lie_apart_from_the_scene(run_here, tiny_root, tmp_path):

@@ -8,16 +8,16 @@ from PIL import Image
 
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data.point_files import CloudManifest
-from npbgpp.data.settings import DataloaderSettings, LoaderSettings, SceneLists
+from npbgpp.data.settings import DataloaderSettings, SceneLists
 from npbgpp.engine.datamodule import DataModule
 from npbgpp.errors import InputError
 from npbgpp.geometry.pixels import ProjectionSettings
 from npbgpp.methods.base import DataNeeds
 
 from ..helpers.layouts import colmap, dtu, npbg
-from ..helpers.settings import data_module, dataset_settings
+from ..helpers.settings import data_module, dataset_settings, loaders_of, stage_loader
 
-LOADERS = DataloaderSettings(LoaderSettings(1), LoaderSettings(1), LoaderSettings(1))
+LOADERS = loaders_of(stage_loader(1), stage_loader(1), stage_loader(1))
 LISTS = SceneLists(("scene",), ("scene",), ("scene",))
 
 
@@ -40,7 +40,7 @@ def test_points_of_colmap_stand_in_for_a_missing_cloud(build, tmp_path, caplog):
     scene = build(n_point=50).scenes["scene"]
     assert scene.cloud.path.name == "points3D.bin" and len(scene.cloud.read()) == 50
     (said,) = [m for m in caplog.messages if "points3D" in m]
-    assert "mvs_pc.ply" in said and "python -m npbgpp.prepare cloud scene=" in said
+    assert "mvs_pc.ply" in said and "npbgpp prepare cloud scene=" in said
 
 
 def test_a_scene_without_points_names_the_command_that_makes_them(build, tmp_path):
@@ -74,15 +74,13 @@ def test_photos_of_several_sizes(build, tmp_path):
     data = build()
     sizes = {batch.target.cameras.image_size for batch in data.train_dataloader()}
     assert len(sizes) == 2
-    together = build(
-        DataloaderSettings(LoaderSettings(3), LoaderSettings(1), LoaderSettings(1)), train_image_size=16, train_random_shift=True
-    )
+    together = build(loaders_of(stage_loader(3), stage_loader(1), stage_loader(1)), train_image_size=16, train_random_shift=True)
     (batch,) = list(together.train_dataloader())
     assert batch.target.image.shape == (3, 3, 16, 16)
     with pytest.raises(InputError, match=r"datasets\.train_image_size.*24x32.*25x25"):
         build(train_image_size=25)
     with pytest.raises(InputError, match=r"of one size.*train_total_batch_size=1"):
-        list(build(DataloaderSettings(LoaderSettings(3), LoaderSettings(1), LoaderSettings(1))).train_dataloader())
+        list(build(loaders_of(stage_loader(3), stage_loader(1), stage_loader(1))).train_dataloader())
 
 
 def test_scenes_of_a_paths_file(build, tmp_path):
@@ -148,7 +146,7 @@ def test_worker_processes_need_no_cloud(tmp_path, monkeypatch):
     """What input views are chosen by is found before workers are made; they do not read the cloud again."""
     colmap.write(tmp_path / "scene")
     settings = dataset_settings("auto", tmp_path, LISTS, selection_count=2)
-    loaders = DataloaderSettings(LoaderSettings(1, num_workers=1), LoaderSettings(1), LoaderSettings(1))
+    loaders = loaders_of(stage_loader(1, num_workers=1), stage_loader(1), stage_loader(1))
     needs = DataNeeds(input_views=ProjectionSettings(1.0), scenes_per_epoch=4)
     data = data_module(settings, loaders, SearchPaths(tmp_path, tmp_path, tmp_path), needs)
     loader = data.train_dataloader()

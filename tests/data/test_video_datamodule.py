@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from npbgpp.core.paths import SearchPaths
-from npbgpp.data.settings import DataloaderSettings, LoaderSettings, SceneLists
+from npbgpp.data.settings import SceneLists
 from npbgpp.engine.datamodule import DataModule, read_scenes
 from npbgpp.errors import InputError
 from npbgpp.methods.base import RunContext
@@ -18,7 +18,7 @@ from npbgpp.methods.nsff.model import Nsff, NsffSampling
 from npbgpp.methods.nsff.system import NSFF
 from npbgpp.metrics import ImageMetrics
 
-from ..helpers.settings import dataset_settings, system_settings
+from ..helpers.settings import dataset_settings, loaders_of, stage_loader, system_settings
 
 HOP = SceneLists(("hop",), ("hop",), ("hop",))
 Build = Callable[..., tuple[NSFF, DataModule]]
@@ -34,7 +34,7 @@ def build(moving_root: Path, tmp_path: Path) -> Build:
 
     def go(workers: int = 0, evaluate_only: bool = False, **changes) -> tuple[NSFF, DataModule]:
         settings = dataset_settings(**{"layout": "monocular", "data_root": moving_root, "scenes": HOP, "batches_per_epoch": 6, **changes})
-        loaders = DataloaderSettings(LoaderSettings(1, workers), LoaderSettings(1), LoaderSettings(1))
+        loaders = loaders_of(stage_loader(1, workers), stage_loader(1), stage_loader(1))
         paths = SearchPaths(tmp_path, tmp_path, tmp_path)
         of_system = system_settings("nsff", rays_per_batch=32)
         needs = NSFF.data_needs(of_system)

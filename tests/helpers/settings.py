@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from npbgpp.core.config import typed
 from npbgpp.core.paths import SearchPaths
-from npbgpp.data.settings import DataloaderSettings, DatasetSettings
+from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings
 from npbgpp.engine.datamodule import DataModule, read_scenes
 from npbgpp.engine.run import method_of
 from npbgpp.methods.base import DataNeeds
@@ -57,3 +57,13 @@ def data_module(
     """Scenes and loaders of a method with these needs."""
     needs = needs or DataNeeds(scenes_per_epoch=4)
     return DataModule(read_scenes(settings, search_paths, needs, evaluate_only), settings, loaders, needs, evaluate_only)
+
+
+def stage_loader(total_batch_size: int, num_workers: int = 0, shuffle: bool = False) -> LoaderSettings:
+    """One stage of the ``dataloader`` group."""
+    return LoaderSettings(total_batch_size, num_workers, False, shuffle)
+
+
+def loaders_of(train: LoaderSettings, val: LoaderSettings, test: LoaderSettings) -> DataloaderSettings:
+    """The ``dataloader`` group."""
+    return DataloaderSettings(train, val, test, "common", None)
