@@ -46,7 +46,7 @@ def test_points_of_colmap_stand_in_for_a_missing_cloud(build, tmp_path, caplog):
 def test_a_scene_without_points_names_the_command_that_makes_them(build, tmp_path):
     dtu.write(tmp_path / "scene")
     (tmp_path / "scene" / "mvs_pc.ply").unlink()
-    with pytest.raises(InputError, match=r"mvs_pc\.ply: no such file.*python -m npbgpp\.prepare cloud scene=.*/scene"):
+    with pytest.raises(InputError, match=r"mvs_pc\.ply: no such file.*npbgpp prepare cloud scene=.*/scene"):
         build()
 
 
