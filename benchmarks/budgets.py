@@ -1,0 +1,141 @@
+"""Methods at equal budgets of CPU time: table and plot of the PSNR of held-out views.
+
+Every method is trained anew for every budget, with the number of steps that fits into it, so that its learning rates follow their whole schedule. The number
+is found by a short run. CPU seconds are those of all threads, from the first to the last training step.
+
+Run: ``python benchmarks/budgets.py out=experiments/budgets [minutes=1,5,20] [methods=gaussians,npbg] [scenes=still_life,lego]``. Results that are in ``out``
+are not measured again. Scenes other than still_life are read from ``data=<folder>``, in the layout of the folder that NPBGPP_SHARED/data has.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PILOT_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Method:
+    """Words of ``npbgpp train``, and how to set the number of steps."""
+
+    words: tuple[str, ...]
+    steps: str = "datasets.train_num_samples={}"
+
+
+METHODS = {
+    "gaussians": Method(("experiment=gaussians_quick",)),
+    "npbg": Method(("experiment=npbg_quick",)),
+    "npbgpp": Method(("experiment=npbgpp_quick",)),
+    "nerf": Method(("experiment=nerf_quick",), "trainer.limit_train_batches={}"),
+}
+SCENES = {
+    "still_life": ("datasets=nerf_blender_one_scene", "datasets.data_root=" + str(ROOT / "example"), "datasets.scene_name=still_life"),
+    "lego": ("datasets=nerf_blender_one_scene", "datasets.data_root={data}/nerf_synthetic", "datasets.scene_name=lego"),
+    "fern": ("datasets=llff_one_scene", "datasets.data_root={data}/llff", "datasets.scene_name=fern"),
+    "dtu65": ("datasets=dtu_one_scene", "datasets.data_root={data}/dtu", "datasets.scene_name=scan65"),
+    "bust": ("datasets=colmap_one_scene", "datasets.data_root={data}/colmap", "datasets.scene_name=alexander"),
+    "kitchen": ("datasets=scannet_one_scene", "datasets.data_root={data}/scannet_like/npbgpp", "datasets.scene_name=kitchen0000_00"),
+}
+
+
+def train(method: Method, scene: tuple[str, ...], steps: int, folder: Path) -> dict[str, float]:
+    """Trains and evaluates in a process of its own; CPU seconds, steps, PSNR and SSIM."""
+    clock = folder / "cpu_clock.json"
+    words = [
+        *method.words,
+        *scene,
+        method.steps.format(steps),
+        "trainer.max_epochs=1",
+        "trainer.limit_val_batches=0",
+        "test_video=null",
+        "loggers=none",
+        f"hydra.run.dir={folder}",
+        "+callbacks.fit.cpu_clock._target_=cpu_clock.CpuClock",
+        f"+callbacks.fit.cpu_clock.file={clock}",
+    ]
+    path = os.pathsep.join(filter(None, (str(HERE), str(ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "npbgpp", "train", *words], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"npbgpp train {' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
+    (scores,) = json.loads((folder / "metrics.json").read_text())["datasets"].values()
+    measured = json.loads(clock.read_text())
+    return {"cpu_seconds": measured["cpu_seconds"], "steps": measured["batches"], "psnr": scores["psnr"], "ssim": scores["ssim"]}
+
+
+def measure(name: str, scene: str, minutes: list[float], out: Path, words: tuple[str, ...]) -> None:
+    """Adds missing results of one method on one scene."""
+    missing = [m for m in minutes if not (out / f"{scene}_{name}_{m:g}.json").is_file()]
+    if not missing:
+        return
+    method, work = METHODS[name], out / "runs" / f"{scene}_{name}"
+    seconds_per_step = 0.0
+    for steps in (PILOT_STEPS, 4 * PILOT_STEPS):  # the first one also compiles kernels
+        shutil.rmtree(work, ignore_errors=True)
+        pilot = train(method, words, steps, work)
+        seconds_per_step = pilot["cpu_seconds"] / pilot["steps"]
+    for budget in missing:
+        shutil.rmtree(work, ignore_errors=True)
+        result = train(method, words, max(1, round(60 * budget / seconds_per_step)), work)
+        print(f"{scene:12s} {name:12s} {budget:4g} min: {result}", flush=True)
+        (out / f"{scene}_{name}_{budget:g}.json").write_text(json.dumps({"method": name, "scene": scene, "minutes": budget} | result))
+
+
+def report(out: Path) -> None:
+    """Writes table.md and plot.png of all results in the folder."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    scenes = [scene for scene in SCENES if any(r["scene"] == scene for r in results)]
+    minutes = sorted({r["minutes"] for r in results})
+    lines = [
+        "| scene | method | " + " | ".join(f"{m:g} min: PSNR, SSIM (CPU s, steps)" for m in minutes) + " |",
+        "|---|---|" + "---|" * len(minutes),
+    ]
+    figure, axes = pyplot.subplots(1, len(scenes), figsize=(4 * len(scenes), 3.5), squeeze=False, sharey=False)
+    for axis, scene in zip(axes[0], scenes, strict=True):
+        for method in METHODS:
+            found = {r["minutes"]: r for r in results if r["scene"] == scene and r["method"] == method}
+            if not found:
+                continue
+            cells = [
+                f"{r['psnr']:.2f}, {r['ssim']:.3f} ({r['cpu_seconds']:.0f}, {r['steps']})" if (r := found.get(m)) else "" for m in minutes
+            ]
+            lines.append(f"| {scene} | {method} | " + " | ".join(cells) + " |")
+            points = sorted((r["cpu_seconds"], r["psnr"]) for r in found.values())
+            axis.plot(*zip(*points, strict=True), marker="o", label=method)
+        axis.set(title=scene, xlabel="CPU seconds of training", xscale="log")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("PSNR of held-out views, dB")
+    axes[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(out / "plot.png", dpi=100)
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    """Measures what is asked for, then writes table and plot."""
+    words = dict(word.split("=", 1) for word in sys.argv[1:])
+    out = Path(words.get("out", "experiments/budgets")).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    data = words.get("data") or f"{os.environ.get('NPBGPP_SHARED', '')}/data"
+    minutes = [float(m) for m in words.get("minutes", "1,5,20").split(",")]
+    for scene in words.get("scenes", ",".join(SCENES)).split(","):
+        for method in words.get("methods", ",".join(METHODS)).split(","):
+            measure(method, scene, minutes, out, tuple(word.format(data=data) for word in SCENES[scene]))
+    report(out)
+
+
+if __name__ == "__main__":
+    main()
