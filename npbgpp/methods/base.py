@@ -26,7 +26,7 @@ from npbgpp.data import Scene, SceneNormalisation
 from npbgpp.data.batches import BatchDataset
 from npbgpp.data.scene import Batch
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings, TimedCamera
+from npbgpp.geometry import Cameras, GaussianCloud, PointCloud, ProjectionSettings, TimedCamera
 from npbgpp.metrics import ImageMetrics, ImageScores
 from npbgpp.volume import Composited, OccupancyGrid, RadianceField, Rays
 
@@ -299,6 +299,13 @@ class System(LightningModule):
         """Weights of a checkpoint by the names that they have in this method."""
         return weights
 
+    def read_foreign_weights(self, path: Path) -> dict[str, Tensor] | None:
+        """Weights in a file of another program, by the names that they have in this method; None: the file is a checkpoint.
+
+        Raises InputError for a file of that program that cannot be used.
+        """
+        return None
+
     def adapt_to_weights(self, weights: dict[str, Tensor]) -> None:
         """Takes over network sizes from weights, given by the names that they have in this method.
 
@@ -326,6 +333,10 @@ class System(LightningModule):
     def coloured_cloud(self, scene: str) -> PointCloud:
         """Points of a scene with learned colours. Raises InputError for methods without points."""
         raise InputError(f"export cloud: {type(self).__name__} has no points; use export mesh, or a run of a point-based method")
+
+    def gaussian_cloud(self, scene: str) -> GaussianCloud:
+        """A scene as gaussians, for programs that show them. Raises InputError for methods without gaussians."""
+        raise InputError(f"export splats: {type(self).__name__} has no gaussians; use export cloud or mesh, or a run of system=gaussians")
 
     def field_export(self) -> FieldExport:
         """The radiance field for meshes and volumes. Raises InputError for methods without one in Euclidean coordinates."""

@@ -130,7 +130,13 @@ def morton_order(xyz: Float[Tensor, "n 3"]) -> Int[Tensor, " n"]:
     code = torch.zeros_like(position[:, 0])
     for axis in range(3):
         spread = position[:, axis]
-        for shift, mask in ((32, 0x1F00000000FFFF), (16, 0x1F0000FF0000FF), (8, 0x100F00F00F00F00F), (4, 0x10C30C30C30C30C3), (2, 0x1249249249249249)):
+        for shift, mask in (
+            (32, 0x1F00000000FFFF),
+            (16, 0x1F0000FF0000FF),
+            (8, 0x100F00F00F00F00F),
+            (4, 0x10C30C30C30C30C3),
+            (2, 0x1249249249249249),
+        ):
             spread = (spread | (spread << shift)) & mask
         code |= spread << axis
     return torch.sort(code, stable=True).indices
