@@ -4,6 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.geometry import Cameras
+from npbgpp.kernels.backend import backend
+from npbgpp.kernels.gaussians.cpu import CpuRenderer
 from npbgpp.kernels.gaussians.reference import render_reference
 from npbgpp.kernels.gaussians.types import MAX_SH_DEGREE, GaussianImage, SplattingSettings
 
@@ -65,4 +67,7 @@ def render_gaussians(
             f"render_gaussians: expected a background of {channels} channels, alone or times {camera.image_size}, got {tuple(background.shape)}"
         )
     background = background if background.dim() == 3 else background[:, None, None]
-    return render_reference(means, log_scales, quaternions, opacity_logits, sh, camera, sh_degree, background, settings, rgb)
+    parameters = (means, log_scales, quaternions, opacity_logits, sh)
+    if all(p.dtype == torch.float32 for p in (*parameters, background)) and backend(means.device) == "numba":
+        return GaussianImage(*CpuRenderer.apply(*parameters, background, camera, sh_degree, settings, rgb))
+    return render_reference(*parameters, camera, sh_degree, background, settings, rgb)
