@@ -1,5 +1,6 @@
 """Differentiable rendering of 3D Gaussians (Kerbl et al., 3D Gaussian Splatting for Real-Time Radiance Field Rendering, SIGGRAPH 2023)."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
