@@ -24,7 +24,8 @@ from torch import Tensor
 
 from npbgpp.geometry import Cameras
 from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
-from npbgpp.kernels.gaussians.types import FOV_MARGIN, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, TILE, SplattingSettings
+from npbgpp.kernels.gaussians.types import FOV_MARGIN, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, SplattingSettings
+from npbgpp.kernels.vectors import lanes, largest, load, maximum, minimum, splat, store, total, where_less
 
 f32 = np.float32
 
@@ -36,7 +37,7 @@ _ZERO, _HALF, _ONE, _TWO = f32(0), f32(0.5), f32(1), f32(2)
 _LOG2E, _LN2 = f32(1 / math.log(2)), f32(math.log(2))
 _TINY = f32(np.finfo(np.float32).tiny)
 _MAX_ALPHA = f32(MAX_ALPHA)
-_LEAST_POWER = f32(math.log2(MIN_ALPHA))
+_LEAST_EXPONENT = f32(math.log2(MIN_ALPHA))
 _MIN_TRANSMITTANCE = f32(MIN_TRANSMITTANCE)
 _SLACK = f32(1e-3)  # pixels by which boxes exceed the exact ones, against rounding
 
@@ -51,15 +52,16 @@ _Y30, _Y31 = f32(math.sqrt(35 / (2 * math.pi)) / 4), f32(math.sqrt(105 / math.pi
 _Y32, _Y33 = f32(math.sqrt(21 / (2 * math.pi)) / 4), f32(math.sqrt(7 / math.pi) / 4)
 _3, _5, _6, _10, _15 = f32(3), f32(5), f32(6), f32(10), f32(15)
 
-_SAFE = {"contract", "arcp", "nsz"}  # NaN keeps its meaning
-_FAST = {"contract", "arcp", "nsz", "reassoc", "nnan", "ninf"}
+# options of the kernels: NaN keeps its meaning in the first
+_SAFE = {"fastmath": {"contract", "arcp", "nsz"}, "error_model": "numpy"}
+_FAST = {"fastmath": {"contract", "arcp", "nsz", "reassoc", "nnan", "ninf"}, "error_model": "numpy"}
 
 
 # ----------------------------------------------------------------------
 # Projection
 
 
-@kernel(fastmath=_SAFE)
+@kernel(**_SAFE)
 def _sh_basis(x, y, z, degree, basis):
     """Spherical harmonics in the order and with the signs of 3DGS."""
     basis[0] = _Y0
@@ -75,7 +77,7 @@ def _sh_basis(x, y, z, degree, basis):
         basis[15] = -_Y30 * x * (x * x - _3 * y * y)
 
 
-@kernel(fastmath=_SAFE)
+@kernel(**_SAFE)
 def _sh_slope(x, y, z, degree, g):
     """Sum over k of g[k] times the gradient of harmonic k with respect to the direction."""
     gx, gy, gz = -_Y1 * g[3], -_Y1 * g[1], _Y1 * g[2]
@@ -94,7 +96,7 @@ def _sh_slope(x, y, z, degree, g):
     return gx, gy, gz
 
 
-@kernel(fastmath=_SAFE)
+@kernel(**_SAFE)
 def _rotation(quaternions, i, Q):
     """Fills a rotation matrix; returns the normalised quaternion and the inverse of its length."""
     w, x, y, z = quaternions[i, 0], quaternions[i, 1], quaternions[i, 2], quaternions[i, 3]
@@ -106,7 +108,7 @@ def _rotation(quaternions, i, Q):
     return w, x, y, z, inverse
 
 
-@kernel(fastmath=_SAFE)
+@kernel(**_SAFE)
 def _image_axes(camera, log_scales, i, xc, yc, z, Q, M, J, A):
     """Fills the axes of a gaussian in camera coordinates M, the Jacobian J and A = J M; returns the clamped slopes."""
     fx, fy = camera[12], camera[13]
@@ -123,7 +125,7 @@ def _image_axes(camera, log_scales, i, xc, yc, z, Q, M, J, A):
     return sx, sy
 
 
-@kernel(fastmath=_SAFE)
+@kernel(**_SAFE)
 def _project(begin, end, means, log_scales, quaternions, logits, sh, camera, degree, options, height, width, table, whole):
     """Fills rows of the table, except for slots. camera: see ``_camera_values``; options: dilation, near, antialiased, rgb; whole: table as int32."""
     dilation, near, antialiased, rgb = options[0], options[1], options[2] > _ZERO, options[3] > _ZERO
@@ -184,7 +186,12 @@ def _project(begin, end, means, log_scales, quaternions, logits, sh, camera, deg
         table[i, 11 + channels] = z
 
 
-@kernel(fastmath=_SAFE)
+@kernel(**_SAFE)
+def _tile_count(whole, i):
+    return ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) * ((whole[i, 9] >> 4) - (whole[i, 8] >> 4) + 1)
+
+
+@kernel(**_SAFE)
 def _project_backward(
     begin, end, means, log_scales, quaternions, logits, sh, camera, degree, options, table, whole, slots,
     g_means, g_log_scales, g_quaternions, g_logits, g_sh,
@@ -195,7 +202,7 @@ def _project_backward(
     J, A, GA = np.empty((2, 3), f32), np.empty((2, 3), f32), np.empty((2, 3), f32)
     basis, along = np.empty(16, f32), np.empty(16, f32)
     columns, channels, harmonics = slots.shape[1], sh.shape[2], (degree + 1) * (degree + 1)
-    total = np.empty(columns, f32)
+    sums = np.empty(columns, f32)
     for i in range(begin, end):
         for j in range(3):
             g_means[i, j] = g_log_scales[i, j] = _ZERO
@@ -207,12 +214,11 @@ def _project_backward(
                 g_sh[i, k, c] = _ZERO
         if whole[i, 7] < 0:
             continue
-        tiles = ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) * ((whole[i, 9] >> 4) - (whole[i, 8] >> 4) + 1)
         for c in range(columns):
-            total[c] = _ZERO
-        for slot in range(whole[i, 10], whole[i, 10] + tiles):
+            sums[c] = _ZERO
+        for slot in range(whole[i, 10], whole[i, 10] + _tile_count(whole, i)):
             for c in range(columns):
-                total[c] += slots[slot, c]
+                sums[c] += slots[slot, c]
 
         mx, my, mz = means[i, 0], means[i, 1], means[i, 2]
         xc = mx * camera[0] + my * camera[3] + mz * camera[6] + camera[9]
@@ -224,17 +230,17 @@ def _project_backward(
 
         # the exponent: centre and inverse covariance (kxx, kxy, kyy)
         kxx, kxy, kyy = -_TWO * _LN2 * table[i, 2], -_LN2 * table[i, 3], -_TWO * _LN2 * table[i, 4]
-        gu, gv = kxx * total[1] + kxy * total[2], kxy * total[1] + kyy * total[2]
-        hxx, hxy, hyy = _HALF * total[3], _HALF * total[4], _HALF * total[5]
+        gu, gv = kxx * sums[1] + kxy * sums[2], kxy * sums[1] + kyy * sums[2]
+        hxx, hxy, hyy = _HALF * sums[3], _HALF * sums[4], _HALF * sums[5]
         axx, axy = kxx * hxx + kxy * hxy, kxx * hxy + kxy * hyy
         ayx, ayy = kxy * hxx + kyy * hxy, kxy * hxy + kyy * hyy
         cxx, cxy, cyy = axx * kxx + axy * kxy, axx * kxy + axy * kyy, ayx * kxy + ayy * kyy
-        g_logits[i] = total[0] / (_ONE + math.exp(logits[i]))
+        g_logits[i] = sums[0] / (_ONE + math.exp(logits[i]))
         if antialiased:
             xx = A[0, 0] * A[0, 0] + A[0, 1] * A[0, 1] + A[0, 2] * A[0, 2]
             xy = A[0, 0] * A[1, 0] + A[0, 1] * A[1, 1] + A[0, 2] * A[1, 2]
             yy = A[1, 0] * A[1, 0] + A[1, 1] * A[1, 1] + A[1, 2] * A[1, 2]
-            factor = _HALF * total[0]
+            factor = _HALF * sums[0]
             before = max(xx * yy - xy * xy, _TINY)
             cxx += factor * (yy / before - kxx)
             cxy += factor * (-xy / before - kxy)
@@ -258,7 +264,7 @@ def _project_backward(
             gz -= j12 * fy * sy / (z * z)
         gz += (gu * fx * xc + gv * fy * yc) / (z * z)
         if columns > 6 + channels:
-            gz += total[6 + channels]
+            gz += sums[6 + channels]
         for j in range(3):
             scale = math.exp(log_scales[i, j])
             m0, m1 = J[0, 0] * GA[0, j], J[1, 1] * GA[1, j]
@@ -284,12 +290,12 @@ def _project_backward(
         if rgb:
             for c in range(channels):
                 if table[i, 11 + c] <= _ZERO:
-                    total[6 + c] = _ZERO
+                    sums[6 + c] = _ZERO
         for k in range(harmonics):
             along[k] = _ZERO
             for c in range(channels):
-                g_sh[i, k, c] = basis[k] * total[6 + c]
-                along[k] += sh[i, k, c] * total[6 + c]
+                g_sh[i, k, c] = basis[k] * sums[6 + c]
+                along[k] += sh[i, k, c] * sums[6 + c]
         ax, ay, az = _ZERO, _ZERO, _ZERO
         if degree > 0:
             ax, ay, az = _sh_slope(dx, dy, dz, degree, along)
@@ -303,7 +309,7 @@ def _project_backward(
 # Order
 
 
-@kernel()
+@kernel(**_SAFE)
 def _sort_by_depth(table, whole, depth_column):
     """Visible gaussians by depth, the lowest index first in ties: a radix sort of the bits of the positive depths."""
     n, digits = len(table), 2048
@@ -336,7 +342,7 @@ def _sort_by_depth(table, whole, depth_column):
     return order
 
 
-@kernel()
+@kernel(**_SAFE)
 def _list_tiles(order, whole, height, width):
     """Assigns slots; returns the gaussians of every tile in the order of their depth, and the beginnings of the lists of the tiles (rows first)."""
     across, down = (width + 15) >> 4, (height + 15) >> 4
@@ -352,7 +358,7 @@ def _list_tiles(order, whole, height, width):
     for i in range(len(whole)):
         if whole[i, 7] >= 0:
             whole[i, 10] = slot
-            slot += ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) * ((whole[i, 9] >> 4) - (whole[i, 8] >> 4) + 1)
+            slot += _tile_count(whole, i)
     listed, place = np.empty(slot, np.int32), starts[:-1].copy()
     for k in range(len(order)):
         i = order[k]
@@ -368,249 +374,203 @@ def _list_tiles(order, whole, height, width):
 # Blending
 
 
-@kernel(fastmath=_FAST)
-def _exp2(x):
-    """2^x for x in [-8, 0], relative error 1e-6; a polynomial and three squarings need no operation on bits."""
-    x = (x if x > _FLOOR else _FLOOR) * _EIGHTH
-    p = ((((_E5 * x + _E4) * x + _E3) * x + _E2) * x + _E1) * x + _E0
-    p *= p
-    p *= p
-    return p * p
+@kernel(**_FAST)
+def _alpha(exponent):
+    """2^exponent up to MAX_ALPHA, 0 below MIN_ALPHA; relative error 1e-6. A polynomial and three squarings need no operation on bits. Pixels at MAX_ALPHA are saturated."""
+    x = maximum(exponent, _FLOOR) * _EIGHTH
+    power = ((((x * _E5 + _E4) * x + _E3) * x + _E2) * x + _E1) * x + _E0
+    power = power * power
+    power = power * power
+    power = power * power
+    return where_less(exponent, _LEAST_EXPONENT, splat(_ZERO), minimum(power, _MAX_ALPHA))
 
 
-@kernel(fastmath=_FAST)
-def _open_tile(rows, tile_x, tile_y, height, width, plane):
-    """Transmittance 1 in the pixels of the image, 0 beyond; 0 in all other planes. The last row holds the offsets of the pixel centres."""
+@kernel(**_FAST)
+def _slot(whole, i, tile_x, tile_y):
+    """Slot of a gaussian in a tile."""
+    row, column = (tile_y >> 4) - (whole[i, 8] >> 4), (tile_x >> 4) - (whole[i, 6] >> 4)
+    return whole[i, 10] + row * ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) + column
+
+
+@kernel(**_FAST)
+def _clear(rows, stride, inside_x, inside_y):
+    """Transmittance 1 in the pixels of the image, 0 beyond; 0 in all other planes."""
     for r in range(16):
-        inside = tile_y + r < height
         for x in range(16):
-            rows[r, x] = _ONE if inside and tile_x + x < width else _ZERO
-        for x in range(16, plane):
-            rows[r, x] = _ZERO
-    for x in range(16):
-        rows[17, x] = f32(x) + _HALF
+            rows[r * stride + x] = _ONE if r < inside_y and x < inside_x else _ZERO
+        for x in range(16, stride):
+            rows[r * stride + x] = _ZERO
 
 
-@kernel(fastmath=_FAST)
-def _is_dark(rows):
+@kernel(**_FAST)
+def _is_dark(rows, stride):
     """Whether nothing behind is seen in the tile."""
-    largest = _ZERO
-    for r in range(16):
-        for x in range(16):
-            largest = rows[r, x] if rows[r, x] > largest else largest
-    return largest < _MIN_TRANSMITTANCE
+    most = load(rows, 0)
+    for r in range(1, 16):
+        most = maximum(most, load(rows, r * stride))
+    return largest(most) < _MIN_TRANSMITTANCE
 
 
-@kernel(fastmath=_FAST)
-def _blend(thread, threads, schedule, starts, listed, table, whole, background, image, alpha, depth, ends, pair_weights):
-    """Renders every ``threads``-th tile of the schedule; ends: of the lists, where tiles stopped; pair_weights: per slot."""
+@kernel(**_FAST)
+def _blend(thread, threads, rows, schedule, starts, listed, table, whole, background, image, alpha, depth, ends, pair_weights):
+    """Renders every ``threads``-th tile of the schedule.
+
+    rows: scratch, per row of the tile planes of 16 values, transmittance, features, depth. ends: of the lists, where tiles stopped. pair_weights: per slot.
+    """
     channels, height, width = image.shape
     across = (width + 15) >> 4
-    planes = channels + 2  # transmittance, features, depth
-    rows = np.empty((18, 16 * planes + 16), f32)  # 16 rows of the tile, sums per column, offsets; a spare plane for weights
-    spare = 16 * planes
+    stride = 16 * (channels + 2)
     step_y, step_x = background.shape[1] > 1, background.shape[2] > 1
     for number in range(thread, len(schedule), threads):
         tile = schedule[number]
-        tile_x, tile_y = (tile % across) * 16, (tile // across) * 16
-        _open_tile(rows, tile_x, tile_y, height, width, spare)
+        tile_x, tile_y = (tile % across) << 4, (tile // across) << 4
+        inside_x, inside_y = min(16, width - tile_x), min(16, height - tile_y)
+        _clear(rows, stride, inside_x, inside_y)
         first, last = starts[tile], starts[tile + 1]
         k = first
         while k < last:
-            if (k - first) & 7 == 0 and k > first and _is_dark(rows):
+            if (k - first) & (_STRIDE - 1) == 0 and k > first and _is_dark(rows, stride):
                 break
             i = listed[k]
             k += 1
-            to_u, to_v = f32(tile_x) - table[i, 0], f32(tile_y) - table[i, 1]
+            dx, to_v = lanes() + (f32(tile_x) + _HALF - table[i, 0]), f32(tile_y) + _HALF - table[i, 1]
             xx, xy, yy, power = table[i, 2], table[i, 3], table[i, 4], table[i, 5]
             begin, end = max(whole[i, 8] - tile_y, 0), min(whole[i, 9] - tile_y, 15) + 1
-            for x in range(16):
-                rows[16, x] = _ZERO
+            weights = splat(_ZERO)
             if channels == 3:
-                f0, f1, f2, f3 = table[i, 11], table[i, 12], table[i, 13], table[i, 14]
+                f0, f1, f2, f3 = table[i, _HEAD], table[i, _HEAD + 1], table[i, _HEAD + 2], table[i, _HEAD + 3]
                 for r in range(begin, end):
-                    dy = to_v + rows[17, r]
-                    linear, constant = xy * dy, yy * dy * dy + power
-                    for x in range(16):
-                        dx = to_u + rows[17, x]
-                        exponent = (xx * dx + linear) * dx + constant
-                        a = _exp2(exponent)
-                        a = a if a < _MAX_ALPHA else _MAX_ALPHA
-                        a = a if exponent >= _LEAST_POWER else _ZERO
-                        weight = a * rows[r, x]
-                        rows[r, x] -= weight
-                        rows[r, 16 + x] += weight * f0
-                        rows[r, 32 + x] += weight * f1
-                        rows[r, 48 + x] += weight * f2
-                        rows[r, 64 + x] += weight * f3
-                        rows[16, x] += weight
+                    dy, at = to_v + f32(r), r * 80
+                    a = _alpha((dx * xx + xy * dy) * dx + (yy * dy * dy + power))
+                    transmittance = load(rows, at)
+                    weight = a * transmittance
+                    store(rows, at, transmittance - weight)
+                    store(rows, at + 16, load(rows, at + 16) + weight * f0)
+                    store(rows, at + 32, load(rows, at + 32) + weight * f1)
+                    store(rows, at + 48, load(rows, at + 48) + weight * f2)
+                    store(rows, at + 64, load(rows, at + 64) + weight * f3)
+                    weights = weights + weight
             else:
                 for r in range(begin, end):
-                    dy = to_v + rows[17, r]
-                    linear, constant = xy * dy, yy * dy * dy + power
-                    for x in range(16):
-                        dx = to_u + rows[17, x]
-                        exponent = (xx * dx + linear) * dx + constant
-                        a = _exp2(exponent)
-                        a = a if a < _MAX_ALPHA else _MAX_ALPHA
-                        a = a if exponent >= _LEAST_POWER else _ZERO
-                        weight = a * rows[r, x]
-                        rows[r, x] -= weight
-                        rows[16, 16 + x] = weight
-                        rows[16, x] += weight
+                    dy, at = to_v + f32(r), r * stride
+                    a = _alpha((dx * xx + xy * dy) * dx + (yy * dy * dy + power))
+                    transmittance = load(rows, at)
+                    weight = a * transmittance
+                    store(rows, at, transmittance - weight)
                     for c in range(channels + 1):
-                        feature, plane = table[i, 11 + c], 16 + 16 * c
-                        for x in range(16):
-                            rows[r, plane + x] += rows[16, 16 + x] * feature
-            total = _ZERO
-            for x in range(16):
-                total += rows[16, x]
-            row, column = (tile_y >> 4) - (whole[i, 8] >> 4), (tile_x >> 4) - (whole[i, 6] >> 4)
-            pair_weights[whole[i, 10] + row * ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) + column] = total
+                        at += 16
+                        store(rows, at, load(rows, at) + weight * table[i, _HEAD + c])
+                    weights = weights + weight
+            pair_weights[_slot(whole, i, tile_x, tile_y)] = total(weights)
         ends[tile] = k
         for rest in range(k, last):
-            i = listed[rest]
-            row, column = (tile_y >> 4) - (whole[i, 8] >> 4), (tile_x >> 4) - (whole[i, 6] >> 4)
-            pair_weights[whole[i, 10] + row * ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) + column] = _ZERO
-        for r in range(min(16, height - tile_y)):
-            y = tile_y + r
-            for x in range(min(16, width - tile_x)):
-                alpha[0, y, tile_x + x] = _ONE - rows[r, x]
-                depth[0, y, tile_x + x] = rows[r, 16 + 16 * channels + x]
+            pair_weights[_slot(whole, listed[rest], tile_x, tile_y)] = _ZERO
+        for r in range(inside_y):
+            y, at = tile_y + r, r * stride
+            for x in range(inside_x):
+                alpha[0, y, tile_x + x] = _ONE - rows[at + x]
+                depth[0, y, tile_x + x] = rows[at + 16 * (channels + 1) + x]
             for c in range(channels):
-                for x in range(min(16, width - tile_x)):
+                for x in range(inside_x):
                     behind = background[c, y if step_y else 0, tile_x + x if step_x else 0]
-                    image[c, y, tile_x + x] = rows[r, 16 + 16 * c + x] + rows[r, x] * behind
+                    image[c, y, tile_x + x] = rows[at + 16 * (c + 1) + x] + rows[at + x] * behind
 
 
-@kernel()
+@kernel(**_SAFE)
 def _add_weights(begin, end, whole, pair_weights, weights):
     for i in range(begin, end):
-        total = _ZERO
+        weights[i] = _ZERO
         if whole[i, 7] >= 0:
-            tiles = ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) * ((whole[i, 9] >> 4) - (whole[i, 8] >> 4) + 1)
-            for slot in range(whole[i, 10], whole[i, 10] + tiles):
-                total += pair_weights[slot]
-        weights[i] = total
+            for slot in range(whole[i, 10], whole[i, 10] + _tile_count(whole, i)):
+                weights[i] += pair_weights[slot]
 
 
-@kernel(fastmath=_FAST)
+@kernel(**_FAST)
 def _blend_backward(
-    thread, threads, schedule, starts, ends, listed, table, whole, image, alpha, depth, g_image, g_alpha, g_depth, has_depth, has_alpha, slots
+    thread, threads, rows, schedule, starts, ends, listed, table, whole, image, alpha, depth, g_image, g_alpha, g_depth, has_alpha, has_depth, slots
 ):  # fmt: skip
     """Fills the slots of every ``threads``-th tile of the schedule, front to back.
 
-    The light that comes from behind a gaussian is the whole of the pixel minus what has been passed, so that nothing is divided by the transmittance.
+    rows: scratch, per row of the tile planes of 16 values, transmittance, light from behind, gradients of the features; then a plane of sums per feature.
+    The light from behind a gaussian is that of the whole pixel minus what has been passed, so that nothing is divided by the transmittance.
     """
     channels, height, width = image.shape
     across = (width + 15) >> 4
     columns = channels + 1 if has_depth else channels
-    rows = np.empty((18, 16 * (columns + 4)), f32)  # transmittance, light from behind, gradients; sums per column; offsets
-    spare = 16 * (columns + 3)
+    stride = 16 * (columns + 2)
+    sums = 16 * stride
     for number in range(thread, len(schedule), threads):
         tile = schedule[number]
-        tile_x, tile_y = (tile % across) * 16, (tile // across) * 16
-        _open_tile(rows, tile_x, tile_y, height, width, spare)
-        for r in range(min(16, height - tile_y)):
-            y = tile_y + r
+        tile_x, tile_y = (tile % across) << 4, (tile // across) << 4
+        inside_x, inside_y = min(16, width - tile_x), min(16, height - tile_y)
+        _clear(rows, stride, inside_x, inside_y)
+        for r in range(inside_y):
+            y, at = tile_y + r, r * stride
             for c in range(channels):
-                for x in range(min(16, width - tile_x)):
-                    rows[r, 32 + 16 * c + x] = g_image[c, y, tile_x + x]
-                    rows[r, 16 + x] += g_image[c, y, tile_x + x] * image[c, y, tile_x + x]
+                for x in range(inside_x):
+                    rows[at + 32 + 16 * c + x] = g_image[c, y, tile_x + x]
+                    rows[at + 16 + x] += g_image[c, y, tile_x + x] * image[c, y, tile_x + x]
             if has_depth:
-                for x in range(min(16, width - tile_x)):
-                    rows[r, 32 + 16 * channels + x] = g_depth[0, y, tile_x + x]
-                    rows[r, 16 + x] += g_depth[0, y, tile_x + x] * depth[0, y, tile_x + x]
+                for x in range(inside_x):
+                    rows[at + 32 + 16 * channels + x] = g_depth[0, y, tile_x + x]
+                    rows[at + 16 + x] += g_depth[0, y, tile_x + x] * depth[0, y, tile_x + x]
             if has_alpha:
-                for x in range(min(16, width - tile_x)):
-                    rows[r, 16 + x] -= g_alpha[0, y, tile_x + x] * (_ONE - alpha[0, y, tile_x + x])
+                for x in range(inside_x):
+                    rows[at + 16 + x] -= g_alpha[0, y, tile_x + x] * (_ONE - alpha[0, y, tile_x + x])
         for k in range(starts[tile], ends[tile]):
             i = listed[k]
-            to_u, to_v = f32(tile_x) - table[i, 0], f32(tile_y) - table[i, 1]
+            dx, to_v = lanes() + (f32(tile_x) + _HALF - table[i, 0]), f32(tile_y) + _HALF - table[i, 1]
             xx, xy, yy, power = table[i, 2], table[i, 3], table[i, 4], table[i, 5]
             begin, end = max(whole[i, 8] - tile_y, 0), min(whole[i, 9] - tile_y, 15) + 1
-            for x in range(16 * (columns + 3)):
-                rows[16, x] = _ZERO
+            slot = _slot(whole, i, tile_x, tile_y)
+            s0, s1, s2 = splat(_ZERO), splat(_ZERO), splat(_ZERO)
             if columns == 3:
-                f0, f1, f2 = table[i, 11], table[i, 12], table[i, 13]
+                f0, f1, f2 = table[i, _HEAD], table[i, _HEAD + 1], table[i, _HEAD + 2]
+                t0, t1, t2 = splat(_ZERO), splat(_ZERO), splat(_ZERO)
                 for r in range(begin, end):
-                    dy = to_v + rows[17, r]
-                    linear, constant = xy * dy, yy * dy * dy + power
-                    for x in range(16):
-                        dx = to_u + rows[17, x]
-                        exponent = (xx * dx + linear) * dx + constant
-                        a = _exp2(exponent)
-                        free = a < _MAX_ALPHA
-                        a = a if free else _MAX_ALPHA
-                        a = a if exponent >= _LEAST_POWER else _ZERO
-                        weight = a * rows[r, x]
-                        own = weight * (rows[r, 32 + x] * f0 + rows[r, 48 + x] * f1 + rows[r, 64 + x] * f2)
-                        behind = rows[r, 16 + x] - own
-                        s = own - behind * a / (_ONE - a)
-                        s = s if free else _ZERO
-                        rows[r, x] -= weight
-                        rows[r, 16 + x] = behind
-                        rows[16, x] += s
-                        rows[16, 16 + x] += s * dy
-                        rows[16, 32 + x] += s * dy * dy
-                        rows[16, 48 + x] += weight * rows[r, 32 + x]
-                        rows[16, 64 + x] += weight * rows[r, 48 + x]
-                        rows[16, 80 + x] += weight * rows[r, 64 + x]
+                    dy, at = to_v + f32(r), r * 80
+                    a = _alpha((dx * xx + xy * dy) * dx + (yy * dy * dy + power))
+                    transmittance, g0, g1, g2 = load(rows, at), load(rows, at + 32), load(rows, at + 48), load(rows, at + 64)
+                    weight = a * transmittance
+                    own = weight * (g0 * f0 + g1 * f1 + g2 * f2)
+                    behind = load(rows, at + 16) - own
+                    store(rows, at, transmittance - weight)
+                    store(rows, at + 16, behind)
+                    s = where_less(a, _MAX_ALPHA, own - behind * a / (_ONE - a), splat(_ZERO))
+                    s0 = s0 + s
+                    s1 = s1 + s * dy
+                    s2 = s2 + s * (dy * dy)
+                    t0 = t0 + weight * g0
+                    t1 = t1 + weight * g1
+                    t2 = t2 + weight * g2
+                slots[slot, _SUMS], slots[slot, _SUMS + 1], slots[slot, _SUMS + 2] = total(t0), total(t1), total(t2)
             else:
+                for c in range(columns):
+                    store(rows, sums + 16 * c, splat(_ZERO))
                 for r in range(begin, end):
-                    dy = to_v + rows[17, r]
-                    linear, constant = xy * dy, yy * dy * dy + power
-                    for x in range(16):
-                        rows[17, 16 + x] = _ZERO
+                    dy, at = to_v + f32(r), r * stride
+                    a = _alpha((dx * xx + xy * dy) * dx + (yy * dy * dy + power))
+                    transmittance = load(rows, at)
+                    weight, gain = a * transmittance, splat(_ZERO)
                     for c in range(columns):
-                        feature, plane = table[i, 11 + c], 32 + 16 * c
-                        for x in range(16):
-                            rows[17, 16 + x] += rows[r, plane + x] * feature
-                    for x in range(16):
-                        dx = to_u + rows[17, x]
-                        exponent = (xx * dx + linear) * dx + constant
-                        a = _exp2(exponent)
-                        free = a < _MAX_ALPHA
-                        a = a if free else _MAX_ALPHA
-                        a = a if exponent >= _LEAST_POWER else _ZERO
-                        weight = a * rows[r, x]
-                        own = weight * rows[17, 16 + x]
-                        behind = rows[r, 16 + x] - own
-                        s = own - behind * a / (_ONE - a)
-                        s = s if free else _ZERO
-                        rows[r, x] -= weight
-                        rows[r, 16 + x] = behind
-                        rows[17, 32 + x] = weight
-                        rows[16, x] += s
-                        rows[16, 16 + x] += s * dy
-                        rows[16, 32 + x] += s * dy * dy
-                    for c in range(columns):
-                        plane, target = 32 + 16 * c, 48 + 16 * c
-                        for x in range(16):
-                            rows[16, target + x] += rows[17, 32 + x] * rows[r, plane + x]
-            row, column = (tile_y >> 4) - (whole[i, 8] >> 4), (tile_x >> 4) - (whole[i, 6] >> 4)
-            slot = whole[i, 10] + row * ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) + column
-            s0, s1, s2, s3, s4, s5 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
-            for x in range(16):
-                dx, s, sy = to_u + rows[17, x], rows[16, x], rows[16, 16 + x]
-                s0 += s
-                s1 += s * dx
-                s2 += sy
-                s3 += s * dx * dx
-                s4 += sy * dx
-                s5 += rows[16, 32 + x]
-            slots[slot, 0], slots[slot, 1], slots[slot, 2] = s0, s1, s2
-            slots[slot, 3], slots[slot, 4], slots[slot, 5] = s3, s4, s5
-            for c in range(columns):
-                total = _ZERO
-                for x in range(16):
-                    total += rows[16, 48 + 16 * c + x]
-                slots[slot, 6 + c] = total
+                        g = load(rows, at + 32 + 16 * c)
+                        gain = gain + g * table[i, _HEAD + c]
+                        store(rows, sums + 16 * c, load(rows, sums + 16 * c) + weight * g)
+                    own = weight * gain
+                    behind = load(rows, at + 16) - own
+                    store(rows, at, transmittance - weight)
+                    store(rows, at + 16, behind)
+                    s = where_less(a, _MAX_ALPHA, own - behind * a / (_ONE - a), splat(_ZERO))
+                    s0 = s0 + s
+                    s1 = s1 + s * dy
+                    s2 = s2 + s * (dy * dy)
+                for c in range(columns):
+                    slots[slot, _SUMS + c] = total(load(rows, sums + 16 * c))
+            slots[slot, 0], slots[slot, 1], slots[slot, 2] = total(s0), total(s0 * dx), total(s1)
+            slots[slot, 3], slots[slot, 4], slots[slot, 5] = total(s0 * dx * dx), total(s1 * dx), total(s2)
         for k in range(ends[tile], starts[tile + 1]):
-            i = listed[k]
-            row, column = (tile_y >> 4) - (whole[i, 8] >> 4), (tile_x >> 4) - (whole[i, 6] >> 4)
-            slot = whole[i, 10] + row * ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) + column
-            for c in range(6 + columns):
+            slot = _slot(whole, listed[k], tile_x, tile_y)
+            for c in range(_SUMS + columns):
                 slots[slot, c] = _ZERO
 
 
@@ -654,7 +614,7 @@ class CpuRenderer(torch.autograd.Function):
         constants = background.detach().contiguous().numpy()
         outputs = (image.numpy(), alpha.numpy(), depth.numpy())
         run_threads(
-            lambda k: _blend(k, threads, schedule, starts, listed, table, whole, constants, *outputs, ends, pair_weights), threads
+            lambda k: _blend(k, threads, _scratch(16 * (channels + 2)), schedule, starts, listed, table, whole, constants, *outputs, ends, pair_weights), threads
         )
         weights = torch.empty(n)
         _add_weights(0, n, whole, pair_weights, weights.numpy())
@@ -676,9 +636,9 @@ class CpuRenderer(torch.autograd.Function):
         given = tuple((none if g is None else g.contiguous()).numpy() for g in (g_alpha, g_depth))
         slots = np.empty((len(listed), _SUMS + channels + has_depth), f32)
         threads = thread_count(len(schedule))
-        outputs = (image.numpy(), alpha.numpy(), depth.numpy(), g_image.numpy(), *given, has_depth, has_alpha)
+        outputs = (image.numpy(), alpha.numpy(), depth.numpy(), g_image.numpy(), *given, has_alpha, has_depth)
         run_threads(
-            lambda k: _blend_backward(k, threads, schedule, starts, ends, listed, table, whole, *outputs, slots), threads
+            lambda k: _blend_backward(k, threads, _scratch(17 * (channels + 3)), schedule, starts, ends, listed, table, whole, *outputs, slots), threads
         )
         gradients = tuple(torch.empty_like(p) for p in parameters)
         arrays = tuple(p.numpy() for p in (*parameters, *gradients))
@@ -690,6 +650,13 @@ class CpuRenderer(torch.autograd.Function):
         if ctx.needs_input_grad[5]:
             g_background = (g_image * (1 - alpha)).sum_to_size(background.shape)
         return *gradients, g_background, None, None, None, None
+
+
+def _scratch(planes: int) -> np.ndarray:
+    """Planes of 16 values that begin at cache lines."""
+    memory = np.empty(16 * planes + 15, f32)
+    first = -(memory.ctypes.data // 4) % 16
+    return memory[first : first + 16 * planes]
 
 
 def _camera_values(camera: Cameras) -> np.ndarray:
