@@ -132,7 +132,9 @@ class GaussianSettings(SystemSettings):
         if self.near is not None and not self.near > 0:
             raise InputError(f"system.near: expected a positive depth in scene units or null, got {self.near}")
         self.require_at_least(sh_every=0, sort_every=0)
-        self.require_at_least(mask_weight=0, depth_weight=0, opacity_weight=0, scale_weight=0, harmonics_rate=0)
+        self.require_at_least(mask_weight=0, depth_weight=0, opacity_weight=0, scale_weight=0)
+        if not self.harmonics_rate > 0:
+            raise InputError(f"system.harmonics_rate: expected a positive factor, got {self.harmonics_rate}; system.sh_degree=0 has no such coefficients")
         if self.schedule_steps is not None:
             self.require_at_least(schedule_steps=1)
 
@@ -397,7 +399,7 @@ class Gaussians(ManualOptimizationSystem):
         groups: list[dict[str, Any]] = [
             {"params": [getattr(model, name)], "name": name, "initial_lr": initial[name], "rows": True} for name in GAUSSIAN_FIELDS
         ]
-        groups[-1]["initial_lr"], groups[-1]["first"] = rates.colours, self.settings.harmonics_rate
+        groups[-1]["first"] = 1 / self.settings.harmonics_rate
         others = {"background": (self.background.coefficients, rates.background), "cameras": (self.motions, rates.cameras)}
         if self.exposure is not None:
             others["exposure"] = (self.exposure.change, rates.exposure)
