@@ -31,6 +31,7 @@ lanes = _Operation("lanes")  # (): 0, 1, ..., 15
 minimum = _Operation("minimum")  # (vector, vector or value)
 maximum = _Operation("maximum")
 where_less = _Operation("where_less")  # (a, value, x, y): x where a < value, y elsewhere
+square_root = _Operation("square_root")
 total = _Operation("total")  # (vector): the sum of the values
 largest = _Operation("largest")  # (vector)
 
@@ -126,6 +127,13 @@ def _operations() -> dict[str, Any]:
 
         return vector(vector, number, vector, vector), generate
 
+    def square_root(typing: Any, a: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            root = cgutils.get_or_insert_function(builder.module, ir.FunctionType(llvm_vector, [llvm_vector]), "llvm.sqrt.v16f32")
+            return builder.call(root, args)
+
+        return vector(vector), generate
+
     def total(typing: Any, a: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             kind = ir.FunctionType(llvm_float, [llvm_float, llvm_vector])
@@ -142,4 +150,4 @@ def _operations() -> dict[str, Any]:
 
         return number(vector), generate
 
-    return {f.__name__: intrinsic(f) for f in (load, store, splat, lanes, minimum, maximum, where_less, total, largest)}
+    return {f.__name__: intrinsic(f) for f in (load, store, splat, lanes, minimum, maximum, where_less, square_root, total, largest)}
