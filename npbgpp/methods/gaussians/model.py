@@ -136,16 +136,17 @@ class GaussianAdam(torch.optim.Optimizer):
             state = self.state[parameter]
             state["step"] += 1
             first = parameter[:, 0].clone() if "first" in group else None
+            chosen = rows if group["rows"] and rows is not None else torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
             adam_rows(
                 parameter,
                 parameter.grad,
                 state["exp_avg"],
                 state["exp_avg_sq"],
-                rows if group["rows"] else None,
-                group["lr"],
-                int(state["step"]),
-                BETAS,
-                EPSILON,
+                chosen,
+                lr=group["lr"],
+                step=int(state["step"]),
+                betas=BETAS,
+                eps=EPSILON,
             )
             if first is not None:  # Adam is linear in the rate
                 parameter[:, 0] = first + group["first"] * (parameter[:, 0] - first)

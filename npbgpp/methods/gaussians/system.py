@@ -328,7 +328,7 @@ class Gaussians(ManualOptimizationSystem):
         found = self._splat(camera, self._moved_means(camera, name))
         self._touched = found.visible if self._touched is None else self._touched | found.visible
         image = found.image if self.exposure is None else self.exposure(found.image, name)
-        compared: Tensor | None = target.valid[k]
+        compared = target.valid[k]
         terms = {}
         if s.use_masks:
             if target.mask is None:
@@ -337,10 +337,8 @@ class Gaussians(ManualOptimizationSystem):
             compared = compared & inside
             if s.mask_weight:
                 terms["mask_loss"] = s.mask_weight * (found.alpha * (target.valid[k] & ~inside)).mean()
-        elif bool(compared.all()):
-            compared = None
-        loss = photometric_loss(image, photo, compared, s.ssim_weight)
-        terms["photometric_loss"] = loss
+        weights = None if bool(compared.all()) else compared.float()
+        terms["photometric_loss"] = photometric_loss(image, photo, weights, s.ssim_weight).loss
         if s.depth_weight and name in self._has_depth:
             terms["depth_loss"] = s.depth_weight * self._depth_error(found, camera, name)
         return image, terms
