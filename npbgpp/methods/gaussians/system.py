@@ -36,6 +36,7 @@ _SURFACE = 0.5  # opacity of pixels that have a depth
 _POINT_OPACITY = 0.1  # of gaussians that are exported as points
 _SNAPSHOT_EVERY = 100  # steps between copies of the state, to which a failed step returns
 _DEPTH_SAMPLES = 4096  # pixels of a depth map per step
+_LOG_EVERY = 10  # batches
 _NEAR = 0.02  # near plane relative to the scene extent
 _GAUSSIANS = "gaussians"
 
@@ -319,7 +320,8 @@ class Gaussians(ManualOptimizationSystem):
         if self.wants_pictures:
             self.pictures = (first.detach().clamp(0, 1), target.image[0])
         self.finish_batch()
-        self.log_batch(batch, terms, loss, first.detach()[None], target.image[:1], len(self.gaussians) * count)
+        if batch_idx % _LOG_EVERY == 0:  # logging every batch would take a quarter of the time of small ones
+            self.log_batch(batch, terms, loss, first.detach()[None], target.image[:1], len(self.gaussians) * count, _LOG_EVERY)
 
     def _compare(self, batch: Batch, k: int) -> tuple[Float[Tensor, "3 h w"], dict[str, Float[Tensor, ""]]]:
         """The rendering of view k, with the exposure of its photo, and the weighted terms of its loss."""
