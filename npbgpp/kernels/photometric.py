@@ -61,10 +61,7 @@ def photometric_loss(
 
     Raises:
         InputError: an image side shorter than 6 pixels and an SSIM weight above 0.
-        ValueError: sizes that differ.
     """
-    if image.shape != target.shape or (mask is not None and mask.shape != (1, *image.shape[1:])):
-        raise ValueError(f"photometric_loss: sizes differ: {tuple(image.shape)}, {tuple(target.shape)}, {None if mask is None else tuple(mask.shape)}")
     if ssim_weight > 0 and min(image.shape[1:]) < _MIN_SIDE:
         raise InputError(
             f"photometric loss: expected images of at least {_MIN_SIDE}x{_MIN_SIDE} pixels for SSIM, got {image.shape[1]}x{image.shape[2]}; "
@@ -121,9 +118,7 @@ class _CpuLoss(torch.autograd.Function):
 
         run_threads(work, threads)
         l1, similarity = (scale * row_sums.sum((1, 2), dtype=np.float64)).tolist()
-        if not ssim_weight > 0:
-            similarity = 1.0
-        elif mask is not None and not weight_sum > 0:
+        if not ssim_weight > 0 or mask is not None and not weight_sum > 0:
             similarity = 1.0
         if wanted:
             ctx.save_for_backward(gradient.view(image.shape))
@@ -295,7 +290,12 @@ def _photometric(
                     weight = weight * step
                     value = where_less(above, _ZERO, none - weight, where_less(below, _ZERO, weight, none))
                     if with_ssim:
-                        value = value + load(scratch, out + x) + a * _TWO * load(scratch, out + padded + x) + b * load(scratch, out + 2 * padded + x)
+                        value = (
+                            value
+                            + load(scratch, out + x)
+                            + a * _TWO * load(scratch, out + padded + x)
+                            + b * load(scratch, out + 2 * padded + x)
+                        )
                     store(scratch, at + 2 * padded + x, value)
                 if wanted:
                     _copy_row(scratch, at + 2 * padded, gradient, source, width)

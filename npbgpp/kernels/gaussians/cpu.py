@@ -25,7 +25,22 @@ from torch import Tensor
 from npbgpp.geometry import Cameras
 from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
 from npbgpp.kernels.gaussians.types import FOV_MARGIN, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, SplattingSettings
-from npbgpp.kernels.vectors import lanes, largest, load, maximum, minimum, splat, store, total, where_less
+from npbgpp.kernels.vectors import (
+    exp2,
+    lanes,
+    largest,
+    load,
+    load_strided,
+    log2,
+    maximum,
+    minimum,
+    splat,
+    square_root,
+    store,
+    store_strided,
+    total,
+    where_less,
+)
 
 f32 = np.float32
 
@@ -35,7 +50,7 @@ _STRIDE = 8  # gaussians between two looks at the transmittance of a tile
 
 _ZERO, _HALF, _ONE, _TWO = f32(0), f32(0.5), f32(1), f32(2)
 _LOG2E, _LN2 = f32(1 / math.log(2)), f32(math.log(2))
-_TINY = f32(np.finfo(np.float32).tiny)
+_TINY, _SMALL = f32(np.finfo(np.float32).tiny), f32(1e-12)
 _MAX_ALPHA = f32(MAX_ALPHA)
 _LEAST_EXPONENT = f32(math.log2(MIN_ALPHA))
 _MIN_TRANSMITTANCE = f32(MIN_TRANSMITTANCE)
@@ -50,266 +65,351 @@ _Y0, _Y1 = f32(math.sqrt(1 / math.pi) / 2), f32(math.sqrt(3 / (4 * math.pi)))
 _Y20, _Y21, _Y22 = f32(math.sqrt(15 / math.pi) / 2), f32(math.sqrt(5 / math.pi) / 4), f32(math.sqrt(15 / math.pi) / 4)
 _Y30, _Y31 = f32(math.sqrt(35 / (2 * math.pi)) / 4), f32(math.sqrt(105 / math.pi) / 4)
 _Y32, _Y33 = f32(math.sqrt(21 / (2 * math.pi)) / 4), f32(math.sqrt(7 / math.pi) / 4)
-_3, _5, _6, _10, _15 = f32(3), f32(5), f32(6), f32(10), f32(15)
+_3, _5, _6, _10 = f32(3), f32(5), f32(6), f32(10)
 
-# options of the kernels: NaN keeps its meaning in the first
-_SAFE = {"fastmath": {"contract", "arcp", "nsz"}, "error_model": "numpy"}
-_FAST = {"fastmath": {"contract", "arcp", "nsz", "reassoc", "nnan", "ninf"}, "error_model": "numpy"}
+_OPTIONS = {"fastmath": {"contract", "arcp", "nsz", "reassoc"}, "error_model": "numpy"}  # not nnan: NaN fails comparisons
 
 
 # ----------------------------------------------------------------------
 # Projection
 
 
-@kernel(**_SAFE)
-def _sh_basis(x, y, z, degree, basis):
-    """Spherical harmonics in the order and with the signs of 3DGS."""
-    basis[0] = _Y0
+@kernel(**_OPTIONS)
+def _sh_basis(x, y, z, degree, fields, at):
+    """Stores the spherical harmonics of 16 directions, in the order and with the signs of 3DGS."""
+    store(fields, at, splat(_Y0))
     if degree > 0:
-        basis[1], basis[2], basis[3] = -_Y1 * y, _Y1 * z, -_Y1 * x
+        store(fields, at + 16, y * -_Y1)
+        store(fields, at + 32, z * _Y1)
+        store(fields, at + 48, x * -_Y1)
     if degree > 1:
-        basis[4], basis[5], basis[6] = _Y20 * x * y, -_Y20 * y * z, _Y21 * (_3 * z * z - _ONE)
-        basis[7], basis[8] = -_Y20 * x * z, _Y22 * (x * x - y * y)
+        store(fields, at + 64, x * y * _Y20)
+        store(fields, at + 80, y * z * -_Y20)
+        store(fields, at + 96, z * z * (_3 * _Y21) - _Y21)
+        store(fields, at + 112, x * z * -_Y20)
+        store(fields, at + 128, (x * x - y * y) * _Y22)
     if degree > 2:
-        basis[9], basis[10] = -_Y30 * y * (_3 * x * x - y * y), _TWO * _Y31 * x * y * z
-        basis[11], basis[12] = -_Y32 * y * (_5 * z * z - _ONE), _Y33 * z * (_5 * z * z - _3)
-        basis[13], basis[14] = -_Y32 * x * (_5 * z * z - _ONE), _Y31 * z * (x * x - y * y)
-        basis[15] = -_Y30 * x * (x * x - _3 * y * y)
+        inner = z * z * _5 - _ONE
+        store(fields, at + 144, y * (x * x * _3 - y * y) * -_Y30)
+        store(fields, at + 160, x * y * z * (_TWO * _Y31))
+        store(fields, at + 176, y * inner * -_Y32)
+        store(fields, at + 192, z * (inner - _TWO) * _Y33)
+        store(fields, at + 208, x * inner * -_Y32)
+        store(fields, at + 224, z * (x * x - y * y) * _Y31)
+        store(fields, at + 240, x * (x * x - y * y * _3) * -_Y30)
 
 
-@kernel(**_SAFE)
-def _sh_slope(x, y, z, degree, g):
-    """Sum over k of g[k] times the gradient of harmonic k with respect to the direction."""
-    gx, gy, gz = -_Y1 * g[3], -_Y1 * g[1], _Y1 * g[2]
+@kernel(**_OPTIONS)
+def _sh_slope(x, y, z, degree, fields, at):
+    """Sum over k of field k times the gradient of harmonic k with respect to the direction."""
+    gx, gy, gz = load(fields, at + 48) * -_Y1, load(fields, at + 16) * -_Y1, load(fields, at + 32) * _Y1
     if degree > 1:
-        gx += _Y20 * (g[4] * y - g[7] * z) + _TWO * _Y22 * g[8] * x
-        gy += _Y20 * (g[4] * x - g[5] * z) - _TWO * _Y22 * g[8] * y
-        gz += -_Y20 * (g[5] * y + g[7] * x) + _6 * _Y21 * g[6] * z
+        g4, g5, g6 = load(fields, at + 64) * _Y20, load(fields, at + 80) * _Y20, load(fields, at + 96) * (_6 * _Y21)
+        g7, g8 = load(fields, at + 112) * _Y20, load(fields, at + 128) * (_TWO * _Y22)
+        gx = gx + g4 * y - g7 * z + g8 * x
+        gy = gy + g4 * x - g5 * z - g8 * y
+        gz = gz + g6 * z - g5 * y - g7 * x
     if degree > 2:
-        inner = _5 * z * z - _ONE
-        gx += -_6 * _Y30 * g[9] * x * y + _TWO * _Y31 * g[10] * y * z - _Y32 * g[13] * inner
-        gx += _TWO * _Y31 * g[14] * x * z - _3 * _Y30 * g[15] * (x * x - y * y)
-        gy += -_3 * _Y30 * g[9] * (x * x - y * y) + _TWO * _Y31 * g[10] * x * z - _Y32 * g[11] * inner
-        gy += -_TWO * _Y31 * g[14] * y * z + _6 * _Y30 * g[15] * x * y
-        gz += _TWO * _Y31 * g[10] * x * y - _10 * _Y32 * z * (g[11] * y + g[13] * x)
-        gz += _Y33 * g[12] * (_15 * z * z - _3) + _Y31 * g[14] * (x * x - y * y)
+        inner, squares = z * z * _5 - _ONE, x * x - y * y
+        g9, g10, g11 = load(fields, at + 144) * (_3 * _Y30), load(fields, at + 160) * (_TWO * _Y31), load(fields, at + 176) * _Y32
+        g12, g13 = load(fields, at + 192) * (_3 * _Y33), load(fields, at + 208) * _Y32
+        g14, g15 = load(fields, at + 224) * _Y31, load(fields, at + 240) * (_3 * _Y30)
+        gx = gx - g9 * x * y * _TWO + g10 * y * z - g13 * inner + g14 * x * z * _TWO - g15 * squares
+        gy = gy - g9 * squares + g10 * x * z - g11 * inner - g14 * y * z * _TWO + g15 * x * y * _TWO
+        gz = gz + g10 * x * y - (g11 * y + g13 * x) * z * _10 + g12 * inner + g14 * squares
     return gx, gy, gz
 
 
-@kernel(**_SAFE)
-def _rotation(quaternions, i, Q):
-    """Fills a rotation matrix; returns the normalised quaternion and the inverse of its length."""
-    w, x, y, z = quaternions[i, 0], quaternions[i, 1], quaternions[i, 2], quaternions[i, 3]
-    inverse = _ONE / max(math.sqrt(w * w + x * x + y * y + z * z), f32(1e-12))
+@kernel(**_OPTIONS)
+def _direction(x, y, z, camera):
+    """From the camera centre, and the inverse of the distance."""
+    dx, dy, dz = x - camera[16], y - camera[17], z - camera[18]
+    inverse = _ONE / maximum(square_root(dx * dx + dy * dy + dz * dz), _SMALL)
+    return dx * inverse, dy * inverse, dz * inverse, inverse
+
+
+@kernel(**_OPTIONS)
+def _rotation(quaternions, i):
+    """Rows of the rotation matrices of 16 gaussians, their normalised quaternions, and the inverse of the lengths."""
+    w, x, y, z = (load_strided(quaternions, 4 * i, 4), load_strided(quaternions, 4 * i + 1, 4),
+                  load_strided(quaternions, 4 * i + 2, 4), load_strided(quaternions, 4 * i + 3, 4))  # fmt: skip
+    inverse = _ONE / maximum(square_root(w * w + x * x + y * y + z * z), _SMALL)
     w, x, y, z = w * inverse, x * inverse, y * inverse, z * inverse
-    Q[0, 0], Q[0, 1], Q[0, 2] = _ONE - _TWO * (y * y + z * z), _TWO * (x * y - w * z), _TWO * (x * z + w * y)
-    Q[1, 0], Q[1, 1], Q[1, 2] = _TWO * (x * y + w * z), _ONE - _TWO * (x * x + z * z), _TWO * (y * z - w * x)
-    Q[2, 0], Q[2, 1], Q[2, 2] = _TWO * (x * z - w * y), _TWO * (y * z + w * x), _ONE - _TWO * (x * x + y * y)
-    return w, x, y, z, inverse
+    row0 = _ONE - (y * y + z * z) * _TWO, (x * y - w * z) * _TWO, (x * z + w * y) * _TWO
+    row1 = (x * y + w * z) * _TWO, _ONE - (x * x + z * z) * _TWO, (y * z - w * x) * _TWO
+    row2 = (x * z - w * y) * _TWO, (y * z + w * x) * _TWO, _ONE - (x * x + y * y) * _TWO
+    return row0, row1, row2, (w, x, y, z), inverse
 
 
-@kernel(**_SAFE)
-def _image_axes(camera, log_scales, i, xc, yc, z, Q, M, J, A):
-    """Fills the axes of a gaussian in camera coordinates M, the Jacobian J and A = J M; returns the clamped slopes."""
-    fx, fy = camera[12], camera[13]
-    sx, sy = xc / z, yc / z
-    sx, sy = min(max(sx, camera[19]), camera[20]), min(max(sy, camera[21]), camera[22])
-    J[0, 0], J[0, 1], J[0, 2] = -fx / z, _ZERO, fx * sx / z
-    J[1, 0], J[1, 1], J[1, 2] = _ZERO, -fy / z, fy * sy / z
-    for j in range(3):
-        scale = math.exp(log_scales[i, j])
-        for k in range(3):
-            M[k, j] = (camera[k] * Q[0, j] + camera[3 + k] * Q[1, j] + camera[6 + k] * Q[2, j]) * scale
-        A[0, j] = J[0, 0] * M[0, j] + J[0, 2] * M[2, j]
-        A[1, j] = J[1, 1] * M[1, j] + J[1, 2] * M[2, j]
-    return sx, sy
+@kernel(**_OPTIONS)
+def _to_camera(camera, k, column):
+    """Coordinate k in the camera of a direction in the world."""
+    return column[0] * camera[k] + column[1] * camera[3 + k] + column[2] * camera[6 + k]
 
 
-@kernel(**_SAFE)
+@kernel(**_OPTIONS)
+def _axis(camera, column, scale, j00, j02, j11, j12):
+    """An axis of the gaussians in camera coordinates and its image."""
+    m0, m1, m2 = _to_camera(camera, 0, column) * scale, _to_camera(camera, 1, column) * scale, _to_camera(camera, 2, column) * scale
+    return m0, m1, m2, j00 * m0 + j02 * m2, j11 * m1 + j12 * m2
+
+
+@kernel(**_OPTIONS)
 def _project(begin, end, means, log_scales, quaternions, logits, sh, camera, degree, options, height, width, table, whole):
-    """Fills rows of the table, except for slots. camera: see ``_camera_values``; options: dilation, near, antialiased, rgb; whole: table as int32."""
+    """Fills rows of the table, except for slots, 16 at a time; the last 16 may overlap those before.
+
+    means, log_scales, quaternions: flat. camera: see ``_camera_values``; options: dilation, near, antialiased, rgb; whole: the table as int32.
+    """
     dilation, near, antialiased, rgb = options[0], options[1], options[2] > _ZERO, options[3] > _ZERO
-    Q, M = np.empty((3, 3), f32), np.empty((3, 3), f32)
-    J, A = np.empty((2, 3), f32), np.empty((2, 3), f32)
-    basis = np.empty(16, f32)
     channels, harmonics = sh.shape[2], (degree + 1) * (degree + 1)
-    for i in range(begin, end):
-        whole[i, 7] = -1
-        mx, my, mz = means[i, 0], means[i, 1], means[i, 2]
-        z = mx * camera[2] + my * camera[5] + mz * camera[8] + camera[11]
-        if not z > near:
-            continue
-        logit = logits[i]
-        opacity = _ONE / (_ONE + math.exp(-logit))
-        if not opacity >= f32(MIN_ALPHA):
-            continue
-        xc = mx * camera[0] + my * camera[3] + mz * camera[6] + camera[9]
-        yc = mx * camera[1] + my * camera[4] + mz * camera[7] + camera[10]
-        u, v = camera[14] - camera[12] * xc / z, camera[15] - camera[13] * yc / z
-        _rotation(quaternions, i, Q)
-        _image_axes(camera, log_scales, i, xc, yc, z, Q, M, J, A)
-        xx = A[0, 0] * A[0, 0] + A[0, 1] * A[0, 1] + A[0, 2] * A[0, 2]
-        xy = A[0, 0] * A[1, 0] + A[0, 1] * A[1, 1] + A[0, 2] * A[1, 2]
-        yy = A[1, 0] * A[1, 0] + A[1, 1] * A[1, 1] + A[1, 2] * A[1, 2]
+    fields = np.empty(26 * 16, f32)
+    for block in range(begin, end, 16):
+        first = min(block, end - 16)
+        x, y, z = load_strided(means, 3 * first, 3), load_strided(means, 3 * first + 1, 3), load_strided(means, 3 * first + 2, 3)
+        xc, yc, zc = (x * camera[0] + y * camera[3] + z * camera[6] + camera[9], x * camera[1] + y * camera[4] + z * camera[7] + camera[10],
+                      x * camera[2] + y * camera[5] + z * camera[8] + camera[11])  # fmt: skip
+        store(fields, 0, zc)
+        inverse = _ONE / where_less(splat(near), zc, zc, splat(_ONE))
+        power = _ZERO - log2(exp2(load(logits, first) * -_LOG2E) + _ONE)
+        tx, ty = xc * inverse, yc * inverse
+        sx, sy = minimum(maximum(tx, camera[19]), camera[20]), minimum(maximum(ty, camera[21]), camera[22])
+        j00, j11 = inverse * -camera[12], inverse * -camera[13]
+        j02, j12 = _ZERO - j00 * sx, _ZERO - j11 * sy
+        row0, row1, row2, _, _ = _rotation(quaternions, first)
+        e0, e1, e2 = (exp2(load_strided(log_scales, 3 * first, 3) * _LOG2E), exp2(load_strided(log_scales, 3 * first + 1, 3) * _LOG2E),
+                      exp2(load_strided(log_scales, 3 * first + 2, 3) * _LOG2E))  # fmt: skip
+        _, _, _, a0, b0 = _axis(camera, (row0[0], row1[0], row2[0]), e0, j00, j02, j11, j12)
+        _, _, _, a1, b1 = _axis(camera, (row0[1], row1[1], row2[1]), e1, j00, j02, j11, j12)
+        _, _, _, a2, b2 = _axis(camera, (row0[2], row1[2], row2[2]), e2, j00, j02, j11, j12)
+        xx, xy, yy = a0 * a0 + a1 * a1 + a2 * a2, a0 * b0 + a1 * b1 + a2 * b2, b0 * b0 + b1 * b1 + b2 * b2
         before = xx * yy - xy * xy
         xx, yy = xx + dilation, yy + dilation
-        after = xx * yy - xy * xy
+        scale = _LOG2E / (xx * yy - xy * xy)
         if antialiased:
-            opacity *= math.sqrt(max(before / after, _TINY))
-        if not (after > _ZERO and opacity >= f32(MIN_ALPHA)):
-            continue
-        reach = _TWO * math.log(opacity / f32(MIN_ALPHA))
-        half_u, half_v = math.sqrt(reach * xx) + _SLACK, math.sqrt(reach * yy) + _SLACK
-        left, right = u - half_u - _HALF, u + half_u - _HALF
-        top, bottom = v - half_v - _HALF, v + half_v - _HALF
-        if not (right >= _ZERO and left <= f32(width - 1) and bottom >= _ZERO and top <= f32(height - 1)):
-            continue
-        x0, x1 = int(math.ceil(max(left, _ZERO))), int(math.floor(min(right, f32(width - 1))))
-        y0, y1 = int(math.ceil(max(top, _ZERO))), int(math.floor(min(bottom, f32(height - 1))))
-        if x0 > x1 or y0 > y1:
-            continue
-        whole[i, 6], whole[i, 7], whole[i, 8], whole[i, 9] = x0, x1, y0, y1
-        table[i, 0], table[i, 1] = u, v
-        table[i, 2], table[i, 3], table[i, 4] = -_HALF * _LOG2E * yy / after, _LOG2E * xy / after, -_HALF * _LOG2E * xx / after
-        table[i, 5] = math.log2(opacity)
-        dx, dy, dz = mx - camera[16], my - camera[17], mz - camera[18]
-        length = max(math.sqrt(dx * dx + dy * dy + dz * dz), f32(1e-12))
-        _sh_basis(dx / length, dy / length, dz / length, degree, basis)
-        for c in range(channels):
-            table[i, 11 + c] = _HALF if rgb else _ZERO
-        for k in range(harmonics):
-            for c in range(channels):
-                table[i, 11 + c] += basis[k] * sh[i, k, c]
-        if rgb:
-            for c in range(channels):
-                table[i, 11 + c] = max(table[i, 11 + c], _ZERO)
-        table[i, 11 + channels] = z
+            power = power + log2(maximum(before * scale * _LN2, _TINY)) * _HALF
+        reach = maximum(power - _LEAST_EXPONENT, _ZERO) * (_TWO * _LN2)
+        store(fields, 16, tx * -camera[12] + camera[14])
+        store(fields, 32, ty * -camera[13] + camera[15])
+        store(fields, 48, yy * scale * -_HALF)
+        store(fields, 64, xy * scale)
+        store(fields, 80, xx * scale * -_HALF)
+        store(fields, 96, power)
+        store(fields, 112, square_root(reach * xx) + _SLACK)
+        store(fields, 128, square_root(reach * yy) + _SLACK)
+        dx, dy, dz, _ = _direction(x, y, z, camera)
+        _sh_basis(dx, dy, dz, degree, fields, 160)
+        for lane in range(16):
+            i = first + lane
+            whole[i, 7] = -1
+            u, v, half_u, half_v = fields[16 + lane], fields[32 + lane], fields[112 + lane], fields[128 + lane]
+            if not (fields[lane] > near and fields[96 + lane] >= _LEAST_EXPONENT):
+                continue
+            left, right = u - half_u - _HALF, u + half_u - _HALF
+            top, bottom = v - half_v - _HALF, v + half_v - _HALF
+            if not (right >= _ZERO and left <= f32(width - 1) and bottom >= _ZERO and top <= f32(height - 1)):
+                continue
+            x0, x1 = int(math.ceil(max(left, _ZERO))), int(math.floor(min(right, f32(width - 1))))
+            y0, y1 = int(math.ceil(max(top, _ZERO))), int(math.floor(min(bottom, f32(height - 1))))
+            if x0 > x1 or y0 > y1:
+                continue
+            whole[i, 6], whole[i, 7], whole[i, 8], whole[i, 9] = x0, x1, y0, y1
+            table[i, 0], table[i, 1], table[i, 2], table[i, 3] = u, v, fields[48 + lane], fields[64 + lane]
+            table[i, 4], table[i, 5], table[i, _HEAD + channels] = fields[80 + lane], fields[96 + lane], fields[lane]
+            if channels == 3:
+                f0 = f1 = f2 = _HALF if rgb else _ZERO
+                for k in range(harmonics):
+                    basis = fields[160 + 16 * k + lane]
+                    f0 += basis * sh[i, k, 0]
+                    f1 += basis * sh[i, k, 1]
+                    f2 += basis * sh[i, k, 2]
+                table[i, _HEAD], table[i, _HEAD + 1], table[i, _HEAD + 2] = f0, f1, f2
+            else:
+                for c in range(channels):
+                    value = _HALF if rgb else _ZERO
+                    for k in range(harmonics):
+                        value += fields[160 + 16 * k + lane] * sh[i, k, c]
+                    table[i, _HEAD + c] = value
+            if rgb:
+                for c in range(channels):
+                    table[i, _HEAD + c] = max(table[i, _HEAD + c], _ZERO)
 
 
-@kernel(**_SAFE)
+@kernel(**_OPTIONS)
 def _tile_count(whole, i):
     return ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) * ((whole[i, 9] >> 4) - (whole[i, 8] >> 4) + 1)
 
 
-@kernel(**_SAFE)
+@kernel(**_OPTIONS)
+def _axis_backward(camera, column, scale, m0, m1, m2, a, b, cxx, cxy, cyy, j00, j02, j11, j12):
+    """From the gradient of the covariance: those of the Jacobian and of one column of rotation times scale."""
+    ga, gb = (cxx * a + cxy * b) * _TWO, (cxy * a + cyy * b) * _TWO
+    g0, g1, g2 = j00 * ga * scale, j11 * gb * scale, (j02 * ga + j12 * gb) * scale
+    world0 = g0 * camera[0] + g1 * camera[1] + g2 * camera[2]
+    world1 = g0 * camera[3] + g1 * camera[4] + g2 * camera[5]
+    world2 = g0 * camera[6] + g1 * camera[7] + g2 * camera[8]
+    by_log_scale = world0 * column[0] + world1 * column[1] + world2 * column[2]
+    return ga * m0, ga * m2, gb * m1, gb * m2, world0, world1, world2, by_log_scale
+
+
+@kernel(**_OPTIONS)
+def _keep(visible, value):
+    return where_less(splat(_HALF), visible, value, splat(_ZERO))
+
+
+@kernel(**_OPTIONS)
 def _project_backward(
     begin, end, means, log_scales, quaternions, logits, sh, camera, degree, options, table, whole, slots,
     g_means, g_log_scales, g_quaternions, g_logits, g_sh,
 ):  # fmt: skip
     """Gradients of the parameters from the slots, which have a column for the depth or not."""
-    dilation, antialiased, rgb = options[0], options[2] > _ZERO, options[3] > _ZERO
-    Q, M, G = np.empty((3, 3), f32), np.empty((3, 3), f32), np.empty((3, 3), f32)
-    J, A, GA = np.empty((2, 3), f32), np.empty((2, 3), f32), np.empty((2, 3), f32)
-    basis, along = np.empty(16, f32), np.empty(16, f32)
+    near, antialiased, rgb = options[1], options[2] > _ZERO, options[3] > _ZERO
     columns, channels, harmonics = slots.shape[1], sh.shape[2], (degree + 1) * (degree + 1)
+    spread = np.empty(28 * 16, f32)  # sums of six, gradient of the depth, visible, three of the exponent, then harmonics
     sums = np.empty(columns, f32)
-    for i in range(begin, end):
-        for j in range(3):
-            g_means[i, j] = g_log_scales[i, j] = _ZERO
-        for j in range(4):
-            g_quaternions[i, j] = _ZERO
-        g_logits[i] = _ZERO
-        for k in range(sh.shape[1]):
-            for c in range(channels):
-                g_sh[i, k, c] = _ZERO
-        if whole[i, 7] < 0:
+    for block in range(begin, end, 16):
+        first = min(block, end - 16)
+        seen = False
+        for lane in range(16):
+            seen = seen or whole[first + lane, 7] >= 0
+        if not seen:
+            for i in range(first, first + 16):
+                for j in range(3):
+                    g_means[3 * i + j] = g_log_scales[3 * i + j] = _ZERO
+                for j in range(4):
+                    g_quaternions[4 * i + j] = _ZERO
+                g_logits[i] = _ZERO
+                for k in range(sh.shape[1]):
+                    for c in range(channels):
+                        g_sh[i, k, c] = _ZERO
             continue
-        for c in range(columns):
-            sums[c] = _ZERO
-        for slot in range(whole[i, 10], whole[i, 10] + _tile_count(whole, i)):
+
+        x, y, z = load_strided(means, 3 * first, 3), load_strided(means, 3 * first + 1, 3), load_strided(means, 3 * first + 2, 3)
+        dx, dy, dz, nearness = _direction(x, y, z, camera)
+        _sh_basis(dx, dy, dz, degree, spread, 12 * 16)
+        for lane in range(16):  # sums over slots, and the harmonics
+            i = first + lane
+            if whole[i, 7] < 0:
+                for field in range(28):
+                    spread[16 * field + lane] = _ZERO
+                for k in range(sh.shape[1]):
+                    for c in range(channels):
+                        g_sh[i, k, c] = _ZERO
+                continue
             for c in range(columns):
-                sums[c] += slots[slot, c]
+                sums[c] = _ZERO
+            for slot in range(whole[i, 10], whole[i, 10] + _tile_count(whole, i)):
+                for c in range(columns):
+                    sums[c] += slots[slot, c]
+            for c in range(6):
+                spread[16 * c + lane] = sums[c]
+            spread[96 + lane] = sums[_SUMS + channels] if columns > _SUMS + channels else _ZERO
+            spread[112 + lane] = _ONE
+            spread[128 + lane], spread[144 + lane], spread[160 + lane] = table[i, 2], table[i, 3], table[i, 4]
+            if rgb:
+                for c in range(channels):
+                    if table[i, _HEAD + c] <= _ZERO:
+                        sums[_SUMS + c] = _ZERO
+            if channels == 3:
+                t0, t1, t2 = sums[_SUMS], sums[_SUMS + 1], sums[_SUMS + 2]
+                for k in range(harmonics):
+                    basis = spread[192 + 16 * k + lane]
+                    g_sh[i, k, 0], g_sh[i, k, 1], g_sh[i, k, 2] = basis * t0, basis * t1, basis * t2
+                    spread[192 + 16 * k + lane] = sh[i, k, 0] * t0 + sh[i, k, 1] * t1 + sh[i, k, 2] * t2
+            else:
+                for k in range(harmonics):
+                    basis, along = spread[192 + 16 * k + lane], _ZERO
+                    for c in range(channels):
+                        g_sh[i, k, c] = basis * sums[_SUMS + c]
+                        along += sh[i, k, c] * sums[_SUMS + c]
+                    spread[192 + 16 * k + lane] = along
+            for k in range(harmonics, sh.shape[1]):
+                for c in range(channels):
+                    g_sh[i, k, c] = _ZERO
 
-        mx, my, mz = means[i, 0], means[i, 1], means[i, 2]
-        xc = mx * camera[0] + my * camera[3] + mz * camera[6] + camera[9]
-        yc = mx * camera[1] + my * camera[4] + mz * camera[7] + camera[10]
-        z = mx * camera[2] + my * camera[5] + mz * camera[8] + camera[11]
-        w, x, y, q, inverse = _rotation(quaternions, i, Q)
-        sx, sy = _image_axes(camera, log_scales, i, xc, yc, z, Q, M, J, A)
-        fx, fy = camera[12], camera[13]
+        visible = load(spread, 112)
+        xc, yc, zc = (x * camera[0] + y * camera[3] + z * camera[6] + camera[9], x * camera[1] + y * camera[4] + z * camera[7] + camera[10],
+                      x * camera[2] + y * camera[5] + z * camera[8] + camera[11])  # fmt: skip
+        inverse = _ONE / where_less(splat(near), zc, zc, splat(_ONE))
+        tx, ty = xc * inverse, yc * inverse
+        sx, sy = minimum(maximum(tx, camera[19]), camera[20]), minimum(maximum(ty, camera[21]), camera[22])
+        j00, j11 = inverse * -camera[12], inverse * -camera[13]
+        j02, j12 = _ZERO - j00 * sx, _ZERO - j11 * sy
+        row0, row1, row2, quaternion, shortness = _rotation(quaternions, first)
+        e0, e1, e2 = (exp2(load_strided(log_scales, 3 * first, 3) * _LOG2E), exp2(load_strided(log_scales, 3 * first + 1, 3) * _LOG2E),
+                      exp2(load_strided(log_scales, 3 * first + 2, 3) * _LOG2E))  # fmt: skip
+        column0, column1, column2 = (row0[0], row1[0], row2[0]), (row0[1], row1[1], row2[1]), (row0[2], row1[2], row2[2])
+        m00, m10, m20, a0, b0 = _axis(camera, column0, e0, j00, j02, j11, j12)
+        m01, m11, m21, a1, b1 = _axis(camera, column1, e1, j00, j02, j11, j12)
+        m02, m12, m22, a2, b2 = _axis(camera, column2, e2, j00, j02, j11, j12)
 
-        # the exponent: centre and inverse covariance (kxx, kxy, kyy)
-        kxx, kxy, kyy = -_TWO * _LN2 * table[i, 2], -_LN2 * table[i, 3], -_TWO * _LN2 * table[i, 4]
-        gu, gv = kxx * sums[1] + kxy * sums[2], kxy * sums[1] + kyy * sums[2]
-        hxx, hxy, hyy = _HALF * sums[3], _HALF * sums[4], _HALF * sums[5]
+        # the exponent: centre and inverse covariance (kxx, kxy, kyy), then the covariance (cxx, cxy, cyy)
+        s, s1, s2 = load(spread, 0), load(spread, 16), load(spread, 32)
+        kxx, kxy, kyy = load(spread, 128) * (-_TWO * _LN2), load(spread, 144) * -_LN2, load(spread, 160) * (-_TWO * _LN2)
+        gu, gv = kxx * s1 + kxy * s2, kxy * s1 + kyy * s2
+        hxx, hxy, hyy = load(spread, 48) * _HALF, load(spread, 64) * _HALF, load(spread, 80) * _HALF
         axx, axy = kxx * hxx + kxy * hxy, kxx * hxy + kxy * hyy
         ayx, ayy = kxy * hxx + kyy * hxy, kxy * hxy + kyy * hyy
         cxx, cxy, cyy = axx * kxx + axy * kxy, axx * kxy + axy * kyy, ayx * kxy + ayy * kyy
-        g_logits[i] = sums[0] / (_ONE + math.exp(logits[i]))
         if antialiased:
-            xx = A[0, 0] * A[0, 0] + A[0, 1] * A[0, 1] + A[0, 2] * A[0, 2]
-            xy = A[0, 0] * A[1, 0] + A[0, 1] * A[1, 1] + A[0, 2] * A[1, 2]
-            yy = A[1, 0] * A[1, 0] + A[1, 1] * A[1, 1] + A[1, 2] * A[1, 2]
-            factor = _HALF * sums[0]
-            before = max(xx * yy - xy * xy, _TINY)
-            cxx += factor * (yy / before - kxx)
-            cxy += factor * (-xy / before - kxy)
-            cyy += factor * (xx / before - kyy)
+            xx, xy, yy = a0 * a0 + a1 * a1 + a2 * a2, a0 * b0 + a1 * b1 + a2 * b2, b0 * b0 + b1 * b1 + b2 * b2
+            half, scale = s * _HALF, _ONE / maximum(xx * yy - xy * xy, _TINY)
+            cxx, cxy, cyy = cxx + half * (yy * scale - kxx), cxy - half * (xy * scale + kxy), cyy + half * (xx * scale - kyy)
 
-        # A = J M, then the Jacobian and the axes
-        for j in range(3):
-            GA[0, j] = _TWO * (cxx * A[0, j] + cxy * A[1, j])
-            GA[1, j] = _TWO * (cxy * A[0, j] + cyy * A[1, j])
-        j00 = GA[0, 0] * M[0, 0] + GA[0, 1] * M[0, 1] + GA[0, 2] * M[0, 2]
-        j02 = GA[0, 0] * M[2, 0] + GA[0, 1] * M[2, 1] + GA[0, 2] * M[2, 2]
-        j11 = GA[1, 0] * M[1, 0] + GA[1, 1] * M[1, 1] + GA[1, 2] * M[1, 2]
-        j12 = GA[1, 0] * M[2, 0] + GA[1, 1] * M[2, 1] + GA[1, 2] * M[2, 2]
-        gz = ((j00 - j02 * sx) * fx + (j11 - j12 * sy) * fy) / (z * z)
-        gx, gy = -gu * fx / z, -gv * fy / z
-        if camera[19] <= xc / z <= camera[20]:
-            gx += j02 * fx / (z * z)
-            gz -= j02 * fx * sx / (z * z)
-        if camera[21] <= yc / z <= camera[22]:
-            gy += j12 * fy / (z * z)
-            gz -= j12 * fy * sy / (z * z)
-        gz += (gu * fx * xc + gv * fy * yc) / (z * z)
-        if columns > 6 + channels:
-            gz += sums[6 + channels]
-        for j in range(3):
-            scale = math.exp(log_scales[i, j])
-            m0, m1 = J[0, 0] * GA[0, j], J[1, 1] * GA[1, j]
-            m2 = J[0, 2] * GA[0, j] + J[1, 2] * GA[1, j]
-            for k in range(3):
-                G[k, j] = (camera[3 * k] * m0 + camera[3 * k + 1] * m1 + camera[3 * k + 2] * m2) * scale
-            g_log_scales[i, j] = G[0, j] * Q[0, j] + G[1, j] * Q[1, j] + G[2, j] * Q[2, j]
+        p00, p02, p11, p12, n00, n10, n20, l0 = _axis_backward(
+            camera, column0, e0, m00, m10, m20, a0, b0, cxx, cxy, cyy, j00, j02, j11, j12
+        )
+        q00, q02, q11, q12, n01, n11, n21, l1 = _axis_backward(
+            camera, column1, e1, m01, m11, m21, a1, b1, cxx, cxy, cyy, j00, j02, j11, j12
+        )
+        r00, r02, r11, r12, n02, n12, n22, l2 = _axis_backward(
+            camera, column2, e2, m02, m12, m22, a2, b2, cxx, cxy, cyy, j00, j02, j11, j12
+        )
+        store_strided(g_log_scales, 3 * first, 3, _keep(visible, l0))
+        store_strided(g_log_scales, 3 * first + 1, 3, _keep(visible, l1))
+        store_strided(g_log_scales, 3 * first + 2, 3, _keep(visible, l2))
 
-        # the rotation, with (w, x, y, q) the normalised quaternion
-        gw = _TWO * (x * (G[2, 1] - G[1, 2]) + y * (G[0, 2] - G[2, 0]) + q * (G[1, 0] - G[0, 1]))
-        gqx = _TWO * (y * (G[0, 1] + G[1, 0]) + q * (G[0, 2] + G[2, 0]) + w * (G[2, 1] - G[1, 2])) - _TWO * _TWO * x * (G[1, 1] + G[2, 2])
-        gqy = _TWO * (x * (G[0, 1] + G[1, 0]) + q * (G[1, 2] + G[2, 1]) + w * (G[0, 2] - G[2, 0])) - _TWO * _TWO * y * (G[0, 0] + G[2, 2])
-        gqz = _TWO * (x * (G[0, 2] + G[2, 0]) + y * (G[1, 2] + G[2, 1]) + w * (G[1, 0] - G[0, 1])) - _TWO * _TWO * q * (G[0, 0] + G[1, 1])
-        inside = w * gw + x * gqx + y * gqy + q * gqz
-        g_quaternions[i, 0], g_quaternions[i, 1] = (gw - w * inside) * inverse, (gqx - x * inside) * inverse
-        g_quaternions[i, 2], g_quaternions[i, 3] = (gqy - y * inside) * inverse, (gqz - q * inside) * inverse
+        # the Jacobian, where the slope is clamped or not, and the centre
+        g00, g02, g11, g12 = p00 + q00 + r00, p02 + q02 + r02, p11 + q11 + r11, p12 + q12 + r12
+        square = inverse * inverse
+        fx, fy = square * camera[12], square * camera[13]
+        none, low_x, low_y = splat(_ZERO), splat(camera[19]), splat(camera[21])
+        free_x = where_less(low_x, tx, where_less(tx, camera[20], g02 * fx, none), none)
+        free_y = where_less(low_y, ty, where_less(ty, camera[22], g12 * fy, none), none)
+        gx, gy = free_x - gu * inverse * camera[12], free_y - gv * inverse * camera[13]
+        gz = (g00 - g02 * sx) * fx + (g11 - g12 * sy) * fy - free_x * sx - free_y * sy
+        gz = gz + gu * fx * xc + gv * fy * yc + load(spread, 96)
 
-        # features and their direction
-        dx, dy, dz = mx - camera[16], my - camera[17], mz - camera[18]
-        length = max(math.sqrt(dx * dx + dy * dy + dz * dz), f32(1e-12))
-        dx, dy, dz = dx / length, dy / length, dz / length
-        _sh_basis(dx, dy, dz, degree, basis)
-        if rgb:
-            for c in range(channels):
-                if table[i, 11 + c] <= _ZERO:
-                    sums[6 + c] = _ZERO
-        for k in range(harmonics):
-            along[k] = _ZERO
-            for c in range(channels):
-                g_sh[i, k, c] = basis[k] * sums[6 + c]
-                along[k] += sh[i, k, c] * sums[6 + c]
-        ax, ay, az = _ZERO, _ZERO, _ZERO
+        # the rotation: n is the gradient of its columns
+        w, qx, qy, qz = quaternion
+        gw = (qx * (n21 - n12) + qy * (n02 - n20) + qz * (n10 - n01)) * _TWO
+        gqx = (qy * (n01 + n10) + qz * (n02 + n20) + w * (n21 - n12) - qx * (n11 + n22) * _TWO) * _TWO
+        gqy = (qx * (n01 + n10) + qz * (n12 + n21) + w * (n02 - n20) - qy * (n00 + n22) * _TWO) * _TWO
+        gqz = (qx * (n02 + n20) + qy * (n12 + n21) + w * (n10 - n01) - qz * (n00 + n11) * _TWO) * _TWO
+        inside = w * gw + qx * gqx + qy * gqy + qz * gqz
+        store_strided(g_quaternions, 4 * first, 4, _keep(visible, (gw - w * inside) * shortness))
+        store_strided(g_quaternions, 4 * first + 1, 4, _keep(visible, (gqx - qx * inside) * shortness))
+        store_strided(g_quaternions, 4 * first + 2, 4, _keep(visible, (gqy - qy * inside) * shortness))
+        store_strided(g_quaternions, 4 * first + 3, 4, _keep(visible, (gqz - qz * inside) * shortness))
+
+        store(g_logits, first, _keep(visible, s / (exp2(load(logits, first) * _LOG2E) + _ONE)))
+        world0 = gx * camera[0] + gy * camera[1] + gz * camera[2]
+        world1 = gx * camera[3] + gy * camera[4] + gz * camera[5]
+        world2 = gx * camera[6] + gy * camera[7] + gz * camera[8]
         if degree > 0:
-            ax, ay, az = _sh_slope(dx, dy, dz, degree, along)
-        inside = ax * dx + ay * dy + az * dz
-        g_means[i, 0] = camera[0] * gx + camera[1] * gy + camera[2] * gz + (ax - dx * inside) / length
-        g_means[i, 1] = camera[3] * gx + camera[4] * gy + camera[5] * gz + (ay - dy * inside) / length
-        g_means[i, 2] = camera[6] * gx + camera[7] * gy + camera[8] * gz + (az - dz * inside) / length
+            ax, ay, az = _sh_slope(dx, dy, dz, degree, spread, 192)
+            inside = ax * dx + ay * dy + az * dz
+            world0, world1 = world0 + (ax - dx * inside) * nearness, world1 + (ay - dy * inside) * nearness
+            world2 = world2 + (az - dz * inside) * nearness
+        store_strided(g_means, 3 * first, 3, _keep(visible, world0))
+        store_strided(g_means, 3 * first + 1, 3, _keep(visible, world1))
+        store_strided(g_means, 3 * first + 2, 3, _keep(visible, world2))
 
 
 # ----------------------------------------------------------------------
 # Order
 
 
-@kernel(**_SAFE)
+@kernel(**_OPTIONS)
 def _sort_by_depth(table, whole, depth_column):
     """Visible gaussians by depth, the lowest index first in ties: a radix sort of the bits of the positive depths."""
     n, digits = len(table), 2048
@@ -342,7 +442,7 @@ def _sort_by_depth(table, whole, depth_column):
     return order
 
 
-@kernel(**_SAFE)
+@kernel(**_OPTIONS)
 def _list_tiles(order, whole, height, width):
     """Assigns slots; returns the gaussians of every tile in the order of their depth, and the beginnings of the lists of the tiles (rows first)."""
     across, down = (width + 15) >> 4, (height + 15) >> 4
@@ -374,9 +474,9 @@ def _list_tiles(order, whole, height, width):
 # Blending
 
 
-@kernel(**_FAST)
+@kernel(**_OPTIONS)
 def _alpha(exponent):
-    """2^exponent up to MAX_ALPHA, 0 below MIN_ALPHA; relative error 1e-6. A polynomial and three squarings need no operation on bits. Pixels at MAX_ALPHA are saturated."""
+    """2^exponent up to MAX_ALPHA, 0 below MIN_ALPHA; relative error 1e-6. A polynomial and three squarings need no operation on bits."""
     x = maximum(exponent, _FLOOR) * _EIGHTH
     power = ((((x * _E5 + _E4) * x + _E3) * x + _E2) * x + _E1) * x + _E0
     power = power * power
@@ -385,14 +485,14 @@ def _alpha(exponent):
     return where_less(exponent, _LEAST_EXPONENT, splat(_ZERO), minimum(power, _MAX_ALPHA))
 
 
-@kernel(**_FAST)
+@kernel(**_OPTIONS)
 def _slot(whole, i, tile_x, tile_y):
     """Slot of a gaussian in a tile."""
     row, column = (tile_y >> 4) - (whole[i, 8] >> 4), (tile_x >> 4) - (whole[i, 6] >> 4)
     return whole[i, 10] + row * ((whole[i, 7] >> 4) - (whole[i, 6] >> 4) + 1) + column
 
 
-@kernel(**_FAST)
+@kernel(**_OPTIONS)
 def _clear(rows, stride, inside_x, inside_y):
     """Transmittance 1 in the pixels of the image, 0 beyond; 0 in all other planes."""
     for r in range(16):
@@ -402,7 +502,7 @@ def _clear(rows, stride, inside_x, inside_y):
             rows[r * stride + x] = _ZERO
 
 
-@kernel(**_FAST)
+@kernel(**_OPTIONS)
 def _is_dark(rows, stride):
     """Whether nothing behind is seen in the tile."""
     most = load(rows, 0)
@@ -411,7 +511,7 @@ def _is_dark(rows, stride):
     return largest(most) < _MIN_TRANSMITTANCE
 
 
-@kernel(**_FAST)
+@kernel(**_OPTIONS)
 def _blend(thread, threads, rows, schedule, starts, listed, table, whole, background, image, alpha, depth, ends, pair_weights):
     """Renders every ``threads``-th tile of the schedule.
 
@@ -476,16 +576,17 @@ def _blend(thread, threads, rows, schedule, starts, listed, table, whole, backgr
                     image[c, y, tile_x + x] = rows[at + 16 * (c + 1) + x] + rows[at + x] * behind
 
 
-@kernel(**_SAFE)
+@kernel(**_OPTIONS)
 def _add_weights(begin, end, whole, pair_weights, weights):
     for i in range(begin, end):
-        weights[i] = _ZERO
+        value = _ZERO
         if whole[i, 7] >= 0:
             for slot in range(whole[i, 10], whole[i, 10] + _tile_count(whole, i)):
-                weights[i] += pair_weights[slot]
+                value += pair_weights[slot]
+        weights[i] = value
 
 
-@kernel(**_FAST)
+@kernel(**_OPTIONS)
 def _blend_backward(
     thread, threads, rows, schedule, starts, ends, listed, table, whole, image, alpha, depth, g_image, g_alpha, g_depth, has_alpha, has_depth, slots
 ):  # fmt: skip
@@ -596,9 +697,9 @@ class CpuRenderer(torch.autograd.Function):
         rgb: bool,
     ) -> tuple[Tensor, ...]:
         height, width = camera.image_size
-        n, channels = len(means), sh.shape[2]
-        parameters = tuple(p.detach().contiguous() for p in (means, log_scales, quaternions, opacity_logits, sh))
-        arrays = tuple(p.numpy() for p in parameters)
+        channels = sh.shape[2]
+        parameters = _at_least_16(*(p.detach().contiguous() for p in (means, log_scales, quaternions, opacity_logits, sh)))
+        n, arrays = len(parameters[0]), _arrays(parameters)
         view = _camera_values(camera)
         options = np.array([settings.dilation, settings.near, settings.antialiased, rgb], f32)
         table = np.empty((n, -(-(_HEAD + channels + 1) // 4) * 4), f32)
@@ -614,14 +715,18 @@ class CpuRenderer(torch.autograd.Function):
         constants = background.detach().contiguous().numpy()
         outputs = (image.numpy(), alpha.numpy(), depth.numpy())
         run_threads(
-            lambda k: _blend(k, threads, _scratch(16 * (channels + 2)), schedule, starts, listed, table, whole, constants, *outputs, ends, pair_weights), threads
+            lambda k: _blend(
+                k, threads, _scratch(16 * (channels + 2)), schedule, starts, listed, table, whole, constants, *outputs, ends, pair_weights
+            ),
+            threads,
         )
         weights = torch.empty(n)
-        _add_weights(0, n, whole, pair_weights, weights.numpy())
-        visible = torch.from_numpy(whole[:, 7] >= 0)
+        run_threads(lambda k: _add_weights(*parts[k], whole, pair_weights, weights.numpy()), len(parts))
+        visible, weights = torch.from_numpy(whole[: len(means), 7] >= 0), weights[: len(means)]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(visible, weights)
         ctx.save_for_backward(*parameters, background, image, alpha, depth)
+        ctx.count = len(means)
         ctx.state = (view, sh_degree, options, table, whole, listed, starts, ends, schedule)
         return image, alpha, depth, visible, weights
 
@@ -638,10 +743,13 @@ class CpuRenderer(torch.autograd.Function):
         threads = thread_count(len(schedule))
         outputs = (image.numpy(), alpha.numpy(), depth.numpy(), g_image.numpy(), *given, has_alpha, has_depth)
         run_threads(
-            lambda k: _blend_backward(k, threads, _scratch(17 * (channels + 3)), schedule, starts, ends, listed, table, whole, *outputs, slots), threads
+            lambda k: _blend_backward(
+                k, threads, _scratch(17 * (channels + 3)), schedule, starts, ends, listed, table, whole, *outputs, slots
+            ),
+            threads,
         )
         gradients = tuple(torch.empty_like(p) for p in parameters)
-        arrays = tuple(p.numpy() for p in (*parameters, *gradients))
+        arrays = (*_arrays(tuple(parameters)), *_arrays(gradients))
         parts = spans(n, thread_count(n, 2000))
         run_threads(
             lambda k: _project_backward(*parts[k], *arrays[:5], view, sh_degree, options, table, whole, slots, *arrays[5:]), len(parts)
@@ -649,7 +757,22 @@ class CpuRenderer(torch.autograd.Function):
         g_background = None
         if ctx.needs_input_grad[5]:
             g_background = (g_image * (1 - alpha)).sum_to_size(background.shape)
-        return *gradients, g_background, None, None, None, None
+        return *(g[: ctx.count] for g in gradients), g_background, None, None, None, None
+
+
+def _at_least_16(*parameters: Tensor) -> tuple[Tensor, ...]:
+    """Fewer than 16 gaussians, filled up with invisible ones."""
+    missing = 16 - len(parameters[0])
+    if missing <= 0:
+        return parameters
+    fill = [p.new_full((missing, *p.shape[1:]), -1e3 if p.dim() == 1 else 1.0) for p in parameters]
+    return tuple(torch.cat(pair) for pair in zip(parameters, fill, strict=True))
+
+
+def _arrays(parameters: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
+    """Flat, except for the harmonics."""
+    *flat, sh = parameters
+    return *(p.view(-1).numpy() for p in flat), sh.numpy()
 
 
 def _scratch(planes: int) -> np.ndarray:
