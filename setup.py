@@ -60,6 +60,7 @@ DATA_FILES = ["**/*.yaml", "**/*.json", "**/*.png", "**/*.jpg", "**/*.ply", "**/
 ENTRY_POINTS = {
     "console_scripts": ["npbgpp=npbgpp.__main__:main"],
     "npbgpp.methods": [
+        "Gaussians = npbgpp.methods.gaussians.system:Gaussians",
         "NPBG = npbgpp.methods.npbg:NPBG",
         "NPBGPlusPlus = npbgpp.methods.npbgpp.system:NPBGPlusPlus",
         "NPCR = npbgpp.methods.npcr.system:NPCR",

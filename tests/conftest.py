@@ -91,6 +91,18 @@ TINY_NPCR = (
     "system.warmup_epochs=0",
     "system.learning_rates={network: 5e-3, descriptors: 2e-2}",
 )
+# as many gaussians as the cloud of ball has points, moved and sorted every few steps
+TINY_GAUSSIANS = (
+    *_TINY_DATA,
+    "system=gaussians",
+    "system.gaussians=400",
+    "system.sh_degree=1",
+    "system.sh_every=3",
+    "system.sort_every=5",
+    "system.relocation={every: 4, begin: 4}",
+    "system.learning_rates={scales: 2e-2, colours: 1e-2}",
+    "test_video=null",
+)
 # the same on the example scene with hair, at 32x32 pixels; its root is example/
 SMALL_HAIR = (
     *(word for word in TINY_NPCR if not word.startswith(("datasets=", "datasets.scene_name"))),
@@ -248,6 +260,12 @@ def run_colours(run_in) -> Callable[..., Path]:
 def run_nerf(run_in) -> Callable[..., Path]:
     """Runs a small NeRF plus overrides from a launch folder; returns the run folder below it."""
     return functools.partial(run_in, tiny=TINY_NERF)
+
+
+@pytest.fixture(scope="session")
+def run_gaussians(run_in) -> Callable[..., Path]:
+    """Runs a few gaussians plus overrides from a launch folder; returns the run folder below it."""
+    return functools.partial(run_in, tiny=TINY_GAUSSIANS)
 
 
 @pytest.fixture(scope="session")

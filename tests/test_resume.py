@@ -16,7 +16,7 @@ from npbgpp.core.files import load_tensors
 from npbgpp.errors import InputError
 from npbgpp.points.descriptor_tables import digest
 
-from .conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_OVERRIDES
+from .conftest import REPOSITORY, TINY_GAUSSIANS, TINY_NERF, TINY_NPBGPP, TINY_OVERRIDES
 
 LAST = "checkpoints/last.ckpt"
 # what draws at random: crops, zooms, scenes, input photos, colours, depths, densities
@@ -31,6 +31,8 @@ SYSTEMS = {
     "npbg_history": (*TINY_OVERRIDES, "system.reset_descriptor_optimizer=false", "datasets.train_random_zoom=[0.7,1.4]"),
     "npbgpp": (*TINY_NPBGPP, "system.color_aug_p=0.9", "datasets.train_random_zoom=[0.7,1.4]"),
     "nerf": (*TINY_NERF, "system.field.sampling.noise_std=1.0", "system.lr_schedule=cosine"),
+    # gaussians of low opacity are moved by noise, and to others
+    "gaussians": (*TINY_GAUSSIANS, "system.initial_opacity=0.01", "system.exposure=true", "datasets.train_random_zoom=[0.7,1.4]"),
 }
 COMMON = ("trainer.max_epochs=3", "trainer.limit_val_batches=0", "trainer.limit_train_batches=4")
 
@@ -86,6 +88,7 @@ STOPS = {"in an epoch": (7, 1), "steps after a checkpoint": (10, 3), "with check
         ("npbg_history", "steps after a checkpoint"),
         ("npbgpp", "in an epoch"),
         ("nerf", "steps after a checkpoint"),
+        ("gaussians", "steps after a checkpoint"),
         ("nerf", "with checkpoints of epochs alone"),
     ],
 )

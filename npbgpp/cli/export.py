@@ -1,11 +1,11 @@
-"""``npbgpp export``: files of a trained run for other programs: weights, point clouds, meshes, volumes and cameras."""
+"""``npbgpp export``: files of a trained run for other programs: weights, point clouds, gaussians, meshes, volumes and cameras."""
 
 import logging
 
 import numpy as np
 import torch
 
-from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, VolumeExport, WeightsExport
+from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, SplatExport, VolumeExport, WeightsExport
 from npbgpp.cli.trajectory import trajectory_frames
 from npbgpp.data import write_npcr_cameras
 from npbgpp.engine.checkpoint import find_weights
@@ -13,6 +13,7 @@ from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
 from npbgpp.export import mesh, volume
+from npbgpp.export import splats as splat_files
 from npbgpp.export.mesh import Box, DensityField, OcclusionTest, photo_colours, rendered_colours
 from npbgpp.export.volume import mean_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
@@ -51,6 +52,15 @@ def cloud(settings: CloudExport, overrides: list[str]) -> None:
     points = system.coloured_cloud(scene)
     write_ply(out, points)
     log.info("%d points: %s", len(points), out)
+
+
+def splats(settings: SplatExport, overrides: list[str]) -> None:
+    """Writes the gaussians of a scene, in world coordinates."""
+    system, scene = _rebuilt(settings, overrides)
+    out = settings.file(f"{scene}.ply", splat_files.SUFFIXES)
+    gaussians = system.gaussian_cloud(scene)
+    splat_files.write_splats(out, gaussians)
+    log.info("%d gaussians of degree %d: %s", len(gaussians), gaussians.sh_degree, out)
 
 
 def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:

@@ -182,6 +182,11 @@ class CloudExport(WeightsExport, SceneSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplatExport(CloudExport):
+    """Arguments of ``npbgpp export splats``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BoxExport(CloudExport):
     """Where a radiance field is evaluated, in its coordinates: those of the world unless it was trained with ``system.ray_frame=inward``."""
 

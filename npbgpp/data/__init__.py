@@ -14,6 +14,7 @@ from npbgpp.data.images import (
     images_folder,
     list_images,
     numbered_images,
+    read_depth,
     read_photo,
 )
 from npbgpp.data.layout import Layout
@@ -69,6 +70,7 @@ __all__ = [
     "pinhole",
     "scene_normalisation",
     "read_cloud",
+    "read_depth",
     "read_disparity",
     "read_flow",
     "read_numbers",

@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from npbgpp.data.lens import undistort
-from npbgpp.data.scene import View
+from npbgpp.data.scene import DepthMap, View
 from npbgpp.errors import InputError
 
 # raised by Pillow for damaged files, including headers with more pixels than fit in memory
 DECODER_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_DEPTH_MODES = ("I;16", "I;16B", "I;16L", "I")
 _PAGE = 4096  # bytes; cached photos begin at multiples of it
 
 
@@ -187,6 +188,27 @@ def _masked(view: View, colour: UInt8[Tensor, "3 h w"], mask: UInt8[Tensor, "1 h
         background = (torch.tensor(view.background)[:, None, None] * 255 + 0.5).to(torch.uint8)
         colour = torch.where(mask < 128, background, colour)
     return Photo(colour, mask)
+
+
+def read_depth(depth: DepthMap) -> Float[Tensor, "h w"]:
+    """Depths in scene units, 0 where unknown.
+
+    Raises:
+        InputError: a missing or unreadable file, an image without a single 16-bit channel, or of another size than its camera.
+    """
+    size, expected = image_size(depth.path), depth.camera.image_size
+    if size != expected:
+        raise InputError(
+            f"depth map {depth.path}: expected {expected[1]}x{expected[0]} pixels as its camera has, got {size[1]}x{size[0]}; restore the image"
+        )
+    try:
+        with Image.open(depth.path) as image:
+            mode, values = image.mode, np.asarray(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"depth map {depth.path}: expected a readable image, got {error}; replace the file") from error
+    if mode not in _DEPTH_MODES:
+        raise InputError(f"depth map {depth.path}: expected an image of one 16-bit channel, got {mode}; export depths as 16-bit PNG")
+    return torch.from_numpy(values.astype(np.float32)) * depth.unit
 
 
 def available_bytes() -> int:

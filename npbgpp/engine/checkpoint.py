@@ -183,15 +183,19 @@ def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
 
     Args:
         system: receives the weights.
-        path: see ``read_weights``.
+        path: see ``read_weights``, or a file of another program that the method reads.
         strict: refuse weights of another shape and checkpoints of another system; otherwise these are skipped and reported.
 
     Raises:
         InputError: damaged file, newer format, no weights, another system, other shapes, or not one matching name.
     """
-    saved = read_weights(path)
-    _check_origin(system, path, saved.origin, strict)
-    weights = system.translate_weights(saved.tensors)
+    foreign = system.read_foreign_weights(path)
+    if foreign is not None:
+        weights = foreign
+    else:
+        saved = read_weights(path)
+        _check_origin(system, path, saved.origin, strict)
+        weights = system.translate_weights(saved.tensors)
     if strict:
         system.adapt_to_weights(weights)
     own = system.state_dict()

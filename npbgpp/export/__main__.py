@@ -1,10 +1,10 @@
-"""``npbgpp export weights|cloud|mesh|volume|cameras <run> [key=value ...]``, the same as ``python -m npbgpp.export``: files of a run for other programs."""
+"""``npbgpp export weights|cloud|splats|mesh|volume|cameras <run> [key=value ...]``, the same as ``python -m npbgpp.export``: files of a run for other programs."""
 
 import sys
 from typing import Any
 
 from npbgpp.cli.command import Command, read_subcommand, user_errors
-from npbgpp.cli.settings import CameraExport, CloudExport, MeshExport, VolumeExport, WeightsExport
+from npbgpp.cli.settings import CameraExport, CloudExport, MeshExport, SplatExport, VolumeExport, WeightsExport
 
 
 def _command(name: str, summary: str, schema: type, example: str, config_keys: bool = True) -> Command[Any]:
@@ -21,6 +21,12 @@ COMMANDS = {
     ),
     "cloud": _command(
         "cloud", "Writes the points of a scene in the colours of their descriptors (NPBG, NPBG++).", CloudExport, "experiments/demo/npbg"
+    ),
+    "splats": _command(
+        "splats",
+        "Writes the gaussians of a scene (gaussians) as .ply of 3D Gaussian Splatting or .splat.",
+        SplatExport,
+        "experiments/gaussians_still_life out=still_life.splat",
     ),
     "mesh": _command(
         "mesh", "Writes the coloured surface of a radiance field (NeRF).", MeshExport, "experiments/nerf_lego n_grid=128 sigma_threshold=10"
@@ -45,6 +51,8 @@ def main() -> None:
             export.weights(settings)
         elif name == "cloud":
             export.cloud(settings, overrides)
+        elif name == "splats":
+            export.splats(settings, overrides)
         elif name == "mesh":
             export.extract_mesh(settings, overrides)
         elif name == "volume":

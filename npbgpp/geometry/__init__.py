@@ -1,6 +1,7 @@
 """Cameras, pixel conventions, trajectories, image warps and point clouds: pure functions and frozen dataclasses on torch tensors."""
 
 from npbgpp.geometry.cameras import Cameras, rigid_defect
+from npbgpp.geometry.gaussian_cloud import LARGEST_SH_DEGREE, SH_DC, GaussianCloud, read_gaussian_ply, write_gaussian_ply
 from npbgpp.geometry.image_warp import Alignment, align_vertically, crop_to_points, resample
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection, ProjectionSettings
 from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
@@ -21,11 +22,14 @@ from npbgpp.geometry.trajectories import (
 __all__ = [
     "Alignment",
     "Cameras",
+    "GaussianCloud",
+    "LARGEST_SH_DEGREE",
     "PixelConvention",
     "PixelGrid",
     "PointCloud",
     "Projection",
     "ProjectionSettings",
+    "SH_DC",
     "TimedCamera",
     "align_vertically",
     "average_pose",
@@ -36,11 +40,13 @@ __all__ = [
     "loop_path",
     "orbit_path",
     "random_rotation_path",
+    "read_gaussian_ply",
     "read_ply",
     "resample",
     "rigid_defect",
     "spiral_along_path",
     "spiral_path",
     "turntable_path",
+    "write_gaussian_ply",
     "write_ply",
 ]

@@ -26,7 +26,7 @@ from npbgpp.data import Scene, SceneNormalisation
 from npbgpp.data.batches import BatchDataset
 from npbgpp.data.scene import Batch
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings, TimedCamera
+from npbgpp.geometry import Cameras, GaussianCloud, PointCloud, ProjectionSettings, TimedCamera
 from npbgpp.metrics import ImageMetrics, ImageScores
 from npbgpp.volume import Composited, OccupancyGrid, RadianceField, Rays
 
@@ -299,6 +299,13 @@ class System(LightningModule):
         """Weights of a checkpoint by the names that they have in this method."""
         return weights
 
+    def read_foreign_weights(self, path: Path) -> dict[str, Tensor] | None:
+        """Weights in a file of another program, by the names that they have in this method; None: the file is a checkpoint.
+
+        Raises InputError for a file of that program that cannot be used.
+        """
+        return None
+
     def adapt_to_weights(self, weights: dict[str, Tensor]) -> None:
         """Takes over network sizes from weights, given by the names that they have in this method.
 
@@ -326,6 +333,10 @@ class System(LightningModule):
     def coloured_cloud(self, scene: str) -> PointCloud:
         """Points of a scene with learned colours. Raises InputError for methods without points."""
         raise InputError(f"export cloud: {type(self).__name__} has no points; use export mesh, or a run of a point-based method")
+
+    def gaussian_cloud(self, scene: str) -> GaussianCloud:
+        """A scene as gaussians, for programs that show them. Raises InputError for methods without gaussians."""
+        raise InputError(f"export splats: {type(self).__name__} has no gaussians; use export cloud or mesh, or a run of system=gaussians")
 
     def field_export(self) -> FieldExport:
         """The radiance field for meshes and volumes. Raises InputError for methods without one in Euclidean coordinates."""
@@ -412,13 +423,13 @@ class System(LightningModule):
     def on_train_epoch_start(self) -> None:
         self._last_batch_end = None  # evaluation and saving are not training time
 
-    def log_throughput(self, count: int, batch_size: int) -> None:
-        """Logs how many points or rays (see ``unit``) a batch has, and how many are processed per second."""
+    def log_throughput(self, count: int, batch_size: int, batches: int = 1) -> None:
+        """Logs how many points or rays (see ``unit``) a batch has, and how many are processed per second, over ``batches`` since the last call."""
         now = time.perf_counter()
         # CPU tensors: Lightning would move plain numbers to the device and wait for it
         self.log("points", torch.tensor(float(count)), logger=False, batch_size=batch_size)
         if self._last_batch_end is not None:
-            rate = torch.tensor(count / (now - self._last_batch_end))
+            rate = torch.tensor(batches * count / (now - self._last_batch_end))
             self.log(f"{self.unit}_per_s", rate, prog_bar=True, batch_size=batch_size)
         self._last_batch_end = now
 
@@ -455,15 +466,17 @@ class ManualOptimizationSystem(System):
         if self._batches_in_step >= self._accumulate:
             self.step()
 
-    def log_batch(self, batch: Batch, terms: dict[str, Tensor], loss: Tensor, rendered: Tensor, target: Tensor, points: int) -> None:
-        """Logs the loss terms, the loss, the PSNR of colours and the throughput."""
+    def log_batch(
+        self, batch: Batch, terms: dict[str, Tensor], loss: Tensor, rendered: Tensor, target: Tensor, points: int, batches: int = 1
+    ) -> None:
+        """Logs the loss terms, the loss, the PSNR of colours and the throughput. ``batches``: since the last call, for methods that do not log each one."""
         for name, value in terms.items():
             self.log(name, value.detach(), batch_size=len(batch))
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         with torch.no_grad():
             error = torch.nn.functional.mse_loss(rendered.detach().clamp(0, 1), target)
         self.log("psnr", -10 * torch.log10(error.clamp_min(1e-10)), prog_bar=True, batch_size=len(batch))
-        self.log_throughput(points, len(batch))
+        self.log_throughput(points, len(batch), batches)
 
     def step(self) -> None:
         """Steps and clears every optimizer."""

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
-from PIL import Image
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from npbgpp.data import DepthMap, View, image_size, read_photo
+from npbgpp.data import DepthMap, View, read_depth, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import PointCloud
 
@@ -24,7 +23,6 @@ _SEED = 0  # of the random draw: the same cloud gives the same points
 _VOXELS_PER_DEPTH = 250  # default edge of a voxel: the median depth over this
 _MEDIAN_VIEWS = 16  # sampled for the median depth
 _MIN_MERGE = 1 << 20  # rows collected before they are merged
-_DEPTH_MODES = ("I;16", "I;16B", "I;16L", "I")
 # columns of VoxelSums.total
 _BATCHES, _POINTS, _OFFSET, _COLOUR = 0, 1, slice(2, 5), slice(5, 8)
 
@@ -156,27 +154,6 @@ def fuse_depth(views: Sequence[View], voxel: float | None, min_hits: int = 2) ->
             "larger voxels"
         )
     return cloud
-
-
-def read_depth(depth: DepthMap) -> Float[Tensor, "h w"]:
-    """Depths in scene units, 0 where unknown.
-
-    Raises:
-        InputError: a missing or unreadable file, an image without a single 16-bit channel, or of another size than its camera.
-    """
-    size, expected = image_size(depth.path), depth.camera.image_size
-    if size != expected:
-        raise InputError(
-            f"depth map {depth.path}: expected {expected[1]}x{expected[0]} pixels as its camera has, got {size[1]}x{size[0]}; restore the image"
-        )
-    try:
-        with Image.open(depth.path) as image:
-            mode, values = image.mode, np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"depth map {depth.path}: expected a readable image, got {error}; replace the file") from error
-    if mode not in _DEPTH_MODES:
-        raise InputError(f"depth map {depth.path}: expected an image of one 16-bit channel, got {mode}; export depths as 16-bit PNG")
-    return torch.from_numpy(values.astype(np.float32)) * depth.unit
 
 
 def _median_depth(maps: Sequence[DepthMap]) -> float:

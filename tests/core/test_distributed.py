@@ -16,7 +16,7 @@ import torch
 from npbgpp.core.files import load_tensors
 from npbgpp.data.sampling import SceneSampler, Shard
 
-from ..conftest import REPOSITORY, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
+from ..conftest import REPOSITORY, TINY_GAUSSIANS, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
 
 LAST = "checkpoints/last.ckpt"
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
@@ -219,6 +219,7 @@ BOTH = (SCENES, "system.max_scenes_per_train_epoch=2", "dataloader.train_data_mo
 TESTED = ("trainer.limit_val_batches=0", "test_after_fit=true")
 PLAIN = ("system.field.sampling.perturb=0.0", "system.field.sampling.noise_std=0.0", "system.optimizer=sgd")
 OTHERS = {
+    "gaussians": (*TINY_GAUSSIANS, *TESTED, "dataloader.train_total_batch_size=2", "datasets.train_num_samples=12"),
     "nerf": (*TINY_NERF, *PLAIN, *TESTED, "system.occupancy_grid=false", "system.lr=0.5"),
     "nsff": (*TINY_NSFF, *PLAIN, *TESTED, "datasets.batches_per_epoch=8", "datasets.holdout_indices=[2,5]"),
     "npbgpp": (*TINY_NPBGPP, *TESTED, *BOTH),
@@ -256,6 +257,13 @@ def test_processes_that_share_a_scene_keep_equal_descriptors(others, run_in, tmp
         patch.setattr("npbgpp.engine.datamodule.SceneSampler", Dealt)
         alone = run_in(tmp_path, tiny=SHARED)
     assert_close(alone, others[0] / "shared")
+
+
+def test_processes_move_the_same_gaussians(others, run_in, tmp_path):
+    """Relocated, sorted, and stepped where any process sees them."""
+    alone = run_in(tmp_path, tiny=OTHERS["gaussians"])
+    assert_close(alone, others[0] / "gaussians", 1e-4)
+    assert_same_scores(others[0] / "gaussians", alone)
 
 
 @pytest.mark.parametrize("name", ["nerf", "nsff"])

@@ -220,6 +220,8 @@ def test_default_files_are_in_the_run(trained, export, tmp_path):
         ("nerf", "cloud", "NeRF"),
         ("npbg", "mesh", "NPBG"),
         ("npbg", "volume", "NPBG"),
+        ("npbg", "splats", "NPBG"),
+        ("nerf", "splats out=scene.obj", "scene.obj: .* .ply or .splat"),
         ("npbg", "cloud out=cloud.obj", "cloud.obj: .* .ply"),
         ("npbg", "weights checkpoint=best", "checkpoint: .* epoch0, last .* best"),
         ("npbg", "weights out=weights.ckpt", "weights.ckpt: .* .safetensors"),
@@ -267,7 +269,7 @@ def test_command_line(trained, export, tmp_path):
     """Usage without arguments; a user error is one line and exit code 1."""
     with pytest.raises(SystemExit, match="usage: npbgpp export") as caught:
         export()
-    assert all(f"  {command} " in str(caught.value.code) for command in ("weights", "cloud", "mesh", "volume", "cameras"))
+    assert all(f"  {command} " in str(caught.value.code) for command in ("weights", "cloud", "splats", "mesh", "volume", "cameras"))
     with pytest.raises(SystemExit, match=r"(?s)usage: npbgpp export mesh.* run=.* sigma_threshold=20"):
         export("mesh")
     (tmp_path / "weights.safetensors").touch()
