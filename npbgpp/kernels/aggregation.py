@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -110,7 +110,7 @@ def observation_products_reference(basis: Float[Tensor, "v m"], features: Float[
 
 
 @kernel()
-def _add(sums, rows, basis, features, begin, end):  # type: ignore[no-untyped-def]
+def _add(sums, rows, basis, features, begin, end):
     m, c = basis.shape[1], features.shape[1]
     for i in range(begin, end):
         row, a, y = sums[rows[i]], basis[i], features[i]
@@ -131,7 +131,7 @@ def _add(sums, rows, basis, features, begin, end):  # type: ignore[no-untyped-de
 
 
 @kernel()
-def _multiply(basis, features, out, begin, end):  # type: ignore[no-untyped-def]
+def _multiply(basis, features, out, begin, end):
     m, c = basis.shape[1], features.shape[1]
     for i in range(begin, end):
         row, a, y = out[i], basis[i], features[i]
@@ -152,7 +152,7 @@ def _multiply(basis, features, out, begin, end):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _differentiate(basis, features, gradient, of_basis, of_features, begin, end):  # type: ignore[no-untyped-def]
+def _differentiate(basis, features, gradient, of_basis, of_features, begin, end):
     m, c = basis.shape[1], features.shape[1]
     for i in range(begin, end):
         a, y, given, of_a, of_y = basis[i], features[i], gradient[i], of_basis[i], of_features[i]

@@ -31,7 +31,11 @@ def is_available() -> bool:
     try:
         import numba  # noqa: F401
     except Exception as error:  # a broken installation raises whatever its parts raise
-        log.warning("numba cannot be used (%s: %s): CPU kernels run as plain PyTorch, many times slower; reinstall numba", type(error).__name__, error)
+        log.warning(
+            "numba cannot be used (%s: %s): CPU kernels run as plain PyTorch, many times slower; reinstall numba",
+            type(error).__name__,
+            error,
+        )
         return False
     return True
 
@@ -60,7 +64,10 @@ def _prepare_cache() -> bool:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_ROOM))
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
-        log.warning("compiled kernels cannot be kept (%s): they are compiled again by every process; set NUMBA_CACHE_DIR to a folder that can be written to", error)
+        log.warning(
+            "compiled kernels cannot be kept (%s): they are compiled again by every process; set NUMBA_CACHE_DIR to a folder that can be written to",
+            error,
+        )
         return False
     numba.config.CACHE_DIR = str(folder)
     return True
@@ -97,7 +104,11 @@ class Kernel:
         names = {name: value for name, value in self.function.__globals__.items() if isinstance(value, Kernel)}
         called = {name: value.dispatcher for name, value in names.items() if name in self.function.__code__.co_names and value is not self}
         function = types.FunctionType(
-            self.function.__code__, {**self.function.__globals__, **called}, self.function.__name__, self.function.__defaults__, self.function.__closure__
+            self.function.__code__,
+            {**self.function.__globals__, **called},
+            self.function.__name__,
+            self.function.__defaults__,
+            self.function.__closure__,
         )
         function.__qualname__, function.__module__ = self.function.__qualname__, self.function.__module__
         return numba.njit(nogil=True, cache=_prepare_cache(), **self._options)(function)

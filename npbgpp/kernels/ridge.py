@@ -144,7 +144,7 @@ def _differentiate_numba(sums: Tensor, ridge: Tensor, channels: int, out: Tensor
 
 
 @kernel(error_model="numpy")
-def _eliminate(row, ridge, channels, gram, pivots, x):  # type: ignore[no-untyped-def]
+def _eliminate(row, ridge, channels, gram, pivots, x):
     """Solves (G + diag(ridge)) x = x, x (m, c), by G = L D LT without pivoting; ``gram`` (m, m) and ``pivots`` (m,) are overwritten.
 
     Row j of ``gram`` becomes that of D LT: elimination below the diagonal of a symmetric matrix.
@@ -174,7 +174,7 @@ def _eliminate(row, ridge, channels, gram, pivots, x):  # type: ignore[no-untype
 
 
 @kernel(error_model="numpy")
-def _solve(sums, rows, ridge, channels, out, begin, end):  # type: ignore[no-untyped-def]
+def _solve(sums, rows, ridge, channels, out, begin, end):
     """Rows ``begin`` to ``end`` of ``out``; no ``rows`` means all in order."""
     m, c = len(ridge), len(channels)
     gram, pivots, x = np.empty((m, m), np.float32), np.empty(m, np.float32), np.empty((m, c), np.float32)
@@ -202,7 +202,7 @@ def _solve(sums, rows, ridge, channels, out, begin, end):  # type: ignore[no-unt
 
 
 @kernel(error_model="numpy")
-def _differentiate(sums, out, gradient, of_sums, ridge, channels, begin, end):  # type: ignore[no-untyped-def]
+def _differentiate(sums, out, gradient, of_sums, ridge, channels, begin, end):
     """Gradients of the sums. With x the solution for the right-hand side ``gradient``: B gets x, G gets -x slopesT, A gets -x mean."""
     m, c = len(ridge), len(channels)
     gram, pivots, x = np.empty((m, m), np.float32), np.empty(m, np.float32), np.empty((m, c), np.float32)
@@ -220,7 +220,7 @@ def _differentiate(sums, out, gradient, of_sums, ridge, channels, begin, end):  
                 of_mean -= x[j, k] * row[1 + j]
             target[1 + m + k] = of_mean / count
             of_count -= of_mean * result[k] / count
-        target[0] = of_count if row[0] >= _ONE else np.float32(0)
+        target[0] = of_count if row[0] > _ONE else np.float32(0)
         at = 1 + m + c
         for j in range(m):
             of_basis = np.float32(0)
@@ -324,7 +324,7 @@ extern "C" __global__ void differentiate(
         target[1 + M + k] = of_mean / observations;
         of_count -= of_mean * result[k] / observations;
     }
-    target[0] = row[0] >= 1.0f ? of_count : 0.0f;
+    target[0] = row[0] > 1.0f ? of_count : 0.0f;
     int at = 1 + M + C;
     for (int j = 0; j < M; ++j) {
         float of_basis = 0.0f;
