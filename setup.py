@@ -11,6 +11,7 @@ INSTALL_REQUIRES = [
     "jaxtyping>=0.3.2,<0.4",
     "jinja2>=3.1.6,<4",
     "lpips>=0.1.4,<0.2",
+    "numba>=0.68,<1",
     "numpy>=2.2,<3",
     "omegaconf>=2.3,<2.4",
     "opencv-python-headless>=5,<6",

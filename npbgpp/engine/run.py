@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from npbgpp.callbacks.cpu_share import CpuShare
 from npbgpp.callbacks.evaluation import EvaluationWriter
 from npbgpp.callbacks.preemption import Preemption
 from npbgpp.callbacks.timing import RunCosts, progress_callback
@@ -235,7 +236,7 @@ def _automatic_optimization(system: System, settings: SystemSettings) -> dict[st
 
 def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: EvaluationWriter) -> Trainer:
     plan, evaluate_only = parts.plan, parts.settings.eval_only
-    callbacks: list[Callback] = [writer]
+    callbacks: list[Callback] = [CpuShare(), writer]
     chosen = config.callbacks.get("test" if evaluate_only else "fit")
     if not plan.arguments["enable_checkpointing"]:
         chosen = {k: v for k, v in (chosen or {}).items() if not v["_target_"].endswith("Checkpoint")}

@@ -16,6 +16,7 @@ with s = min(h, w): ``column = trunc((w - 1) / 2 - x (s - 1) / 2 - 1e-6 + 0.5)``
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -113,6 +114,16 @@ class PixelGrid:
         row = y.mul(-half).add_((height - 1) / 2).sub_(_AUTHORS_ROUNDING_SHIFT).add_(0.5).to(torch.int32)
         return row, column
 
+    def cell_steps(self, scale: float, level_size: tuple[int, int]) -> tuple[float, float, float, float, float]:
+        """Numbers of the step function of a level: (slope, start of x, start of y, shift, half).
+
+        The column is ``trunc(((x * slope + start) - shift) + half)``, with each operation rounded to float32; the same as ``cells``.
+        """
+        if self.convention is PixelConvention.EXACT:
+            return scale, 0.0, 0.0, 0.0, 0.0
+        height, width = level_size
+        return -(min(height, width) - 1) / 2, (width - 1) / 2, (height - 1) / 2, _AUTHORS_ROUNDING_SHIFT, 0.5
+
     def overflows(self, scale: float, level_size: tuple[int, int]) -> bool:
         """Whether points inside the image can fall outside the level: sizes are rounded down, so border cells can be missing."""
         if self.convention is PixelConvention.EXACT:
@@ -129,6 +140,14 @@ class PixelGrid:
             return -bounds, bounds
         height, width = self.image_size
         return torch.zeros(2, device=device), torch.tensor([float(width), float(height)], device=device)
+
+    def closed_extent(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Smallest and largest float32 (x, y) for which ``inside`` holds, both included."""
+        if self.convention is PixelConvention.AUTHORS:
+            bound_x, bound_y = (float(np.float32(bound)) for bound in ndc_bounds(self.image_size))
+            return (-bound_x, -bound_y), (bound_x, bound_y)
+        height, width = (float(np.nextafter(np.float32(length), np.float32(0))) for length in self.image_size)
+        return (0.0, 0.0), (width, height)
 
     def level_size(self, scale: float, supersampling: int = 1) -> tuple[int, int]:
         """(height, width) of the raster at a scale: int(scale * size) * supersampling, as the authors round."""

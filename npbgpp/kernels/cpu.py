@@ -69,13 +69,33 @@ def _prepare_cache() -> bool:
             error,
         )
         return False
-    numba.config.CACHE_DIR = str(folder)
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     return True
 
 
 @functools.cache
 def _announce_compilation() -> None:
     log.info("compiling CPU kernels, once per version and machine (cache: %s)", cache_folder())
+
+
+class _Fma:
+    """``fma(a, b, c)`` in kernels: a * b + c in float32, rounded once."""
+
+    @functools.cached_property
+    def dispatcher(self) -> Any:
+        """The numba intrinsic."""
+        from numba import types
+        from numba.extending import intrinsic
+
+        @intrinsic
+        def fma(context, a, b, c):
+            signature = types.float32(types.float32, types.float32, types.float32)
+            return signature, lambda context, builder, signature, arguments: builder.fma(*arguments)
+
+        return fma
+
+
+fma: Any = _Fma()
 
 
 class Kernel:
@@ -92,7 +112,7 @@ class Kernel:
 
     @property
     def dispatcher(self) -> Any:
-        """The numba function; imports numba."""
+        """The numba function; imports numba on first access."""
         if self._dispatcher is None:
             with _compiler_lock:
                 self._dispatcher = self._dispatcher or self._make()
@@ -101,7 +121,7 @@ class Kernel:
     def _make(self) -> Any:
         import numba
 
-        names = {name: value for name, value in self.function.__globals__.items() if isinstance(value, Kernel)}
+        names = {name: value for name, value in self.function.__globals__.items() if isinstance(value, Kernel | _Fma)}
         called = {name: value.dispatcher for name, value in names.items() if name in self.function.__code__.co_names and value is not self}
         function = types.FunctionType(
             self.function.__code__,

@@ -1,5 +1,8 @@
 """The rasterizer against its reference, and invalid arguments."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ProjectionSettings
 from npbgpp.kernels import rasterization as module
 from npbgpp.kernels.chunks import ChunkedCloud
+from npbgpp.kernels.projection import INSIDE, OUTSIDE, chunk_state, projection_numbers
 from npbgpp.kernels.rasterization import Level, rasterize
 from npbgpp.kernels.reference import rasterize_reference
 
@@ -39,8 +43,9 @@ def cloud(n: int, seed: int, spread: float = 1.4) -> torch.Tensor:
 @pytest.mark.parametrize("image_size", [(64, 64), (48, 80), (97, 61), (33, 40)])
 @pytest.mark.parametrize("levels", [[*PYRAMID, Level(0.5, 2), Level(0.3)], PYRAMID[:3], [Level(0.5)]], ids=["any", "nested", "half"])
 def test_equals_reference(convention, image_size, levels, monkeypatch):
-    monkeypatch.setattr(module, "_CPU_BATCH", 512)  # several chunks and bound updates on a small cloud
-    points, camera = cloud(6000, seed=1), dyadic_camera(image_size, convention)
+    monkeypatch.setattr(module, "_POINTS_PER_TASK", 512)  # several tasks and threads on a small cloud
+    monkeypatch.setattr(module, "_POINTS_PER_THREAD", 256)
+    points, camera = cloud(1500, seed=1), dyadic_camera(image_size, convention)
     fragments = rasterize(ChunkedCloud.build(points, chunk_size=32), camera, levels, ProjectionSettings(1.0, convention))
     xyd = PixelGrid(convention, image_size).normalise(camera, points)[0]
     for level, found in zip(levels, fragments, strict=True):
@@ -50,57 +55,58 @@ def test_equals_reference(convention, image_size, levels, monkeypatch):
     assert (fragments[0].index >= 0).any()
 
 
-@pytest.mark.parametrize("image_size", [(64, 64), (97, 61)])
-def test_nested_levels_need_no_slot_table(image_size, monkeypatch):
-    camera, looked_up, look_up = dyadic_camera(image_size, PixelConvention.EXACT), [], torch.index_select
-    monkeypatch.setattr(torch, "index_select", lambda source, *rest, **out: (looked_up.append(source), look_up(source, *rest, **out))[1])
-    grids = {}
-    for levels in ((1.0, 0.5, 0.25), (1.0, 0.3)):
-        looked_up.clear()
-        rasterize(ChunkedCloud.build(cloud(500, 3)), camera, [Level(scale) for scale in levels], ProjectionSettings(1.0))
-        grids[levels] = any(source.dtype == torch.int32 and source.dim() == 1 for source in looked_up)  # the table of slots
-    assert list(grids.values()) == [False, True]
+def test_nested_levels_are_reduced():
+    """Only the finest of nested levels is drawn; a level that another does not cover is drawn, too."""
+
+    def drawn(*levels: Level, convention: PixelConvention = PixelConvention.EXACT, image_size: tuple[int, int] = (63, 40)) -> int:
+        grid = PixelGrid(convention, image_size)
+        targets = [module._Target(level.cells_per_pixel(), grid.level_size(level.scale, level.supersampling)) for level in levels]
+        return sum(k == source for k, source in module._sources(convention, targets).items())
+
+    assert drawn(*PYRAMID) == 1
+    assert drawn(*PYRAMID, Level(0.3)) == 2
+    assert drawn(*PYRAMID, convention=PixelConvention.AUTHORS) == len(PYRAMID)
+    assert drawn(Level(0.25, 4), Level(0.5)) == 2  # 60 rows of single pixels do not cover 31 rows of two
 
 
-def test_few_points_are_ambiguous(monkeypatch):
-    """Most points are drawn once for all levels."""
-    waiting, drawn = [], []
-    original = module._Canvas._scatter
-    monkeypatch.setattr(
-        module._Canvas, "_scatter", lambda self, buffer, xy, *rest: (drawn.append(xy.shape[1]), original(self, buffer, xy, *rest))[1]
-    )
-    level = module._Canvas._scatter_level
-    monkeypatch.setattr(
-        module._Canvas, "_scatter_level", lambda self, k, xy, *rest: (waiting.append(xy.shape[1]), level(self, k, xy, *rest))[1]
-    )
-    points = torch.cat([torch.rand(60_000, 2) * 2 - 1, torch.rand(60_000, 1) * 4 + 4], 1)
-    rasterize(
-        ChunkedCloud.build(points),
-        dyadic_camera((256, 256), PixelConvention.AUTHORS),
-        PYRAMID,
-        ProjectionSettings(1.0, PixelConvention.AUTHORS),
-    )
-    assert 0 < waiting[0] < 0.1 * sum(drawn)
-    waiting.clear()
-    rasterize(ChunkedCloud.build(points), dyadic_camera((256, 256), PixelConvention.EXACT), PYRAMID, ProjectionSettings(1.0))
-    assert not waiting
-
-
-def test_invisible_chunks_are_culled(monkeypatch):
-    """A camera that sees a small part of a cloud projects a small part of it."""
-    seen, original = [], module._Canvas._project
-    monkeypatch.setattr(
-        module._Canvas, "_project", lambda self, cloud, part, *rest: (seen.append(len(part)), original(self, cloud, part, *rest))[1]
-    )
+def test_invisible_chunks_are_culled():
+    """Chunks outside of the view frustum are skipped, and few others touch its border."""
     points = torch.cat([torch.rand(50_000, 2) * 40 - 20, torch.full((50_000, 1), 4.0)], 1)
     cloud = ChunkedCloud.build(points, chunk_size=64)
-    rasterize(
-        cloud,
-        dyadic_camera((32, 32), PixelConvention.AUTHORS),
-        PYRAMID,
-        ProjectionSettings(1.0, PixelConvention.AUTHORS),
-    )
-    assert 0 < sum(seen) < 0.1 * cloud.index.shape[0]
+    for convention in PixelConvention:
+        grid = PixelGrid(convention, (32, 32))
+        numbers = projection_numbers(grid.projection(dyadic_camera((32, 32), convention)), grid, 1.0)
+        states = [chunk_state(cloud.corners.numpy(), k, numbers, np.float32(0)) for k in range(len(cloud.index))]
+        assert 0 < sum(state != OUTSIDE for state in states) < 0.1 * len(states)
+        xyd = grid.normalise(dyadic_camera((32, 32), convention), cloud.xyz_world.flatten(1).t())[0].view(*cloud.index.shape, 3)
+        inside = grid.inside(xyd[..., 0], xyd[..., 1]) & (xyd[..., 2] > 1.0)
+        for state, chunk in zip(states, inside, strict=True):
+            assert state != OUTSIDE or not chunk.any()
+            assert state != INSIDE or chunk.all()
+
+
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_non_finite_points_are_not_drawn(convention):
+    points = cloud(300, 2)
+    points[::7, 0], points[1::7, 1], points[2::7, 2] = math.nan, math.inf, -math.inf
+    camera = dyadic_camera((32, 32), convention)
+    found = rasterize(ChunkedCloud.build(points, chunk_size=16), camera, PYRAMID, ProjectionSettings(1.0, convention))
+    finite = points.isfinite().all(1)
+    expected = rasterize(ChunkedCloud.build(points[finite]), camera, PYRAMID, ProjectionSettings(1.0, convention))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.depth, b.depth)
+        assert finite[a.index[a.index >= 0]].all()
+
+
+@pytest.mark.parametrize("convention", PixelConvention)
+def test_threads_do_not_change_the_result(convention, monkeypatch):
+    monkeypatch.setattr(module, "_POINTS_PER_TASK", 512)
+    chunked, camera = ChunkedCloud.build(cloud(6000, 4), chunk_size=32), dyadic_camera((97, 61), convention)
+    keys = []
+    for threads in (1, 3):
+        monkeypatch.setattr(module, "thread_count", lambda *_, threads=threads: threads)
+        keys.append([f.keys for f in rasterize(chunked, camera, PYRAMID, ProjectionSettings(1.0, convention))])
+    assert all(torch.equal(a, b) for a, b in zip(*keys, strict=True))
 
 
 @settings(max_examples=40, deadline=None)
@@ -135,7 +141,7 @@ def test_random_points_equal_one_pass_per_level(convention, image_size):
     xh, yh, depth = ((px * matrix[0][k]).add_(py, alpha=matrix[1][k]).add_(pz, alpha=matrix[2][k]).add_(offset[k]) for k in range(3))
     if projection.scale is not None:
         (fx, fy), (cx, cy) = projection.scale[0].tolist(), projection.shift[0].tolist()
-        xh, yh = xh * fx + depth * cx, yh * fy + depth * cy
+        xh, yh = (xh * fx).add_(depth, alpha=cx), (yh * fy).add_(depth, alpha=cy)
     x, y = xh / (depth + grid.epsilon), yh / (depth + grid.epsilon)
     seen = grid.inside(x, y) & (depth > 1.0)
     keys = (depth.view(torch.int32).long() << 32) | torch.arange(len(points))
