@@ -20,9 +20,9 @@ from measure import best_and_median_ms, camera, in_process, machine, surface_clo
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.kernels.huge_pages import empty_table
-from npbgpp.methods.npbgpp.input_views import sample_features
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.nets.aggregation import PointDirections, SphereAggregator
+from npbgpp.points import sample_features
 
 BASIS, CHANNELS, SIZE, SHARE = 6, 8, 512, 0.14
 VIEWS = 8  # added before the update of another view is timed

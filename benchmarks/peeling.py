@@ -11,7 +11,7 @@ import torch
 import plain
 from measure import best_and_median_ms, camera, machine, surface_cloud
 from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.points.peeling import Footprint, peel
+from npbgpp.kernels.peeling import Footprint, peel
 
 NEAR, FAR, MAX_SPLAT = 3.0, 7.0, 1.0
 

@@ -15,7 +15,8 @@ MODULES = {name.removesuffix(".__init__"): path for name, path in MODULES.items(
 ORDER = (
     ("errors", "__version__"),
     ("core", "geometry"),
-    ("kernels", "volume", "nets"),
+    ("kernels",),
+    ("volume", "nets"),
     ("points", "losses"),
     ("data", "metrics"),
     ("parsers", "io"),

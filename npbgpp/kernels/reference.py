@@ -42,38 +42,3 @@ def rasterize_reference(
             index[row, column] = i
             depth[row, column] = z
     return index, depth
-
-
-def peel_reference(
-    uvd: Float[Tensor, "n 3"], image_size: tuple[int, int], layers: int, near: float, far: float, max_splat: float, gap: float
-) -> list[tuple[Int[Tensor, "h w"], Float[Tensor, "h w"], list[tuple[int, int]]]]:
-    """Index (-1 empty), depth (inf empty) and closed pixels (behind a gap) of every layer, front to back; the lowest index wins ties.
-
-    ``uvd`` holds pixel coordinates from the top-left corner, and depth.
-    """
-    height, width = image_size
-    remaining = [i for i in range(len(uvd)) if uvd[i, 2] > 0]
-    closed: set[tuple[int, int]] = set()
-    found: list[tuple[Tensor, Tensor, list[tuple[int, int]]]] = []
-    for _ in range(layers):
-        index = torch.full((height, width), -1, dtype=torch.int64)
-        depth = torch.full((height, width), math.inf)
-        for i in remaining:
-            u, v, z = uvd[i].tolist()
-            radius = max_splat * min(max(1 - (z - near) / (far - near), 0.0), 1.0)
-            for row in range(math.floor(v - radius), math.floor(v + radius) + 1):
-                for column in range(math.floor(u - radius), math.floor(u + radius) + 1):
-                    if 0 <= row < height and 0 <= column < width and z < depth[row, column]:
-                        index[row, column], depth[row, column] = i, z
-        winners = set(index.flatten().tolist())
-        if found:
-            before = found[-1][1]
-            for row in range(height):
-                for column in range(width):
-                    if index[row, column] >= 0 and depth[row, column] - before[row, column] > gap:
-                        closed.add((row, column))
-            for row, column in closed:
-                index[row, column], depth[row, column] = -1, math.inf
-        found.append((index, depth, sorted(closed)))
-        remaining = [i for i in remaining if i not in winners]
-    return found

@@ -10,11 +10,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from npbgpp.errors import InputError
+from npbgpp.kernels.aggregation import add_observations, observation_products
+from npbgpp.kernels.ridge import ridge_solve, ridge_solve_rows, sums_length
 
 # type -> inputs of the learned basis beside the viewing direction: (distance, optical axis)
 BASES = {
@@ -130,9 +132,27 @@ class Aggregator(nn.Module, ABC):
             directions: viewing direction of each point.
         """
 
+    @torch.no_grad()
+    def add(
+        self,
+        sums: Float[Tensor, "r s"],
+        rows: Int32[Tensor, " v"],
+        features: Float[Tensor, "v c"],
+        weights: Float[Tensor, " v"],
+        directions: PointDirections,
+    ) -> None:
+        """Adds v observations to ``rows`` of the sums, which must be unique; the observations may be on another device."""
+        sums.index_add_(0, rows, self.observe(features, weights, directions).to(sums.device))
+
     @abstractmethod
     def solve(self, sums: Float[Tensor, "r s"]) -> Float[Tensor, "r q"]:
         """Coefficients of points from their sums; zeros for points without observations."""
+
+    @torch.no_grad()
+    def solve_rows(self, sums: Float[Tensor, "r s"], rows: Int32[Tensor, " n"], out: Float[Tensor, "n q"]) -> None:
+        """Writes the coefficients of row ``rows[i]`` of the sums to row i of ``out``, and zeros where ``rows[i]`` is -1."""
+        known = (rows >= 0).nonzero()[:, 0]
+        out.zero_().index_copy_(0, known, self.solve(sums[rows[known]]))
 
     @abstractmethod
     def evaluate(self, coefficients: Float[Tensor, "r q"], directions: PointDirections) -> Float[Tensor, "r c"]:
@@ -207,7 +227,7 @@ class SphereAggregator(Aggregator):
         for key, value in (("m", m), ("width", width), ("depth", depth + 1)):
             if value < 1:
                 raise InputError(f"system.aggregator.{key}: expected a positive number, got {value}")
-        super().__init__(descriptor_dim, 1 + m + descriptor_dim + m * (m + 1) // 2 + m * descriptor_dim, (1 + m) * descriptor_dim)
+        super().__init__(descriptor_dim, sums_length(m, descriptor_dim), (1 + m) * descriptor_dim)
         self.m, self.learnable_alpha = m, learnable_alpha
         self.basis_type, self.tanh = type, tanh
         if type != "spherical":
@@ -226,46 +246,30 @@ class SphereAggregator(Aggregator):
         return basis.tanh() if self.tanh else basis
 
     def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], directions: PointDirections) -> Float[Tensor, "v s"]:
-        """Summands of v observations; weights are ignored.
+        """Summands of v observations, see ``npbgpp.kernels.aggregation``; weights are ignored."""
+        return observation_products(self.basis(directions), features)
 
-        In the order of elimination in ``solve``: the count, A, Y, then for every basis function its row of G, from the diagonal on, and its row of B.
-        """
-        basis = self.basis(directions)
-        rows = []
-        for k in range(self.m):
-            rows += [basis[:, k, None] * basis[:, k:], basis[:, k, None] * features]
-        return torch.cat([torch.ones_like(basis[:, :1]), basis, features, *rows], 1)
+    @torch.no_grad()
+    def add(
+        self,
+        sums: Float[Tensor, "r s"],
+        rows: Int32[Tensor, " v"],
+        features: Float[Tensor, "v c"],
+        weights: Float[Tensor, " v"],
+        directions: PointDirections,
+    ) -> None:
+        add_observations(sums, rows, self.basis(directions).to(sums.device), features.to(sums.device))
+
+    def _ridge(self, sums: Tensor) -> Float[Tensor, " m"]:
+        """The ridge in the precision of the sums, on their device."""
+        return (softplus(self.alpha) if self.learnable_alpha else self.alpha)[:, 0].to(sums)
 
     def solve(self, sums: Float[Tensor, "r s"]) -> Float[Tensor, "r q"]:
-        """Coefficients by G = L D LT, column by column for all points at once.
+        return ridge_solve(sums, self._ridge(sums), self.descriptor_dim)
 
-        m is small and r large, so this is several times faster than a batched factorisation. Row j of B follows row j of G in memory, so that one elimination
-        serves both; steps are in place, since allocating memory costs more than the arithmetic.
-        """
-        m, c = self.m, self.descriptor_dim
-        sizes = [1, m, c, *(m - j + c for j in range(m))]
-        count, basis, total, *columns = sums.t().clone(memory_format=torch.contiguous_format).split(sizes)
-        ridge = (softplus(self.alpha) if self.learnable_alpha else self.alpha).to(sums.device)
-        differentiated = torch.is_grad_enabled() and (sums.requires_grad or ridge.requires_grad)
-        if differentiated:  # in-place changes must not overwrite tensors saved for backward
-            columns = [column.clone() for column in columns]
-        mean = total / count.clamp_min(1.0)
-        factors: list[Tensor] = []  # j holds column j of L below the diagonal
-        pivots: list[Tensor] = []  # 1 / D
-        for j, column in enumerate(columns):
-            column[0].add_(ridge[j])
-            # not fused: for a point with one observation this is a difference of equal products and must be exactly zero
-            column[m - j :].sub_(basis[j] * mean)
-            for k in range(j):
-                column.addcmul_(columns[k][j - k :], factors[k][j - k - 1], value=-1)
-            pivots.append(column[0].reciprocal())
-            factors.append(column[1 : m - j] * pivots[j])
-        solved = [column[m - j :].clone() if differentiated else column[m - j :] for j, column in enumerate(columns)]
-        for j in reversed(range(m)):
-            solved[j].mul_(pivots[j])
-            for k in range(j + 1, m):
-                solved[j].addcmul_(factors[j][k - j - 1], solved[k], value=-1)
-        return torch.cat([mean, *solved]).t().contiguous()
+    @torch.no_grad()
+    def solve_rows(self, sums: Float[Tensor, "r s"], rows: Int32[Tensor, " n"], out: Float[Tensor, "n q"]) -> None:
+        ridge_solve_rows(sums, rows, self._ridge(sums), self.descriptor_dim, out)
 
     def evaluate(self, coefficients: Float[Tensor, "r q"], directions: PointDirections) -> Float[Tensor, "r c"]:
         with torch.no_grad():

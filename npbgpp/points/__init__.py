@@ -1,5 +1,6 @@
 """Point-based rendering: visibility, depth peeling, feature pyramids, descriptor tables and their sparse optimisers."""
 
+from npbgpp.kernels.peeling import MAX_LAYERS, Footprint, Layer, peel
 from npbgpp.points.descriptor_tables import (
     CLOUD_KEY,
     DescriptorFolders,
@@ -13,7 +14,6 @@ from npbgpp.points.descriptor_tables import (
     point_directions,
 )
 from npbgpp.points.feature_pyramid import FeaturePyramid, RGBConverter, feature_image, feature_table
-from npbgpp.points.peeling import MAX_LAYERS, Footprint, Layer, peel
 from npbgpp.points.sparse_optim import SparseAdam, SparseParameter, SparseRMSprop
 from npbgpp.points.visibility import cloud_coverage, sample_features, visible_points
 

@@ -40,11 +40,11 @@ class Witness:
     photos: list[InputViews] = field(default_factory=list)
     maps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
-    added: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    added: list[Tensor] = field(default_factory=list)
 
     def visible(self) -> Tensor:
         """(views, points): whose observations were added to the sums."""
-        return torch.stack([torch.zeros(POINTS, dtype=torch.bool).index_fill(0, points.long(), True) for points, _ in self.added])
+        return torch.stack([torch.zeros(POINTS, dtype=torch.bool).index_fill(0, points.long(), True) for points in self.added])
 
     def cameras(self) -> Cameras:
         return Cameras.cat([photo.cameras for photo in self.photos])
@@ -53,20 +53,20 @@ class Witness:
 def aggregate(system: NPBGPlusPlus, monkeypatch) -> Witness:
     """Aggregates the recorded scene."""
     witness = Witness()
-    prepare_photo, add, observe = module.upright, SceneSums.add, system.aggregator.observe
+    prepare_photo, add, add_to_sums = module.upright, SceneSums.add, system.aggregator.add
 
     def upright(*arguments):
         witness.photos.append(prepare_photo(*arguments))
         return witness.photos[-1]
 
-    def observed(features, weights, looked):
+    def added(sums, rows, features, weights, looked):
         witness.features.append(features)
-        return observe(features, weights, looked)
+        add_to_sums(sums, rows, features, weights, looked)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "upright", upright)
-        patch.setattr(SceneSums, "add", lambda self, points, rows: (witness.added.append((points, rows)), add(self, points, rows)))
-        patch.setattr(system.aggregator, "observe", observed)
+        patch.setattr(SceneSums, "add", lambda self, points, *look: (witness.added.append(points), add(self, points, *look)))
+        patch.setattr(system.aggregator, "add", added)
         handle = system.feature_extractor.register_forward_hook(lambda _, inputs, output: witness.maps.append((inputs[0], output)))
         system.prepare("recorded")
         handle.remove()
@@ -127,8 +127,8 @@ def test_recorded_aggregation(parity, scene, build, monkeypatch):
         mine = recorded["view_visible"][view]
         close_to_largest(witness.features[view].t(), expected[:, mine], SAMPLED)
     total = torch.zeros(POINTS)
-    for points, rows in witness.added:
-        total[points.long()] += rows[:, 0]
+    for points in witness.added:
+        total[points.long()] += 1
     assert torch.equal(total, recorded["total"])
     assert torch.equal(drawn_points(system), recorded["visible_mask"])
     found = descriptors_for(system, scene_cameras(scene, scene["target_views"])[0])

@@ -308,7 +308,7 @@ def test_colours_of_the_photos_are_the_colours_of_the_points(run_colours, tmp_pa
 def test_visibility_scale_decides_how_much_a_photo_shows(run_colours, tmp_path, monkeypatch):
     shown: list[int] = []
     add = SceneSums.add
-    monkeypatch.setattr(SceneSums, "add", lambda self, points, observed: shown.append(len(points)) or add(self, points, observed))
+    monkeypatch.setattr(SceneSums, "add", lambda self, points, *look: shown.append(len(points)) or add(self, points, *look))
     totals = []
     for scale in ("null", "1.0", "0.5"):
         run_colours(tmp_path, "eval_only=true", f"system.visibility_scale={scale}", name=f"scale_{scale}")

@@ -5,8 +5,8 @@ import torch
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.kernels.chunks import ChunkedCloud
+from npbgpp.kernels.peeling import Footprint, peel
 from npbgpp.methods.npcr.temporal import flicker, reproject, world_points
-from npbgpp.points.peeling import Footprint, peel
 
 SIZE = (24, 32)
 

@@ -58,11 +58,11 @@ def summed(aggregator: Aggregator, observations: list[Observation]) -> tuple[Sce
         slot = torch.full((POINTS,), -1)
         slot[o.points] = torch.arange(len(o.points))
 
-        def observe(part, o=o, slot=slot):
+        def look(part, o=o, slot=slot):
             rows = slot[part]
-            return aggregator.observe(o.features[rows], torch.ones(len(rows)), PointDirections(o.looked.offset[rows], o.looked.axis))
+            return o.features[rows], PointDirections(o.looked.offset[rows], o.looked.axis)
 
-        sums.add_view(o.points, observe)
+        sums.add_view(o.points, look)
     coefficients = torch.full((POINTS, aggregator.coefficients), torch.nan)
     sums.solve_into(coefficients)
     return sums, coefficients
@@ -132,7 +132,7 @@ def test_memory_grows_with_the_points_that_were_seen():
     sums = SceneSums(1000, aggregator, "cpu")
     used = [sums.bytes_used()]
     for points in (torch.arange(0, 10), torch.arange(5, 10), torch.arange(5, 25)):
-        sums.add(points, torch.ones(len(points), aggregator.sums))
+        sums.add(points, torch.ones(len(points), CHANNELS), PointDirections(torch.ones(len(points), 3), torch.ones(1, 3)))
         used.append(sums.bytes_used())
     first, again, more = (after - before for before, after in zip(used, used[1:], strict=False))
     assert again == 0 and first / 10 == more / 15 >= 4 * aggregator.sums
@@ -156,7 +156,7 @@ def aggregated(run_npbgpp, tmp_path_factory) -> Callable[..., Tensor]:
 def test_passes_and_the_place_of_the_state_do_not_matter(aggregated, monkeypatch):
     added: list[int] = []
     add = SceneSums.add
-    monkeypatch.setattr(SceneSums, "add", lambda self, points, observed: added.append(len(self._row)) or add(self, points, observed))
+    monkeypatch.setattr(SceneSums, "add", lambda self, points, *look: added.append(len(self._row)) or add(self, points, *look))
     whole = aggregated(name="whole")
     assert whole.shape == (400, 56) and added == [400] * 12
     added.clear()

@@ -19,12 +19,12 @@ from npbgpp.core.files import save_tensors
 from npbgpp.data import Batch, Scene, Views, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, crop_to_points
-from npbgpp.kernels import ChunkedCloud, Level, empty_table, rasterize
+from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.methods.base import DataNeeds, Render, RunContext
 from npbgpp.methods.npbgpp.input_views import ColorJitter, InputViews, upright
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.methods.points import AlignedCameras, PointSettings, PointSystem
-from npbgpp.nets import Aggregator, FeatureExtractor, IdentityExtractor
+from npbgpp.nets import Aggregator, FeatureExtractor, IdentityExtractor, PointDirections
 from npbgpp.points import (
     CLOUD_KEY,
     FeaturePyramid,
@@ -156,7 +156,7 @@ class NPBGPlusPlus(PointSystem):
         cloud = ChunkedCloud.build(xyz_world)
         inputs, count = scene.splits["train"], len(xyz_world)
         home = torch.device(self.settings.state_device or self.device)
-        coefficients = empty_table(count, self.aggregator.coefficients, home)
+        coefficients = torch.empty(count, self.aggregator.coefficients, device=home)
         seen = torch.zeros(count, dtype=torch.bool, device=home)
         chunk = self.settings.points_per_pass or max(count, 1)
         passes = [(first, min(first + chunk, count)) for first in range(0, count, chunk)]
@@ -203,13 +203,14 @@ class NPBGPlusPlus(PointSystem):
         points = points[self.projection.in_frustum(photo.cameras, xyz_world[points])[0]]
         if len(points):
             features = self.feature_extractor(photo.images)[0]
-            sums.add_view(points - first, lambda part: self._observe(features, photo, 0, xyz_world[part + first]))
+            sums.add_view(points - first, lambda part: self._look(features, photo, 0, xyz_world[part + first]))
 
-    def _observe(
+    def _look(
         self, features: Float[Tensor, "c h w"], photos: InputViews, view: int, xyz_world: Float[Tensor, "v 3"]
-    ) -> Float[Tensor, "v s"]:
+    ) -> tuple[Float[Tensor, "v c"], PointDirections]:
+        """Features and viewing directions of points in one view."""
         sampled = sample_features(features, xyz_world, photos.cameras[view], self.projection.pixel_convention)
-        return self.aggregator.observe(sampled, sampled.new_ones(len(sampled)), photos.viewing_directions(view, xyz_world))
+        return sampled, photos.viewing_directions(view, xyz_world)
 
     def on_test_end(self) -> None:
         """Releases aggregated scenes."""
@@ -322,7 +323,8 @@ class NPBGPlusPlus(PointSystem):
         for view in range(len(features)):
             mine = shown[view].nonzero()[:, 0]
             points.append(mine)
-            observed.append(self._observe(features[view], photos, view, xyz_world[mine]))
+            sampled, directions = self._look(features[view], photos, view, xyz_world[mine])
+            observed.append(self.aggregator.observe(sampled, sampled.new_ones(len(sampled)), directions))
         sums = features.new_zeros(len(xyz_world), self.aggregator.sums).index_add(0, torch.cat(points), torch.cat(observed))
         return self.aggregator.evaluate(self.aggregator.solve(sums), point_directions(xyz_world, target))
 

@@ -9,14 +9,48 @@ from hypothesis import strategies as st
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import ProjectionSettings
-from npbgpp.kernels.chunks import ChunkedCloud, ElementwiseProjection
-from npbgpp.kernels.rasterization import Level, rasterize
-from npbgpp.kernels.reference import peel_reference
-from npbgpp.points import peeling as module
+from npbgpp.kernels import peeling as module
+from npbgpp.kernels.chunks import ChunkedCloud
+from npbgpp.kernels.peeling import Footprint, peel
+from npbgpp.kernels.rasterization import Fragments, Level, rasterize
 from npbgpp.points.feature_pyramid import feature_image, feature_table
-from npbgpp.points.peeling import Footprint, peel
 
 FOCAL = 16.0
+
+
+def peel_reference(
+    uvd: torch.Tensor, image_size: tuple[int, int], layers: int, near: float, far: float, max_splat: float, gap: float
+) -> list[tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]]:
+    """Index (-1 empty), depth (inf empty) and closed pixels (behind a gap) of every layer, front to back; the lowest index wins ties.
+
+    ``uvd`` holds pixel coordinates from the top-left corner, and depth.
+    """
+    height, width = image_size
+    remaining = [i for i in range(len(uvd)) if uvd[i, 2] > 0]
+    closed: set[tuple[int, int]] = set()
+    found: list[tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]] = []
+    for _ in range(layers):
+        index = torch.full((height, width), -1, dtype=torch.int64)
+        depth = torch.full((height, width), math.inf)
+        for i in remaining:
+            u, v, z = uvd[i].tolist()
+            radius = max_splat * min(max(1 - (z - near) / (far - near), 0.0), 1.0)
+            for row in range(math.floor(v - radius), math.floor(v + radius) + 1):
+                for column in range(math.floor(u - radius), math.floor(u + radius) + 1):
+                    if 0 <= row < height and 0 <= column < width and z < depth[row, column]:
+                        index[row, column], depth[row, column] = i, z
+        winners = set(index.flatten().tolist())
+        if found:
+            before = found[-1][1]
+            for row in range(height):
+                for column in range(width):
+                    if index[row, column] >= 0 and depth[row, column] - before[row, column] > gap:
+                        closed.add((row, column))
+            for row, column in closed:
+                index[row, column], depth[row, column] = -1, math.inf
+        found.append((index, depth, sorted(closed)))
+        remaining = [i for i in remaining if i not in winners]
+    return found
 
 
 def dyadic_camera(image_size: tuple[int, int]) -> Cameras:
@@ -216,21 +250,58 @@ def test_a_gap_closes_a_pixel():
     ]
 
 
-# -------------------------------------------------------------------------- work
-def test_later_layers_reuse_projections_of_the_remaining_points(monkeypatch):
-    applied, drawn = [], []
-    apply, nearest = ElementwiseProjection.apply, module._nearest
-    monkeypatch.setattr(ElementwiseProjection, "apply", lambda self, xyz, out: (applied.append(len(xyz[0])), apply(self, xyz, out))[1])
-    monkeypatch.setattr(
-        module, "_nearest", lambda pieces, *rest: (drawn.append(sum(len(p.keys) for p in pieces)), nearest(pieces, *rest))[1]
-    )
+# ------------------------------------------------------------- implementations
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def random_cloud(count: int) -> torch.Tensor:
+    """Duplicates, points behind the camera, and points that are not finite."""
+    points = torch.cat([torch.randn(count, 2) * 2, torch.rand(count, 1) * 6 - 1], 1)
+    points[: count // 8] = points[count // 2 : count // 2 + count // 8]
+    for k, value in enumerate((math.nan, math.inf, -math.inf)):
+        points[k::97, k] = value
+    return points
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [0, 1, 700, 150_000])
+@pytest.mark.parametrize("image_size", [(1, 1), (1, 40), (33, 57)])
+@pytest.mark.parametrize("footprint", [Footprint(0.5, 4.5, 0.0), Footprint(0.5, 4.5, 2.5)])
+def test_layers_equal_those_of_plain_pytorch(count, image_size, footprint, device, monkeypatch):
+    """Projections are rounded differently: points at pixel borders may fall on either side."""
+    points = random_cloud(count)
+    cloud, camera = ChunkedCloud.build(points, chunk_size=64).to(device), dyadic_camera(image_size)
+    found = peel(cloud, camera, 3, footprint, 2.0)
+    monkeypatch.setenv("NPBGPP_KERNELS", "torch")
+    expected = peel(cloud, camera, 3, footprint, 2.0)
+    for layer, other in zip(found, expected, strict=True):
+        for one, two in ((layer.index, other.index), (layer.depth, other.depth), (layer.closed, other.closed)):
+            assert (one != two).sum() <= 2e-3 * one.numel()
+
+
+def test_threads_do_not_change_layers(monkeypatch):
+    cloud, camera = ChunkedCloud.build(random_cloud(200_000)), dyadic_camera((64, 48))
+    drawn = []
+    for threads in (1, 3):
+        monkeypatch.setattr(module, "thread_count", lambda items, least, threads=threads: threads)
+        drawn.append(peel(cloud, camera, 4, Footprint(0.5, 4.5, 1.0)))
+    for one, other in zip(*drawn, strict=True):
+        assert torch.equal(one.index, other.index) and torch.equal(one.depth, other.depth)
+
+
+@pytest.mark.skipif(module.backend(torch.device("cpu")) != "numba", reason="numba is missing")
+def test_only_remaining_points_in_the_image_are_kept():
     size = (32, 32)
     xy = torch.rand(40_000, 2) * 40 - 20
     cloud = ChunkedCloud.build(torch.cat([xy, torch.rand(40_000, 1) + 4], 1), chunk_size=64)
-    layers = peel(cloud, dyadic_camera(size), 4, Footprint(4.0, 8.0, 1.0))
-    assert 0 < sum(applied[1:]) < 0.15 * len(cloud)  # the camera sees a twenty-fifth of the cloud; the first are the corners of all blocks
-    for before, after, layer in zip(drawn, drawn[1:], layers, strict=False):
-        assert after == before - len(set(layer.index.flatten().tolist()) - {-1})
+    points = module._NumbaPoints(cloud, dyadic_camera(size), Footprint(4.0, 8.0, 1.0))
+    assert 0 < sum(points.counts) < 0.15 * len(cloud)  # the camera sees a twenty-fifth of the cloud
+    before, removed = sum(points.counts), torch.zeros(len(cloud) + 1, dtype=torch.bool)
+    winners = Fragments(points.nearest(removed)).index
+    assert sum(points.counts) == before
+    removed[winners.view(-1)] = True
+    points.nearest(removed)
+    assert sum(points.counts) == before - len(set(winners.flatten().tolist()) - {-1})
 
 
 def test_empty_clouds_points_behind_and_invalid_arguments():
