@@ -19,7 +19,6 @@ from torch import Tensor
 from measure import best_and_median_ms, camera, in_process, machine, surface_cloud
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention
-from npbgpp.kernels.huge_pages import empty_table
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.nets.aggregation import PointDirections, SphereAggregator
 from npbgpp.points import sample_features
@@ -72,7 +71,7 @@ class Ours:
 
     def solve(self) -> Tensor:
         """Mean and beta of every point."""
-        coefficients = empty_table(self.count, self.inputs.aggregator.coefficients, "cpu")
+        coefficients = torch.empty(self.count, self.inputs.aggregator.coefficients)
         self.sums.solve_into(coefficients)
         return coefficients
 

@@ -1,17 +1,14 @@
-"""Point clouds in spatially compact chunks, with frustum culling per chunk.
+"""Point clouds in spatially compact chunks.
 
 Built once per scene: points are sorted along a Morton curve (Morton 1966) and split into chunks of equal length with bounding boxes, so that a view projects
 only the chunks it can see. Symbols: k chunks of p points.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
-
-from npbgpp.geometry import PixelGrid, Projection
 
 _CHUNK_SIZE = 2048
 _MORTON_BITS = 10  # per axis: cells are much smaller than chunks
@@ -22,7 +19,7 @@ class ChunkedCloud:
     """A point cloud in chunks.
 
     Attributes:
-        xyz_world: coordinates, one plane per axis, the fastest layout for elementwise projection; the last chunk is padded with its last point.
+        xyz_world: coordinates, one plane per axis, so that projection vectorises; the last chunk is padded with its last point.
         index: row of each point in the original cloud.
         corners: the 8 corners of the bounding box of each chunk, one plane per axis as well.
         count: n, number of points.
@@ -83,81 +80,3 @@ def _spread_bits(value: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
         value = (value | (value << shift)) & mask
     return value
-
-
-# ----------------------------------------------------------------------
-# Projection and culling
-
-
-Planes = Sequence[Tensor]  # x, y and depth or z of m points, (m,) each
-
-
-@dataclass(frozen=True)
-class ElementwiseProjection:
-    """Projection of one camera as elementwise operations on coordinate planes.
-
-    Attributes:
-        matrix: its columns, as Python floats.
-        offset: of x, y and depth, one scalar tensor each, since PyTorch would convert a float at every use.
-        scale: of x and y, likewise; empty for 1.
-        shift: of x and y, as Python floats; empty for 0.
-    """
-
-    matrix: list[list[float]]
-    offset: list[Tensor]
-    scale: list[Tensor]
-    shift: list[float]
-
-    @classmethod
-    def of(cls, projection: Projection) -> "ElementwiseProjection":
-        """Copies the numbers of the first camera to the host once."""
-        scale, shift = projection.scale, projection.shift
-        return cls(
-            projection.matrix[0].t().tolist(),
-            list(projection.offset[0].unbind()),
-            [] if scale is None else list(scale[0].unbind()),
-            [] if shift is None else shift[0].tolist(),
-        )
-
-    def apply(self, xyz_world: Planes, out: Planes) -> None:
-        """Fills ``out`` with x times depth, y times depth and depth; the division by depth is left to the caller."""
-        px, py, pz = xyz_world
-        for plane, (of_x, of_y, of_z), offset in zip(out, self.matrix, self.offset, strict=True):
-            torch.mul(px, of_x, out=plane).add_(py, alpha=of_y).add_(pz, alpha=of_z).add_(offset)  # rounds like a matrix product
-        for k, (scale, shift) in enumerate(zip(self.scale, self.shift, strict=True)):
-            out[k].mul_(scale)
-            if shift:
-                out[k].add_(out[2], alpha=shift)
-
-
-def visible_chunks(
-    cloud: ChunkedCloud, projection: ElementwiseProjection, grid: PixelGrid, near: float, radius: float = 0.0
-) -> tuple[Int[Tensor, " k"], Int[Tensor, " l"]]:
-    """Chunks that lie entirely in the view frustum, and chunks that may intersect its border.
-
-    Args:
-        cloud: the chunks.
-        projection: of one camera.
-        grid: the image.
-        near: points at depth <= near are culled.
-        radius: of the footprint of a point, in normalised coordinates.
-    """
-    xyd = torch.empty_like(cloud.corners)
-    projection.apply(cloud.corners.flatten(1).unbind(), xyd.flatten(1).unbind())
-    depth = xyd[2]
-    # rounding errors of corners and points differ by less than these margins
-    magnitudes = zip(cloud.corners.abs().amax(1), projection.matrix[2], strict=True)
-    rounding = 4e-7 * sum((largest * abs(factor) for largest, factor in magnitudes), projection.offset[2].abs())
-    nearest, furthest = depth.amin(0) - rounding, depth.amax(0) + rounding
-    beyond_near = nearest > near
-    intersecting = inside = beyond_near
-    for x, first, last in zip(
-        xyd[:2].div_(depth + grid.epsilon), *(ends.tolist() for ends in grid.extent(torch.device("cpu"))), strict=True
-    ):
-        margin = 1e-3 * (last - first)
-        low, high = x.amin(0) - radius, x.amax(0) + radius
-        intersecting = intersecting & (high >= first - margin) & (low <= last + margin)
-        inside = inside & (low >= first + margin) & (high <= last - margin)
-    # projected corners bound the points only if the whole chunk lies in front of the camera
-    border = (intersecting | ((furthest > near) & ~beyond_near)) & ~inside
-    return inside.nonzero()[:, 0], border.nonzero()[:, 0]

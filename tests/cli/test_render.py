@@ -22,10 +22,10 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid
 from npbgpp.geometry.point_cloud import read_ply
-from npbgpp.kernels.reference import rasterize_reference
 from npbgpp.render import main
 
 from ..conftest import TINY_NPBGPP, TINY_OVERRIDES, TINY_SIZE, ring_pose
+from ..helpers.rasterize_reference import rasterize_reference
 from ..run_folders import remember
 
 # descriptors of another width, as many as the aggregator has coefficients: the basis that NPBG++ was trained with

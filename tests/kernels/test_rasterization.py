@@ -14,7 +14,8 @@ from npbgpp.kernels import rasterization as module
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.projection import INSIDE, OUTSIDE, chunk_state, projection_numbers
 from npbgpp.kernels.rasterization import Level, rasterize
-from npbgpp.kernels.reference import rasterize_reference
+
+from ..helpers.rasterize_reference import rasterize_reference
 
 PYRAMID = [Level(1.0), Level(0.5), Level(0.25), Level(0.125), Level(0.0625)]
 

@@ -185,7 +185,9 @@ def test_exports_and_videos(trained, tmp_path, monkeypatch):
     run_export(monkeypatch, "splats", f"run={trained}", f"out={tmp_path / 'scene.splat'}")
     assert (tmp_path / "scene.splat").stat().st_size == 400 * 32
     run_export(monkeypatch, "cloud", f"run={trained}", f"out={tmp_path / 'cloud.ply'}")
-    monkeypatch.setattr("sys.argv", ["npbgpp render", f"run={trained}", "path=circle", "frames=3", "depth=[npy]", f"out={tmp_path / 'film'}"])
+    monkeypatch.setattr(
+        "sys.argv", ["npbgpp render", f"run={trained}", "path=circle", "frames=3", "depth=[npy]", f"out={tmp_path / 'film'}"]
+    )
     render()
     assert len(list((tmp_path / "film").glob("0*.png"))) == 3
     assert all(np.load(path).max() > 1 for path in (tmp_path / "film").glob("depth_*.npy"))
@@ -262,7 +264,11 @@ PLY = (*EVALUATE, "weights_path={root}/file.ply")
         (nothing, ("system.gaussians=0",), r"system\.gaussians: expected a positive number or auto, got 0"),
         (nothing, ("system.gaussians=-3",), r"system\.gaussians: .* -3"),
         (nothing, ("system.gaussians=many",), r"system\.gaussians: .* many"),
-        (nothing, ("system.gaussians=3000000000",), r"system\.gaussians: 3000000000 gaussians of degree 1 need about \d+.* GiB, and .* free"),
+        (
+            nothing,
+            ("system.gaussians=3000000000",),
+            r"system\.gaussians: 3000000000 gaussians of degree 1 need about \d+.* GiB, and .* free",
+        ),
         (nothing, ("system.sh_degree=4",), r"system\.sh_degree: expected 0 to 3, got 4"),
         (nothing, ("system.dilation=0",), r"system\.dilation: .* 0"),
         (nothing, ("system.near=-1",), r"system\.near: .* -1"),

@@ -1,6 +1,6 @@
-"""Reference rasterizers for tests: loops over points and pixels that share no code with the fast kernels.
+"""Reference rasterizer: loops over points, which share no code with the package.
 
-They take projected points, since projection is tested separately.
+It takes projected points, since projection is tested separately.
 """
 
 import math
