@@ -28,7 +28,7 @@ help:  ## show this list
 
 install: $(INSTALLED)  ## make the environment .venv (every other command does so when needed)
 
-demo: $(INSTALLED)  ## train NPBG++ and NPBG on the scene in example/, compare them (DEMO_ARGS="key=value ...")
+demo: $(INSTALLED)  ## train gaussians, NPBG and NPBG++ on the scene in example/, compare them (DEMO_ARGS="key=value ...")
 	$(BIN)/python -m npbgpp demo out=$(DEMO_DIR) $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## run the tests in two processes (PYTEST_ARGS="-k name ...", PYTEST_WORKERS=0 for one)

@@ -1,4 +1,4 @@
-"""``npbgpp demo [out=<folder>] [key=value ...]``: trains NPBG++ and NPBG on the example scene and compares them."""
+"""``npbgpp demo [out=<folder>] [key=value ...]``: trains three methods on the example scene, compares them and renders a video."""
 
 import shlex
 import subprocess
@@ -18,22 +18,23 @@ from npbgpp.errors import InputError
 class DemoSettings:
     """Arguments of the command, beside those of ``npbgpp train``."""
 
-    out: Path = key(Path("experiments/demo"), help="folder of both runs and of their comparison")
+    out: Path = key(Path("experiments/demo"), help="folder of the runs, of their comparison and of the video")
 
 
 COMMAND = Command(
     "demo",
-    "Trains NPBG++ and NPBG on the example scene, a few minutes on two CPU cores, and compares their held-out views.",
+    "Trains gaussians, NPBG and NPBG++ on the example scene, four minutes on two CPU cores, compares their held-out views and renders a video.",
     DemoSettings,
     example="out=experiments/short trainer.max_epochs=1 datasets.train_num_samples=20",
-    notes=("All other keys are those of npbgpp train, for both runs: npbgpp train --help experiment=demo lists them.",),
+    notes=("All other keys are those of npbgpp train, for all runs: npbgpp train --help experiment=demo lists them.",),
 )
-EXPERIMENTS = {"npbgpp": "demo", "npbg": "demo_npbg"}
+EXPERIMENTS = {"gaussians": "demo_gaussians", "npbg": "demo_npbg", "npbgpp": "demo"}
+_FILMED = "gaussians"
 _SCENE = "example/still_life"
 
 
-def demo_commands(arguments: Sequence[str]) -> list[list[str]]:
-    """Arguments of ``npbgpp`` for the two trainings and the comparison. Raises InputError for mistakes in those of the demo."""
+def demo_commands(arguments: Sequence[str]) -> tuple[Path, list[list[str]]]:
+    """The folder, and arguments of ``npbgpp`` for trainings, comparison and video. Raises InputError for mistakes in those of the demo."""
     own = [word for word in arguments if word.startswith("out=")]
     settings, _ = COMMAND.read(own)
     runs = {name: settings.out / name for name in EXPERIMENTS}
@@ -41,7 +42,9 @@ def demo_commands(arguments: Sequence[str]) -> list[list[str]]:
     trainings = [[f"experiment={experiment}", f"hydra.run.dir={runs[name]}", *overrides] for name, experiment in EXPERIMENTS.items()]
     for words in trainings:
         read_train_arguments(words)
-    return [*(["train", *words] for words in trainings), ["compare", *map(str, runs.values()), f"out={settings.out}"]]
+    compare = ["compare", *map(str, runs.values()), f"out={settings.out}"]
+    video = ["render", f"run={runs[_FILMED]}", "path=circle", "frames=60", "images=false", f"out={settings.out / 'video'}", "overwrite=true"]
+    return settings.out, [*(["train", *words] for words in trainings), compare, video]
 
 
 def main() -> None:
@@ -54,7 +57,7 @@ def main() -> None:
             raise InputError(
                 f"{_SCENE}: expected the example scene in {project_folder()}, got none; reinstall the package, or use a checkout"
             )
-        commands = demo_commands(sys.argv[1:])
+        out, commands = demo_commands(sys.argv[1:])
     except InputError as error:
         sys.exit(f"error: {error}")
     for arguments in commands:
@@ -62,6 +65,7 @@ def main() -> None:
         done = subprocess.run([sys.executable, "-m", "npbgpp", *arguments])
         if done.returncode:
             sys.exit(done.returncode)
+    print(f"Open {out / 'compare.html'} (held-out views side by side) and {out / 'video' / 'film.mp4'} (a circle around the scene).")
 
 
 if __name__ == "__main__":

@@ -33,19 +33,23 @@ def call(monkeypatch, *arguments: str) -> object:
 
 
 @pytest.mark.parametrize(("arguments", "out"), [((), "experiments/demo"), (("out=there",), "there")])
-def test_two_trainings_and_their_comparison(started, monkeypatch, arguments, out):
+def test_trainings_comparison_and_video(started, monkeypatch, capsys, arguments, out):
     overrides = ["trainer.max_epochs=1", "seed=3"]
     assert call(monkeypatch, overrides[0], *arguments, overrides[1]) == 0
     assert started == [
-        ["train", "experiment=demo", f"hydra.run.dir={out}/npbgpp", *overrides],
+        ["train", "experiment=demo_gaussians", f"hydra.run.dir={out}/gaussians", *overrides],
         ["train", "experiment=demo_npbg", f"hydra.run.dir={out}/npbg", *overrides],
-        ["compare", f"{out}/npbgpp", f"{out}/npbg", f"out={out}"],
+        ["train", "experiment=demo", f"hydra.run.dir={out}/npbgpp", *overrides],
+        ["compare", f"{out}/gaussians", f"{out}/npbg", f"{out}/npbgpp", f"out={out}"],
+        ["render", f"run={out}/gaussians", "path=circle", "frames=60", "images=false", f"out={out}/video", "overwrite=true"],
     ]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"{out}/compare.html" in last and f"{out}/video/film.mp4" in last
 
 
 def test_the_first_failure_ends_it(started, monkeypatch):
     assert call(monkeypatch, "out=bad") == 3
-    assert [arguments[0] for arguments in started] == ["train", "train", "compare"]
+    assert [arguments[0] for arguments in started] == ["train", "train", "train", "compare"]
 
 
 @pytest.mark.parametrize(
