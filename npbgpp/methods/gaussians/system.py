@@ -135,7 +135,9 @@ class GaussianSettings(SystemSettings):
         self.require_at_least(sh_every=0, sort_every=0)
         self.require_at_least(mask_weight=0, depth_weight=0, opacity_weight=0, scale_weight=0)
         if not self.harmonics_rate > 0:
-            raise InputError(f"system.harmonics_rate: expected a positive factor, got {self.harmonics_rate}; system.sh_degree=0 has no such coefficients")
+            raise InputError(
+                f"system.harmonics_rate: expected a positive factor, got {self.harmonics_rate}; system.sh_degree=0 has no such coefficients"
+            )
         if self.schedule_steps is not None:
             self.require_at_least(schedule_steps=1)
 
