@@ -49,7 +49,7 @@ def adam_rows(
     """
     if step < 1:
         raise ValueError(f"adam_rows: steps count from 1, got {step}")
-    tensors = tuple(t.detach() for t in (parameter, gradient, exp_avg, exp_avg_sq))
+    tensors = [t.detach() for t in (parameter, gradient, exp_avg, exp_avg_sq)]
     first, second = 1 - betas[0] ** step, 1 - betas[1] ** step
     if backend(parameter.device) == "numba" and all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors):
         arrays = [t.view(-1).numpy() for t in tensors]
@@ -58,7 +58,7 @@ def adam_rows(
         parts = spans(len(mask), thread_count(parameter.numel(), _LEAST))
         run_threads(lambda k: _adam(*parts[k], length, *arrays, mask, constants), len(parts))
         return
-    _adam_reference(*tensors, rows, lr / first, math.sqrt(second), betas, eps)
+    _adam_reference(parameter.detach(), gradient.detach(), exp_avg, exp_avg_sq, rows, lr / first, math.sqrt(second), betas, eps)
 
 
 def _adam_reference(

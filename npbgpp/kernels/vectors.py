@@ -233,7 +233,7 @@ def _operations() -> dict[str, Any]:
 
         return number(vector), generate
 
-    functions = (
+    exported = (
         load,
         store,
         load_strided,
@@ -249,4 +249,4 @@ def _operations() -> dict[str, Any]:
         total,
         largest,
     )
-    return {f.__name__: intrinsic(f) for f in functions}
+    return {f.__name__: intrinsic(f) for f in exported}

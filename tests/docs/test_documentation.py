@@ -34,12 +34,15 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in zip(NAMES, PAG
 PLUGIN_PAGES = ("docs/add_a_method.md", "docs/add_a_dataset.md")
 OWN = [name for name in NAMES if name not in PLUGIN_PAGES]
 TRAIN = ("npbgpp train ", "python train_net.py ")
-METHOD_PAGES = {"npbg": "npbg", "npbgpp": "npbgpp_sphere", "npcr": "npcr", "nerf": "nerf", "nsff": "nsff"}
+METHOD_PAGES = {"npbg": "npbg", "npbgpp": "npbgpp_sphere", "npcr": "npcr", "nerf": "nerf", "nsff": "nsff", "gaussians": "gaussians"}
 
 # overrides that make any training command take seconds, appended to those of the page
 SMALL = """
     datasets.train_num_samples=2 datasets.train_image_size=32 datasets.train_random_shift=false trainer.max_epochs=1 trainer.accelerator=cpu
     dataloader.train_total_batch_size=1 dataloader.train.num_workers=0 system.refiner.filters=[10,11,12,13,14] loggers=none
+""".split()
+SMALL_GAUSSIANS = """
+    datasets.train_num_samples=2 trainer.max_epochs=1 trainer.accelerator=cpu loggers=none system.gaussians=300 trainer.check_val_every_n_epoch=1
 """.split()
 SMALL_NPBGPP = "system.feature_extractor.pretrained_encoder=false system.feature_extractor.decoder_channels=[8,8,8,8,8] datasets.selection_count=2".split()
 SMALL_NERF = """
@@ -60,6 +63,7 @@ EXPERIMENT_FOLDERS = {
     "demo": "experiments/demo/npbgpp",
     "demo_npbg": "experiments/demo/npbg",
     "nsff_quick": "experiments/nsff_hop",
+    "gaussians_quick": "experiments/gaussians_still_life",
     "npcr_quick": "experiments/npcr_hair",
     "npbg_quick": "experiments/npbg_my_scene",
 }
@@ -85,6 +89,8 @@ def small(overrides: list[str]) -> list[str]:
     """Overrides that make a training command a small job."""
     if "experiment=nerf_lego" in overrides:
         return SMALL_NERF
+    if "experiment=gaussians_quick" in overrides:
+        return SMALL_GAUSSIANS
     if "experiment=nsff_quick" in overrides:
         return SMALL_NSFF
     if "experiment=npcr_quick" in overrides:
@@ -189,7 +195,7 @@ def keys_of(*overrides: str) -> frozenset[str]:
 
 @functools.cache
 def all_keys() -> frozenset[str]:
-    systems = ("npbg", "npbgpp_sphere", "coefficients_ft", "npcr", "nerf", "nsff")
+    systems = ("npbg", "npbgpp_sphere", "coefficients_ft", "npcr", "nerf", "nsff", "gaussians")
     return frozenset().union(*(keys_of("datasets=monocular", f"system={name}", "loggers=[tensorboard,csv]") for name in systems))
 
 

@@ -82,15 +82,14 @@ def _render_rows(
     gaussians: Float[Tensor, "n f"], top: int, bottom: int, width: int
 ) -> tuple[Float[Tensor, "c h w"], Float[Tensor, "1 h w"], Float[Tensor, " n"]]:
     """Sum of weighted features (depth last), transmittance and total weights of gaussians in front-to-back order in some rows of the image."""
-    new = {"dtype": gaussians.dtype, "device": gaussians.device}
     uv, conic, opacity, features = gaussians.split([2, 4, 1, gaussians.shape[1] - 7], 1)
-    v, u = torch.meshgrid(torch.arange(top, bottom, **new) + 0.5, torch.arange(width, **new) + 0.5, indexing="ij")
+    v, u = torch.meshgrid(torch.arange(top, bottom).to(gaussians) + 0.5, torch.arange(width).to(gaussians) + 0.5, indexing="ij")
     du, dv = u - uv[:, 0, None, None], v - uv[:, 1, None, None]
     xx, xy, yx, yy = conic[:, :, None, None].unbind(1)
     alpha = opacity[:, :, None] * torch.exp(-0.5 * (xx * du * du + (xy + yx) * du * dv + yy * dv * dv))
     alpha = torch.where(alpha >= MIN_ALPHA, alpha.clamp_max(MAX_ALPHA), 0)
     alpha = torch.where(_tile_goes_on(alpha.detach()), alpha, 0)
-    transmittance = torch.cat([torch.ones(1, bottom - top, width, **new), (1 - alpha).cumprod(0)])
+    transmittance = torch.cat([gaussians.new_ones(1, bottom - top, width), (1 - alpha).cumprod(0)])
     weights = alpha * transmittance[:-1]
     return torch.einsum("nhw,nc->chw", weights, features), transmittance[-1:], weights.detach().sum((1, 2))
 

@@ -240,7 +240,7 @@ def random_points(
     if not bounded and region is None:
         raise InputError(
             f"scene {scene.name}: a random start needs to know where the scene is, got no depth bounds and {len(views)} cameras that look at no common point; "
-            f"make a cloud (npbgpp prepare cloud), name one with datasets.pc_name, got none at {scene.cloud.path}"
+            f"make a cloud with npbgpp prepare cloud, or name one with datasets.pc_name (there is no {scene.cloud.path})"
         )
     found: list[Tensor] = []
     missing = count

@@ -1,0 +1,83 @@
+"""One training step of 3D Gaussians by parts, on the CPU: numba kernels, and the plain reference at a reduced size.
+
+The gaussians cover the surfaces of ``measure.surface_cloud`` and are about as large as the distance to their neighbours, in Morton order, with harmonics of
+degree 2. A step is the rendering, its loss (L1 and SSIM) with the gradient of the image, the backward pass, and Adam on the visible gaussians. The reference
+needs a minute and gigabytes for the larger cases, so it is compared on a small one, in the same run.
+
+Run: ``python benchmarks/gaussians.py [--million] [--repeats 9]``.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from measure import camera, machine, surface_cloud
+from npbgpp.kernels.adam import adam_rows
+from npbgpp.kernels.gaussians import SplattingSettings, render_gaussians
+from npbgpp.kernels.photometric import photometric_loss
+
+PARTS = ("forward", "loss", "backward", "optimiser")
+AREA = 48.6  # of the surfaces
+SETTINGS = SplattingSettings(dilation=0.1, antialiased=False, near=0.01)
+
+
+def gaussians(count: int) -> list[Tensor]:
+    """Means, log scales, quaternions, opacity logits and harmonics."""
+    g = torch.Generator().manual_seed(0)
+    means = surface_cloud(count)
+    cell = ((means - means.min(0).values) / 6 * 1023).long()
+    code = sum(((cell >> bit) & 1) << torch.tensor([3 * bit, 3 * bit + 1, 3 * bit + 2]) for bit in range(10)).sum(1)
+    scale = 0.6 * (AREA / count) ** 0.5
+    log_scales = torch.randn(count, 3, generator=g) * 0.4 + torch.tensor(scale).log()
+    quaternions, logits = torch.randn(count, 4, generator=g), torch.randn(count, generator=g) * 1.5 + 0.5
+    sh = torch.randn(count, 9, 3, generator=g) * 0.2
+    return [t.requires_grad_() for t in (means[code.argsort()].contiguous(), log_scales, quaternions, logits, sh)]
+
+
+def measure(count: int, size: int, repeats: int) -> dict[str, tuple[float, float]]:
+    """Best and median milliseconds of each part and of the whole step, after one warm-up."""
+    parameters, view = gaussians(count), camera(size)
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+    photo, background = torch.rand(3, size, size, generator=torch.Generator().manual_seed(1)), torch.ones(3)
+    taken: dict[str, list[float]] = {name: [] for name in (*PARTS, "step")}
+    for number in range(repeats + 1):
+        times = [time.perf_counter()]
+        rendering = render_gaussians(*parameters, view, sh_degree=2, background=background, settings=SETTINGS)
+        times.append(time.perf_counter())
+        loss = photometric_loss(rendering.image, photo, None, 0.2).loss
+        times.append(time.perf_counter())
+        gradients = torch.autograd.grad(loss, parameters)
+        times.append(time.perf_counter())
+        for parameter, gradient, (first, second) in zip(parameters, gradients, moments, strict=True):
+            options = {"lr": 1e-4, "step": number + 1, "betas": (0.9, 0.999), "eps": 1e-15}
+            adam_rows(parameter, gradient, first, second, rendering.visible, **options)
+        times.append(time.perf_counter())
+        if number:
+            for name, begin, end in zip(PARTS, times[:-1], times[1:], strict=True):
+                taken[name].append(1e3 * (end - begin))
+            taken["step"].append(1e3 * (times[-1] - times[0]))
+    return {name: (min(values), statistics.median(values)) for name, values in taken.items()}
+
+
+def main() -> None:
+    """Prints a table of milliseconds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--million", action="store_true", help="also 1,000,000 gaussians")
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    counts = [25_000, 100_000, *([1_000_000] if options.million else [])]
+    print(f"{machine()}\nbest / median ms")
+    print(f"{'':8s} {'gaussians':>10s} {'image':>9s}" + "".join(f"{name:>18s}" for name in (*PARTS, "step")))
+    cases = [("numba", n, size) for size in (200, 800) for n in counts] + [(name, 2_000, 64) for name in ("numba", "torch")]
+    for name, count, size in cases:
+        os.environ["NPBGPP_KERNELS"] = name
+        found = measure(count, size, options.repeats if name == "numba" else 3)
+        print(f"{name:8s} {count:10,d} {size:4d}x{size:<4d}" + "".join(f"{best:9.1f} / {median:6.1f}" for best, median in found.values()))
+
+
+if __name__ == "__main__":
+    main()
