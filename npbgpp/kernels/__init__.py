@@ -1,19 +1,6 @@
-"""Point rasterization: a fast implementation and a plain reference, spatial chunks of clouds, and thread pools for CPU kernels."""
+"""Kernels: one file each, with a plain PyTorch reference, a numba kernel for the CPU and a CUDA kernel that is compiled at run time."""
 
-from npbgpp.kernels.chunks import ChunkedCloud, ElementwiseProjection, visible_chunks
-from npbgpp.kernels.huge_pages import empty_table
+from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import EMPTY_KEY, Fragments, Level, rasterize
-from npbgpp.kernels.threads import map_in_threads, thread_count
 
-__all__ = [
-    "ChunkedCloud",
-    "EMPTY_KEY",
-    "ElementwiseProjection",
-    "Fragments",
-    "Level",
-    "empty_table",
-    "map_in_threads",
-    "rasterize",
-    "thread_count",
-    "visible_chunks",
-]
+__all__ = ["ChunkedCloud", "EMPTY_KEY", "Fragments", "Level", "rasterize"]
