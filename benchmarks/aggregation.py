@@ -1,12 +1,11 @@
 """Aggregation of NPBG++ against a dense baseline: update by one view, solve, and state; results are compared before timing.
 
 The baseline keeps sums of every point, as the authors' code does: every view samples, evaluates the basis and accumulates at all points, masked by visibility,
-and the solve inverts a matrix per point. It shares no code with the package. Both run alternately in separate processes;
-peak memory excludes the inputs (points, one feature map, visibility). Run: ``python benchmarks/aggregation.py [--points 100000 1000000 4000000]``.
+and the solve inverts a matrix per point. It shares no code with the package. Both are timed in turn in one process; peak memory is measured in one process each
+and excludes the inputs (points, one feature map, visibility). Run: ``python benchmarks/aggregation.py [--points 100000 1000000 4000000]``.
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from measure import best_and_median_ms, camera, in_process, machine, surface_cloud
+from measure import camera, in_process, in_turn, machine, print_timings, surface_cloud
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention
 from npbgpp.methods.npbgpp.scene_sums import SceneSums
@@ -61,13 +60,12 @@ class Ours:
     def update(self, view: View) -> None:
         """Accumulates a view."""
 
-        def observe(points: Tensor) -> Tensor:
+        def look(points: Tensor) -> tuple[Tensor, PointDirections]:
             xyz = self.inputs.xyz[points]
             sampled = sample_features(self.inputs.features, xyz, view.camera, PixelConvention.AUTHORS)
-            looked = PointDirections(xyz - view.camera.centers(), view.camera.R[:, :, 2])
-            return self.inputs.aggregator.observe(sampled, sampled.new_ones(len(sampled)), looked)
+            return sampled, PointDirections(xyz - view.camera.centers(), view.camera.R[:, :, 2])
 
-        self.sums.add_view(view.points, observe)
+        self.sums.add_view(view.points, look)
 
     def solve(self) -> Tensor:
         """Mean and beta of every point."""
@@ -151,19 +149,18 @@ def _memory_mib(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def timed(make: type[Ours] | type[Dense], count: int, repeats: int) -> dict[str, float]:
-    """Times, peak memory and state sizes of each phase."""
+def peaks(make: type[Ours] | type[Dense], count: int) -> dict[str, float]:
+    """Peak memory and state sizes of each phase, MiB."""
     inputs, result = Inputs(count), {}
     base = _memory_mib("VmRSS")
 
     def phase(name: str, work: Callable[[], object]) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        result[f"{name} best"], result[f"{name} median"] = best_and_median_ms(work, repeats)
-        result[f"{name} peak"] = _memory_mib("VmHWM") - base
+        work()
+        result[f"{name}, peak"] = _memory_mib("VmHWM") - base
 
-    phase("first view", lambda: make(inputs).update(inputs.views[0]))
     state = make(inputs)
-    state.update(inputs.views[0])
+    phase("first view", lambda: state.update(inputs.views[0]))
     result["state, one view"] = state.bytes_used() / 2**20
     for view in inputs.views[1:]:
         state.update(view)
@@ -172,22 +169,32 @@ def timed(make: type[Ours] | type[Dense], count: int, repeats: int) -> dict[str,
     result["state, all seen"] = state.bytes_used() / 2**20
     phase("solve", state.solve)
     result["kept to render"] = state.bytes_kept() / 2**20
-    if isinstance(state, Dense):
-        phase("library Cholesky", lambda: state.solve(cholesky=True))
     return result
 
 
-def together(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """Best of the best times, medians of everything else."""
-    return {name: (min if name.endswith(" best") else statistics.median)(r[name] for r in rounds) for name in rounds[0]}
+def speed(count: int, repeats: int) -> dict[str, float]:
+    """Prints the times of both forms, in turn, in this process."""
+    inputs = Inputs(count)
+    ours, dense = Ours(inputs), Dense(inputs)
+    for view in inputs.views:
+        ours.update(view)
+        dense.update(view)
+    print("update by another view")
+    print_timings(in_turn({"dense": lambda: dense.update(inputs.views[0]), "this project": lambda: ours.update(inputs.views[0])}, repeats))
+    everything = inputs.view(2.5, torch.ones(count, dtype=torch.bool))
+    ours.update(everything)
+    dense.update(everything)
+    print("solve, all points seen")
+    works = {"dense, inverse": dense.solve, "dense, library Cholesky": lambda: dense.solve(cholesky=True), "this project": ours.solve}
+    print_timings(in_turn(works, repeats))
+    return {}
 
 
 def main() -> None:
-    """Prints a table per number of points."""
+    """Prints tables per number of points."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
-    parser.add_argument("--repeats", type=int, default=3, help="repeats per process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes per implementation")
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     print(f"{machine()}\n{BASIS} basis functions, {CHANNELS} channels, {SHARE:.0%} of the points seen by a view, feature map {SIZE}x{SIZE}")
     for count in options.points:
@@ -195,19 +202,13 @@ def main() -> None:
         print(f"\n{count} points; compared at the {same['seen']} that three views see: relative difference {same['worst']:.1e}")
         if same["worst"] > 1e-4:
             sys.exit("the coefficients differ")
-        rounds: dict[type, list[dict[str, float]]] = {Ours: [], Dense: []}
-        for _ in range(options.rounds):  # alternately, since the load of the machine varies
-            for form, measured in rounds.items():
-                measured.append(in_process(lambda form=form, count=count: timed(form, count, options.repeats)))
-        ours, dense = (together(measured) for measured in rounds.values())
-        print(f"{'ms best / median, peak MiB':26s} {'dense':>26s} {'this project':>26s}   dense / this: best, median, peak")
-        for name in ("first view", "another view", "solve", "library Cholesky"):
-            mine = name if name in ("first view", "another view") else "solve"
-            left, right = ([r[f"{n} {k}"] for k in ("best", "median", "peak")] for r, n in ((dense, name), (ours, mine)))
-            ratios = "".join(f"{a / b:7.1f}" for a, b in zip(left, right, strict=True))
-            print(f"{name:26s} " + " ".join(f"{a:8.1f} /{b:8.1f} {c:6.0f}" for a, b, c in (left, right)) + f"   {ratios}")
-        for name in ("state, one view", "state, all seen", "kept to render"):
-            print(f"{name + ', MiB':26s} {dense[name]:26.0f} {ours[name]:26.0f}   {dense[name] / ours[name]:7.2f}")
+        sys.stdout.flush()
+        in_process(lambda count=count: speed(count, options.repeats))
+        ours, dense = (in_process(lambda form=form, count=count: peaks(form, count)) for form in (Ours, Dense))
+        print(f"{'MiB':28s} {'dense':>12s} {'this project':>12s}   dense / this")
+        for name in dense:
+            if name != "peak_mib":
+                print(f"{name:28s} {dense[name]:12.0f} {ours[name]:12.0f}   {dense[name] / ours[name]:7.2f}")
 
 
 if __name__ == "__main__":

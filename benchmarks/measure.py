@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,6 +37,43 @@ def interleaved_ms(works: Mapping[str, Callable[[], object]], repeats: int) -> d
     return {name: _best_and_median(taken) for name, taken in times.items()}
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one function; CPU time counts all threads of the process."""
+
+    wall_best: float
+    wall_median: float
+    cpu_best: float
+    cpu_median: float
+
+
+def in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+    """Wall and CPU time of several functions, called alternately after one warm-up each, since the load of the machine varies."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    for _ in range(repeats):
+        for name, work in works.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            work()
+            taken[name].append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)))
+    found = {}
+    for name, times in taken.items():
+        walls, cpus = zip(*times, strict=True)
+        found[name] = Timing(*_best_and_median(list(walls)), *_best_and_median(list(cpus)))
+    return found
+
+
+def print_timings(timings: Mapping[str, Timing]) -> None:
+    """A table; the ratios are those to the first function."""
+    first = next(iter(timings.values()))
+    print(f"{'ms, best / median':28s} {'wall':>19s} {'CPU':>19s}   first / this: wall, CPU")
+    for name, t in timings.items():
+        ratios = f"{first.wall_best / t.wall_best:5.1f} /{first.wall_median / t.wall_median:5.1f}, "
+        ratios += f"{first.cpu_best / t.cpu_best:5.1f} /{first.cpu_median / t.cpu_median:5.1f}"
+        print(f"{name:28s} {t.wall_best:8.1f} /{t.wall_median:9.1f} {t.cpu_best:8.1f} /{t.cpu_median:9.1f}   {ratios}")
+
+
 def _milliseconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -54,6 +92,7 @@ def in_process(work: Callable[[], dict[str, float]]) -> dict[str, float]:
         result = work()
         result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
         os.write(writer, repr(result).encode())
+        sys.stdout.flush()
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:

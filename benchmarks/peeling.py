@@ -9,7 +9,7 @@ import sys
 import torch
 
 import plain
-from measure import best_and_median_ms, camera, machine, surface_cloud
+from measure import camera, in_turn, machine, print_timings, surface_cloud
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.peeling import Footprint, peel
 
@@ -45,9 +45,7 @@ def main() -> None:
         )
         if differing > 2e-3:
             sys.exit("the layers differ by more than rounding")
-    rows = [("plain", *best_and_median_ms(reference, max(3, o.repeats // 2))), ("this project", *best_and_median_ms(ours, o.repeats))]
-    for name, best, median in rows:
-        print(f"{name:14s} best {best:8.1f} ms   median {median:8.1f} ms   plain / this (medians) {rows[0][2] / median:5.1f}")
+    print_timings(in_turn({"plain": reference, "this project": ours}, o.repeats))
 
 
 if __name__ == "__main__":

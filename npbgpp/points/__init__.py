@@ -1,6 +1,7 @@
 """Point-based rendering: visibility, depth peeling, feature pyramids, descriptor tables and their sparse optimisers."""
 
 from npbgpp.kernels.peeling import MAX_LAYERS, Footprint, Layer, peel
+from npbgpp.kernels.visibility import visible_points
 from npbgpp.points.descriptor_tables import (
     CLOUD_KEY,
     DescriptorFolders,
@@ -15,7 +16,7 @@ from npbgpp.points.descriptor_tables import (
 )
 from npbgpp.points.feature_pyramid import FeaturePyramid, RGBConverter, feature_image, feature_table
 from npbgpp.points.sparse_optim import SparseAdam, SparseParameter, SparseRMSprop
-from npbgpp.points.visibility import cloud_coverage, sample_features, visible_points
+from npbgpp.points.visibility import cloud_coverage, sample_features
 
 __all__ = [
     "CLOUD_KEY",

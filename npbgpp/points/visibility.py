@@ -1,54 +1,14 @@
-"""Visibility of points in photos by a depth buffer (NPBG++, section 3.2), features of photos at points, and coverage of a cloud by cameras."""
+"""Coverage of a cloud by cameras, and features of photos at points."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, ProjectionSettings
-
-
-@torch.no_grad()
-def visible_points(
-    xyz_world: Float[Tensor, "n 3"], cameras: Cameras, scale: float | None, projection: ProjectionSettings
-) -> Bool[Tensor, "k n"]:
-    """Whether each point is the nearest of its depth buffer cell, for each of k cameras.
-
-    Meant for small clouds and many cameras; the winners of ``npbgpp.kernels.rasterize`` are the same points up to exact ties in depth, which are all visible
-    here.
-
-    Args:
-        xyz_world: the points.
-        cameras: k cameras.
-        scale: size of the depth buffer relative to the image; None disables occlusion.
-        projection: near plane and pixel convention.
-
-    Raises:
-        ValueError: a depth buffer without cells.
-    """
-    if scale is None:
-        return projection.in_frustum(cameras, xyz_world)
-    grid = projection.grid(cameras.image_size)
-    xyd = grid.normalise(cameras, xyz_world)
-    in_frustum = grid.inside(xyd[..., 0], xyd[..., 1]) & (xyd[..., 2] > projection.near)
-    height, width = size = grid.level_size(scale)
-    if min(size) < 1:
-        raise ValueError(f"visible_points: image of {cameras.image_size} pixels has no cell at scale {scale}")
-    pair = in_frustum.view(-1).nonzero()[:, 0]  # camera * n + point
-    x, y, depth = xyd.view(-1, 3).index_select(0, pair).unbind(-1)
-    row, column = grid.cells(x, y, scale, size)
-    if grid.overflows(scale, size):
-        kept = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        pair, depth, row, column = (t[kept] for t in (pair, depth, row, column))
-    cell = (pair // max(len(xyz_world), 1) * height + row) * width + column
-    nearest = depth.new_full((len(cameras) * height * width,), torch.inf).scatter_reduce_(0, cell, depth, "amin")
-    visible = torch.zeros_like(in_frustum)
-    visible.view(-1)[pair[depth == nearest[cell]]] = True
-    return visible
-
 
 _SAMPLE = 20_000
 

@@ -13,8 +13,9 @@ from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ProjectionSettings
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.rasterization import Level, rasterize
+from npbgpp.kernels.visibility import visible_points
 from npbgpp.points import visibility as module
-from npbgpp.points.visibility import cloud_coverage, visible_points
+from npbgpp.points.visibility import cloud_coverage
 
 SIZE = (24, 40)
 NEAR = 1.0
