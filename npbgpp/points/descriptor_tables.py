@@ -362,9 +362,9 @@ class DescriptorTables:
         names = gather([scene for scene, _, _ in own])
         tensors = gather_tensors([tensor for _, rows, gradient in own for tensor in (rows, gradient)])
         everyone = [
-            (scene, *pair)
+            (scene, rows, gradient)
             for listed, part in zip(names, tensors, strict=True)
-            for scene, *pair in zip(listed, part[::2], part[1::2], strict=True)
+            for scene, rows, gradient in zip(listed, part[::2], part[1::2], strict=True)
         ]
         home = {
             scene: self.resident(scene, training=True).table.values.device for scene in dict.fromkeys(scene for scene, _, _ in everyone)
