@@ -1,12 +1,13 @@
 """The processes of a run, one per device. With a single process every function here is trivial."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from npbgpp.errors import InputError
 
@@ -24,12 +25,34 @@ def process_rank() -> int:
 
 
 def gather(value: T) -> list[T]:
-    """Values of all processes by rank. Collective: every process must call it. Values are pickled; tensors should be on the CPU."""
+    """Values of all processes by rank. Collective: every process must call it. Values are pickled: ``gather_tensors`` is the one for tensors."""
     if process_count() == 1:
         return [value]
     found: list[T | None] = [None] * process_count()
     dist.all_gather_object(found, value)
     return found  # type: ignore[return-value]
+
+
+def gather_tensors(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors of all processes by rank; their number, shapes and types may differ. Collective: every process must call it.
+
+    Returns:
+        New tensors where the processes communicate: on the GPU with NCCL, else on the CPU. A single process gets its own.
+    """
+    if process_count() == 1:
+        return [list(tensors)]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    found = []
+    for rank, kinds in enumerate(gather([(tuple(tensor.shape), tensor.dtype) for tensor in tensors])):
+        if rank == process_rank():
+            received = [tensor.detach().to(device, copy=True, memory_format=torch.contiguous_format) for tensor in tensors]
+        else:
+            received = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in kinds]
+        for tensor in received:
+            if tensor.numel():
+                dist.broadcast(tensor, src=rank)
+        found.append(received)
+    return found
 
 
 def broadcast_buffers(module: nn.Module) -> None:

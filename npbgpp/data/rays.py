@@ -50,7 +50,8 @@ class RayBatch:
 
     def to(self, device: torch.device | str) -> "RayBatch":
         """The same rays on another device; called by Lightning."""
-        return replace(self, **{name: value.to(device) for name, value in self.__dict__.items() if value is not None})
+        behind = torch.device(device).type == "cuda"  # page-locked memory is copied without waiting
+        return replace(self, **{name: value.to(device, non_blocking=behind) for name, value in self.__dict__.items() if value is not None})
 
     def pin_memory(self) -> "RayBatch":
         """The same rays in page-locked memory; called by DataLoader."""

@@ -178,13 +178,14 @@ class Views:
     names: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> "Views":
-        """The same views on another device."""
+        """The same views on another device; page-locked memory is copied to a GPU without waiting."""
+        behind = torch.device(device).type == "cuda"
         return replace(
             self,
-            image=self.image.to(device),
-            valid=self.valid.to(device),
+            image=self.image.to(device, non_blocking=behind),
+            valid=self.valid.to(device, non_blocking=behind),
             cameras=self.cameras.to(device),
-            mask=None if self.mask is None else self.mask.to(device),
+            mask=None if self.mask is None else self.mask.to(device, non_blocking=behind),
         )
 
     def pin_memory(self) -> "Views":

@@ -29,7 +29,7 @@ from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, fi
 from npbgpp.engine.datamodule import DataModule, RunScenes, read_scenes
 from npbgpp.engine.loggers import close_loggers, guard
 from npbgpp.engine.provenance import write_provenance
-from npbgpp.engine.trainer import TrainerPlan, trainer_plan
+from npbgpp.engine.trainer import TrainerPlan, report_nondeterministic_operation, trainer_plan
 from npbgpp.errors import InputError
 from npbgpp.io import VIDEO_FORMATS
 from npbgpp.methods.base import RunContext, System, SystemSettings
@@ -176,7 +176,7 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
         if not settings.eval_only:
             _fit(trainer, system, data, parts.resume)
         if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
-            with report_lost_process():
+            with report_lost_process(), report_nondeterministic_operation():
                 trainer.test(system, datamodule=data, verbose=False)
     except SIGTERMException:
         (preemption,) = (callback for callback in trainer.callbacks if isinstance(callback, Preemption))  # type: ignore[attr-defined]
@@ -200,7 +200,7 @@ def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None
         data.train_views,
         trainer.default_root_dir,
     )
-    with report_lost_process():
+    with report_lost_process(), report_nondeterministic_operation():
         trainer.fit(system, datamodule=data, ckpt_path=resume)
 
 

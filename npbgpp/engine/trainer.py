@@ -6,7 +6,8 @@
 import inspect
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
@@ -93,10 +94,27 @@ class TrainerPlan:
 
     def build(self, **further: Any) -> Trainer:
         """The Trainer, with further arguments. Raises InputError when Lightning refuses the configuration."""
+        if self.arguments["precision"] == "32-true":  # convolutions on GPUs take the 10 bits of TF32 otherwise, matrix products do not
+            torch.backends.cudnn.allow_tf32 = False
         try:
             return Trainer(**self.arguments | further)
         except MisconfigurationException as error:
             raise InputError(f"trainer: Lightning refuses these settings ({' '.join(str(error).split())})") from error
+
+
+@contextmanager
+def report_nondeterministic_operation() -> Iterator[None]:
+    """Raises InputError in place of the error of an operation that ``trainer.deterministic=true`` refuses."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error)
+        if not torch.are_deterministic_algorithms_enabled() or "eterministic" not in message:
+            raise
+        raise InputError(
+            f"trainer.deterministic: expected warn or false for this method and device, got true ({message.split('. ')[0]}); use trainer.deterministic=warn to "
+            "run and list such operations"
+        ) from error
 
 
 def trainer_plan(values: Mapping[str, Any]) -> TrainerPlan:

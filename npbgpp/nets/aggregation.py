@@ -16,6 +16,8 @@ from torch.nn.functional import softplus
 
 from npbgpp.errors import InputError
 from npbgpp.kernels.aggregation import add_observations, observation_products
+from npbgpp.kernels.backend import backend
+from npbgpp.kernels.learned_basis import learned_basis_numba
 from npbgpp.kernels.ridge import ridge_solve, ridge_solve_rows, sums_length
 
 # type -> inputs of the learned basis beside the viewing direction: (distance, optical axis)
@@ -29,6 +31,7 @@ BASES = {
 _OCTAVES = 3
 _FIRST_LEARNED_FREQUENCY = 0.1
 _SMALLEST_DISTANCE = 1e-7
+_NEGATIVE_SLOPE = 0.01
 _Y0, _Y1 = 0.282095, 0.488603  # real spherical harmonics of degree 0 and 1
 
 
@@ -73,6 +76,10 @@ class HarmonicEmbedding(nn.Module):
         else:
             self.register_buffer("frequencies", torch.pi / 2 * 2.0 ** torch.arange(_OCTAVES))
 
+    def base(self) -> float:
+        """The base frequency."""
+        return softplus(self.omega0).item() if self.learnable else self.frequencies[0].item()
+
     def forward(self, x: Float[Tensor, "v 3"]) -> Float[Tensor, "v h"]:
         """Returns (v, 18) harmonics."""
         frequencies = softplus(self.omega0) * 2.0 ** torch.arange(_OCTAVES, device=x.device) if self.learnable else self.frequencies
@@ -83,9 +90,9 @@ class HarmonicEmbedding(nn.Module):
 def basis_network(type: str, m: int, depth: int, width: int) -> nn.Sequential:
     """MLP from ``network_inputs`` to m basis functions. Arguments as in ``SphereAggregator``."""
     reads_distance, reads_axis = BASES[type]
-    layers: list[nn.Module] = [nn.Linear(6 * _OCTAVES * (1 + reads_axis) + reads_distance, width), nn.LeakyReLU()]
+    layers: list[nn.Module] = [nn.Linear(6 * _OCTAVES * (1 + reads_axis) + reads_distance, width), nn.LeakyReLU(_NEGATIVE_SLOPE)]
     for _ in range(depth):
-        layers += [nn.Linear(width, width), nn.LeakyReLU()]
+        layers += [nn.Linear(width, width), nn.LeakyReLU(_NEGATIVE_SLOPE)]
     return nn.Sequential(*layers, nn.Linear(width, m))
 
 
@@ -242,8 +249,22 @@ class SphereAggregator(Aggregator):
         """Values of the basis functions."""
         if self.basis_type == "spherical":
             return spherical_harmonics(directions.direction())
-        basis = self.mlp(network_inputs(self.basis_type, self.harmonic_embedding, directions))
+        offset = directions.offset
+        if not torch.is_grad_enabled() and offset.dtype == torch.float32 and backend(offset.device) == "numba":
+            basis = self._learned_basis_numba(directions)
+        else:
+            basis = self.mlp(network_inputs(self.basis_type, self.harmonic_embedding, directions))
         return basis.tanh() if self.tanh else basis
+
+    def _learned_basis_numba(self, directions: PointDirections) -> Float[Tensor, "v m"]:
+        """The network without gradients. The optical axis is the same for all points: its share of the first layer goes to the biases."""
+        reads_distance, reads_axis = BASES[self.basis_type]
+        layers = [(layer.weight, layer.bias) for layer in self.mlp if isinstance(layer, nn.Linear)]
+        if reads_axis:
+            weight, bias = layers[0]
+            weight, of_axis = weight.split([weight.shape[1] - 6 * _OCTAVES, 6 * _OCTAVES], 1)
+            layers[0] = (weight, bias + of_axis @ self.harmonic_embedding(directions.axis)[0])
+        return learned_basis_numba(directions.offset, self.harmonic_embedding.base(), reads_distance, layers, _NEGATIVE_SLOPE)
 
     def observe(self, features: Float[Tensor, "v c"], weights: Float[Tensor, " v"], directions: PointDirections) -> Float[Tensor, "v s"]:
         """Summands of v observations, see ``npbgpp.kernels.aggregation``; weights are ignored."""

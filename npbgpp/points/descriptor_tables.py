@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from npbgpp.core.distributed import gather, process_count, process_rank
+from npbgpp.core.distributed import gather, gather_tensors, process_count, process_rank
 from npbgpp.core.files import load_tensors, read_mark, save_tensors
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
@@ -359,7 +359,13 @@ class DescriptorTables:
         own = [(scene, rows, gradient / count) for scene, rows, gradient in self._gradients] if count > 1 else self._gradients
         if not self.shared:
             return own
-        everyone = [entry for part in gather([(scene, rows.cpu(), gradient.cpu()) for scene, rows, gradient in own]) for entry in part]
+        names = gather([scene for scene, _, _ in own])
+        tensors = gather_tensors([tensor for _, rows, gradient in own for tensor in (rows, gradient)])
+        everyone = [
+            (scene, rows, gradient)
+            for listed, part in zip(names, tensors, strict=True)
+            for scene, rows, gradient in zip(listed, part[::2], part[1::2], strict=True)
+        ]
         home = {
             scene: self.resident(scene, training=True).table.values.device for scene in dict.fromkeys(scene for scene, _, _ in everyone)
         }
@@ -511,20 +517,25 @@ class DescriptorTables:
             table = resident.table
             if self._keep_history or table.changed:
                 state = {name: getattr(table, name) for name in _STATE if name != "values" or table.changed}
-                tables[scene] = {name: None if (value := state.get(name)) is None else value.cpu().clone() for name in _STATE}
+                tables[scene] = {name: value for name, value in state.items() if value is not None}
         own: dict[str, Any] = {
             "saved": dict(self._digests),
-            "tables": tables,
+            "tables": {scene: list(state) for scene, state in tables.items()},
             "residents": list(self.residents),
             "trained": sorted(self._trained),
         }
         parts = gather(own)
+        everyone: dict[str, dict[str, Tensor | None]] = {}
+        for part, tensors in zip(parts, gather_tensors([value for state in tables.values() for value in state.values()]), strict=True):
+            values = iter(tensors)
+            for scene, names in part["tables"].items():
+                everyone[scene] = dict.fromkeys(_STATE) | {name: next(values).cpu().clone() for name in names}
         self._digests |= {scene: version for part in parts for scene, version in part["saved"].items()}
         self._referenced = {scene: version for part in parts for scene, version in part["saved"].items()}
         return {
             "steps": self.optimizer.steps,
             "saved": dict(self._referenced),
-            "tables": {scene: table for part in parts for scene, table in part["tables"].items()},
+            "tables": everyone,
             "residents": [part["residents"] for part in parts],
             "trained": [part["trained"] for part in parts],
         }

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, embedding, interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
 from npbgpp.errors import InputError
 from npbgpp.kernels import Level
+from npbgpp.kernels.feature_lookup import look_up
 
 
 def feature_table(descriptors: Float[Tensor, "m c"], background: Float[Tensor, "1 c 1 1"]) -> Float[Tensor, "m1 c1"]:
@@ -36,7 +37,7 @@ def feature_image(row: Int[Tensor, "b h w"], table: Float[Tensor, "m1 c1"], supe
         c feature channels and, last, the mask: 1 where any cell of the pixel is covered, else 0; in channels-last memory, as the lookup yields it and the
         decoder prefers it.
     """
-    image = embedding(row + 1, table).permute(0, 3, 1, 2)
+    image = look_up(row, table).permute(0, 3, 1, 2)
     if supersampling == 1:
         return image
     image = avg_pool2d(image * image[:, -1:], supersampling)

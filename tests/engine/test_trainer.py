@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 
-from npbgpp.engine.trainer import TrainerPlan, trainer_plan
+from npbgpp.engine.trainer import TrainerPlan, report_nondeterministic_operation, trainer_plan
 from npbgpp.errors import InputError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -228,3 +228,20 @@ def test_the_number_of_started_processes_must_match(monkeypatch):
     with pytest.raises(InputError, match=r"trainer.devices: .*2 processes.*3 devices"):
         plan("devices=3")
     assert arguments("devices=2")["devices"] == 2
+
+
+def test_operations_that_deterministic_refuses_are_named():
+    message = "grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'. You can ..."
+    with pytest.raises(RuntimeError, match="grid_sampler"), report_nondeterministic_operation():
+        raise RuntimeError(message)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with (
+            pytest.raises(InputError, match="trainer.deterministic: .*grid_sampler_2d_backward_cuda .*=warn"),
+            report_nondeterministic_operation(),
+        ):
+            raise RuntimeError(message)
+        with pytest.raises(RuntimeError, match="out of memory"), report_nondeterministic_operation():
+            raise RuntimeError("out of memory")
+    finally:
+        torch.use_deterministic_algorithms(False)

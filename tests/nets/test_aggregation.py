@@ -163,3 +163,20 @@ def test_invalid_settings_are_refused():
         SphereAggregator(descriptor_dim=8, type="cubic")
     with pytest.raises(InputError, match="system.aggregator.m=4"):
         SphereAggregator(descriptor_dim=8, type="spherical", m=6)
+
+
+@pytest.mark.parametrize("type", ["learnable_v", "learnable_vd", "learnable_vo", "learnable_vdo"])
+@pytest.mark.parametrize("learnable_freq", [False, True])
+@pytest.mark.parametrize(("m", "depth", "width", "tanh"), [(6, 1, 16, False), (1, 0, 1, True), (5, 3, 10, False)])
+def test_basis_without_gradients_equals_that_with_gradients(type, learnable_freq, m, depth, width, tanh):
+    """For views of any number of points, some of which lie at the camera centre or are not finite."""
+    options = {"depth": depth, "width": width, "tanh": tanh, "learnable_freq": learnable_freq}
+    aggregator = SphereAggregator(descriptor_dim=3, type=type, m=m, **options)
+    for count in (0, 1, 63, 3000):
+        offset = torch.randn(count, 3)
+        offset[:1] = 0
+        offset[5:7] = torch.tensor([[torch.nan, 0, 0], [0, torch.inf, 0]])[: len(offset[5:7])]
+        directions = PointDirections(offset, torch.tensor([[0.6, 0.0, 0.8]]))
+        with torch.no_grad():
+            found = aggregator.basis(directions)
+        torch.testing.assert_close(found, aggregator.basis(directions).detach(), rtol=1e-4, atol=2e-6, equal_nan=True)

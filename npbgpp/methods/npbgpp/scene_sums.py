@@ -12,7 +12,7 @@ from torch import Tensor
 
 from npbgpp.nets import Aggregator, PointDirections
 
-_POINTS = 1 << 16  # observed at a time, which bounds the memory of intermediate results
+_POINTS = 1 << 18  # observed at a time, which bounds the memory of intermediate results
 
 
 class SceneSums:

@@ -7,7 +7,8 @@ pixel of it, k input views, b targets, c channels of a feature, q coefficients o
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from npbgpp.core.files import save_tensors
-from npbgpp.data import Batch, Scene, Views, read_photo
+from npbgpp.data import Batch, Photo, Scene, View, Views, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, crop_to_points
 from npbgpp.kernels import ChunkedCloud, Level, rasterize
@@ -76,6 +77,16 @@ class NPBGPlusPlusSettings(PointSettings):
 log = logging.getLogger(__name__)
 
 _LOG_INTERVAL_S = 20.0
+
+
+def _decoded_ahead(views: Sequence[View]) -> Iterator[Future[Photo]]:
+    """Photos in order; a thread decodes the next one while the caller works on one."""
+    with ThreadPoolExecutor(1, "photos") as pool:
+        following = [pool.submit(read_photo, view) for view in views[:1]]
+        for k in range(len(views)):
+            current = following.pop()
+            following += [pool.submit(read_photo, view) for view in views[k + 1 : k + 2]]
+            yield current
 
 
 class NPBGPlusPlus(PointSystem):
@@ -164,8 +175,8 @@ class NPBGPlusPlus(PointSystem):
         last_log = time.monotonic()
         for first, last in passes:
             sums = SceneSums(last - first, self.aggregator, home)
-            for k in inputs:
-                self._add_view(sums, scene, k, cloud, xyz_world, first, last)
+            for k, photo in zip(inputs, _decoded_ahead([scene.views[k] for k in inputs]), strict=True):
+                self._add_view(sums, scene.views[k].camera, photo, cloud, xyz_world, first, last)
                 progress.update()
                 if progress.disable and time.monotonic() - last_log > _LOG_INTERVAL_S:
                     last_log = time.monotonic()
@@ -185,10 +196,17 @@ class NPBGPlusPlus(PointSystem):
         return ResidentScene(drawn, SparseParameter(coefficients), slot, xyz_world)
 
     def _add_view(
-        self, sums: SceneSums, scene: Scene, view: int, cloud: ChunkedCloud, xyz_world: Float[Tensor, "n 3"], first: int, last: int
+        self,
+        sums: SceneSums,
+        camera: Cameras,
+        photo: Future[Photo],
+        cloud: ChunkedCloud,
+        xyz_world: Float[Tensor, "n 3"],
+        first: int,
+        last: int,
     ) -> None:
         """Adds the observations of one photo to the sums of points first to last."""
-        camera = scene.views[view].camera.to(self.device)
+        camera = camera.to(self.device)
         scale = self.settings.visibility_scale
         if scale is None:
             points = visible_points(xyz_world, camera, None, self.projection)[0].nonzero()[:, 0]
@@ -198,12 +216,15 @@ class NPBGPlusPlus(PointSystem):
         points = points[(points >= first) & (points < last)]
         if len(points) == 0:
             return
-        image = read_photo(scene.views[view]).image.to(self.device).float()[None] / 255
-        photo = upright(image, camera, self.projection.pixel_convention, self.settings.up, self.settings.align_view_images)
-        points = points[self.projection.in_frustum(photo.cameras, xyz_world[points])[0]]
+        bytes_ = photo.result().image
+        if self.device.type == "cuda":
+            bytes_ = bytes_.pin_memory().to(self.device, non_blocking=True)
+        image = bytes_.to(self.device).float()[None] / 255
+        turned = upright(image, camera, self.projection.pixel_convention, self.settings.up, self.settings.align_view_images)
+        points = points[self.projection.in_frustum(turned.cameras, xyz_world[points])[0]]
         if len(points):
-            features = self.feature_extractor(photo.images)[0]
-            sums.add_view(points - first, lambda part: self._look(features, photo, 0, xyz_world[part + first]))
+            features = self.feature_extractor(turned.images)[0]
+            sums.add_view(points - first, lambda part: self._look(features, turned, 0, xyz_world[part + first]))
 
     def _look(
         self, features: Float[Tensor, "c h w"], photos: InputViews, view: int, xyz_world: Float[Tensor, "v 3"]

@@ -253,7 +253,8 @@ class VideoBatch:
 
     def to(self, device: torch.device | str) -> "VideoBatch":
         """Copy on another device; called by Lightning."""
-        return replace(self, **{name: value.to(device) for name, value in self.__dict__.items()})
+        behind = torch.device(device).type == "cuda"  # page-locked memory is copied without waiting
+        return replace(self, **{name: value.to(device, non_blocking=behind) for name, value in self.__dict__.items()})
 
     def pin_memory(self) -> "VideoBatch":
         """Copy in page-locked memory; called by DataLoader."""
