@@ -43,7 +43,15 @@ def demo_commands(arguments: Sequence[str]) -> tuple[Path, list[list[str]]]:
     for words in trainings:
         read_train_arguments(words)
     compare = ["compare", *map(str, runs.values()), f"out={settings.out}"]
-    video = ["render", f"run={runs[_FILMED]}", "path=circle", "frames=60", "images=false", f"out={settings.out / 'video'}", "overwrite=true"]
+    video = [
+        "render",
+        f"run={runs[_FILMED]}",
+        "path=circle",
+        "frames=60",
+        "images=false",
+        f"out={settings.out / 'video'}",
+        "overwrite=true",
+    ]
     return settings.out, [*(["train", *words] for words in trainings), compare, video]
 
 
