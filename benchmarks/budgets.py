@@ -44,6 +44,18 @@ SCENES = {
 }
 
 
+def clock_words(file: Path) -> list[str]:
+    """Words of ``npbgpp train`` that measure the seconds of training."""
+    return ["+callbacks.fit.cpu_clock._target_=cpu_clock.CpuClock", f"+callbacks.fit.cpu_clock.file={file}"]
+
+
+def run_train(words: list[str]) -> subprocess.CompletedProcess:
+    """``npbgpp train`` in a process of its own that finds the modules of the benchmarks."""
+    path = os.pathsep.join(filter(None, (str(HERE), str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "npbgpp", "train", *words]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+
+
 def train(method: Method, scene: tuple[str, ...], steps: int, folder: Path) -> dict[str, float]:
     """Trains and evaluates in a process of its own; CPU seconds, steps, PSNR and SSIM."""
     clock = folder / "cpu_clock.json"
@@ -56,13 +68,9 @@ def train(method: Method, scene: tuple[str, ...], steps: int, folder: Path) -> d
         "test_video=null",
         "loggers=none",
         f"hydra.run.dir={folder}",
-        "+callbacks.fit.cpu_clock._target_=cpu_clock.CpuClock",
-        f"+callbacks.fit.cpu_clock.file={clock}",
+        *clock_words(clock),
     ]
-    path = os.pathsep.join(filter(None, (str(HERE), str(ROOT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-m", "npbgpp", "train", *words], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
+    done = run_train(words)
     if done.returncode:
         sys.exit(f"npbgpp train {' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
     (scores,) = json.loads((folder / "metrics.json").read_text())["datasets"].values()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from budgets import METHODS, SCENES
+from budgets import METHODS, SCENES, clock_words, run_train
 from measure import machine
 
 
@@ -35,12 +35,12 @@ def batches_per_second(method: str, seconds: float, folder: Path) -> float:
     """Speed of a training that ends after some time."""
     words = [*METHODS[method].words, *SCENES["still_life"], "trainer.limit_val_batches=0", "test_after_fit=false", "loggers=none"]
     time = f"trainer.max_time='00:00:00:{seconds:02.0f}'"
-    command = [sys.executable, "-m", "npbgpp", "train", *words, "trainer.max_epochs=1000", time, f"hydra.run.dir={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    words += ["trainer.max_epochs=1000", time, f"hydra.run.dir={folder}", *clock_words(folder / "clock.json")]
+    done = run_train(words)
     if done.returncode:
         sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
-    costs = json.loads((folder / "metrics.json").read_text())["costs"]
-    return costs["batches"] / (costs["data_seconds"] + costs["step_seconds"])
+    clock = json.loads((folder / "clock.json").read_text())
+    return clock["batches"] / clock["wall_seconds"]
 
 
 def main() -> None:

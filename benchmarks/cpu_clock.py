@@ -1,4 +1,4 @@
-"""Callback of ``budgets.py``: CPU seconds of training, without start-up and evaluation."""
+"""Callback of the benchmarks of training: CPU and wall seconds, without start-up and evaluation."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class CpuClock(Callback):
-    """Writes ``cpu_clock.json`` with the CPU seconds between the first and the last training batch, and their number.
+    """Writes the CPU and wall seconds from the start to the end of training, and the number of batches, as JSON.
 
     Args:
         file: path to write to.
@@ -17,15 +17,15 @@ class CpuClock(Callback):
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
-        self._start = 0.0
+        self._start = (0.0, 0.0)
         self._batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start = time.process_time()
+        self._start = (time.process_time(), time.monotonic())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._batches += 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seconds = time.process_time() - self._start
-        self.file.write_text(json.dumps({"cpu_seconds": seconds, "batches": self._batches}))
+        cpu, wall = (now - before for now, before in zip((time.process_time(), time.monotonic()), self._start, strict=True))
+        self.file.write_text(json.dumps({"cpu_seconds": cpu, "wall_seconds": wall, "batches": self._batches}))
