@@ -81,7 +81,7 @@ def _adam_reference(
     parameter[chosen] = parameter[chosen] - lr * m / (v.sqrt() / root + eps)
 
 
-@kernel(fastmath={"contract"}, error_model="numpy")
+@kernel(fastmath={"contract"})
 def _adam(begin, end, length, parameter, gradient, exp_avg, exp_avg_sq, rows, constants):
     """Rows begin to end, one dimension; runs of chosen rows at once. constants: both betas, 1 - both, step size, 1 / root, eps."""
     beta1, beta2, keep1, keep2 = constants[0], constants[1], constants[2], constants[3]

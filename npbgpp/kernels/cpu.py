@@ -131,7 +131,8 @@ class Kernel:
             self.function.__closure__,
         )
         function.__qualname__, function.__module__ = self.function.__qualname__, self.function.__module__
-        return numba.njit(nogil=True, cache=_prepare_cache(), **self._options)(function)
+        options = {"error_model": "numpy"} | self._options  # division by zero gives infinity instead of an exception, whose test prevents vector code
+        return numba.njit(nogil=True, cache=_prepare_cache(), **options)(function)
 
     def __call__(self, *arguments: Any) -> Any:
         dispatcher = self.dispatcher

@@ -52,7 +52,7 @@ def learned_basis_numba(
     return out
 
 
-@kernel(error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _evaluate(offset, frequency, reads_distance, numbers, sizes, slope, out, begin, end):
     rows = 20
     for layer in range(len(sizes)):

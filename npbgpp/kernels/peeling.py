@@ -190,7 +190,7 @@ class _NumbaPoints(_Points):
         return torch.from_numpy(buffers[0]).view(height, width)
 
 
-@kernel(error_model="numpy")
+@kernel()
 def _project_chunks(xyz, index, corners, begin, end, numbers, sizes, height, width, keys, squares):
     """Number of points that cover any pixel; ``keys`` and ``squares`` (first pixel, rows, columns) hold them from the first of ``begin`` on."""
     length = index.shape[1]

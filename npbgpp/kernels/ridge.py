@@ -143,7 +143,7 @@ def _differentiate_numba(sums: Tensor, ridge: Tensor, channels: int, out: Tensor
     return of_sums
 
 
-@kernel(error_model="numpy")
+@kernel()
 def _eliminate(row, ridge, channels, gram, pivots, x):
     """Solves (G + diag(ridge)) x = x, x (m, c), by G = L D LT without pivoting; ``gram`` (m, m) and ``pivots`` (m,) are overwritten.
 
@@ -173,7 +173,7 @@ def _eliminate(row, ridge, channels, gram, pivots, x):
                 x[j, k] -= factor * x[i, k]
 
 
-@kernel(error_model="numpy")
+@kernel()
 def _solve(sums, rows, ridge, channels, out, begin, end):
     """Rows ``begin`` to ``end`` of ``out``; no ``rows`` means all in order."""
     m, c = len(ridge), len(channels)
@@ -201,7 +201,7 @@ def _solve(sums, rows, ridge, channels, out, begin, end):
                 result[c + j * c + k] = x[j, k]
 
 
-@kernel(error_model="numpy")
+@kernel()
 def _differentiate(sums, out, gradient, of_sums, ridge, channels, begin, end):
     """Gradients of the sums. With x the solution for the right-hand side ``gradient``: B gets x, G gets -x slopesT, A gets -x mean."""
     m, c = len(ridge), len(channels)

@@ -82,7 +82,7 @@ def _visible_numba(xyz_world: Float[Tensor, "n 3"], cameras: Cameras, scale: flo
     return torch.from_numpy(visible)
 
 
-@kernel(error_model="numpy")
+@kernel()
 def _mark_visible(xyz, numbers, steps, height, width, nearest, cells, depths, visible):
     near, low_x, low_y, high_x, high_y = numbers[17], numbers[18], numbers[19], numbers[20], numbers[21]
     slope, start_x, start_y, shift, half = steps[0], steps[1], steps[2], steps[3], steps[4]
