@@ -507,7 +507,8 @@ def _check(device: torch.device) -> str | None:
             tensors = [t.clone().requires_grad_() for t in leaves]
             with torch.enable_grad():
                 if is_reference:
-                    found = render_reference(*tensors[:5], camera, 3, tensors[5], settings, rgb)
+                    means, log_scales, quaternions, logits, sh, background = tensors
+                    found = render_reference(means, log_scales, quaternions, logits, sh, camera, 3, background, settings, rgb)
                     values = [found.image, found.alpha, found.depth, found.weights]
                 else:
                     image, alpha, depth, _, weights = CudaRenderer.apply(*tensors, camera, 3, settings, rgb)
