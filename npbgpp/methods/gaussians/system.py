@@ -155,6 +155,8 @@ class Gaussians(ManualOptimizationSystem):
 
     settings: GaussianSettings
     settings_class = GaussianSettings
+    extent: Tensor
+    failures: Tensor
 
     def __init__(self, settings: GaussianSettings, context: RunContext, refiner: nn.Module | None = None) -> None:
         super().__init__(settings, context, "constant")
@@ -168,7 +170,8 @@ class Gaussians(ManualOptimizationSystem):
         kind = choose_background(settings.background, self._views, self.scene.name, settings.use_masks)
         names = [view.name for view in self._views]
         self.refiner = refiner
-        self.gaussians = GaussianModel(settings.sh_degree, 3 if refiner is None else _descriptors(refiner))
+        self._channels = (3,) if refiner is None else _pyramid_channels(refiner)
+        self.gaussians = GaussianModel(settings.sh_degree, 3 if refiner is None else self._channels[0] - 1)
         self.background = Background(kind, settings.environment_degree)
         self.exposure = Exposure(names) if settings.exposure else None
         self.motions = nn.Parameter(torch.zeros(len(names), 6)) if settings.refine_cameras else None
@@ -301,7 +304,7 @@ class Gaussians(ManualOptimizationSystem):
         if self.refiner is None:
             return found.image
         levels = [torch.cat([found.image, found.alpha])[None]]
-        for _ in range(sum(count > 0 for count in self.refiner.in_channels) - 1):
+        for _ in self._channels[1:]:
             levels.append(torch.nn.functional.avg_pool2d(levels[-1], 2))
         return self.refiner(levels)[0, :3]
 
@@ -462,11 +465,11 @@ class Gaussians(ManualOptimizationSystem):
         if self._failed(adam):
             self._return_to_snapshot(adam, number)
             adam.zero_grad()
-            self.optimizers().step(rows=torch.zeros_like(touched))  # counts the step
+            self._count_step(torch.zeros_like(touched))
             return
         if self._clip:
             torch.nn.utils.clip_grad_norm_([p for group in adam.param_groups for p in group["params"]], self._clip)
-        self.optimizers().step(rows=touched)
+        self._count_step(touched)
         adam.zero_grad()
         with torch.no_grad():
             model.seen |= touched
@@ -474,12 +477,18 @@ class Gaussians(ManualOptimizationSystem):
             if self.exposure is not None:
                 self.exposure.centre()
             if self.motions is not None:
-                self.motions -= self.motions.mean(0)
+                self.motions.sub_(self.motions.mean(0))
         if s.sh_every:
             degree = min(max((number + 1) // s.sh_every, int(model.active_degree)), s.sh_degree)
             model.active_degree.fill_(degree)
         if (number + 1) % _SNAPSHOT_EVERY == 0:
             self._keep_state(adam)
+
+    def _count_step(self, rows: Bool[Tensor, " n"]) -> None:
+        """A step of Adam through Lightning, which counts it."""
+        wrapped = self.optimizers()
+        assert not isinstance(wrapped, list)
+        wrapped.step(rows=rows)
 
     def _move(self, adam: GaussianAdam, number: int, share: float) -> None:
         """Relocation, noise and sorting after step ``number``; the same in all processes."""
@@ -549,15 +558,16 @@ class Gaussians(ManualOptimizationSystem):
             tensor.copy_(kept)
 
 
-def _descriptors(refiner: nn.Module) -> int:
-    """Channels of descriptors that a refiner decodes. Raises InputError for a network without pyramid, or without room for descriptors."""
+def _pyramid_channels(refiner: nn.Module) -> tuple[int, ...]:
+    """Channels of each level that a refiner takes: descriptors and the opacity. Raises InputError for a network without pyramid, or without room for colours."""
     channels = getattr(refiner, "in_channels", None)
-    if not isinstance(channels, tuple) or channels[0] < 4 or any(count not in (channels[0], 0) for count in channels):
+    used = tuple(count for count in channels if count > 0) if isinstance(channels, tuple) else ()
+    if not used or used[0] < 4 or set(used) != {used[0]}:
         raise InputError(
             "system.refiner: expected a U-Net whose levels take equally many channels, at least 3 descriptors and the opacity, got "
             f"{type(refiner).__name__} with {channels}; choose system/refiner=unet, or none"
         )
-    return channels[0] - 1
+    return used
 
 
 def with_descriptors(cloud: GaussianCloud, channels: int, seed: int) -> GaussianCloud:
