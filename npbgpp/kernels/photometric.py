@@ -114,7 +114,7 @@ class _CpuLoss(torch.autograd.Function):
         def work(thread: int) -> None:
             scratch = np.zeros(120 * padded, f32)
             constants = (f32(scale), f32(ssim_weight), wanted, window, row_sums, gradient.numpy())
-            _photometric(jobs[thread::threads], scratch, padded, height, width, *values, mask is not None, *constants)
+            _photometric(np.ascontiguousarray(jobs[thread::threads]), scratch, padded, height, width, *values, mask is not None, *constants)
 
         run_threads(work, threads)
         l1, similarity = (scale * row_sums.sum((1, 2), dtype=np.float64)).tolist()

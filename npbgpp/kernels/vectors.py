@@ -58,6 +58,7 @@ def _operations() -> dict[str, Any]:
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
+    from numba.core.registry import cpu_target
     from numba.core.typing.templates import AbstractTemplate, infer_global, signature
     from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -249,4 +250,7 @@ def _operations() -> dict[str, Any]:
         total,
         largest,
     )
+    # numba installs what is new when it compiles, but two threads that compile at the same time may see a part of it
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
     return {f.__name__: intrinsic(f) for f in exported}

@@ -226,8 +226,5 @@ def test_errors():
 
 @pytest.mark.parametrize("capability", ["75", "80", "90", "100"])
 def test_cuda_source_compiles(capability):
-    if "gaussians" not in cuda.MODULES:
-        pytest.skip("no CUDA kernel of this family")
     module = cuda.MODULES["gaussians"]
-    for name in module.kernels:
-        assert cuda.compile_for(module.source, name, capability)
+    assert cuda.compile_for(module.source, module.kernels[0], capability)  # compiles all kernels of the source

@@ -90,8 +90,9 @@ def test_depths_are_those_of_the_balls(trained):
         ("system.background=environment", "datasets.white_bg=false", "system.use_masks=true", "system.exposure=true"),
         ("system.use_masks=true", "system.antialiased=true", "system.gaussians=700", "system.far_share=0.1"),
         ("system.gaussians=100", "system.refine_cameras=true", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"),
+        ("system/refiner=unet", "system.refiner.filters=[10,11,12,13,14]", "datasets.scenes.val=[]"),
     ],
-    ids=["random start", "environment and exposure", "masks and copies of points", "few points, cameras, accumulation"],
+    ids=["random start", "environment and exposure", "masks and copies of points", "few points, cameras, accumulation", "refiner"],
 )
 def test_options_train(run_gaussians, tmp_path, words):
     run = run_gaussians(tmp_path, *words, "datasets.train_num_samples=12", "trainer.limit_val_batches=0", "test_after_fit=true")

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from npbgpp.geometry import Cameras
 from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
-from npbgpp.kernels.gaussians.types import FOV_MARGIN, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, SplattingSettings
+from npbgpp.kernels.gaussians.camera_values import camera_values
+from npbgpp.kernels.gaussians.types import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, SplattingSettings
 from npbgpp.kernels.vectors import (
     exp2,
     lanes,
@@ -158,7 +159,7 @@ def _axis(camera, column, scale, j00, j02, j11, j12):
 def _project(begin, end, means, log_scales, quaternions, logits, sh, camera, degree, options, height, width, table, whole):
     """Fills rows of the table, except for slots, 16 at a time; the last 16 may overlap those before.
 
-    means, log_scales, quaternions: flat. camera: see ``_camera_values``; options: dilation, near, antialiased, rgb; whole: the table as int32.
+    means, log_scales, quaternions: flat. camera: see ``camera_values``; options: dilation, near, antialiased, rgb; whole: the table as int32.
     """
     dilation, near, antialiased, rgb = options[0], options[1], options[2] > _ZERO, options[3] > _ZERO
     channels, harmonics = sh.shape[2], (degree + 1) * (degree + 1)
@@ -700,7 +701,7 @@ class CpuRenderer(torch.autograd.Function):
         channels = sh.shape[2]
         parameters = _at_least_16(*(p.detach().contiguous() for p in (means, log_scales, quaternions, opacity_logits, sh)))
         n, arrays = len(parameters[0]), _arrays(parameters)
-        view = _camera_values(camera)
+        view = np.array(camera_values(camera), f32)
         options = np.array([settings.dilation, settings.near, settings.antialiased, rgb], f32)
         table = np.empty((n, -(-(_HEAD + channels + 1) // 4) * 4), f32)
         whole = table.view(np.int32)
@@ -780,13 +781,3 @@ def _scratch(planes: int) -> np.ndarray:
     memory = np.empty(16 * planes + 15, f32)
     first = -(memory.ctypes.data // 4) % 16
     return memory[first : first + 16 * planes]
-
-
-def _camera_values(camera: Cameras) -> np.ndarray:
-    """R (rows), T, fx, fy, cx, cy, centre, and the smallest and largest x/z and y/z in the Jacobian."""
-    height, width = camera.image_size
-    (fx, fy), (cx, cy) = camera.focal_length[0].tolist(), camera.principal_point[0].tolist()
-    centre = camera.centers()[0].tolist()
-    margin_x, margin_y = FOV_MARGIN * width / (2 * fx), FOV_MARGIN * height / (2 * fy)
-    limits = [-(width - cx) / fx - margin_x, cx / fx + margin_x, -(height - cy) / fy - margin_y, cy / fy + margin_y]
-    return np.array([*camera.R[0].flatten().tolist(), *camera.T[0].tolist(), fx, fy, cx, cy, *centre, *limits], f32)

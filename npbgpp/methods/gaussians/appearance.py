@@ -45,6 +45,8 @@ class Background(nn.Module):
         degree: of the environment.
     """
 
+    fixed: Tensor
+
     def __init__(self, kind: str, degree: int) -> None:
         super().__init__()
         self.degree = degree if kind == "environment" else 0
@@ -115,4 +117,4 @@ class Exposure(nn.Module):
     @torch.no_grad()
     def centre(self) -> None:
         """Removes the mean over photos, which would drift into the scene."""
-        self.change -= self.change.mean(0)
+        self.change.sub_(self.change.mean(0))

@@ -49,15 +49,11 @@ class GaussianModel(nn.Module):
 
     def resize(self, count: int) -> None:
         """New parameters for so many gaussians, to be filled by ``load_state_dict``."""
-        coefficients = (self.sh_degree + 1) ** 2
-        zeros = self.active_degree.new_zeros
-        self.replace(
-            GaussianCloud(
-                *(zeros((count, width), dtype=torch.float32) for width in (3, 3, 4)),
-                zeros(count, dtype=torch.float32),
-                zeros((count, coefficients, self.channels), dtype=torch.float32),
-            )
-        )
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(count, *shape, device=self.active_degree.device)
+
+        self.replace(GaussianCloud(zeros(3), zeros(3), zeros(4), zeros(), zeros((self.sh_degree + 1) ** 2, self.channels)))
 
     def replace(self, cloud: GaussianCloud) -> None:
         """Takes over gaussians, on the device of the model; coefficients of higher degree than those of the cloud begin at 0."""

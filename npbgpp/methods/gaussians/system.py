@@ -8,7 +8,7 @@ Symbols: n gaussians, b views.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from npbgpp.core.distributed import process_count
 from npbgpp.data import Batch, View, read_depth
 from npbgpp.errors import InputError
-from npbgpp.geometry import LARGEST_SH_DEGREE, Cameras, GaussianCloud, PointCloud, read_gaussian_ply
+from npbgpp.geometry import LARGEST_SH_DEGREE, SH_DC, Cameras, GaussianCloud, PointCloud, read_gaussian_ply
 from npbgpp.kernels.gaussians import GaussianImage, SplattingSettings
 from npbgpp.kernels.photometric import photometric_loss
 from npbgpp.methods.base import DataNeeds, ManualOptimizationSystem, Render, RunContext, SystemSettings
@@ -53,6 +53,7 @@ class LearningRates:
     background: float
     exposure: float
     cameras: float
+    refiner: float
 
     def __post_init__(self) -> None:
         for name, rate in self.__dict__.items():
@@ -148,12 +149,16 @@ class Gaussians(ManualOptimizationSystem):
     Args:
         settings: keys of the config.
         context: the run, of one scene.
+        refiner: decodes a pyramid of blended descriptors and opacity to colours; the number of descriptors is that of its input channels but one. None:
+            gaussians have colours.
     """
 
     settings: GaussianSettings
     settings_class = GaussianSettings
+    extent: Tensor
+    failures: Tensor
 
-    def __init__(self, settings: GaussianSettings, context: RunContext) -> None:
+    def __init__(self, settings: GaussianSettings, context: RunContext, refiner: nn.Module | None = None) -> None:
         super().__init__(settings, context, "constant")
         if len(self.scenes) != 1:
             raise InputError(
@@ -164,7 +169,9 @@ class Gaussians(ManualOptimizationSystem):
         self._resumes, self._start_seed = context.resumed_run is not None, context.seed
         kind = choose_background(settings.background, self._views, self.scene.name, settings.use_masks)
         names = [view.name for view in self._views]
-        self.gaussians = GaussianModel(settings.sh_degree)
+        self.refiner = refiner
+        self._channels = (3,) if refiner is None else _pyramid_channels(refiner)
+        self.gaussians = GaussianModel(settings.sh_degree, 3 if refiner is None else self._channels[0] - 1)
         self.background = Background(kind, settings.environment_degree)
         self.exposure = Exposure(names) if settings.exposure else None
         self.motions = nn.Parameter(torch.zeros(len(names), 6)) if settings.refine_cameras else None
@@ -197,7 +204,8 @@ class Gaussians(ManualOptimizationSystem):
         log.info("scene %s: %d gaussians (%s), %s; about %.2f GiB", self.scene.name, count, reason, where, gibibytes)
         far = 0.0 if cloud is None else s.far_share
         start = Start(count, s.initial_opacity, far, s.sh_degree)
-        self.take(initial_gaussians(self.scene, self._views, cloud, start, self._start_seed))
+        new = initial_gaussians(self.scene, self._views, cloud, start, self._start_seed)
+        self.take(new if self.refiner is None else with_descriptors(new, self.gaussians.channels, self._start_seed))
         if s.sh_every == 0:
             self.gaussians.active_degree.fill_(s.sh_degree)
 
@@ -230,6 +238,8 @@ class Gaussians(ManualOptimizationSystem):
         """Gaussians of a PLY file of 3D Gaussian Splatting, in coordinates of the scene."""
         if path.suffix.lower() != ".ply":
             return None
+        if self.refiner is not None:
+            raise InputError(f"gaussians {path}: they have colours, and system.refiner decodes descriptors; leave out system/refiner")
         cloud = read_gaussian_ply(path)
         if cloud.sh_degree != self.settings.sh_degree:
             raise InputError(
@@ -242,7 +252,7 @@ class Gaussians(ManualOptimizationSystem):
 
     def require_weights(self, missing: Sequence[str]) -> None:
         """Only the gaussians are required: without exposure, motions and background training begins with none."""
-        super().require_weights([name for name in missing if name.startswith(f"{_GAUSSIANS}.")])
+        super().require_weights([name for name in missing if name.startswith((f"{_GAUSSIANS}.", "refiner."))])
 
     def adapt_to_weights(self, weights: dict[str, Tensor]) -> None:
         """Takes over the number of gaussians; exposures and motions of other training photos are left out."""
@@ -279,19 +289,32 @@ class Gaussians(ManualOptimizationSystem):
             for k in range(len(cameras)):
                 image = self._splat(cameras[k].to(self.device))
                 found.append(image)
-                colours.append(image.image.clamp(0, 1))
+                colours.append(self._decode(image).clamp(0, 1))
                 depths.append(torch.where(image.alpha >= _SURFACE, image.depth / image.alpha.clamp(min=_SURFACE), 0.0))
             near = torch.stack([_nearness(part) for part in depths]) if raster else None
         return Render(torch.stack(colours), torch.stack([part.alpha for part in found]), near, torch.stack(depths) if depth else None)
 
     def _splat(self, camera: Cameras, means: Float[Tensor, "n 3"] | None = None) -> GaussianImage:
-        """The gaussians before the background."""
-        behind = self.background(camera)
-        return self.gaussians.render(camera, int(self.gaussians.active_degree), behind, self._splatting, means)
+        """The gaussians before the background; descriptors before nothing."""
+        behind, colours = (self.background(camera), True) if self.refiner is None else (None, False)
+        return self.gaussians.render(camera, int(self.gaussians.active_degree), behind, self._splatting, means, colours)
+
+    def _decode(self, found: GaussianImage) -> Float[Tensor, "3 h w"]:
+        """Colours of a rendering, not clamped."""
+        if self.refiner is None:
+            return found.image
+        levels = [torch.cat([found.image, found.alpha])[None]]
+        for _ in self._channels[1:]:
+            levels.append(torch.nn.functional.avg_pool2d(levels[-1], 2))
+        return self.refiner(levels)[0, :3]
 
     # ----------------------------------------------------------------- export
     def coloured_cloud(self, scene: str) -> PointCloud:
         """Centres of gaussians of an opacity of at least 0.1, with their mean colours."""
+        if self.refiner is not None:
+            raise InputError(
+                "export cloud: the gaussians of this run have descriptors, which the refiner decodes; export a run without system/refiner"
+            )
         return self.gaussians.cloud().points(_POINT_OPACITY)
 
     def gaussian_cloud(self, scene: str) -> GaussianCloud:
@@ -331,7 +354,9 @@ class Gaussians(ManualOptimizationSystem):
         camera, name, photo = target.cameras[k], target.names[k], target.image[k]
         found = self._splat(camera, self._moved_means(camera, name))
         self._touched = found.visible if self._touched is None else self._touched | found.visible
-        image = found.image if self.exposure is None else self.exposure(found.image, name)
+        image = self._decode(found)
+        if self.exposure is not None:
+            image = self.exposure(image, name)
         compared = target.valid[k]
         terms = {}
         if s.use_masks:
@@ -402,14 +427,11 @@ class Gaussians(ManualOptimizationSystem):
             {"params": [getattr(model, name)], "name": name, "initial_lr": initial[name], "rows": True} for name in GAUSSIAN_FIELDS
         ]
         groups[-1]["first"] = 1 / self.settings.harmonics_rate
-        others = {"background": (self.background.coefficients, rates.background), "cameras": (self.motions, rates.cameras)}
-        if self.exposure is not None:
-            others["exposure"] = (self.exposure.change, rates.exposure)
-        groups += [
-            {"params": [parameter], "name": name, "initial_lr": rate, "rows": False}
-            for name, (parameter, rate) in others.items()
-            if parameter is not None
-        ]
+        others = [("background", parameter, rates.background) for parameter in self.background.parameters()]
+        others += [("exposure", parameter, rates.exposure) for parameter in ([] if self.exposure is None else self.exposure.parameters())]
+        others += [("cameras", self.motions, rates.cameras)] if self.motions is not None else []
+        others += [("refiner", parameter, rates.refiner) for parameter in ([] if self.refiner is None else self.refiner.parameters())]
+        groups += [{"params": [parameter], "name": name, "initial_lr": rate, "rows": False} for name, parameter, rate in others]
         return GaussianAdam(groups)
 
     def schedule_share(self) -> float:
@@ -443,11 +465,11 @@ class Gaussians(ManualOptimizationSystem):
         if self._failed(adam):
             self._return_to_snapshot(adam, number)
             adam.zero_grad()
-            self.optimizers().step(rows=torch.zeros_like(touched))  # counts the step
+            self._count_step(torch.zeros_like(touched))
             return
         if self._clip:
             torch.nn.utils.clip_grad_norm_([p for group in adam.param_groups for p in group["params"]], self._clip)
-        self.optimizers().step(rows=touched)
+        self._count_step(touched)
         adam.zero_grad()
         with torch.no_grad():
             model.seen |= touched
@@ -455,12 +477,18 @@ class Gaussians(ManualOptimizationSystem):
             if self.exposure is not None:
                 self.exposure.centre()
             if self.motions is not None:
-                self.motions -= self.motions.mean(0)
+                self.motions.sub_(self.motions.mean(0))
         if s.sh_every:
             degree = min(max((number + 1) // s.sh_every, int(model.active_degree)), s.sh_degree)
             model.active_degree.fill_(degree)
         if (number + 1) % _SNAPSHOT_EVERY == 0:
             self._keep_state(adam)
+
+    def _count_step(self, rows: Bool[Tensor, " n"]) -> None:
+        """A step of Adam through Lightning, which counts it."""
+        wrapped = self.optimizers()
+        assert not isinstance(wrapped, list)
+        wrapped.step(rows=rows)
 
     def _move(self, adam: GaussianAdam, number: int, share: float) -> None:
         """Relocation, noise and sorting after step ``number``; the same in all processes."""
@@ -528,6 +556,27 @@ class Gaussians(ManualOptimizationSystem):
         )
         for tensor, kept in zip(self._state(adam), self._snapshot, strict=True):
             tensor.copy_(kept)
+
+
+def _pyramid_channels(refiner: nn.Module) -> tuple[int, ...]:
+    """Channels of each level that a refiner takes: descriptors and the opacity. Raises InputError for a network without pyramid, or without room for colours."""
+    channels = getattr(refiner, "in_channels", None)
+    used = tuple(count for count in channels if count > 0) if isinstance(channels, tuple) else ()
+    if not used or used[0] < 4 or set(used) != {used[0]}:
+        raise InputError(
+            "system.refiner: expected a U-Net whose levels take equally many channels, at least 3 descriptors and the opacity, got "
+            f"{type(refiner).__name__} with {channels}; choose system/refiner=unet, or none"
+        )
+    return used
+
+
+def with_descriptors(cloud: GaussianCloud, channels: int, seed: int) -> GaussianCloud:
+    """Gaussians whose colours are descriptors: the first three are colours from -1 to 1, the others small random numbers."""
+    values = 0.1 * torch.randn(len(cloud), channels, generator=torch.Generator().manual_seed(seed))
+    values[:, :3] = 2 * cloud.colours() - 1
+    sh = torch.zeros(len(cloud), cloud.sh.shape[1], channels)
+    sh[:, 0] = values / SH_DC
+    return replace(cloud, sh=sh)
 
 
 def _nearness(depth: Float[Tensor, "1 h w"]) -> Float[Tensor, "3 h w"]:
