@@ -69,13 +69,10 @@ def _prepare_cache() -> bool:
             error,
         )
         return False
+    if not any(folder.rglob("*.nbi")):
+        log.info("CPU kernels are compiled when they are first used, some seconds each, and kept in %s", folder)
     numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     return True
-
-
-@functools.cache
-def _announce_compilation() -> None:
-    log.info("compiling CPU kernels, once per version and machine (cache: %s)", cache_folder())
 
 
 class _Fma:
@@ -131,17 +128,16 @@ class Kernel:
             self.function.__closure__,
         )
         function.__qualname__, function.__module__ = self.function.__qualname__, self.function.__module__
-        options = {"error_model": "numpy"} | self._options  # division by zero gives infinity instead of an exception, whose test prevents vector code
+        options = {
+            "error_model": "numpy"
+        } | self._options  # division by zero gives infinity instead of an exception, whose test prevents vector code
         return numba.njit(nogil=True, cache=_prepare_cache(), **options)(function)
 
     def __call__(self, *arguments: Any) -> Any:
         dispatcher = self.dispatcher
         if not dispatcher.signatures:
             with _compiler_lock:
-                result = dispatcher(*arguments)
-            if any(dispatcher.stats.cache_misses.values()):
-                _announce_compilation()
-            return result
+                return dispatcher(*arguments)
         return dispatcher(*arguments)
 
 
