@@ -1,4 +1,4 @@
-"""Every ``datasets=`` choice for a single scene trains and is evaluated from its folder alone, with NPBG and with NPBG++."""
+"""Every ``datasets=`` choice for a single scene trains and is evaluated from its folder alone, with NPBG, NPBG++ and gaussians."""
 
 import json
 from pathlib import Path
@@ -21,6 +21,7 @@ NPCR = (
     "system.layers=2",
 )
 ONE = ("datasets.scene_name=scene",)
+GAUSSIANS = ("system=gaussians", "system.gaussians=200", "system.sh_degree=1")
 CHOICES = {
     "nerf_blender_one_scene": (nerf_synthetic.write, ONE),
     "scannet_one_scene": (scannet.write, (*ONE, "datasets.image_margin=4", "datasets.val_indices=[1]", "datasets.holdout_indices=[2]")),
@@ -67,6 +68,12 @@ def train(run_line, tmp_path):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_npbg_trains_on_every_dataset(train, choice):
     (scores,) = train(choice, *NPBG)["datasets"].values()
+    assert scores["views"] >= 1 and 3 < scores["psnr"] < 60
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_gaussians_train_on_every_dataset(train, choice):
+    (scores,) = train(choice, *GAUSSIANS)["datasets"].values()
     assert scores["views"] >= 1 and 3 < scores["psnr"] < 60
 
 

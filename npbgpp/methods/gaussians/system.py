@@ -103,6 +103,7 @@ class GaussianSettings(SystemSettings):
     scale_weight: float
     learning_rates: LearningRates
     harmonics_rate: float
+    random_rates: float
     means_decay: float
     rates_decay: float
     schedule_steps: int | None
@@ -135,6 +136,8 @@ class GaussianSettings(SystemSettings):
             raise InputError(f"system.near: expected a positive depth in scene units or null, got {self.near}")
         self.require_at_least(sh_every=0, sort_every=0)
         self.require_at_least(mask_weight=0, depth_weight=0, opacity_weight=0, scale_weight=0)
+        if not self.random_rates > 0:
+            raise InputError(f"system.random_rates: expected a positive factor, got {self.random_rates}")
         if not self.harmonics_rate > 0:
             raise InputError(
                 f"system.harmonics_rate: expected a positive factor, got {self.harmonics_rate}; system.sh_degree=0 has no such coefficients"
@@ -180,6 +183,7 @@ class Gaussians(ManualOptimizationSystem):
         self._motion_index = {name: k for k, name in enumerate(names)}
         self._depths: dict[str, Float[Tensor, "n 3"]] = {}
         self._has_depth = {view.name: view for view in self._views if view.depth is not None}
+        self._starts_at_random = False
         self._touched: Bool[Tensor, " n"] | None = None
         self._snapshot: list[Tensor] = []
 
@@ -197,6 +201,7 @@ class Gaussians(ManualOptimizationSystem):
 
     def _begin(self) -> None:
         s, cloud = self.settings, self._start_cloud()
+        self._starts_at_random = cloud is None
         wanted = None if s.gaussians == "auto" else s.gaussians
         count, reason = choose_count(wanted, self._views, None if cloud is None else len(cloud))
         gibibytes = check_memory(count, s.sh_degree, self.gaussians.channels, self.device)
@@ -416,11 +421,12 @@ class Gaussians(ManualOptimizationSystem):
     def configure_optimizers(self) -> GaussianAdam:
         """Adam with a group per parameter; see ``_set_rates``."""
         rates, model = self.settings.learning_rates, self.gaussians
+        faster = self.settings.random_rates if self._starts_at_random else 1.0  # a resumed run takes its rates from the checkpoint
         initial = {
-            "means": rates.means * self.extent.item(),
+            "means": faster * rates.means * self.extent.item(),
             "log_scales": rates.scales,
             "quaternions": rates.rotations,
-            "opacity_logits": rates.opacities,
+            "opacity_logits": faster * rates.opacities,
             "sh": rates.colours * self.settings.harmonics_rate,
         }
         groups: list[dict[str, Any]] = [
