@@ -14,7 +14,7 @@ from torch import Tensor
 from npbgpp.data.lens import Lens
 from npbgpp.data.point_files import CloudFile
 from npbgpp.errors import InputError, listing
-from npbgpp.geometry import Cameras
+from npbgpp.geometry import Cameras, Transform
 
 WHITE = (1.0, 1.0, 1.0)
 
@@ -102,6 +102,7 @@ class Scene:
         splits: split of the layout, indices into ``views``.
         cloud: the point cloud file.
         carried_points: sparse points of the poses, for scenes without a cloud.
+        carried_transform: takes them to the world of the poses; None: they are in it.
         notes: remarks on how the folder was read, such as photos left out; one sentence each.
         layout: name of the layout.
         holds_out: validation and test views of the layout do not train; False: only views chosen in ``with_splits`` do not.
@@ -112,6 +113,7 @@ class Scene:
     splits: dict[Stage, tuple[int, ...]]
     cloud: CloudFile
     carried_points: Path | None = None
+    carried_transform: Transform | None = None
     notes: tuple[str, ...] = ()
     layout: str = ""
     holds_out: bool = True

@@ -3,7 +3,7 @@
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 from npbgpp.geometry.image_warp import Alignment, align_vertically, crop_to_points, resample
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection, ProjectionSettings
-from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, Transform, read_ply, transformed, write_ply
 from npbgpp.geometry.trajectories import (
     TimedCamera,
     average_pose,
@@ -27,6 +27,7 @@ __all__ = [
     "Projection",
     "ProjectionSettings",
     "TimedCamera",
+    "Transform",
     "align_vertically",
     "average_pose",
     "crop_to_points",
@@ -41,6 +42,7 @@ __all__ = [
     "rigid_defect",
     "spiral_along_path",
     "spiral_path",
+    "transformed",
     "turntable_path",
     "write_ply",
 ]

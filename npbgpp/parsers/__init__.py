@@ -103,4 +103,4 @@ def with_cloud(scene: Scene, root: Path) -> Scene:
     if scene.carried_points is None:
         raise InputError(f"point cloud {path}: no such file; name the cloud of scene {scene.name} with datasets.pc_name=<file> ({make})")
     note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used ({make} of more points)"
-    return replace(scene, cloud=replace(scene.cloud, path=scene.carried_points), notes=(*scene.notes, note))
+    return replace(scene, cloud=scene.cloud.of_points(scene.carried_points, scene.carried_transform), notes=(*scene.notes, note))

@@ -32,13 +32,14 @@ from npbgpp.data import (
 )
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
+from npbgpp.parsers.alpha import with_alpha
 
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision
 _DEFAULT_NEAR = 1.0  # scene units: default of system.near
 
 
-def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downscale: float = 1.0) -> Scene:
+def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downscale: float = 1.0, white_bg: bool = True) -> Scene:
     """Reads the metadata of one scene.
 
     Args:
@@ -47,6 +48,7 @@ def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downs
         name: name of the scene.
         cloud: its point cloud.
         downscale: factor between the stated and the used size; photos are not enlarged.
+        white_bg: white where photos are transparent; otherwise keep the stored colours.
 
     Raises:
         InputError: missing or damaged files, different numbers of photos and rows, an invalid camera, photos of another aspect ratio than stated.
@@ -54,8 +56,9 @@ def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downs
     photos = _photos(images_folder(images_root, downscale))
     path = root / "poses_bounds.npy"
     rows = read_rows(path, len(photos))
-    views = tuple(
-        fitted(row_view(photo, row, f"{path}: row {k}"), downscale) for k, (photo, row) in enumerate(zip(photos, rows, strict=True))
+    views, alpha_notes = with_alpha(
+        [fitted(row_view(photo, row, f"{path}: row {k}"), downscale) for k, (photo, row) in enumerate(zip(photos, rows, strict=True))],
+        white_bg,
     )
     model = _largest_model(root)
     return Scene(
@@ -63,8 +66,8 @@ def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downs
         views,
         rule_splits(len(views), "every:8", "every:8+4"),
         cloud,
-        carried_points=None if model is None else model.points_file(),
-        notes=(*_bound_notes(rows), *_lens_notes(model)),
+        carried_points=None if model is None else model.cloud_file(),
+        notes=(*_bound_notes(rows), *_lens_notes(model), *alpha_notes),
     )
 
 

@@ -3,8 +3,8 @@
 * ``images/``: frames, ordered by the number at the end of their names.
 * Poses: a COLMAP model of the undistorted frames in ``sparse``, else in ``sparse/0``, matched by file name; else ``poses_bounds.npy``, a row per frame.
 * ``disps/``: disparity of each frame (16-bit PNG or .npy), in order.
-* ``flow_fw/``: optical flow (.flo) of each frame but the last to the next one; ``flow_bw/``: of each frame but the first to the previous one. In order; names
-  are ignored, as programs number the files differently.
+* ``flow_fw/``: optical flow (.flo) of each frame but the last to the next one; ``flow_bw/``: of each frame but the first to the previous one. By the names of the
+  frames; else in natural order, as programs number the files differently.
 * ``masks/``: bright (255) where the scene is static, ``<frame>.png`` (00003.png.png) or 00003.png; else ``motion_masks/`` of NSFF, bright where it moves.
 * ``novel/``: photos of other cameras at the times of frames, for evaluation: ``images/00003.png`` or ``images/00003_<suffix>.png``, ``cameras.json`` (see
   ``npbgpp.data.pose_files``) with a camera per photo, in order of their names and in the world of the poses, ``masks/`` as above, ``depths/``: 16-bit PNG
@@ -35,6 +35,7 @@ from npbgpp.data import (
     image_size,
     list_images,
     model_file,
+    natural,
     numbered_images,
     pinhole,
     read_poses,
@@ -181,7 +182,7 @@ def match_frames(model: ColmapModel, files: Sequence[Path]) -> list[ModelImage]:
     """The photo of each frame in the model, by file name, else without suffix. Raises InputError for frames without one."""
     by_name = {PurePosixPath(image.name).name: image for image in model.images}
     by_stem = {PurePosixPath(image.name).stem: image for image in model.images}
-    found = [by_name.get(file.name) or by_stem.get(file.stem) for file in files]
+    found = [by_name.get(file.name) or by_stem.get(file.stem) or by_name.get(file.stem) for file in files]
     without = [file.name for file, image in zip(files, found, strict=True) if image is None]
     if without:
         raise InputError(
@@ -193,9 +194,9 @@ def match_frames(model: ColmapModel, files: Sequence[Path]) -> list[ModelImage]:
 
 def _motion_maps(root: Path, files: Sequence[Path]) -> list[MotionMaps]:
     count = len(files)
-    disparity = _counted(root / "disps", (".png", ".npy"), count, "disparity of every frame")
-    forward = _counted(root / "flow_fw", (".flo",), count - 1, "flow of every frame but the last")
-    backward = _counted(root / "flow_bw", (".flo",), count - 1, "flow of every frame but the first")
+    disparity = _counted(root / "disps", (".png", ".npy"), files, "disparity of every frame")
+    forward = _counted(root / "flow_fw", (".flo",), files[:-1], "flow of every frame but the last")
+    backward = _counted(root / "flow_bw", (".flo",), files[1:], "flow of every frame but the first")
     masks, inverted = _masks(root / "masks", files), False
     if masks is None:
         masks, inverted = _masks(root / "motion_masks", files), True
@@ -210,15 +211,18 @@ def _motion_maps(root: Path, files: Sequence[Path]) -> list[MotionMaps]:
     return [MotionMaps(*row, inverted=inverted and masks is not None) for row in columns]
 
 
-def _counted(folder: Path, suffixes: tuple[str, ...], count: int, what: str) -> list[Path] | None:
-    """Sorted files of the first suffix with any; None without the folder."""
+def _counted(folder: Path, suffixes: tuple[str, ...], frames: Sequence[Path], what: str) -> list[Path] | None:
+    """Files of the first suffix with any: those with the names of the frames, else in natural order; None without the folder."""
     if not folder.is_dir():
         return None
-    files = [sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".")) for suffix in suffixes]
-    found = next((matches for matches in files if matches), [])
-    if len(found) != count:
+    files = [[p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".")] for suffix in suffixes]
+    found = sorted(next((matches for matches in files if matches), []), key=lambda path: natural(path.name))
+    by_stem = {path.stem: path for path in found}
+    if len(found) == len(frames) and all(frame.stem in by_stem for frame in frames):
+        found = [by_stem[frame.stem] for frame in frames]
+    if len(found) != len(frames):
         raise InputError(
-            f"{folder}: expected {count} files ({', '.join(suffixes)}), the {what}, got {len(found)}; remove other files or compute them again"
+            f"{folder}: expected {len(frames)} files ({', '.join(suffixes)}), the {what}, got {len(found)}; remove other files or compute them again"
         )
     return found
 
@@ -255,7 +259,7 @@ def _novel(
     if not folder.is_dir():
         return ()
     photos = folder / "images"
-    files = list_images(photos)
+    files = sorted(list_images(photos), key=lambda path: natural(path.name))
     cameras = read_poses(folder / "cameras.json", like.camera)
     if len(cameras) != len(files):
         raise InputError(

@@ -24,6 +24,7 @@ from torch import Tensor
 from npbgpp.data import WHITE, CloudFile, Layout, Scene, View, check_mask_size, check_rigid, image_size, rule_splits
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
+from npbgpp.parsers.alpha import with_alpha
 from npbgpp.parsers.metashape import MetashapeFile, Sensor
 
 _DEFAULT_PHOTO_NAME = "{:06}.png"
@@ -411,13 +412,14 @@ def parse_npbg(root: Path, images_root: Path, name: str, cloud: CloudFile, paths
         notes.append(f"the point cloud {points} of {file.path.name} is missing")
         points = None
     count = len(views)
+    with_masks, alpha_notes = with_alpha(views, white_bg)
     return Scene(
         name,
-        tuple(views),
+        with_masks,
         rule_splits(count, "every:8", "every:8+4"),
         cloud,
         carried_points=points,
-        notes=tuple(notes),
+        notes=(*notes, *alpha_notes),
     )
 
 

@@ -5,7 +5,7 @@ Prepared scenes have ``images/<number>.jpg``, ``intrinsics.npy``, ``extrinsics.n
 forward; pixels are counted from the centre of the first one.
 
 ``pose`` is camera-to-world of the depth camera, ``intrinsic/extrinsic_depth.txt`` is depth camera to colour camera, the identity if it is missing;
-``extrinsic_color.txt`` is ignored: this is how ScanNet's SensReader uses them. Poses of minus infinity mark photos with lost tracking.
+``extrinsic_color.txt`` is ignored: this is how ScanNet's SensReader uses them. Poses of minus infinity or NaN mark photos with lost tracking.
 
 Splits: ten evenly spaced test views, five views before each validates.
 """
@@ -125,15 +125,13 @@ def _read_poses(folder: Path, photos: dict[int, Path]) -> tuple[Float64[Tensor, 
     lost: list[int] = []
     for number in photos:
         pose = _read_matrix(files[number])
-        if (pose[:3] == -torch.inf).all():
+        if not pose[:3].isfinite().any():
             lost.append(number)
             continue
         check_rigid(pose, str(files[number]))
         poses.append(torch.linalg.inv(pose))
     if not poses:
-        raise InputError(
-            f"{folder}: expected poses, got {len(lost)} that are all minus infinity (tracking was lost); export the scene again"
-        )
+        raise InputError(f"{folder}: expected poses, got {len(lost)} that are not finite (tracking was lost); export the scene again")
     return torch.stack(poses), lost
 
 
