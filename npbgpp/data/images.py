@@ -219,10 +219,12 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
             return np.asarray(_resampled(image, size))
         is_lossy = file.format in _LOSSY
         image = _in_8_bits(path, file)
-        if image.mode == "RGBA" and all(low == high for low, high in image.getextrema()[:3]):
-            image = image.getchannel("A").convert("RGB")
-        if not is_lossy and max(high for _, high in image.getextrema()[:3]) == 1:
-            image = Image.fromarray(np.asarray(image)[..., :3] * np.uint8(255))
+        pixels = np.asarray(image)
+        if image.mode == "RGBA" and (pixels[..., :3] == pixels[0, 0, :3]).all():
+            pixels = pixels[..., [3, 3, 3]]
+        if not is_lossy and pixels[..., :3].max() == 1:
+            pixels = pixels * np.uint8(255)
+        image = Image.fromarray(pixels[..., :3])
         total = np.asarray(_resampled(image, size))[..., :3].astype(np.int16).sum(-1)
     return ((total + 1) // 3).astype(np.uint8)
 

@@ -131,7 +131,7 @@ class TransformsFile:
         return float(value)
 
     def _side(self, k: int, key: str, default: int, where: str) -> int:
-        side = self._number(k, key, default, where)
+        side = self._number(k, key, float(default), where)
         if not (1 <= side <= _LARGEST_SIDE and side == int(side)):
             raise InputError(f"{where}: {key}: expected a positive whole number of pixels, got {side:g}; correct the file")
         return int(side)
