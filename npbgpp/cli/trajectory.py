@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from npbgpp.cli.settings import ONE_CAMERA_PATHS, SAMPLED_PATHS, SPLITS, PathSettings, VideoPath
 from npbgpp.data import LARGEST_SIDE, Scene, read_poses
 from npbgpp.errors import InputError
@@ -121,10 +123,11 @@ def _chosen_views(settings: PathSettings, scene: Scene) -> tuple[int, ...]:
 
 
 def _focus_depth(scene: Scene, cameras: Cameras) -> float:
-    """What a spiral looks at: NeRF's depth where the layout states bounds, else the median depth of the points amid the views."""
-    nearest = [view.bounds[0] for view in scene.views if view.bounds is not None]
-    if nearest:
-        return _NEAREST_TO_FOCUS * min(nearest)
+    """What a spiral looks at: the median depth of the points amid the views; without points NeRF's multiple of the nearest depth, the median of those that
+    the layout states, as a single stray point decides the smallest one."""
+    nearest = [view.bounds[0] for view in scene.views if view.bounds is not None and view.bounds[0] > 0]
+    if nearest and not scene.cloud.path.is_file():
+        return _NEAREST_TO_FOCUS * float(np.median(nearest))
     uv_px, depth = average_pose(cameras).project(scene.cloud.read().xyz)
     height, width = cameras.image_size
     inside = (depth[0] > 0) & (uv_px[0] >= 0).all(1) & (uv_px[0] < uv_px.new_tensor([width, height])).all(1)

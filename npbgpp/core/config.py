@@ -23,7 +23,9 @@ T = TypeVar("T")
 GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")
 
 # keys whose values are names, however they look
-_NAME_KEYS = re.compile(r"datasets\.(scene_name|names|scenes\.(train|val|test)|pc_name|data_root|scene_subroot|images_subroot|paths_file)|weights_path|resume")
+_NAME_KEYS = re.compile(
+    r"datasets\.(scene_name|names|scenes\.(train|val|test)|pc_name|data_root|scene_subroot|images_subroot|paths_file)|weights_path|resume"
+)
 _NUMBER_LIKE = re.compile(r"[-+.:\w]+")
 _HYDRA_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d[\d_]*)?|\.\d[\d_]*([eE][-+]?\d[\d_]*)?|inf|nan)|true|false", re.IGNORECASE)
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", Path: "a path", type(None): "null"}

@@ -12,6 +12,7 @@ from typing import Any
 from npbgpp.core.plugins import LAYOUTS, load_all, plugins
 from npbgpp.data import CloudFile, Layout, Scene, fitted
 from npbgpp.errors import InputError
+from npbgpp.parsers.contents import found_in
 
 
 def layouts() -> dict[str, Layout]:
@@ -63,7 +64,8 @@ def read_scene(layout: str, root: Path, images_root: Path, name: str, cloud: Clo
         found = recognise(root)
         if not found:
             raise InputError(
-                f"scene {name}: {root} looks like none of the layouts {', '.join(sorted(layouts()))}; name its layout: datasets.layout=<name>"
+                f"scene {name}: {root} looks like none of the layouts {', '.join(sorted(layouts()))}; {found_in(root)}. If it is one of them, name it with "
+                "datasets.layout=<name>"
             )
         layout = found[0]
         others = f" (it could also be {', '.join(found[1:])}: choose with datasets.layout)" if found[1:] else ""

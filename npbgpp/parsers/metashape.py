@@ -247,7 +247,9 @@ def _in_master(where: str, sensor: ElementTree.Element) -> tuple[float, ...] | N
             f"{where}: expected 9 numbers of a rotation and 3 of a location, got {len(rotation)} and {len(location)}; export the cameras again"
         )
     rows = [[*rotation[3 * k : 3 * k + 3], location[k]] for k in range(3)]
-    pose = torch.tensor([[_number(where, "rotation", entry) for entry in row] for row in rows] + [[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    pose = torch.tensor(
+        [[_number(where, "rotation", entry) for entry in row] for row in rows] + [[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64
+    )
     check_rigid(pose, f"{where}: rotation and location", "pose in the rig")
     return tuple(pose.flatten().tolist())
 

@@ -366,7 +366,9 @@ def _read_matrices(path: Path) -> Float64[Tensor, "m 4 4"]:
 
 
 def _shot(file: SceneFile, label: str, cam_to_world: Float64[Tensor, "4 4"], intrinsics: _Pinhole) -> Shot:
-    focal_length, principal_point = (torch.tensor([pair], dtype=torch.float64) for pair in (intrinsics.focal_length, intrinsics.principal_point))
+    focal_length, principal_point = (
+        torch.tensor([pair], dtype=torch.float64) for pair in (intrinsics.focal_length, intrinsics.principal_point)
+    )
     camera = Cameras.from_opengl(cam_to_world[None], focal_length, principal_point, file.size)
     camera = replace(camera, R=camera.R.float(), T=camera.T.float())
     if not camera.T.isfinite().all():

@@ -10,7 +10,7 @@ from npbgpp.geometry import PointCloud, write_ply
 from npbgpp.prepare.depth_fusion import check_voxel, decimate, fuse_depth
 from npbgpp.prepare.settings import CloudSettings
 from npbgpp.prepare.triangulation import triangulate_points
-from npbgpp.prepare.visual_hull import visual_hull
+from npbgpp.prepare.visual_hull import masks_carve, visual_hull
 
 log = logging.getLogger("npbgpp.prepare")
 
@@ -72,7 +72,8 @@ def _choose_method(settings: CloudSettings, train: tuple[View, ...]) -> str:
     }
     if settings.method == "auto":
         for method in _NEEDS:
-            if available[method]:
+            # masks that are bright everywhere say nothing about the object
+            if available[method] and (method != "hull" or not available["sparse"] or masks_carve(train)):
                 return method
         raise InputError(
             f"scene={settings.scene}: expected {', '.join(_NEEDS.values())}, got none of them; reconstruct the scene with COLMAP, or name a cloud with "
