@@ -24,7 +24,7 @@ DECODER_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError,
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _LOSSY = ("JPEG", "MPO")
 _DEEP = ("I", "F")  # modes of Pillow with more than 8 bits per channel, without those that it reduces itself
-_MASK_SIDES = 1.0  # pixels that the sides of a resampled mask may be off by
+_MASK_SIDES = 0.5  # pixels that the sides of a resampled mask may be off by
 _PAGE = 4096  # bytes; cached photos begin at multiples of it
 
 
