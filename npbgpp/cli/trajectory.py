@@ -60,11 +60,11 @@ def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
             path = spiral_path(together, _focus_depth(scene, together), count)
         return [Frame(TimedCamera(path[k]), str(k)) for k in range(count)]
     if settings.path in ONE_CAMERA_PATHS:
-        base = cameras[0] if settings.poses is None else read_poses(settings.poses, cameras[0])[0]
+        base = cameras[0] if settings.poses is None else read_poses(settings.poses, cameras[0], scene.offset)[0]
         path = _moved(settings, base if settings.size is None else fit_to_size(base, settings.size))
         return [Frame(TimedCamera(path[k]), str(k)) for k in range(len(path))]
     if settings.poses is not None:
-        cameras = list(read_poses(settings.poses, cameras[0]))
+        cameras = list(read_poses(settings.poses, cameras[0], scene.offset))
         labels = [str(k) for k in range(len(cameras))]
     else:
         labels = [scene.views[i].name for i in chosen]

@@ -8,7 +8,7 @@ forward; pixel coordinates start at the top-left corner, pixel centres at +0.5.
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from npbgpp.data.lens import MODELS, Lens
 from npbgpp.errors import InputError
-from npbgpp.geometry import PointCloud, Transform, rigid_defect, transformed
+from npbgpp.geometry import Offset, PointCloud, Transform, centres_of, far_offset, rigid_defect, transformed, world_to_cam_from
 
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_TRANSLATION = 1e15  # scene units; squares of larger ones overflow in single precision
@@ -76,11 +76,13 @@ class ColmapModel:
         folder: the folder of its files.
         lenses: camera models by number.
         images: registered photos, sorted by name.
+        offset: by which the coordinates of the poses are reduced, see ``npbgpp.geometry.origin``; None for coordinates as in the files.
     """
 
     folder: Path
     lenses: dict[int, Lens]
     images: tuple[ModelImage, ...]
+    offset: Offset | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "ColmapModel":
@@ -104,7 +106,10 @@ class ColmapModel:
                 raise InputError(
                     f"{path}: photo {image.name} has camera {image.camera}, which is not among the cameras of the model; copy both files again"
                 )
-        return cls(folder, lenses, tuple(images))
+        poses = torch.stack([image.world_to_cam for image in images])
+        offset = far_offset(centres_of(poses))
+        moved = zip(images, world_to_cam_from(offset, poses), strict=True)
+        return cls(folder, lenses, tuple(replace(image, world_to_cam=pose) for image, pose in moved), offset)
 
     def points_file(self) -> Path | None:
         """The file of its points with their numbers, None if there is none."""
@@ -125,7 +130,7 @@ def find_models(root: Path) -> list[tuple[Path, int]]:
     """
     for group in _MODEL_FOLDERS:
         places = [place for pattern in group for place in (sorted(root.glob(pattern)) if pattern else [root])]
-        counts = [(place, _parsed(place, _count_images)) for place in places]
+        counts = [(place, _parsed(model_file(place, "images"), _count_images)) for place in places]
         found = sorted(((place, count) for place, count in counts if count is not None), key=lambda model: -model[1])
         if found:
             return found
@@ -164,7 +169,7 @@ def _parsed(path: Path, parse: Callable[[Path], _T]) -> _T:
         raise InputError(f"{path}: no such file; a COLMAP model needs cameras, images and points3D: copy it again") from None
     except UnicodeDecodeError as error:
         start = error.object.rfind(b"\n", 0, error.start) + 1
-        name = error.object[start : start + _LONGEST_SHOWN].split(b"\n")[0]
+        name = error.object[start:].partition(b"\n")[0].rpartition(b" ")[2][:_LONGEST_SHOWN]
         raise InputError(
             f"{path}: expected names in UTF-8, got other bytes ({name!r}), as programs on Windows write; rename the photos with letters, digits and "
             "underscores, and reconstruct the scene again"
@@ -173,10 +178,9 @@ def _parsed(path: Path, parse: Callable[[Path], _T]) -> _T:
         raise InputError(f"{path}: expected a file of a COLMAP model, got a damaged or other one ({error}); copy it again") from error
 
 
-def _count_images(folder: Path) -> int | None:
+def _count_images(path: Path) -> int | None:
     """None for a folder without a model."""
-    path = model_file(folder, "images")
-    if not (path.is_file() and model_file(folder, "cameras").is_file()):
+    if not (path.is_file() and model_file(path.parent, "cameras").is_file()):
         return None
     if path.suffix == ".bin":
         with path.open("rb") as file:
@@ -272,9 +276,9 @@ def _relative(name: str) -> str:
 
 def _image(name: str, camera: int, pose_numbers: np.ndarray, uv_px: np.ndarray, point: np.ndarray) -> ModelImage:
     """``pose_numbers``: a quaternion (w, x, y, z) of any length and a translation."""
-    name = _relative(name)
+    stored, name = name, _relative(name)
     if not name or "\0" in name:
-        raise ValueError(f"photo {name!r} is no file name")
+        raise ValueError(f"photo {stored!r} is no file name")
     length = np.linalg.norm(pose_numbers[:4])
     if not (0 < length < np.inf and np.abs(pose_numbers[4:]).max() < _LARGEST_TRANSLATION):
         raise ValueError(f"photo {name} has the pose {pose_numbers.tolist()}, a quaternion and a translation")

@@ -2,6 +2,7 @@
 
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 from npbgpp.geometry.image_warp import Alignment, align_vertically, crop_to_points, resample
+from npbgpp.geometry.origin import Offset, cam_to_world_from, centres_of, far_offset, reduced, world_to_cam_from
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection, ProjectionSettings
 from npbgpp.geometry.point_cloud import PointCloud, Transform, read_ply, transformed, write_ply
 from npbgpp.geometry.trajectories import (
@@ -21,6 +22,7 @@ from npbgpp.geometry.trajectories import (
 __all__ = [
     "Alignment",
     "Cameras",
+    "Offset",
     "PixelConvention",
     "PixelGrid",
     "PointCloud",
@@ -29,6 +31,11 @@ __all__ = [
     "TimedCamera",
     "Transform",
     "align_vertically",
+    "cam_to_world_from",
+    "centres_of",
+    "far_offset",
+    "reduced",
+    "world_to_cam_from",
     "average_pose",
     "crop_to_points",
     "fit_to_size",

@@ -122,14 +122,16 @@ def _in_8_bits(colours: Shaped[np.ndarray, "n 3"], path: Path) -> UInt8[np.ndarr
     return (np.rint(colours / 257) if colours.max() > 255 else colours).astype(np.uint8)
 
 
-def write_ply(path: Path, cloud: PointCloud) -> None:
-    """Writes a binary little-endian PLY file with x, y, z and, when known, red, green, blue."""
-    fields = [(axis, "<f4") for axis in "xyz"]
+def write_ply(path: Path, cloud: PointCloud, offset: tuple[float, float, float] | None = None) -> None:
+    """Writes a binary little-endian PLY file with x, y, z and, when known, red, green, blue; coordinates plus an offset are in double precision."""
+    fields = [(axis, "<f4" if offset is None else "<f8") for axis in "xyz"]
     if cloud.rgb_u8 is not None:
         fields += [(c, "u1") for c in ("red", "green", "blue")]
     vertex = np.empty(len(cloud), dtype=fields)
     for k, axis in enumerate("xyz"):
         vertex[axis] = cloud.xyz[:, k].cpu().numpy()
+        if offset is not None:
+            vertex[axis] += offset[k]
     if cloud.rgb_u8 is not None:
         for k, colour in enumerate(("red", "green", "blue")):
             vertex[colour] = cloud.rgb_u8[:, k].cpu().numpy()

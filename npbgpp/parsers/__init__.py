@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from npbgpp.core.plugins import LAYOUTS, load_all, plugins
 from npbgpp.data import CloudFile, Layout, Scene, fitted
 from npbgpp.errors import InputError
+from npbgpp.geometry import far_offset
 from npbgpp.parsers.contents import found_in
 
 
@@ -77,6 +80,12 @@ def read_scene(layout: str, root: Path, images_root: Path, name: str, cloud: Clo
     _refuse_foreign_options(layout, chosen, choices)
     options = chosen.checked_options(choices) | ({"downscale": downscale} if chosen.scales_itself else {})
     scene = chosen.parse(root, images_root, name, cloud, **options)
+    far = far_offset(torch.cat([view.camera.centers() for view in scene.views]))
+    if far is not None:
+        raise InputError(
+            f"scene {name}: expected cameras near the origin for layout {layout}, got positions about {far}, which single precision does not resolve; subtract "
+            "this position from poses and points, or convert the scene to COLMAP's or nerfstudio's format, from which it is subtracted when read"
+        )
     if not chosen.scales_itself and downscale != 1:
         scene = replace(scene, views=tuple(fitted(view, downscale) for view in scene.views))
     return replace(scene, layout=layout, notes=(*notes, *scene.notes))

@@ -81,7 +81,7 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
         cloud,
         carried_points=model.cloud_file(),
         notes=(*notes, *photo_notes, *mask_notes, *alpha_notes),
-    )
+    ).reduced_by(model.offset)
 
 
 def _pinholes(model: ColmapModel, numbers: set[int]) -> dict[int, tuple[Float[Tensor, "1 2"], Float[Tensor, "1 2"]]]:

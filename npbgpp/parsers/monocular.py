@@ -41,9 +41,9 @@ from npbgpp.data import (
     read_poses,
 )
 from npbgpp.errors import InputError, listing
-from npbgpp.geometry import Cameras
+from npbgpp.geometry import Cameras, Offset
 from npbgpp.parsers.colmap import check_ratio
-from npbgpp.parsers.llff import read_rows, row_view
+from npbgpp.parsers.llff import read_rows, row_view, without_offset
 
 _FEWEST = 3  # frames, so that one has flow in both directions
 _LARGEST_DISPLACEMENT = 1.0  # pixels: negligible distortion
@@ -85,7 +85,7 @@ def parse_monocular(
     common_size(files)
     chosen = _chosen(start_end, len(files))
     maps = _motion_maps(images_root, files)
-    posed, points, notes = _posed(root, files, chosen)
+    posed, points, notes, offset = _posed(root, files, chosen)
     views = [
         _sized(replace(view, time_step=k, motion=maps[i]), img_wh, downscale) for k, (i, view) in enumerate(zip(chosen, posed, strict=True))
     ]
@@ -98,7 +98,9 @@ def parse_monocular(
         for flow in (view.motion.flow_forward, view.motion.flow_backward):
             if flow is not None:
                 check_flow(flow, view)
-    novel = _novel(images_root / "novel", [files[i].stem for i in chosen], [file.stem for file in files], views[0], img_wh, downscale)
+    novel = _novel(
+        images_root / "novel", [files[i].stem for i in chosen], [file.stem for file in files], views[0], img_wh, downscale, offset
+    )
     frames = tuple(range(len(views)))
     return Scene(
         name,
@@ -108,7 +110,7 @@ def parse_monocular(
         carried_points=points,
         notes=(*notes, *_missing(images_root, maps)),
         holds_out=False,
-    )
+    ).reduced_by(offset)
 
 
 def _chosen(start_end: tuple[int, int] | None, count: int) -> range:
@@ -132,8 +134,8 @@ def _sized(view: View, img_wh: tuple[int, int] | None, downscale: float) -> View
     return replace(view, camera=view.camera.resize(size), resized=size != image_size(view.image))
 
 
-def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View], Path | None, tuple[str, ...]]:
-    """Views of the chosen frames, the file of their sparse points, and notes."""
+def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View], Path | None, tuple[str, ...], Offset | None]:
+    """Views of the chosen frames, the file of their sparse points, notes, and the offset of their coordinates."""
     model = undistorted_model(root)
     if model is None:
         path = root / "poses_bounds.npy"
@@ -142,8 +144,8 @@ def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View]
                 f"{root}: expected poses of the frames, a COLMAP model in sparse or poses_bounds.npy, got neither; compute them with "
                 f"{_PREPARE.format(root=root)} stages=[poses]"
             )
-        rows = read_rows(path, len(files))
-        return [row_view(files[i], rows[i], f"{path}: row {i}") for i in chosen], None, ()
+        rows, offset = without_offset(read_rows(path, len(files)))
+        return [row_view(files[i], rows[i], f"{path}: row {i}") for i in chosen], None, (), offset
     images = match_frames(model, [files[i] for i in chosen])
     distorted = [lens for lens in (model.lenses[image.camera] for image in images) if lens.distorts]
     moved = max((lens.displacement() for lens in distorted), default=0.0)
@@ -163,7 +165,7 @@ def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View]
         focal_length, principal_point = pinhole(replace(lens, model="PINHOLE", params=(*lens.focal_length, *lens.principal_point)))
         camera = Cameras.from_opencv(image.world_to_cam.float()[None], focal_length, principal_point, lens.image_size)
         views.append(View(files[i].stem, files[i], camera))
-    return views, model.points_file(), tuple(notes)
+    return views, model.points_file(), tuple(notes), model.offset
 
 
 def undistorted_model(root: Path) -> ColmapModel | None:
@@ -253,14 +255,20 @@ def _missing(root: Path, maps: Sequence[MotionMaps]) -> tuple[str, ...]:
 
 
 def _novel(
-    folder: Path, stems: Sequence[str], known: Sequence[str], like: View, img_wh: tuple[int, int] | None, downscale: float
+    folder: Path,
+    stems: Sequence[str],
+    known: Sequence[str],
+    like: View,
+    img_wh: tuple[int, int] | None,
+    downscale: float,
+    offset: Offset | None,
 ) -> tuple[View, ...]:
     """Photos of other cameras at the times of the frames in use."""
     if not folder.is_dir():
         return ()
     photos = folder / "images"
     files = sorted(list_images(photos), key=lambda path: natural(path.name))
-    cameras = read_poses(folder / "cameras.json", like.camera)
+    cameras = read_poses(folder / "cameras.json", like.camera, offset)
     if len(cameras) != len(files):
         raise InputError(
             f"{folder / 'cameras.json'}: expected a camera for each of {len(files)} photos in {photos}, got {len(cameras)}; correct the file"

@@ -33,7 +33,7 @@ from npbgpp.data import (
     rule_splits,
 )
 from npbgpp.errors import InputError, listing
-from npbgpp.geometry import Transform
+from npbgpp.geometry import Transform, cam_to_world_from, far_offset
 from npbgpp.parsers.alpha import with_alpha
 from npbgpp.parsers.nerf_synthetic import check_names
 from npbgpp.parsers.transforms_file import TransformsFile, frame_camera, located, view_name
@@ -63,6 +63,7 @@ def parse_nerfstudio(root: Path, images_root: Path, name: str, cloud: CloudFile,
     absent: list[str] = []
     unmasked: list[str] = []
     undepthed: list[str] = []
+    offset = far_offset(file.centres())
     frames = sorted((natural(file.image(k, images_root).as_posix()), k) for k in range(len(file.frames)))
     for _, k in frames:
         stated = file.frames[k]["file_path"]
@@ -72,7 +73,7 @@ def parse_nerfstudio(root: Path, images_root: Path, name: str, cloud: CloudFile,
             continue
         size = image_size(image)
         lens = file.lens(k, image, size)
-        camera = frame_camera(file.pose(k), lens)
+        camera = frame_camera(cam_to_world_from(offset, file.pose(k)), lens)
         mask = _beside(file, k, "mask_path", images_root, downscale)
         depth = _beside(file, k, "depth_file_path", images_root, 1.0)
         if mask is None:
@@ -113,7 +114,7 @@ def parse_nerfstudio(root: Path, images_root: Path, name: str, cloud: CloudFile,
         carried_points=points,
         carried_transform=transform,
         notes=(*notes, *alpha_notes),
-    )
+    ).reduced_by(offset)
 
 
 def _reduced(path: Path, root: Path, downscale: float) -> Path:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from npbgpp.data import WHITE, CloudFile, Layout, Lens, Scene, View, check_mask_size, check_rigid, image_size, pinhole, rule_splits
 from npbgpp.errors import InputError, listing
-from npbgpp.geometry import Cameras
+from npbgpp.geometry import Cameras, Offset, cam_to_world_from, far_offset
 from npbgpp.parsers.alpha import with_alpha
 from npbgpp.parsers.metashape import MetashapeFile, Sensor
 
@@ -226,12 +226,14 @@ class Shots:
         unposed: labels of the others.
         distortion: coefficients of the lens as text; empty without distortion.
         notes: remarks on ignored input.
+        offset: by which the coordinates of the cameras are reduced, see ``npbgpp.geometry.origin``.
     """
 
     shots: tuple[Shot, ...]
     unposed: tuple[str, ...]
     distortion: str
     notes: tuple[str, ...]
+    offset: Offset | None = None
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,11 @@ def read_shots(file: SceneFile) -> Shots:
         if shared is None:
             sensors = tuple(dict.fromkeys(camera.sensor for camera in exported.cameras))
         flip = torch.tensor(_OPENGL_FROM_OPENCV, dtype=torch.float64)
-        shots = [_shot(file, c.label, c.cam_to_world * flip, shared or _of_sensor(c.sensor, file, poses)) for c in exported.cameras]
+        offset = far_offset(torch.stack([c.cam_to_world[:3, 3] for c in exported.cameras])) if exported.cameras else None
+        shots = [
+            _shot(file, c.label, cam_to_world_from(offset, c.cam_to_world) * flip, shared or _of_sensor(c.sensor, file, poses))
+            for c in exported.cameras
+        ]
         unposed = exported.unaligned
         if exported.ignored:
             notes += (f"{poses.name}: {listing(exported.ignored)} have coordinates of their own and are left out",)
@@ -270,12 +276,15 @@ def read_shots(file: SceneFile) -> Shots:
     else:
         assert shared is not None
         matrices = _read_matrices(poses)
-        shots = [_shot(file, str(k), matrix, shared) for k, matrix in enumerate(matrices) if matrix.isfinite().all()]
+        offset = far_offset(matrices[matrices.isfinite().all(2).all(1), :3, 3])
+        shots = [
+            _shot(file, str(k), cam_to_world_from(offset, matrix), shared) for k, matrix in enumerate(matrices) if matrix.isfinite().all()
+        ]
         unposed = tuple(str(k) for k, matrix in enumerate(matrices) if not matrix.isfinite().all())
     if not shots:
         raise InputError(f"{poses}: expected the poses of cameras, got none of {len(unposed)}; align the photos again")
     coefficients = dict(pair for sensor in reversed(sensors) if not sensor.fisheye for pair in sensor.distortion)
-    return Shots(tuple(shots), unposed, ", ".join(f"{key} {value:.3g}" for key, value in sorted(coefficients.items())), notes)
+    return Shots(tuple(shots), unposed, ", ".join(f"{key} {value:.3g}" for key, value in sorted(coefficients.items())), notes, offset)
 
 
 def _is_xml(path: Path) -> bool:
@@ -446,7 +455,7 @@ def parse_npbg(root: Path, images_root: Path, name: str, cloud: CloudFile, paths
         cloud,
         carried_points=points,
         notes=(*notes, *alpha_notes),
-    )
+    ).reduced_by(found.offset)
 
 
 def _scene_yaml(root: Path) -> Path:

@@ -117,6 +117,11 @@ class TransformsFile:
         check_rigid(matrix, where)
         return matrix
 
+    def centres(self) -> Float64[Tensor, "n 3"]:
+        """Camera positions of all frames with a pose."""
+        frames = [k for k, frame in enumerate(self.frames) if isinstance(frame, dict)]
+        return torch.stack([self.pose(k)[:3, 3] for k in frames]) if frames else torch.zeros(0, 3, dtype=torch.float64)
+
     def _value(self, k: int, key: str) -> Any:
         """The value of the frame, else of the file."""
         value = self.frames[k].get(key)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from npbgpp.data import CloudManifest, ColmapModel, Scene, View, file_sha256, find_models, manifest_path, read_cloud
 from npbgpp.errors import InputError
-from npbgpp.geometry import PointCloud, write_ply
+from npbgpp.geometry import Offset, PointCloud, write_ply
 from npbgpp.prepare.depth_fusion import check_voxel, decimate, fuse_depth
 from npbgpp.prepare.settings import CloudSettings
 from npbgpp.prepare.triangulation import triangulate_points
@@ -46,7 +46,7 @@ def make_cloud(settings: CloudSettings, command: str) -> None:
         used, held_out = (origin.used_views, origin.held_out_views) if origin is not None else ((), ())  # unknown without a manifest
     # depth fusion averages voxels itself, the visual hull chooses its resolution by the count
     points = decimate(points, None if method == "depth" else settings.voxel, None if method == "hull" else settings.count)
-    _write_cloud(path, points)
+    _write_cloud(path, points, scene.offset)
     manifest = CloudManifest(
         method=method,
         settings={key: value for key, value in asdict(settings).items() if value is None or isinstance(value, int | float | str)},
@@ -97,7 +97,7 @@ def _make_points(method: str, settings: CloudSettings, scene: Scene, train: tupl
     if method == "sparse":
         return _triangulate(ColmapModel.read(find_models(settings.folder())[0][0]), scene), names
     assert settings.source is not None
-    return read_cloud(settings.folder() / settings.source), ()
+    return read_cloud(settings.folder() / settings.source, scene.cloud.transform), ()
 
 
 def _triangulate(model: ColmapModel, scene: Scene) -> PointCloud:
@@ -114,11 +114,11 @@ def _triangulate(model: ColmapModel, scene: Scene) -> PointCloud:
     return triangulate_points(model, photos.keys(), photos=photos)
 
 
-def _write_cloud(path: Path, points: PointCloud) -> None:
-    """Writes a temporary file and renames it. Raises InputError if the cloud cannot be written."""
+def _write_cloud(path: Path, points: PointCloud, offset: Offset | None) -> None:
+    """Writes coordinates plus an offset to a temporary file and renames it. Raises InputError if the cloud cannot be written."""
     part = path.with_name(f".{path.name}.part")
     try:
-        write_ply(part, points)
+        write_ply(part, points, offset)
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}); free space, or choose another name with pc_name=<file>") from error

@@ -15,6 +15,7 @@ from PIL import Image
 from npbgpp.core.files import write_atomically
 from npbgpp.data import IMAGE_SUFFIXES, CloudFile, ColmapModel, View, find_models, images_folder, read_photo, read_points
 from npbgpp.errors import InputError, listing
+from npbgpp.geometry import Offset, reduced
 from npbgpp.io import write_png
 from npbgpp.parsers.colmap import parse_colmap
 from npbgpp.prepare.settings import LlffSettings
@@ -43,7 +44,7 @@ def prepare_llff(settings: LlffSettings) -> Path:
     path = target / "poses_bounds.npy"
     if path.exists() and not settings.overwrite:
         raise InputError(f"{path} exists; choose another folder with out=<folder>, or overwrite=true")
-    rows = np.stack([_pose_row(view, bounds) for view, bounds in zip(views, _depth_bounds(folder, views), strict=True)])
+    rows = np.stack([_pose_row(view, bounds, scene.offset) for view, bounds in zip(views, _depth_bounds(folder, views), strict=True)])
     if settings.out is not None:
         _write_photos(target / "images", views, settings.overwrite)
     write_atomically(path, lambda file: np.save(file, rows))
@@ -75,7 +76,7 @@ def _depth_bounds(folder: Path, views: list[View]) -> list[tuple[float, float]]:
     file = model.points_file()
     if file is None:
         raise InputError(f"{model.folder}: expected points3D.bin or points3D.txt for the depth bounds, got neither; copy it again")
-    points = read_points(file)
+    points = read_points(file, reduced(None, model.offset))
     order = np.argsort(points.number)
     sorted_ids = points.number[order]
     photos = images_folder(folder, 1.0)
@@ -94,9 +95,10 @@ def _depth_bounds(folder: Path, views: list[View]) -> list[tuple[float, float]]:
     return bounds
 
 
-def _pose_row(view: View, bounds: tuple[float, float]) -> Float64[np.ndarray, "17"]:
+def _pose_row(view: View, bounds: tuple[float, float], offset: Offset | None) -> Float64[np.ndarray, "17"]:
     """[R | t | (H, W, f)] row by row, axes down, right, backward, then the bounds."""
     right, up, back, centre = view.camera.to_opengl()[0, :3].double().numpy().T
+    centre = centre if offset is None else centre + offset
     size = (*view.camera.image_size, view.camera.focal_length.double().mean().item())
     return np.append(np.stack([-up, right, back, centre, np.array(size)], 1).ravel(), bounds)
 

@@ -14,8 +14,12 @@ RGB = [(120, 78, 63), (255, 0, 9)]
 RED, SHORT, DIFFUSE = ("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue")
 
 
-def write(path: Path, names: tuple[str, ...] = RED, kind: str = "uchar", code: str = "B", colours: list = RGB, comment: bytes = b"") -> None:
-    header = b"ply\nformat binary_little_endian 1.0\n" + comment + b"element vertex 2\nproperty float x\nproperty float y\nproperty float z\n"
+def write(
+    path: Path, names: tuple[str, ...] = RED, kind: str = "uchar", code: str = "B", colours: list = RGB, comment: bytes = b""
+) -> None:
+    header = (
+        b"ply\nformat binary_little_endian 1.0\n" + comment + b"element vertex 2\nproperty float x\nproperty float y\nproperty float z\n"
+    )
     header += b"".join(f"property {kind} {name}\n".encode() for name in names) + b"end_header\n"
     path.write_bytes(header + b"".join(struct.pack(f"<3f3{code}", *xyz, *rgb) for xyz, rgb in zip(XYZ, colours, strict=True)))
 
@@ -65,11 +69,17 @@ def test_gaussians_have_the_colour_of_degree_0(tmp_path):
     assert found is not None and found.tolist() == [list(rgb) for rgb in RGB]
 
 
-@pytest.mark.parametrize("comment", ["comment écrit à Paris\n".encode(), "comment 点云\n".encode("gbk"), "obj_info ü\n".encode("latin-1"), b""])
+@pytest.mark.parametrize(
+    "comment", ["comment écrit à Paris\n".encode(), "comment 点云\n".encode("gbk"), "obj_info ü\n".encode("latin-1"), b""]
+)
 def test_comments_of_any_encoding(tmp_path, comment):
     write(tmp_path / "a.ply", comment=comment)
     cloud = read_ply(tmp_path / "a.ply")
-    assert cloud.xyz.tolist() == [list(xyz) for xyz in XYZ] and cloud.rgb_u8 is not None and cloud.rgb_u8.tolist() == [list(rgb) for rgb in RGB]
+    assert (
+        cloud.xyz.tolist() == [list(xyz) for xyz in XYZ]
+        and cloud.rgb_u8 is not None
+        and cloud.rgb_u8.tolist() == [list(rgb) for rgb in RGB]
+    )
 
 
 @pytest.mark.parametrize("place", ["start", "data"])
@@ -81,7 +91,9 @@ def test_byte_order_marks(tmp_path, place):
 
 
 def test_coordinates_are_transformed_in_double_precision(tmp_path):
-    header = b"ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty double x\nproperty double y\nproperty double z\nend_header\n"
+    header = (
+        b"ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty double x\nproperty double y\nproperty double z\nend_header\n"
+    )
     (tmp_path / "a.ply").write_bytes(header + struct.pack("<3d", 500000.25, 4650002.3, 125.125))
     moved = ((1.0, 0.0, 0.0, -500000.0), (0.0, 1.0, 0.0, -4650002.0), (0.0, 0.0, 2.0, -125.0))
     np.testing.assert_allclose(read_ply(tmp_path / "a.ply", moved).xyz.numpy(), [[0.25, 0.3, 125.25]], atol=1e-6)

@@ -199,7 +199,11 @@ def test_photos_are_in_natural_order_and_split_by_rule_or_by_the_file(tmp_path):
     scene = parse(folder)
     assert [view.name for view in scene.views] == ["images-f1", "images-f2", "images-f10", "images-f11"]
     assert scene.splits["test"] == (0,) and recognise(folder)[0] == "nerfstudio"
-    lists = {"train_filenames": ["images/f1.png", "./images/f10.png"], "val_filenames": ["images/f2.png"], "test_filenames": ["images/f11.png"]}
+    lists = {
+        "train_filenames": ["images/f1.png", "./images/f10.png"],
+        "val_filenames": ["images/f2.png"],
+        "test_filenames": ["images/f11.png"],
+    }
     assert parse(change(folder, lambda c: c.update(lists))).splits == {"train": (0, 2), "val": (1,), "test": (3,)}
 
 
