@@ -152,6 +152,12 @@ def _by_last_parts(names: Sequence[str], folder: Path, taken: set[Path]) -> dict
     return {name: path for name, path in found.items() if claims[path] == 1}
 
 
+def photos_of_model(images_root: Path, downscale: float, model: ColmapModel) -> dict[Path, ModelImage]:
+    """The registered photos by their file, as ``parse_colmap`` finds them. Raises InputError for fewer than two."""
+    photos, _ = _find_photos(images_root, downscale, model)
+    return dict(zip(photos.files, photos.images, strict=True))
+
+
 def _find_photos(images_root: Path, downscale: float, model: ColmapModel) -> tuple[_Photos, tuple[str, ...]]:
     """Photos in the folder for this downscale, or in ``images`` if that has more of them; and notes on photos without file or pose."""
     folders = list(dict.fromkeys((images_folder(images_root, downscale), images_root / "images")))

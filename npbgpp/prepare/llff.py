@@ -5,7 +5,7 @@ format stores one focal length and no principal point; a warning reports the res
 """
 
 import logging
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from jaxtyping import Float64
 from PIL import Image
 
 from npbgpp.core.files import write_atomically
-from npbgpp.data import IMAGE_SUFFIXES, CloudFile, ColmapModel, View, find_models, images_folder, read_photo, read_points
+from npbgpp.data import IMAGE_SUFFIXES, CloudFile, ColmapModel, View, find_models, read_photo, read_points
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Offset, reduced
 from npbgpp.io import write_png
-from npbgpp.parsers.colmap import parse_colmap
+from npbgpp.parsers.colmap import parse_colmap, photos_of_model
 from npbgpp.prepare.settings import LlffSettings
 
 log = logging.getLogger("npbgpp.prepare")
@@ -44,7 +44,12 @@ def prepare_llff(settings: LlffSettings) -> Path:
     path = target / "poses_bounds.npy"
     if path.exists() and not settings.overwrite:
         raise InputError(f"{path} exists; choose another folder with out=<folder>, or overwrite=true")
-    rows = np.stack([_pose_row(view, bounds, scene.offset) for view, bounds in zip(views, _depth_bounds(folder, views), strict=True)])
+    rows = np.stack(
+        [
+            _pose_row(view, bounds, scene.offset)
+            for view, bounds in zip(views, _depth_bounds(folder, views, settings.downscale), strict=True)
+        ]
+    )
     if settings.out is not None:
         _write_photos(target / "images", views, settings.overwrite)
     write_atomically(path, lambda file: np.save(file, rows))
@@ -70,7 +75,7 @@ def _require_registered_pinhole_photos(folder: Path, views: list[View]) -> None:
             )
 
 
-def _depth_bounds(folder: Path, views: list[View]) -> list[tuple[float, float]]:
+def _depth_bounds(folder: Path, views: list[View], downscale: float) -> list[tuple[float, float]]:
     """Bounds of the depths of the points that each photo observes."""
     model = ColmapModel.read(find_models(folder)[0][0])
     file = model.points_file()
@@ -79,11 +84,10 @@ def _depth_bounds(folder: Path, views: list[View]) -> list[tuple[float, float]]:
     points = read_points(file, reduced(None, model.offset))
     order = np.argsort(points.number)
     sorted_ids = points.number[order]
-    photos = images_folder(folder, 1.0)
-    observed = {PurePosixPath(image.name).with_suffix(""): image.point for image in model.images}
+    observed = photos_of_model(folder, downscale, model)
     bounds = []
     for view in views:
-        ids = observed[PurePosixPath(view.image.relative_to(photos).as_posix()).with_suffix("")]
+        ids = observed[view.image].point
         known = ids[np.isin(ids, sorted_ids)]
         xyz_world = points.cloud.xyz[torch.from_numpy(order[np.searchsorted(sorted_ids, known)])]
         depth = view.camera.view(xyz_world)[0, :, 2].double().numpy()

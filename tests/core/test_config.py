@@ -382,7 +382,24 @@ def test_no_two_yaml_files_share_four_lines():
 
 @pytest.mark.parametrize(
     "name",
-    ["2024_05_01", "695e0514", "1e5", "0010", "24", "1.50", "nan", "true", "yes", "12:30", "0x1F", "5.", "-3", "1_0", "chair", "2024-05-01"],
+    [
+        "2024_05_01",
+        "695e0514",
+        "1e5",
+        "0010",
+        "24",
+        "1.50",
+        "nan",
+        "true",
+        "yes",
+        "12:30",
+        "0x1F",
+        "5.",
+        "-3",
+        "1_0",
+        "chair",
+        "2024-05-01",
+    ],
 )
 @pytest.mark.parametrize("key", ["datasets.scene_name", "datasets.pc_name", "datasets.data_root", "weights_path"])
 def test_names_that_look_like_numbers_stay_as_typed(key, name):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,32 @@ def test_prepared_clouds_and_llff_scenes_keep_the_coordinates(far):
     prepare_llff(LlffSettings(scene=folder))
     rows = np.load(folder / "poses_bounds.npy")
     assert (np.abs(rows[:, [3, 8, 13]] - UTM) < 10).all() and 0 < rows[:, 15].min() < rows[:, 16].max() < 20
+
+
+def test_clouds_of_far_llff_scenes_with_a_model(far):
+    """The offsets of model and scene may differ: points of the model are those of the scene."""
+    from npbgpp.prepare.cloud import make_cloud
+
+    folder = far("colmap_text")
+    prepare_llff(LlffSettings(scene=folder))
+    make_cloud(CloudSettings(scene=str(folder), layout="llff", pc_name="made.ply", method="sparse"), "test")
+    xyz = PlyData.read(str(folder / "made.ply"))["vertex"].data
+    assert abs(xyz["x"].mean() - UTM[0]) < 5 and abs(xyz["y"].mean() - UTM[1]) < 5
+    scene = parse("llff", folder)
+    assert scene.carried_points is not None
+    moved = replace(scene, cloud=scene.cloud.of_points(scene.carried_points, scene.carried_transform)).cloud.read()
+    assert (scene.cloud.read().xyz.mean(0) - moved.xyz.mean(0)).norm() < 0.5
+
+
+def test_points_of_a_model_are_not_taken_for_those_of_transforms_json(drawn, tmp_path):
+    from npbgpp.prepare.cloud import make_cloud
+
+    folder = Path(shutil.copytree(drawn["nerfstudio"], tmp_path / "scene"))
+    shutil.copytree(drawn["colmap_text"] / "sparse", folder / "colmap" / "sparse")
+    with pytest.raises(InputError, match="method=sparse: the poses of transforms.json may be in another world"):
+        make_cloud(CloudSettings(scene=str(folder), pc_name="made.ply", method="sparse"), "test")
+    with pytest.raises(InputError, match="got none of them"):
+        make_cloud(CloudSettings(scene=str(folder), pc_name="made.ply"), "test")
 
 
 def test_other_layouts_are_refused_by_name(drawn, tmp_path):

@@ -42,7 +42,11 @@ def test_masks_that_are_bright_everywhere_are_refused(views, tmp_path):
     full = [replace_mask(view, tmp_path, np.full(view.camera.image_size, 255, np.uint8)) for view in views]
     with pytest.raises(InputError, match=rf"expected masks of an object, got {len(full)} masks that are bright everywhere.*method=sparse"):
         visual_hull(full)
-    assert not masks_carve(full) and masks_carve([*full[1:], views[0]]) and not masks_carve([replace(views[0], mask=None, alpha_is_mask=False)])
+    assert (
+        not masks_carve(full)
+        and masks_carve([*full[1:], views[0]])
+        and not masks_carve([replace(views[0], mask=None, alpha_is_mask=False)])
+    )
 
 
 @pytest.mark.parametrize("count", [300, 5000])
