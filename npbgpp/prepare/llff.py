@@ -114,7 +114,9 @@ def _write_photos(folder: Path, views: list[View], overwrite: bool) -> None:
         others = sorted(existing - names) or sorted(existing)
         raise InputError(f"{folder}: expected an empty folder for the photos, got {listing(others)}; choose another with out=<folder>")
     for view in views:
-        write_png(folder / f"{view.name}.png", Image.fromarray(read_photo(view).image.permute(1, 2, 0).contiguous().numpy()))
+        photo = read_photo(view)
+        channels = [photo.image, photo.mask] if view.alpha_is_mask and photo.mask is not None else [photo.image]
+        write_png(folder / f"{view.name}.png", Image.fromarray(torch.cat(channels).permute(1, 2, 0).contiguous().numpy()))
 
 
 def _warn_of_lost_intrinsics(views: list[View]) -> None:

@@ -353,3 +353,42 @@ def test_scenes_of_other_layouts_keep_their_cameras(scene_folder):
     """A model in ``colmap`` beside photos is that of ``sparse``."""
     views = parse(scene_folder).views
     assert Cameras.cat([view.camera for view in views]).R.isfinite().all() and len(views) == 3
+
+
+def test_prepare_finds_photos_by_these_names_too(tmp_path):
+    """In natural order, which is not that of the names in the model."""
+    from npbgpp.prepare.cloud import make_cloud
+    from npbgpp.prepare.llff import prepare_llff
+    from npbgpp.prepare.settings import CloudSettings, LlffSettings
+
+    folder = tmp_path / "scene"
+    colmap.write(folder, 12, SIZE, text=True)
+    clouds, rows = [], []
+    for old, new in ((b"", b""), (b"view_", b"/data/cap/images/view_")):
+        name_in_model(folder, old, new)
+        make_cloud(CloudSettings(scene=str(folder), pc_name="made.ply", method="sparse", overwrite=True), "test")
+        prepare_llff(LlffSettings(scene=folder, overwrite=True))
+        rows.append(np.load(folder / "poses_bounds.npy"))
+        clouds.append(CloudFile(folder / "made.ply").read())
+        (folder / "poses_bounds.npy").unlink()
+    assert torch.equal(clouds[0].xyz, clouds[1].xyz) and torch.equal(clouds[0].rgb_u8, clouds[1].rgb_u8)
+    np.testing.assert_array_equal(*rows)
+
+
+def test_prepare_keeps_alpha(scene_folder, tmp_path):
+    from npbgpp.prepare.cloud import make_cloud
+    from npbgpp.prepare.llff import prepare_llff
+    from npbgpp.prepare.settings import CloudSettings, LlffSettings
+
+    for path in sorted((scene_folder / "images").iterdir()):
+        with Image.open(path) as image:
+            rgba = np.asarray(image.convert("RGBA")).copy()
+        rgba[:12, :, 3] = 0
+        Image.fromarray(rgba).save(path)
+    make_cloud(CloudSettings(scene=str(scene_folder), pc_name="made.ply", method="sparse"), "test")
+    cloud = CloudFile(scene_folder / "made.ply").read()
+    assert cloud.rgb_u8 is not None and cloud.rgb_u8.float().mean() < 230
+    out = tmp_path / "llff"
+    prepare_llff(LlffSettings(scene=scene_folder, out=out))
+    photo = read_photo(read_scene("llff", out, out, "llff", CloudFile(out / "mvs_pc.ply"), {}).views[0])
+    assert photo.mask is not None and (photo.mask > 127).float().mean() == 0.75
