@@ -74,6 +74,7 @@ ENTRY_POINTS = {
         "llff = npbgpp.parsers.llff:LAYOUT",
         "monocular = npbgpp.parsers.monocular:LAYOUT",
         "nerf_synthetic = npbgpp.parsers.nerf_synthetic:LAYOUT",
+        "nerfstudio = npbgpp.parsers.nerfstudio:LAYOUT",
         "npbg = npbgpp.parsers.npbg:LAYOUT",
         "npcr = npbgpp.parsers.npcr:LAYOUT",
         "scannet = npbgpp.parsers.scannet:LAYOUT",

@@ -50,7 +50,7 @@ def cloud(settings: CloudExport, overrides: list[str]) -> None:
     system, scene = _rebuilt(settings, overrides)
     out = settings.file(f"{scene}_cloud.ply", (".ply",))
     points = system.coloured_cloud(scene)
-    write_ply(out, points)
+    write_ply(out, points, system.scenes[scene].offset)
     log.info("%d points: %s", len(points), out)
 
 
@@ -80,7 +80,7 @@ def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:
         colours, known = photo_colours(system.scenes[scene], vertices, normals, occlusion)
         if not known.all():
             log.warning("%d of %d vertices are in no training photo: they are grey", (~known).sum(), len(known))
-    mesh.write_mesh(out, found.to_world(export.normalisation), (colours * 255).round().byte().cpu().numpy())
+    mesh.write_mesh(out, found.to_world(export.normalisation), (colours * 255).round().byte().cpu().numpy(), system.scenes[scene].offset)
     log.info(
         "%d vertices, %d triangles, the largest of %d pieces: %s",
         len(found.vertices),
@@ -108,8 +108,9 @@ def cameras(settings: CameraExport, overrides: list[str]) -> None:
         raise InputError(f"out={out}: there is {' and '.join(there)} already; choose another folder, or overwrite=true")
     config, search_paths = run_config(run)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
-    frames = trajectory_frames(settings, build_run(config, search_paths, needs_test_views=False).data.scenes[scene])
-    poses, intrinsics = write_npcr_cameras(out, [frame.camera for frame in frames])
+    found = build_run(config, search_paths, needs_test_views=False).data.scenes[scene]
+    frames = trajectory_frames(settings, found)
+    poses, intrinsics = write_npcr_cameras(out, [frame.camera for frame in frames], found.offset)
     log.info("%d cameras: %s, %s", len(frames), poses, intrinsics)
 
 

@@ -47,7 +47,7 @@ def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
     system.to(trainer.strategy.root_device).eval()
     stability = system.stabilise(scene, cameras, settings.passes, settings.lr, trainer.precision_plugin)
     _write(out, run, as_trained, parts, scene)
-    write_poses(out / "cameras.json", cameras)
+    write_poses(out / "cameras.json", cameras, parts.data.scenes[scene].offset)
     figures = {
         "what": "mean absolute differences of colours, 0 to 255: flicker between consecutive frames after reprojection, change from before to after",
         "flicker_before": stability.flicker_before,

@@ -74,7 +74,7 @@ def render_video(settings: RenderSettings, overrides: Sequence[str]) -> Path:
         )
     _remove_film(out)
     shown, seconds = _render(parts, scene, frames, out, settings)
-    write_poses(out / "cameras.json", [frame.camera for frame in frames])
+    write_poses(out / "cameras.json", [frame.camera for frame in frames], parts.data.scenes[scene].offset)
     columns = _SHEET_COLUMNS if len(sizes) == 1 else 1
     rows = [list(shown)[k : k + columns] for k in range(0, len(shown), columns)]
     captions = [", ".join(frames[k].label for k in row) for row in rows]

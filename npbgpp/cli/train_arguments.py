@@ -16,6 +16,7 @@ from npbgpp.cli.config_tree import ConfigTree, config_loader, flattened, plain
 from npbgpp.cli.help import KeyHelp, columns, paragraph, section, typed_value
 from npbgpp.cli.nearest import hint, nearest
 from npbgpp.cli.yaml_docs import choices, first_sentence
+from npbgpp.core.config import as_typed
 from npbgpp.core.plugins import LAYOUTS, METHODS, plugins
 from npbgpp.errors import InputError
 
@@ -60,12 +61,15 @@ def read_train_arguments(arguments: Sequence[str]) -> str | None:
 
 
 def hydra_arguments(arguments: Sequence[str]) -> list[str]:
-    """The same words with Hydra's options before the others, since its parser takes no words on both sides of an option."""
+    """The same words with Hydra's options before the others, since its parser takes no words on both sides of an option.
+
+    Names that look like numbers are quoted, see ``as_typed``.
+    """
     overrides = _parser().parse_intermixed_args(list(arguments)).overrides
     options = list(arguments)
     for word in overrides:
         options.remove(word)
-    return [*options, *overrides]
+    return [*options, *map(as_typed, overrides)]
 
 
 def _parser() -> ArgumentParser:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from npbgpp.cli.settings import ONE_CAMERA_PATHS, SAMPLED_PATHS, SPLITS, PathSettings, VideoPath
 from npbgpp.data import LARGEST_SIDE, Scene, read_poses
 from npbgpp.errors import InputError
@@ -58,11 +60,11 @@ def trajectory_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
             path = spiral_path(together, _focus_depth(scene, together), count)
         return [Frame(TimedCamera(path[k]), str(k)) for k in range(count)]
     if settings.path in ONE_CAMERA_PATHS:
-        base = cameras[0] if settings.poses is None else read_poses(settings.poses, cameras[0])[0]
+        base = cameras[0] if settings.poses is None else read_poses(settings.poses, cameras[0], scene.offset)[0]
         path = _moved(settings, base if settings.size is None else fit_to_size(base, settings.size))
         return [Frame(TimedCamera(path[k]), str(k)) for k in range(len(path))]
     if settings.poses is not None:
-        cameras = list(read_poses(settings.poses, cameras[0]))
+        cameras = list(read_poses(settings.poses, cameras[0], scene.offset))
         labels = [str(k) for k in range(len(cameras))]
     else:
         labels = [scene.views[i].name for i in chosen]
@@ -121,10 +123,11 @@ def _chosen_views(settings: PathSettings, scene: Scene) -> tuple[int, ...]:
 
 
 def _focus_depth(scene: Scene, cameras: Cameras) -> float:
-    """What a spiral looks at: NeRF's depth where the layout states bounds, else the median depth of the points amid the views."""
-    nearest = [view.bounds[0] for view in scene.views if view.bounds is not None]
-    if nearest:
-        return _NEAREST_TO_FOCUS * min(nearest)
+    """What a spiral looks at: the median depth of the points amid the views; without points NeRF's multiple of the nearest depth, the median of those that
+    the layout states, as a single stray point decides the smallest one."""
+    nearest = [view.bounds[0] for view in scene.views if view.bounds is not None and view.bounds[0] > 0]
+    if nearest and not scene.cloud.path.is_file():
+        return _NEAREST_TO_FOCUS * float(np.median(nearest))
     uv_px, depth = average_pose(cameras).project(scene.cloud.read().xyz)
     height, width = cameras.image_size
     inside = (depth[0] > 0) & (uv_px[0] >= 0).all(1) & (uv_px[0] < uv_px.new_tensor([width, height])).all(1)

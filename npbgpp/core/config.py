@@ -7,6 +7,7 @@ refusing ``true`` for a number. Here every message reads ``<group>.<key>: expect
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,12 @@ T = TypeVar("T")
 # groups of conf/config.yaml; its other keys concern the whole run
 GROUPS = ("datasets", "system", "trainer", "dataloader", "callbacks", "loggers")
 
+# keys whose values are names, however they look
+_NAME_KEYS = re.compile(
+    r"datasets\.(scene_name|names|scenes\.(train|val|test)|pc_name|data_root|scene_subroot|images_subroot|paths_file)|weights_path|resume"
+)
+_NUMBER_LIKE = re.compile(r"[-+.:\w]+")
+_HYDRA_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d[\d_]*)?|\.\d[\d_]*([eE][-+]?\d[\d_]*)?|inf|nan)|true|false", re.IGNORECASE)
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", Path: "a path", type(None): "null"}
 
 
@@ -33,6 +40,25 @@ def key(default: Any = dataclasses.MISSING, *, help: str, choices: Callable[[], 
         choices: gives the accepted values where they are known at run time only; others are a Literal type.
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def as_typed(word: str) -> str:
+    """A word ``key=value`` of the command line in which names that look like numbers are quoted: scene 2024_05_01 is a text, not 20240501.
+
+    Only keys whose values are names of scenes, files and folders are changed, and of these only plain words, also in lists and sweeps.
+    """
+    name, separator, value = word.partition("=")
+    if not separator or not _NAME_KEYS.fullmatch(name.lstrip("+")) or any(sign in value for sign in "'\"\\(){}$"):
+        return word
+    parts = re.split(r"([\[\],])", value)
+    return name + separator + "".join(f"'{part.strip()}'" if _is_other_than_text(part.strip()) else part for part in parts)
+
+
+def _is_other_than_text(word: str) -> bool:
+    if word in ("", "null", "~", "???"):
+        return False
+    loaded = OmegaConf.create(f"- {word}") if _NUMBER_LIKE.fullmatch(word) else None
+    return loaded is not None and (not isinstance(loaded[0], str) or _HYDRA_NUMBER.fullmatch(word) is not None)
 
 
 def typed(schema: type[T], node: DictConfig | dict[str, Any], prefix: str) -> T:

@@ -8,7 +8,7 @@ forward; pixel coordinates start at the top-left corner, pixel centres at +0.5.
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from npbgpp.data.lens import MODELS, Lens
 from npbgpp.errors import InputError
-from npbgpp.geometry import PointCloud, rigid_defect
+from npbgpp.geometry import Offset, PointCloud, Transform, centres_of, far_offset, rigid_defect, transformed, world_to_cam_from
 
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_TRANSLATION = 1e15  # scene units; squares of larger ones overflow in single precision
@@ -28,6 +28,16 @@ _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
 _POINT = np.dtype([("number", "<i8"), ("xyz", "<f8", 3), ("rgb", "u1", 3)])  # followed by the reprojection error and the track
 _TRACK_LENGTH = struct.Struct("<Q")
 _TRACK_LENGTH_AT = _POINT.itemsize + 8  # bytes from the start of the point
+# folders with models, the first group with any counts; "" is the folder of the scene
+_MODEL_FOLDERS = (
+    ("sparse", "sparse/*", ""),
+    ("sparse_*", "sparse_*/*"),
+    ("colmap/sparse", "colmap/sparse/*"),
+    ("distorted/sparse", "distorted/sparse/*"),
+)
+_LONGEST_SHOWN = 100  # bytes of a name in messages
+_SPHERICAL = ("EQUIRECTANGULAR", "SPHERICAL")
+_SPHERICAL_NUMBER = 17
 _T = TypeVar("_T")
 
 
@@ -36,7 +46,7 @@ class ModelImage:
     """A registered photo.
 
     Attributes:
-        name: unique file name relative to the image folder.
+        name: unique file name relative to the image folder, or of a file of another machine (of /a/b.jpg: a/b.jpg).
         camera: number of its camera.
         world_to_cam: its pose.
         uv_px: its keypoints.
@@ -66,11 +76,13 @@ class ColmapModel:
         folder: the folder of its files.
         lenses: camera models by number.
         images: registered photos, sorted by name.
+        offset: by which the coordinates of the poses are reduced, see ``npbgpp.geometry.origin``; None for coordinates as in the files.
     """
 
     folder: Path
     lenses: dict[int, Lens]
     images: tuple[ModelImage, ...]
+    offset: Offset | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "ColmapModel":
@@ -94,22 +106,35 @@ class ColmapModel:
                 raise InputError(
                     f"{path}: photo {image.name} has camera {image.camera}, which is not among the cameras of the model; copy both files again"
                 )
-        return cls(folder, lenses, tuple(images))
+        poses = torch.stack([image.world_to_cam for image in images])
+        offset = far_offset(centres_of(poses))
+        moved = zip(images, world_to_cam_from(offset, poses), strict=True)
+        return cls(folder, lenses, tuple(replace(image, world_to_cam=pose) for image, pose in moved), offset)
 
     def points_file(self) -> Path | None:
-        """The file of its points, None if there is none."""
+        """The file of its points with their numbers, None if there is none."""
         return next((p for p in (self.folder / "points3D.bin", self.folder / "points3D.txt") if p.is_file()), None)
+
+    def cloud_file(self) -> Path | None:
+        """The file of its points, or ``points3D.ply`` without numbers as some programs write; None if there is neither."""
+        ply = self.folder / "points3D.ply"
+        return self.points_file() or (ply if ply.is_file() else None)
 
 
 def find_models(root: Path) -> list[tuple[Path, int]]:
-    """Models of a scene and their numbers of photos, the largest first, in ``sparse``, in folders below it, or in the folder itself.
+    """Models of a scene and their numbers of photos, the largest first: those in ``sparse``, in folders below it, or in the folder itself; without any,
+    those in ``sparse_*``; else in ``colmap/sparse`` (nerfstudio); else in ``distorted/sparse`` (3D Gaussian Splatting, of the photos in ``input``).
 
     Raises:
         InputError: a folder or an ``images`` file that cannot be read.
     """
-    places = [root / "sparse", *sorted(root.glob("sparse/*")), root]
-    counts = [(place, _parsed(place, _count_images)) for place in places]
-    return sorted(((place, count) for place, count in counts if count is not None), key=lambda model: -model[1])
+    for group in _MODEL_FOLDERS:
+        places = [place for pattern in group for place in (sorted(root.glob(pattern)) if pattern else [root])]
+        counts = [(place, _parsed(model_file(place, "images"), _count_images)) for place in places]
+        found = sorted(((place, count) for place, count in counts if count is not None), key=lambda model: -model[1])
+        if found:
+            return found
+    return []
 
 
 def model_file(folder: Path, stem: str) -> Path:
@@ -118,8 +143,12 @@ def model_file(folder: Path, stem: str) -> Path:
     return binary if binary.is_file() else folder / f"{stem}.txt"
 
 
-def read_points(path: Path) -> SparsePoints:
-    """Reads ``points3D.bin`` or ``points3D.txt``. Raises InputError for a missing, damaged or empty file, or coordinates that are not finite."""
+def read_points(path: Path, transform: Transform | None = None) -> SparsePoints:
+    """Reads ``points3D.bin`` or ``points3D.txt``; a transformation is applied in double precision.
+
+    Raises:
+        InputError: a missing, damaged or empty file, or coordinates that are not finite.
+    """
     points = _parsed(path, _points_bin if path.suffix == ".bin" else _points_txt)
     if not len(points):
         raise InputError(f"{path}: expected points, got none; reconstruct the scene again")
@@ -129,7 +158,7 @@ def read_points(path: Path) -> SparsePoints:
         raise InputError(f"{path}: {bad} of {len(xyz)} points have coordinates that are not finite; reconstruct the scene again")
     if np.abs(xyz).max() > np.finfo(np.float32).max:
         raise InputError(f"{path}: expected coordinates of usual size, got up to {np.abs(xyz).max():.3g}; rescale the model")
-    cloud = PointCloud(torch.from_numpy(xyz.astype(np.float32)), torch.from_numpy(points["rgb"].copy()))
+    cloud = PointCloud(transformed(xyz, transform), torch.from_numpy(points["rgb"].copy()))
     return SparsePoints(cloud, points["number"].copy())
 
 
@@ -138,14 +167,20 @@ def _parsed(path: Path, parse: Callable[[Path], _T]) -> _T:
         return parse(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; a COLMAP model needs cameras, images and points3D: copy it again") from None
+    except UnicodeDecodeError as error:
+        start = error.object.rfind(b"\n", 0, error.start) + 1
+        name = error.object[start:].partition(b"\n")[0].rpartition(b" ")[2][:_LONGEST_SHOWN]
+        raise InputError(
+            f"{path}: expected names in UTF-8, got other bytes ({name!r}), as programs on Windows write; rename the photos with letters, digits and "
+            "underscores, and reconstruct the scene again"
+        ) from error
     except (OSError, ValueError, OverflowError, struct.error, IndexError) as error:
         raise InputError(f"{path}: expected a file of a COLMAP model, got a damaged or other one ({error}); copy it again") from error
 
 
-def _count_images(folder: Path) -> int | None:
+def _count_images(path: Path) -> int | None:
     """None for a folder without a model."""
-    path = model_file(folder, "images")
-    if not (path.is_file() and model_file(folder, "cameras").is_file()):
+    if not (path.is_file() and model_file(path.parent, "cameras").is_file()):
         return None
     if path.suffix == ".bin":
         with path.open("rb") as file:
@@ -184,20 +219,27 @@ class _Reader:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines without comments; empty lines are kept: a photo without keypoints has one."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if not line.startswith("#")]
+    """Stripped lines."""
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+
+
+def _records(path: Path) -> list[str]:
+    """Lines that are neither empty nor comments."""
+    return [line for line in _lines(path) if line and not line.startswith("#")]
 
 
 def _image_lines(path: Path) -> list[tuple[str, str]]:
-    """The two lines of each photo; the second line of the last one may be missing."""
-    lines = _lines(path)
-    while lines and not lines[-1]:
-        lines.pop()
-    lines.append("")
-    return list(zip(lines[::2], lines[1::2], strict=False))
+    """The two lines of each photo: a pose, after empty lines and comments, and the line that follows, which is empty for a photo without keypoints."""
+    lines = iter(_lines(path))
+    return [(line, next(lines, "")) for line in lines if line and not line.startswith("#")]
 
 
 def _lens(number: int, model: str, height: int, width: int, params: tuple[float, ...]) -> tuple[int, Lens]:
+    if model in _SPHERICAL:
+        raise InputError(
+            f"camera {number} of the COLMAP model: spherical photos ({model}) are not read; split them into perspective photos and reconstruct those "
+            "(python/examples/panorama_sfm.py of COLMAP does both)"
+        )
     if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
         raise ValueError(f"camera {number} has {width}x{height} pixels")
     try:
@@ -210,26 +252,33 @@ def _cameras_bin(path: Path) -> Iterator[tuple[int, Lens]]:
     reader = _Reader(path)
     for _ in range(reader.count(24)):
         number, model, width, height = reader.take("iiQQ")
-        if model not in MODELS:
+        if model not in MODELS and model != _SPHERICAL_NUMBER:
             raise InputError(
                 f"{path}: camera {number} has model number {model}, known are 0 to {max(MODELS)}; undistort the photos with COLMAP first "
                 "(colmap image_undistorter)"
             )
-        name, count = MODELS[model]
+        name, count = MODELS.get(model, (_SPHERICAL[0], 2))
         yield _lens(number, name, height, width, reader.take(f"{count}d"))
 
 
 def _cameras_txt(path: Path) -> Iterator[tuple[int, Lens]]:
-    for line in filter(None, _lines(path)):
+    for line in _records(path):
         number, model, width, height, *params = line.split()
         yield _lens(int(number), model, int(height), int(width), tuple(map(float, params)))
 
 
+def _relative(name: str) -> str:
+    """A name without root, drive and parent folders; backslashes separate folders, as programs on Windows write them."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    last = max((k for k, part in enumerate(parts) if part in ("/", "//", "..") or part.endswith(":")), default=-1)
+    return "/".join(parts[last + 1 :])
+
+
 def _image(name: str, camera: int, pose_numbers: np.ndarray, uv_px: np.ndarray, point: np.ndarray) -> ModelImage:
     """``pose_numbers``: a quaternion (w, x, y, z) of any length and a translation."""
-    place = PurePosixPath(name)
-    if not place.name or place.is_absolute() or ".." in place.parts or "\0" in name:
-        raise ValueError(f"photo {name!r} is no file name relative to the image folder")
+    stored, name = name, _relative(name)
+    if not name or "\0" in name:
+        raise ValueError(f"photo {stored!r} is no file name")
     length = np.linalg.norm(pose_numbers[:4])
     if not (0 < length < np.inf and np.abs(pose_numbers[4:]).max() < _LARGEST_TRANSLATION):
         raise ValueError(f"photo {name} has the pose {pose_numbers.tolist()}, a quaternion and a translation")
@@ -281,7 +330,7 @@ def _points_bin(path: Path) -> np.ndarray:
 
 def _points_txt(path: Path) -> np.ndarray:
     records = []
-    for line in filter(None, _lines(path)):
+    for line in _records(path):
         number, x, y, z, r, g, b, *_ = line.split()
         colour = (int(r), int(g), int(b))
         if not all(0 <= value <= 255 for value in colour):

@@ -23,6 +23,9 @@ from npbgpp.errors import InputError
 DECODER_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _DEPTH_MODES = ("I;16", "I;16B", "I;16L", "I")
+_LOSSY = ("JPEG", "MPO")
+_DEEP = ("I", "F")  # modes of Pillow with more than 8 bits per channel, without those that it reduces itself
+_MASK_SIDES = 0.5  # pixels that the sides of a resampled mask may be off by
 _PAGE = 4096  # bytes; cached photos begin at multiples of it
 
 
@@ -52,6 +55,16 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
+def has_alpha(path: Path) -> bool:
+    """Whether an image has an alpha channel or a transparent colour, from the file header. Raises InputError as ``image_size`` does."""
+    with open_image(path) as image:
+        return _is_transparent(image)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() or ("transparency" in image.info and not image.mode.startswith(_DEEP))
+
+
 def common_size(paths: Iterable[Path]) -> tuple[int, int]:
     """(height, width) of one or more images of equal size, from the file headers. Raises InputError for the first image of another size."""
     sizes = ((path, image_size(path)) for path in paths)
@@ -62,6 +75,11 @@ def common_size(paths: Iterable[Path]) -> tuple[int, int]:
                 f"image {path}: expected {size[1]}x{size[0]} pixels as {first} has, got {found[1]}x{found[0]}; resize one of them"
             )
     return size
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Sort key of natural order: x9 before x10."""
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", name))], name
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -148,6 +166,10 @@ def read_photo(view: View) -> Photo:
             )
         return Photo(colour, None)
     alpha = channels[3:]
+    if view.background is None and not view.alpha_is_mask and int(alpha.min()) < 255:
+        raise InputError(
+            f"image {view.image}: expected an opaque photo, got transparent pixels, whose colours are undefined; save it without alpha, or composited on white"
+        )
     if view.background is not None:
         opacity = alpha.float() / 255
         background = torch.tensor(view.background)[:, None, None] * 255
@@ -159,28 +181,76 @@ def read_photo(view: View) -> Photo:
 def _decode(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w c"]:
     """RGB, or RGBA if the file has alpha, resampled to ``size`` (height, width) if given."""
     with open_image(path) as file:
-        has_alpha = "A" in file.getbands() or "transparency" in file.info
-        image = file.convert("RGBA" if has_alpha else "RGB")
-        if size is not None:
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        return np.asarray(image)
+        return np.asarray(_resampled(_in_8_bits(path, file), size))
+
+
+def _resampled(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    return image if size is None else image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def _in_8_bits(path: Path, file: Image.Image) -> Image.Image:
+    """RGB or RGBA. 16-bit grey keeps its upper 8 bits, as Pillow does for 16-bit colours; floating point is scaled from 0..1."""
+    if not file.mode.startswith(_DEEP):
+        return file.convert("RGBA" if _is_transparent(file) else "RGB")
+    values = np.asarray(file)
+    if file.mode.startswith("I;16"):
+        values = values >> 8
+    elif values.dtype.kind == "f" and np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1:
+        values = values * 255 + 0.5
+    else:
+        raise InputError(
+            f"image {path}: expected 8 or 16 bits per channel, or floating point from 0 to 1, got {values.dtype} from {values.min()} to {values.max()}; convert "
+            "it to 8 bits"
+        )
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+
+
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
+    """A mask, 255 on the object; resampled (bilinear) to ``size`` (height, width) if given.
+
+    Mean of the three channels, rounded half up. Masks of the values 0 and 1 are scaled; masks whose colours are all the same have their alpha channel; of
+    label images with a coloured palette all labels but 0 count.
+
+    Raises:
+        InputError: an unreadable file.
+    """
+    with open_image(path) as file:
+        if file.mode == "P" and not _has_grey_palette(file):
+            image = Image.fromarray(np.where(np.asarray(file) > 0, 255, 0).astype(np.uint8))
+            return np.asarray(_resampled(image, size))
+        is_lossy = file.format in _LOSSY
+        image = _in_8_bits(path, file)
+        pixels = np.asarray(image)
+        if image.mode == "RGBA" and (pixels[..., :3] == pixels[0, 0, :3]).all():
+            pixels = pixels[..., [3, 3, 3]]
+        if not is_lossy and pixels[..., :3].max() == 1:
+            pixels = pixels * np.uint8(255)
+        image = Image.fromarray(pixels[..., :3])
+        total = np.asarray(_resampled(image, size))[..., :3].astype(np.int16).sum(-1)
+    return ((total + 1) // 3).astype(np.uint8)
+
+
+def _has_grey_palette(image: Image.Image) -> bool:
+    pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
 
 
 def _read_mask(view: View) -> UInt8[Tensor, "1 h w"]:
-    """Mean of the three channels, rounded half up: values from 128 belong to the object."""
+    """Values from 128 belong to the object."""
     assert view.mask is not None
     check_mask_size(view.mask, view.image)
-    pixels = _decode(view.mask, view.camera.image_size if view.resized else None)
-    total = torch.from_numpy(pixels[..., :3].astype(np.int16)).sum(-1)
-    mask = ((total + 1) // 3).to(torch.uint8)[None]
+    size = view.camera.image_size
+    mask = torch.from_numpy(read_mask(view.mask, None if image_size(view.mask) == size else size).copy())[None]
     return mask if view.lens is None else undistort(mask, view.lens, view.camera)
 
 
 def check_mask_size(mask: Path, photo: Path) -> None:
-    """Raises InputError for a mask of another size than its photo."""
-    size, found = image_size(photo), image_size(mask)
-    if found != size:
-        raise InputError(f"mask {mask}: expected {size[1]}x{size[0]} pixels as its photo has, got {found[1]}x{found[0]}; resize the mask")
+    """Raises InputError for a mask of another aspect ratio than its photo, up to rounding to integers: masks are resampled to their photos."""
+    (height, width), found = image_size(photo), image_size(mask)
+    if abs(found[1] / width - found[0] / height) > _MASK_SIDES / width + _MASK_SIDES / height:
+        raise InputError(
+            f"mask {mask}: expected {width}x{height} pixels as its photo has, or the same ratio, got {found[1]}x{found[0]}; resize the mask"
+        )
 
 
 def _masked(view: View, colour: UInt8[Tensor, "3 h w"], mask: UInt8[Tensor, "1 h w"]) -> Photo:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from npbgpp.core.files import read_npy, write_atomically
-from npbgpp.data.images import image_size, open_image
+from npbgpp.data.images import image_size, open_image, read_mask
 from npbgpp.data.scene import View
 from npbgpp.errors import InputError
 
@@ -24,7 +24,7 @@ _HEADER = struct.Struct("<fii")
 _LARGEST_SIDE = 1 << 16  # pixels
 _UNKNOWN = 1e9  # larger numbers mark unknown flow
 _PADDED_TO = 8  # RAFT pads the sides of its input to multiples of it
-_HALF = 0.5  # of the largest value of a mask
+_OBJECT = 128  # smallest bright value of a mask
 
 
 def flow_size(path: Path) -> tuple[int, int]:
@@ -117,9 +117,9 @@ def read_static(view: View) -> Bool[Tensor, "h w"]:
     if view.motion is None or view.motion.static_mask is None:
         return torch.ones(view.camera.image_size, dtype=torch.bool)
     path = view.motion.static_mask
-    values = read_numbers(path)
+    values = read_mask(path)
     _check_shape(path, values.shape, view)
-    bright = _resized(torch.from_numpy(values)[None], view, "nearest-exact")[0] >= _HALF
+    bright = _resized(torch.from_numpy(values).float()[None], view, "nearest-exact")[0] >= _OBJECT
     static = ~bright if view.motion.inverted else bright
     if not static.any():
         moving, rest = ("bright (255)", "dark (0)") if view.motion.inverted else ("dark (0)", "bright (255)")

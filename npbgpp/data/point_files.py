@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from npbgpp.core.config import typed
 from npbgpp.core.files import write_atomically
 from npbgpp.data.colmap_model import read_points
 from npbgpp.errors import InputError
-from npbgpp.geometry import PointCloud, read_ply
+from npbgpp.geometry import PointCloud, Transform, read_ply, transformed
 
 _COMMENTS = ("#", "//")
 _SUBSAMPLE_SEED = 123  # generator seed of the NPBG++ authors: the same n_point gives the same points as their code
@@ -25,18 +25,22 @@ _TEXT_SUFFIXES = (".xzy", ".xyz", ".txt", ".obj")
 _CHUNK = 1 << 20  # bytes
 
 
-def read_cloud(path: Path) -> PointCloud:
+def read_cloud(path: Path, transform: Transform | None = None) -> PointCloud:
     """Reads a cloud; the file name tells the format: ``points3D.bin`` or ``points3D.txt`` (COLMAP), .xzy, .xyz, .txt, .obj, else PLY.
+
+    Args:
+        path: the file.
+        transform: applied to the coordinates in double precision; None leaves them.
 
     Raises:
         InputError: a missing, unreadable or empty file, or coordinates that are not finite.
     """
     if path.name in ("points3D.bin", "points3D.txt"):
-        return read_points(path).cloud
-    return read_text_cloud(path) if path.suffix.lower() in _TEXT_SUFFIXES else read_ply(path)
+        return read_points(path, transform).cloud
+    return (read_text_cloud if path.suffix.lower() in _TEXT_SUFFIXES else read_ply)(path, transform)
 
 
-def read_text_cloud(path: Path) -> PointCloud:
+def read_text_cloud(path: Path, transform: Transform | None = None) -> PointCloud:
     """Reads x, y, z from the first three columns, also of ``.xzy`` (in an .obj: after the letter v).
 
     Colours are read from columns 4 to 6 of an .obj whose first vertex has them (0..1 or 0..255). Other columns of other files are ignored and may hold
@@ -61,7 +65,7 @@ def read_text_cloud(path: Path) -> PointCloud:
         ) from error
     if len(table) == 0:
         raise InputError(f"point cloud {path}: expected at least one point of three numbers, got none; restore the file")
-    xyz = torch.from_numpy(table[:, :3]).float()
+    xyz = transformed(table[:, :3], transform)
     bad = int((~xyz.isfinite()).any(1).sum())
     if bad:
         raise InputError(f"point cloud {path}: {bad} of {len(xyz)} points have coordinates that are not finite; remove them from the file")
@@ -91,6 +95,7 @@ class CloudFile:
         path: a file for ``read_cloud``.
         n_point: largest number of points: a random subset without replacement, drawn with a fixed seed; None keeps all.
         noise_sigma: standard deviation of Gaussian noise added to the coordinates, scene units; None adds none.
+        transform: from the coordinates of the file to those of the scene; None: they are the same.
 
     Raises:
         InputError: ``n_point`` below 1, or a noise that is negative or not finite.
@@ -99,6 +104,7 @@ class CloudFile:
     path: Path
     n_point: int | None = None
     noise_sigma: float | None = None
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         if self.n_point is not None and self.n_point < 1:
@@ -106,9 +112,13 @@ class CloudFile:
         if self.noise_sigma is not None and not 0 <= self.noise_sigma < math.inf:
             raise InputError(f"datasets.noise_sigma: expected 0 or more or null, got {self.noise_sigma}")
 
+    def of_points(self, path: Path, transform: Transform | None) -> "CloudFile":
+        """The same changes of another file."""
+        return replace(self, path=path, transform=transform)
+
     def read(self) -> PointCloud:
         """Reads the cloud. Raises InputError as ``read_cloud`` does."""
-        cloud = read_cloud(self.path)
+        cloud = read_cloud(self.path, self.transform)
         if self.n_point is not None and self.n_point < len(cloud):
             generator = torch.Generator().manual_seed(_SUBSAMPLE_SEED)
             keep = torch.randperm(len(cloud), generator=generator)[: self.n_point]

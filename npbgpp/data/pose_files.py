@@ -24,7 +24,7 @@ from torch import Tensor
 
 from npbgpp.core.files import write_atomically
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, rigid_defect
+from npbgpp.geometry import Cameras, Offset, cam_to_world_from, rigid_defect
 
 LARGEST_SIDE = 1 << 14  # pixels
 _FORMAT = "npbgpp cameras 1"
@@ -33,8 +33,8 @@ _LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision
 _OPENGL_FROM_OPENCV = (1.0, -1.0, -1.0, 1.0)  # signs of the columns of a camera-to-world matrix
 
 
-def write_poses(path: Path, cameras: Sequence[Cameras]) -> None:
-    """Writes cameras as JSON. Raises InputError when the file cannot be written."""
+def write_poses(path: Path, cameras: Sequence[Cameras], offset: Offset | None = None) -> None:
+    """Writes cameras as JSON, their positions plus an offset. Raises InputError when the file cannot be written."""
     entries = [
         {
             "cam_to_world": pose.tolist(),
@@ -43,15 +43,15 @@ def write_poses(path: Path, cameras: Sequence[Cameras]) -> None:
             "image_size": list(some.image_size),
         }
         for some in cameras
-        for pose, focal, principal in zip(_double(some).to_opengl(), some.focal_length, some.principal_point, strict=True)
+        for pose, focal, principal in zip(_placed(some, offset), some.focal_length, some.principal_point, strict=True)
     ]
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     content = f'{{"format": {json.dumps(_FORMAT)}, "cameras": [\n{lines}\n]}}\n'
     write_atomically(path, lambda file: file.write(content.encode()))
 
 
-def write_npcr_cameras(folder: Path, cameras: Sequence[Cameras]) -> tuple[Path, Path]:
-    """Writes ``CamPose.inf`` and ``Intrinsic.inf`` of NPCR (see ``npbgpp.parsers.npcr``) and returns their paths.
+def write_npcr_cameras(folder: Path, cameras: Sequence[Cameras], offset: Offset | None = None) -> tuple[Path, Path]:
+    """Writes ``CamPose.inf`` and ``Intrinsic.inf`` of NPCR (see ``npbgpp.parsers.npcr``), positions plus an offset, and returns their paths.
 
     Raises:
         InputError: a file cannot be written. Poses are written last, so that they never accompany intrinsics of another trajectory.
@@ -60,7 +60,10 @@ def write_npcr_cameras(folder: Path, cameras: Sequence[Cameras]) -> tuple[Path, 
     blocks: list[str] = []
     for some in cameras:
         for cam_to_world, focal, principal in zip(
-            torch.linalg.inv(_double(some).to_opencv()), some.focal_length.tolist(), some.principal_point.tolist(), strict=True
+            _placed(some, offset) * torch.tensor(_OPENGL_FROM_OPENCV, dtype=torch.float64),
+            some.focal_length.tolist(),
+            some.principal_point.tolist(),
+            strict=True,
         ):
             poses.append(" ".join(f"{number:.17g}" for number in cam_to_world[:3, [2, 0, 1, 3]].T.flatten().tolist()))
             (fx, fy), (cx, cy) = focal, principal
@@ -71,12 +74,13 @@ def write_npcr_cameras(folder: Path, cameras: Sequence[Cameras]) -> tuple[Path, 
     return campose, intrinsics
 
 
-def read_poses(path: Path, like: Cameras) -> tuple[Cameras, ...]:
+def read_poses(path: Path, like: Cameras, offset: Offset | None = None) -> tuple[Cameras, ...]:
     """Reads a camera trajectory.
 
     Args:
         path: JSON or text.
         like: one camera with the intrinsics and the image size for poses without.
+        offset: subtracted from the positions in double precision.
 
     Returns:
         One or more single cameras.
@@ -88,13 +92,13 @@ def read_poses(path: Path, like: Cameras) -> tuple[Cameras, ...]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"poses {path}: expected a file with poses, got none that can be read ({error}); correct the path") from error
-    cameras = _from_json(path, text) if text.lstrip().startswith("{") else _from_text(path, text, like)
+    cameras = _from_json(path, text, offset) if text.lstrip().startswith("{") else _from_text(path, text, like, offset)
     if not cameras:
         raise InputError(f"poses {path}: expected at least one pose, got none; add some")
     return cameras
 
 
-def _from_json(path: Path, text: str) -> tuple[Cameras, ...]:
+def _from_json(path: Path, text: str, offset: Offset | None) -> tuple[Cameras, ...]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -105,10 +109,10 @@ def _from_json(path: Path, text: str) -> tuple[Cameras, ...]:
             f'poses {path}: expected "format": "{_FORMAT}" and a list "cameras", got {sorted(content)[:5]}; see docs/conventions.md, '
             "or write stacked camera-to-world matrices (4, 4) as text"
         )
-    return tuple(_camera(entry, f"poses {path}: camera {k}") for k, entry in enumerate(entries))
+    return tuple(_camera(entry, f"poses {path}: camera {k}", offset) for k, entry in enumerate(entries))
 
 
-def _camera(entry: Any, where: str) -> Cameras:
+def _camera(entry: Any, where: str, offset: Offset | None) -> Cameras:
     numbers = {}
     for key, shape in _SHAPES.items():
         try:
@@ -126,12 +130,15 @@ def _camera(entry: Any, where: str) -> Cameras:
     check_rigid(numbers["cam_to_world"], where)
     return _single(
         Cameras.from_opengl(
-            numbers["cam_to_world"][None], numbers["focal_length"][None], numbers["principal_point"][None], (int(height), int(width))
+            cam_to_world_from(offset, numbers["cam_to_world"])[None],
+            numbers["focal_length"][None],
+            numbers["principal_point"][None],
+            (int(height), int(width)),
         )
     )
 
 
-def _from_text(path: Path, text: str, like: Cameras) -> tuple[Cameras, ...]:
+def _from_text(path: Path, text: str, like: Cameras, offset: Offset | None) -> tuple[Cameras, ...]:
     rows = [line.split() for line in text.splitlines() if line.strip()]
     width = len(rows[0]) if rows else 4
     try:
@@ -155,7 +162,7 @@ def _from_text(path: Path, text: str, like: Cameras) -> tuple[Cameras, ...]:
     for k, pose in enumerate(poses):
         check_rigid(pose, f"poses {path}: pose {k}")
     intrinsics = like.focal_length, like.principal_point, like.image_size
-    return tuple(_single(Cameras.from_opengl(pose[None], *intrinsics)) for pose in poses)
+    return tuple(_single(Cameras.from_opengl(cam_to_world_from(offset, pose)[None], *intrinsics)) for pose in poses)
 
 
 def check_rigid(pose: Float[Tensor, "4 4"], where: str, kind: str = "camera-to-world pose") -> None:
@@ -163,6 +170,14 @@ def check_rigid(pose: Float[Tensor, "4 4"], where: str, kind: str = "camera-to-w
     defect = rigid_defect(pose.float())
     if defect is not None:
         raise InputError(f"{where}: expected a rigid {kind}, but {defect}; correct the file")
+
+
+def _placed(cameras: Cameras, offset: Offset | None) -> Float[Tensor, "b 4 4"]:
+    """Camera-to-world matrices, axes right, up, backward, in double precision, positions plus an offset."""
+    poses = _double(cameras).to_opengl()
+    if offset is not None:
+        poses[:, :3, 3] += poses.new_tensor(offset)
+    return poses
 
 
 def _double(cameras: Cameras) -> Cameras:

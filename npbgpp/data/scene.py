@@ -14,7 +14,7 @@ from torch import Tensor
 from npbgpp.data.lens import Lens
 from npbgpp.data.point_files import CloudFile
 from npbgpp.errors import InputError, listing
-from npbgpp.geometry import Cameras
+from npbgpp.geometry import Cameras, Offset, Transform, reduced
 
 WHITE = (1.0, 1.0, 1.0)
 
@@ -102,8 +102,10 @@ class Scene:
         splits: split of the layout, indices into ``views``.
         cloud: the point cloud file.
         carried_points: sparse points of the poses, for scenes without a cloud.
+        carried_transform: takes them to the world of the poses; None: they are in it.
         notes: remarks on how the folder was read, such as photos left out; one sentence each.
         layout: name of the layout.
+        offset: by which the coordinates of cameras and points are reduced, see ``npbgpp.geometry.origin``; None for those of the files.
         holds_out: validation and test views of the layout do not train; False: only views chosen in ``with_splits`` do not.
     """
 
@@ -112,14 +114,29 @@ class Scene:
     splits: dict[Stage, tuple[int, ...]]
     cloud: CloudFile
     carried_points: Path | None = None
+    carried_transform: Transform | None = None
     notes: tuple[str, ...] = ()
     layout: str = ""
     holds_out: bool = True
+    offset: Offset | None = None
 
     @property
     def frames(self) -> tuple[View, ...]:
         """Frames of a video in temporal order: its first views, followed by those of other cameras. Empty for static scenes."""
         return tuple(view for k, view in enumerate(self.views) if view.time_step == k)
+
+    def reduced_by(self, offset: Offset | None) -> "Scene":
+        """The scene, whose cameras are reduced by an offset already, with points that will be; None changes nothing."""
+        if offset is None:
+            return self
+        note = f"coordinates are reduced by ({', '.join(f'{part:.0f}' for part in offset)}) for single precision; exported files have those of the scene"
+        return replace(
+            self,
+            cloud=replace(self.cloud, transform=reduced(self.cloud.transform, offset)),
+            carried_transform=reduced(self.carried_transform, offset),
+            notes=(*self.notes, note),
+            offset=offset,
+        )
 
     def with_splits(self, val_views: ViewChoice | None, holdout_views: ViewChoice | None) -> "Scene":
         """The scene with other validation and test views (None keeps those of the layout); the other views of the training split train.

@@ -10,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 
+from npbgpp.core.config import as_typed
 from npbgpp.core.paths import SearchPaths, project_folder
 from npbgpp.engine.checkpoint import with_current_classes
 from npbgpp.engine.run import Run, method_of
@@ -107,7 +108,7 @@ def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | N
             log.warning("checkpoint=%s: the data of scenes beside the checkpoints, such as descriptors, are those of the last epoch", name)
     elif known or name != "last":  # a run of an evaluation has no checkpoints; its config names its weights
         raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {checkpoint}")
-    config.merge_with_dotlist(list(overrides))
+    config.merge_with_dotlist([as_typed(word) for word in overrides])
     config.eval_only = True
     lists = OmegaConf.to_container(config.datasets.scenes, resolve=True)
     assert isinstance(lists, dict)

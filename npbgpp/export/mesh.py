@@ -24,7 +24,7 @@ from tqdm import tqdm
 from npbgpp.core.files import write_atomically
 from npbgpp.data import Scene, SceneNormalisation, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, PixelConvention
+from npbgpp.geometry import Cameras, Offset, PixelConvention
 from npbgpp.points import sample_features
 from npbgpp.volume import Composited, OccupancyGrid, Rays, composite, stratified
 
@@ -181,26 +181,29 @@ def is_open(densities: Float[np.ndarray, "g g g"], threshold: float) -> bool:
     return any((densities.take((0, -1), axis) > threshold).any() for axis in range(3))
 
 
-def write_mesh(path: Path, mesh: Mesh, colours: UInt8[np.ndarray, "v 3"]) -> None:
-    """Writes a binary PLY file (.ply), or an OBJ file (.obj) with vertex colours in 0..1 after the coordinates.
+def write_mesh(path: Path, mesh: Mesh, colours: UInt8[np.ndarray, "v 3"], offset: Offset | None = None) -> None:
+    """Writes a binary PLY file (.ply), or an OBJ file (.obj) with vertex colours in 0..1 after the coordinates, which are in double precision with an offset.
 
     Raises:
         InputError: a file that cannot be written.
     """
     assert path.suffix in SUFFIXES
 
+    xyz = mesh.vertices if offset is None else mesh.vertices.astype(np.float64) + offset
+    kind, number = ("<f4", "%.7g") if offset is None else ("<f8", "%.12g")
+
     def write_ply(file: IO[bytes]) -> None:
-        fields = [(axis, "<f4") for axis in "xyz"] + [(colour, "u1") for colour in ("red", "green", "blue")]
+        fields = [(axis, kind) for axis in "xyz"] + [(colour, "u1") for colour in ("red", "green", "blue")]
         vertex = np.empty(len(mesh.vertices), dtype=fields)
         for k, name in enumerate(vertex.dtype.names or ()):
-            vertex[name] = mesh.vertices[:, k] if k < 3 else colours[:, k - 3]
+            vertex[name] = xyz[:, k] if k < 3 else colours[:, k - 3]
         face = np.empty(len(mesh.faces), dtype=[("vertex_indices", "<i4", (3,))])
         face["vertex_indices"] = mesh.faces
         PlyData([PlyElement.describe(vertex, "vertex"), PlyElement.describe(face, "face")], byte_order="<").write(file)
 
     def write_obj(file: IO[bytes]) -> None:
         text = TextIOWrapper(file, encoding="ascii", newline="\n")
-        np.savetxt(text, np.concatenate([mesh.vertices, colours / 255], 1), fmt="v %.7g %.7g %.7g %.4f %.4f %.4f")
+        np.savetxt(text, np.concatenate([xyz, colours / 255], 1), fmt=f"v {number} {number} {number} %.4f %.4f %.4f")
         np.savetxt(text, mesh.faces + 1, fmt="f %d %d %d")
         text.detach()
 

@@ -3,8 +3,9 @@
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 from npbgpp.geometry.gaussian_cloud import LARGEST_SH_DEGREE, SH_DC, GaussianCloud, read_gaussian_ply, write_gaussian_ply
 from npbgpp.geometry.image_warp import Alignment, align_vertically, crop_to_points, resample
+from npbgpp.geometry.origin import Offset, cam_to_world_from, centres_of, far_offset, reduced, world_to_cam_from
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection, ProjectionSettings
-from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, Transform, read_ply, transformed, write_ply
 from npbgpp.geometry.trajectories import (
     TimedCamera,
     average_pose,
@@ -24,6 +25,7 @@ __all__ = [
     "Cameras",
     "GaussianCloud",
     "LARGEST_SH_DEGREE",
+    "Offset",
     "PixelConvention",
     "PixelGrid",
     "PointCloud",
@@ -31,7 +33,13 @@ __all__ = [
     "ProjectionSettings",
     "SH_DC",
     "TimedCamera",
+    "Transform",
     "align_vertically",
+    "cam_to_world_from",
+    "centres_of",
+    "far_offset",
+    "reduced",
+    "world_to_cam_from",
     "average_pose",
     "crop_to_points",
     "fit_to_size",
@@ -46,6 +54,7 @@ __all__ = [
     "rigid_defect",
     "spiral_along_path",
     "spiral_path",
+    "transformed",
     "turntable_path",
     "write_gaussian_ply",
     "write_ply",

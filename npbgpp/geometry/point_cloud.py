@@ -3,16 +3,30 @@
 A cloud is ``xyz`` (n, 3) in scene units and, when the file has them, colours.
 """
 
+import io
+import math
+import re
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from plyfile import PlyData, PlyElement, PlyHeaderParseError, PlyParseError
 from torch import Tensor
 
 from npbgpp.errors import InputError
+
+# rows of a 3x4 matrix that acts on columns (x, y, z, 1)
+Row = tuple[float, float, float, float]
+Transform = tuple[Row, Row, Row]
+
+_HARMONICS = ("f_dc_0", "f_dc_1", "f_dc_2")
+_COLOURS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"), _HARMONICS)
+_CONSTANT_HARMONIC = 0.5 / math.sqrt(math.pi)  # spherical harmonic of degree 0
+_LARGEST_UNIT = 2.0  # of colours of 0..1
+_LONGEST_HEADER = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -36,45 +50,88 @@ class PointCloud:
         return self.xyz.shape[0]
 
 
-def read_ply(path: Path) -> PointCloud:
-    """Reads vertices (x, y, z; red, green, blue when present) of an ascii or binary PLY file.
+def transformed(xyz: Float[np.ndarray, "n 3"], transform: Transform | None) -> Float[Tensor, "n 3"]:
+    """Points in single precision; a transformation is applied in double precision before."""
+    if transform is not None:
+        matrix = np.array(transform)
+        xyz = xyz.astype(np.float64) @ matrix[:, :3].T + matrix[:, 3]
+    return torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32))
+
+
+def read_ply(path: Path, transform: Transform | None = None) -> PointCloud:
+    """Reads vertices (x, y, z; colours when present) of an ascii or binary PLY file, with comments in any encoding.
+
+    Colours are ``red, green, blue``, ``r, g, b`` or ``diffuse_red, ...``, as integers of 8 or 16 bits, or floating point of 0..1 or 0..255; of Gaussians
+    (``f_dc_0`` to ``f_dc_2``, Kerbl et al., 3D Gaussian Splatting, 2023), the colour that is the same from all sides.
+
+    Args:
+        path: the file.
+        transform: applied to the coordinates; None leaves them.
 
     Raises:
-        InputError: missing file, not a PLY file, truncated, no vertices, or coordinates that are not finite.
+        InputError: missing file, not a PLY file, truncated, no vertices, coordinates that are not finite, or colours beyond 16 bits.
     """
     advice = "give the name of a PLY cloud inside the scene folder with datasets.pc_name=<file>"
     if not path.is_file():
         raise InputError(f"point cloud {path}: no such file; {advice}")
     try:
-        vertex = PlyData.read(str(path))["vertex"].data
-        xyz = np.stack([np.asarray(vertex[axis], dtype=np.float32) for axis in "xyz"], axis=1)
+        vertex = _parse_ply(path)["vertex"].data
+        xyz = np.stack([np.asarray(vertex[axis], dtype=np.float64) for axis in "xyz"], axis=1)
     except (PlyHeaderParseError, PlyParseError, KeyError, ValueError, OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(
             f"point cloud {path}: expected a PLY file with vertex x, y, z, got an unreadable one ({error}); {advice}"
         ) from error
     if len(xyz) == 0:
         raise InputError(f"point cloud {path}: expected at least one point, got none; {advice}")
-    bad = int((~np.isfinite(xyz)).any(axis=1).sum())
+    points = transformed(xyz, transform)
+    bad = int((~points.isfinite()).any(dim=1).sum())
     if bad:
         raise InputError(f"point cloud {path}: {bad} of {len(xyz)} points have coordinates that are not finite; remove them from the file")
-    names = vertex.dtype.names or ()
-    rgb = None
-    if all(c in names for c in ("red", "green", "blue")):
-        colours = np.stack([np.asarray(vertex[c]) for c in ("red", "green", "blue")], axis=1)
-        if colours.dtype.kind == "f":  # some tools store 0..1
-            colours = np.clip(colours * 255.0 + 0.5, 0, 255)
-        rgb = torch.from_numpy(colours.astype(np.uint8))
-    return PointCloud(torch.from_numpy(xyz), rgb)
+    names = {name.lower(): name for name in vertex.dtype.names or ()}
+    group = next((group for group in _COLOURS if all(name in names for name in group)), None)
+    if group is None:
+        return PointCloud(points)
+    colours = np.stack([np.asarray(vertex[names[name]]) for name in group], axis=1)
+    if group == _HARMONICS:
+        colours = np.clip(0.5 + _CONSTANT_HARMONIC * colours, 0, 1)
+    return PointCloud(points, torch.from_numpy(_in_8_bits(colours, path)))
 
 
-def write_ply(path: Path, cloud: PointCloud) -> None:
-    """Writes a binary little-endian PLY file with x, y, z and, when known, red, green, blue."""
-    fields = [(axis, "<f4") for axis in "xyz"]
+def _parse_ply(path: Path) -> PlyData:
+    """The file without bytes that are no ASCII in its header, and without byte order marks."""
+    with path.open("rb") as file:
+        head = file.read(_LONGEST_HEADER)
+    end = re.search(rb"end_header\r?\n|end_header\r", head)
+    if end is None or (head[: end.end()].isascii() and not head[end.end() :].startswith(BOM_UTF8)):
+        return PlyData.read(str(path))
+    header, data = head[: end.end()].removeprefix(BOM_UTF8), path.read_bytes()[end.end() :]
+    if b"format ascii" in header:  # in binary data these bytes may be a number
+        data = data.removeprefix(BOM_UTF8)
+    return PlyData.read(io.BytesIO(re.sub(rb"[^\x00-\x7f]", b"?", header) + data))
+
+
+def _in_8_bits(colours: Shaped[np.ndarray, "n 3"], path: Path) -> UInt8[np.ndarray, "n 3"]:
+    if colours.dtype.kind == "f":
+        colours = np.nan_to_num(colours.astype(np.float64))
+        # beyond 1 by rounding or by bright light; a cloud of 0..255 with nothing above 2 is black
+        return np.clip(colours * (255 if colours.max() <= _LARGEST_UNIT else 1) + 0.5, 0, 255).astype(np.uint8)
+    if colours.dtype.itemsize == 1:
+        return colours.view(np.uint8)
+    if colours.min() < 0 or colours.max() > 65535:
+        raise InputError(f"point cloud {path}: expected colours of 8 or 16 bits, got {colours.min()} to {colours.max()}; correct the file")
+    return (np.rint(colours / 257) if colours.max() > 255 else colours).astype(np.uint8)
+
+
+def write_ply(path: Path, cloud: PointCloud, offset: tuple[float, float, float] | None = None) -> None:
+    """Writes a binary little-endian PLY file with x, y, z and, when known, red, green, blue; coordinates plus an offset are in double precision."""
+    fields = [(axis, "<f4" if offset is None else "<f8") for axis in "xyz"]
     if cloud.rgb_u8 is not None:
         fields += [(c, "u1") for c in ("red", "green", "blue")]
     vertex = np.empty(len(cloud), dtype=fields)
     for k, axis in enumerate("xyz"):
         vertex[axis] = cloud.xyz[:, k].cpu().numpy()
+        if offset is not None:
+            vertex[axis] += offset[k]
     if cloud.rgb_u8 is not None:
         for k, colour in enumerate(("red", "green", "blue")):
             vertex[colour] = cloud.rgb_u8[:, k].cpu().numpy()

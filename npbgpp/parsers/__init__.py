@@ -9,9 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from npbgpp.core.plugins import LAYOUTS, load_all, plugins
 from npbgpp.data import CloudFile, Layout, Scene, fitted
 from npbgpp.errors import InputError
+from npbgpp.geometry import far_offset
+from npbgpp.parsers.contents import found_in
 
 
 def layouts() -> dict[str, Layout]:
@@ -63,7 +67,8 @@ def read_scene(layout: str, root: Path, images_root: Path, name: str, cloud: Clo
         found = recognise(root)
         if not found:
             raise InputError(
-                f"scene {name}: {root} looks like none of the layouts {', '.join(sorted(layouts()))}; name its layout: datasets.layout=<name>"
+                f"scene {name}: {root} looks like none of the layouts {', '.join(sorted(layouts()))}; {found_in(root)}. If it is one of them, name it with "
+                "datasets.layout=<name>"
             )
         layout = found[0]
         others = f" (it could also be {', '.join(found[1:])}: choose with datasets.layout)" if found[1:] else ""
@@ -75,6 +80,12 @@ def read_scene(layout: str, root: Path, images_root: Path, name: str, cloud: Clo
     _refuse_foreign_options(layout, chosen, choices)
     options = chosen.checked_options(choices) | ({"downscale": downscale} if chosen.scales_itself else {})
     scene = chosen.parse(root, images_root, name, cloud, **options)
+    far = far_offset(torch.cat([view.camera.centers() for view in scene.views]))
+    if far is not None:
+        raise InputError(
+            f"scene {name}: expected cameras near the origin for layout {layout}, got positions about {far}, which single precision does not resolve; subtract "
+            "this position from poses and points, or convert the scene to COLMAP's or nerfstudio's format, from which it is subtracted when read"
+        )
     if not chosen.scales_itself and downscale != 1:
         scene = replace(scene, views=tuple(fitted(view, downscale) for view in scene.views))
     return replace(scene, layout=layout, notes=(*notes, *scene.notes))
@@ -103,4 +114,4 @@ def with_cloud(scene: Scene, root: Path) -> Scene:
     if scene.carried_points is None:
         raise InputError(f"point cloud {path}: no such file; name the cloud of scene {scene.name} with datasets.pc_name=<file> ({make})")
     note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used ({make} of more points)"
-    return replace(scene, cloud=replace(scene.cloud, path=scene.carried_points), notes=(*scene.notes, note))
+    return replace(scene, cloud=scene.cloud.of_points(scene.carried_points, scene.carried_transform), notes=(*scene.notes, note))

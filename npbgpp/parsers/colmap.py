@@ -31,11 +31,13 @@ from npbgpp.data import (
     image_size,
     images_folder,
     model_file,
+    natural,
     pinhole,
     rule_splits,
 )
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
+from npbgpp.parsers.alpha import with_alpha
 
 _HELD_OUT, _VALIDATION = "every:10+10", "every:10+5"
 
@@ -49,7 +51,7 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
         name: name of the scene.
         cloud: its point cloud.
         downscale: factor between the size of the cameras and of the views; photos are not enlarged.
-        white_bg: white outside the masks, if there are masks; otherwise as photographed.
+        white_bg: white outside the masks, if there are masks, and where photos are transparent; otherwise as photographed.
 
     Raises:
         InputError: no model, a damaged one, fewer than two of its photos, a photo of another aspect ratio than its camera, a mask of another size than its
@@ -57,7 +59,8 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
     """
     model, notes = _largest_model(root)
     photos, photo_notes = _find_photos(images_root, downscale, model)
-    masks, mask_notes = _find_masks(images_root / photos.folder.name.replace("images", "masks", 1), photos, white_bg)
+    places = dict.fromkeys((images_root / photos.folder.name.replace("images", "masks", 1), images_root / "masks"))
+    masks, mask_notes = max((_find_masks(folder, photos, white_bg) for folder in places), key=lambda found: len(found[0]))
     names = _view_names([image.name for image in photos.images])
     pinholes = _pinholes(model, {image.camera for image in photos.images})
     views = []
@@ -70,9 +73,15 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
             check_mask_size(masks[k], path)
             view = replace(view, mask=masks[k], background=WHITE if white_bg else None)
         views.append(fitted(view, downscale))
+    found, alpha_notes = with_alpha(views, white_bg)
     return Scene(
-        name, tuple(views), rule_splits(len(views), _HELD_OUT, _VALIDATION), cloud, model.points_file(), (*notes, *photo_notes, *mask_notes)
-    )
+        name,
+        found,
+        rule_splits(len(views), _HELD_OUT, _VALIDATION),
+        cloud,
+        carried_points=model.cloud_file(),
+        notes=(*notes, *photo_notes, *mask_notes, *alpha_notes),
+    ).reduced_by(model.offset)
 
 
 def _pinholes(model: ColmapModel, numbers: set[int]) -> dict[int, tuple[Float[Tensor, "1 2"], Float[Tensor, "1 2"]]]:
@@ -106,7 +115,7 @@ class _Photos:
 
     @classmethod
     def of(cls, folder: Path, model: ColmapModel) -> "_Photos":
-        """Matches photos to files by name, else by name without suffix (.png for .jpg) if that is unambiguous."""
+        """Matches photos to files by name, else by name without suffix (.png for .jpg), else by the last parts of their names, if that is unambiguous."""
         names = [image.name for image in model.images]
         files = _files(folder, names)
         found = {name: files[name] for name in names if name in files}
@@ -116,13 +125,44 @@ class _Photos:
         for name in names:
             if name not in found and claims[_stem(name)] == 1 and _stem(name) in by_stem:
                 found[name] = spare.pop(by_stem[_stem(name)])
-        images = sorted((image for image in model.images if image.name in found), key=lambda image: _natural(image.name))
-        return cls(folder, tuple(images), tuple(found[image.name] for image in images), tuple(sorted(spare, key=_natural)))
+        if len(found) < len(names):
+            found |= _by_last_parts([name for name in names if name not in found], folder, set(found.values()))
+        used = set(found.values())
+        images = sorted((image for image in model.images if image.name in found), key=lambda image: natural(image.name))
+        others = sorted((name for name, path in spare.items() if path not in used), key=natural)
+        return cls(folder, tuple(images), tuple(found[image.name] for image in images), tuple(others))
+
+
+def _by_last_parts(names: Sequence[str], folder: Path, taken: set[Path]) -> dict[str, Path]:
+    """Files below a folder whose path ends as a name does: images/a.jpg or /data/images/a.jpg is a.jpg; a.jpg is left/a.jpg if no other is."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path not in taken:
+            files.setdefault(_stem(path.name), []).append(path)
+    found: dict[str, Path] = {}
+    for name in names:
+        parts = PurePosixPath(_stem(name)).parts
+        candidates = files.get(parts[-1], [])
+        tails = [PurePosixPath(_stem(path.relative_to(folder).as_posix())).parts for path in candidates]
+        shared = [next((n for n in range(len(parts), 0, -1) if parts[-n:] == tail[-n:]), 0) for tail in tails]
+        best = [path for path, n in zip(candidates, shared, strict=True) if n == max(shared)]
+        if len(best) == 1:
+            found[name] = best[0]
+    claims = Counter(found.values())
+    return {name: path for name, path in found.items() if claims[path] == 1}
+
+
+def photos_of_model(images_root: Path, downscale: float, model: ColmapModel) -> dict[Path, ModelImage]:
+    """The registered photos by their file, as ``parse_colmap`` finds them. Raises InputError for fewer than two."""
+    photos, _ = _find_photos(images_root, downscale, model)
+    return dict(zip(photos.files, photos.images, strict=True))
 
 
 def _find_photos(images_root: Path, downscale: float, model: ColmapModel) -> tuple[_Photos, tuple[str, ...]]:
     """Photos in the folder for this downscale, or in ``images`` if that has more of them; and notes on photos without file or pose."""
     folders = list(dict.fromkeys((images_folder(images_root, downscale), images_root / "images")))
+    if "distorted" in model.folder.parts[-3:] and (images_root / "input").is_dir():
+        folders = [images_root / "input"]  # of 3D Gaussian Splatting; images are undistorted ones
     photos = max((_Photos.of(folder, model) for folder in folders), key=lambda photos: len(photos.images))
     count, total = len(photos.images), len(model.images)
     if count < 2:
@@ -146,12 +186,12 @@ def _find_photos(images_root: Path, downscale: float, model: ColmapModel) -> tup
 
 def _find_masks(folder: Path, photos: _Photos, white_bg: bool) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """One mask per photo, or none at all if some photo has none; and a note."""
-    names = [image.name for image in photos.images]
-    files = _files(folder, names)
+    names = [(image.name, path.relative_to(photos.folder).as_posix()) for image, path in zip(photos.images, photos.files, strict=True)]
+    files = _files(folder, [name for both in names for name in both])
     masks: list[Path] = []
-    for name, photo in zip(names, photos.files, strict=True):
-        place = PurePosixPath(name)
-        rules = (f"{name}.png", str(place.with_name(f"{photo.name}.png")), str(place.with_suffix(".png")))
+    for both in names:
+        stems = [_stem(name) for name in both]
+        rules = [f"{name}.png" for name in both] + [stem + suffix for suffix in IMAGE_SUFFIXES for stem in stems]
         masks += [files[rule] for rule in rules if rule in files][:1]
     if len(masks) == len(names):
         return tuple(masks), (f"the photos are white outside the masks in {folder.name}",) if white_bg else ()
@@ -169,13 +209,9 @@ def _files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key of natural order: x9 before x10."""
-    return [int(part) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", name))], name
-
-
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    """Without the suffix of an image: 2021.05.00 has none."""
+    return re.sub(r"\.[A-Za-z][A-Za-z0-9]{0,4}$", "", name)
 
 
 def _view_names(names: Sequence[str]) -> list[str]:
@@ -205,5 +241,13 @@ def check_ratio(path: Path, lens: Lens) -> None:
 
 
 LAYOUT = Layout(
-    parse_colmap, (("sparse/cameras.*", "sparse/*/cameras.*", "cameras.bin", "cameras.txt"), ("images", "images_*")), precedence=10
+    parse_colmap,
+    (
+        (
+            *("sparse/cameras.*", "sparse/*/cameras.*", "cameras.bin", "cameras.txt", "sparse_*/cameras.*", "sparse_*/*/cameras.*"),
+            *(f"{place}/sparse/{sub}cameras.*" for place in ("colmap", "distorted") for sub in ("", "*/")),
+        ),
+        ("images", "images_*", "input"),
+    ),
+    precedence=10,
 )

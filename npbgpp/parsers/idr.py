@@ -24,7 +24,7 @@ else:
     import tomli as tomllib
 
 from npbgpp.core.files import DAMAGED_FILE
-from npbgpp.data import WHITE, CloudFile, Layout, Scene, Stage, View, common_size, numbered_images
+from npbgpp.data import WHITE, CloudFile, Layout, Scene, Stage, View, check_mask_size, common_size, numbered_images
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
 
@@ -130,7 +130,9 @@ class IdrFolder:
             missing = [number for number in numbers if number not in files]
             if missing:
                 raise InputError(f"{self.cameras.parent}: expected a {what} for each view, got none for {listing(missing)}; restore it")
-        size = common_size([*(self.images[n] for n in numbers), *(self.masks[n] for n in numbers)])
+        size = common_size(self.images[n] for n in numbers)
+        for n in numbers:
+            check_mask_size(self.masks[n], self.images[n])
         scale = torch.tensor([unit, unit, unit, 1.0], dtype=torch.float64)
         projections = torch.stack([self.projections[n] for n in numbers]) * scale
         cameras = cameras_from_projections(projections, size, shared_intrinsics=intrinsics == "authors")

@@ -31,14 +31,15 @@ from npbgpp.data import (
     rule_splits,
 )
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras
+from npbgpp.geometry import Cameras, Offset, far_offset
+from npbgpp.parsers.alpha import with_alpha
 
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision
 _DEFAULT_NEAR = 1.0  # scene units: default of system.near
 
 
-def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downscale: float = 1.0) -> Scene:
+def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downscale: float = 1.0, white_bg: bool = True) -> Scene:
     """Reads the metadata of one scene.
 
     Args:
@@ -47,15 +48,17 @@ def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downs
         name: name of the scene.
         cloud: its point cloud.
         downscale: factor between the stated and the used size; photos are not enlarged.
+        white_bg: white where photos are transparent; otherwise keep the stored colours.
 
     Raises:
         InputError: missing or damaged files, different numbers of photos and rows, an invalid camera, photos of another aspect ratio than stated.
     """
     photos = _photos(images_folder(images_root, downscale))
     path = root / "poses_bounds.npy"
-    rows = read_rows(path, len(photos))
-    views = tuple(
-        fitted(row_view(photo, row, f"{path}: row {k}"), downscale) for k, (photo, row) in enumerate(zip(photos, rows, strict=True))
+    rows, offset = without_offset(read_rows(path, len(photos)))
+    views, alpha_notes = with_alpha(
+        [fitted(row_view(photo, row, f"{path}: row {k}"), downscale) for k, (photo, row) in enumerate(zip(photos, rows, strict=True))],
+        white_bg,
     )
     model = _largest_model(root)
     return Scene(
@@ -63,9 +66,9 @@ def parse_llff(root: Path, images_root: Path, name: str, cloud: CloudFile, downs
         views,
         rule_splits(len(views), "every:8", "every:8+4"),
         cloud,
-        carried_points=None if model is None else model.points_file(),
-        notes=(*_bound_notes(rows), *_lens_notes(model)),
-    )
+        carried_points=None if model is None else model.cloud_file(),
+        notes=(*_bound_notes(rows), *_lens_notes(model), *alpha_notes),
+    ).reduced_by(offset)
 
 
 def _photos(folder: Path) -> list[Path]:
@@ -92,6 +95,16 @@ def read_rows(path: Path, count: int) -> Float64[Tensor, "n 17"]:
             f"{path}: expected one row for each of the {count} photos, got {len(table)}; restore what is missing, or remove photos without a row"
         )
     return torch.from_numpy(table.astype(np.float64))
+
+
+def without_offset(rows: Float64[Tensor, "n 17"]) -> tuple[Float64[Tensor, "n 17"], Offset | None]:
+    """Rows whose positions are reduced by an offset, and the offset, see ``npbgpp.geometry.origin``."""
+    position = [3, 8, 13]
+    offset = far_offset(rows[:, position])
+    if offset is not None:
+        rows = rows.clone()
+        rows[:, position] -= rows.new_tensor(offset)
+    return rows, offset
 
 
 def row_view(photo: Path, row: Float64[Tensor, " 17"], where: str) -> View:

@@ -2,10 +2,16 @@
 
 Symbols: f, cx, cy, b1, b2 are in pixels, cx and cy relative to the image centre; k1..k4 and p1..p4 have no unit. ``transform`` of a camera is a 4x4 matrix in
 row-major order: camera-to-world acting on columns, axes right, down, forward. Transforms of the chunk and of components georeference the model; as in NPBG
-(Aliev et al., Neural Point-Based Graphics, 2020) they are not applied, because the exported cloud is in the coordinates of the cameras.
+(Aliev et al., Neural Point-Based Graphics, 2020) they are not applied, because the exported cloud is in the coordinates of the cameras. Each chunk and each
+component has coordinates of its own: those with most cameras are used.
+
+Cameras of a rig have a ``master_id``: their pose is that of the master camera times ``rotation`` and ``location`` of their sensor (its axes and its centre in
+the coordinates of the master). Fisheye sensors are equidistant: the angle to the optical axis, in radians, takes the place of its tangent, and k1 to k4 are
+coefficients of its powers, as in OpenCV's fisheye model.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +28,8 @@ from npbgpp.errors import InputError, listing
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_FOCAL_LENGTH = 1e9  # pixels; orthographic in single precision
 _DISTORTION = ("b1", "b2", "k1", "k2", "k3", "k4", "p1", "p2", "p3", "p4")
+_PANORAMIC = ("spherical", "cylindrical")
+_IDENTITY = "1 0 0 0 1 0 0 0 1".split()
 _NEUTRAL = {"transform": np.eye(4), "rotation": np.eye(3), "translation": np.zeros(3), "scale": np.ones(1)}
 
 
@@ -34,12 +42,16 @@ class Sensor:
         focal_length: f, pixels.
         offset: (cx, cy) of the original photos; undistorted photos of Metashape have a central principal point.
         distortion: non-zero coefficients by name.
+        fisheye: an equidistant lens.
+        in_master: pose in the coordinates of the master sensor of a rig; None for master sensors.
     """
 
     image_size: tuple[int, int]
     focal_length: float
     offset: tuple[float, float]
     distortion: tuple[tuple[str, float], ...]
+    fisheye: bool = False
+    in_master: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,48 +72,119 @@ class MetashapeFile:
         cameras: cameras with a pose, in file order, including those in groups.
         unaligned: labels of cameras without pose.
         transforms: names of elements (chunk, component 0, ...) with a transform other than the identity, which is not applied.
+        ignored: chunks and components that are left out, with the numbers of their cameras.
     """
 
     sensors: tuple[Sensor, ...]
     cameras: tuple[AlignedCamera, ...]
     unaligned: tuple[str, ...]
     transforms: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> "MetashapeFile":
-        """Reads the first chunk of a file.
+        """Reads the chunk with most cameras of a file, and of that the component with most cameras.
 
         Raises:
-            InputError: a missing or damaged file, XML with a document type or entities, an invalid calibration or pose, a pose without calibration, or a
-                duplicate label.
+            InputError: a missing or damaged file, XML with a document type or entities, an invalid calibration or pose, a pose without calibration, a
+                spherical or cylindrical photo, or a duplicate label.
         """
-        chunk = _parse(path).find("chunk")
-        if chunk is None:
+        chunks = list(_parse(path).iterfind("chunk"))
+        if not chunks:
             raise InputError(
                 f"{path}: expected cameras exported by Metashape (<document> with a <chunk>), got other XML; export them again"
             )
-        sensors = _sensors(path, chunk)
-        cameras, unaligned = [], []
-        for k, element in enumerate(chunk.iterfind("cameras//camera")):
-            label, transform = element.get("label"), element.findtext("transform", "").strip()
-            if not label:
-                raise InputError(f"{path}: expected a label for every camera, got none for number {k}; export the cameras again")
-            if not transform:
-                unaligned.append(label)
-                continue
-            where = f"{path}: camera {label}"
-            sensor_id = element.get("sensor_id", next(iter(sensors), ""))
-            if sensor_id not in sensors:
-                raise InputError(f"{where}: expected a calibrated sensor, got {sensor_id!r}, which has no <calibration>; export again")
-            cameras.append(AlignedCamera(label, sensors[sensor_id], _pose(where, transform)))
+        posed = [len(_posed(chunk)) for chunk in chunks]
+        chosen = posed.index(max(posed))
+        chunk = chunks[chosen]
+        ignored = [
+            f"chunk {other.get('label') or k} ({count} cameras)"
+            for k, (other, count) in enumerate(zip(chunks, posed, strict=True))
+            if k != chosen and count
+        ]
+        component, others = _largest_component(chunk)
+        cameras, unaligned = _cameras(path, chunk, component)
         labels = [camera.label for camera in cameras]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise InputError(f"{path}: expected one camera per label, got several for {listing(twice)}; rename the photos")
         placed = [("chunk", chunk), *((f"component {c.get('id')}", c) for c in chunk.iterfind("components/component"))]
         return cls(
-            tuple(sensors.values()), tuple(cameras), tuple(unaligned), tuple(name for name, e in placed if _moves(e.iterfind("transform")))
+            tuple(_sensors(path, chunk).values()),
+            cameras,
+            unaligned,
+            tuple(name for name, e in placed if _moves(e.iterfind("transform"))),
+            (*ignored, *others),
         )
+
+
+def _posed(chunk: ElementTree.Element) -> list[ElementTree.Element]:
+    """Cameras with a pose, or with that of a master camera."""
+    cameras = chunk.findall("cameras//camera")
+    own = {camera.get("id") for camera in cameras if camera.findtext("transform", "").strip()}
+    return [camera for camera in cameras if camera.get("id") in own or camera.get("master_id") in own]
+
+
+def _largest_component(chunk: ElementTree.Element) -> tuple[str | None, list[str]]:
+    """The id of the component with most cameras, None if cameras name none, and the other ones."""
+    counts = Counter(camera.get("component_id") for camera in _posed(chunk))
+    counts.pop(None, None)
+    if not counts:
+        return None, []
+    (chosen, _), *others = counts.most_common()
+    return chosen, [f"component {name} ({count} cameras)" for name, count in others]
+
+
+def _cameras(path: Path, chunk: ElementTree.Element, component: str | None) -> tuple[tuple[AlignedCamera, ...], tuple[str, ...]]:
+    """Cameras of a component with a pose, and the labels of cameras without."""
+    sensors, kinds = _sensors(path, chunk), {s.get("id", ""): s.get("type", "") for s in chunk.iterfind("sensors/sensor")}
+    elements = chunk.findall("cameras//camera")
+    transforms = {e.get("id"): e.findtext("transform", "").strip() for e in elements}
+    labels = _labels(path, chunk)
+    cameras, unaligned = [], []
+    for element, label in zip(elements, labels, strict=True):
+        own, master = transforms[element.get("id")], element.get("master_id")
+        transform = own or transforms.get(master, "")
+        if not transform:
+            unaligned.append(label)
+            continue
+        if element.get("component_id") not in (None, component):
+            continue
+        where = f"{path}: camera {label}"
+        sensor_id = element.get("sensor_id", next(iter(sensors), ""))
+        kind = kinds.get(sensor_id, "")
+        if kind in _PANORAMIC:
+            raise InputError(
+                f"{where}: expected a perspective or fisheye photo, got a {kind} one, which is not read; split {kind} photos into perspective ones (Metashape: "
+                "Convert to cubemap), align those and export their cameras"
+            )
+        if sensor_id not in sensors:
+            raise InputError(f"{where}: expected a calibrated sensor, got {sensor_id!r}, which has no <calibration>; export again")
+        sensor, pose = sensors[sensor_id], _pose(where, transform)
+        if not own:
+            if sensor.in_master is None:
+                raise InputError(
+                    f"{where}: expected rotation and location of the sensor {sensor_id} in its rig, as the camera has the pose of its master {master}, got none; "
+                    "export again"
+                )
+            pose = pose @ torch.tensor(sensor.in_master, dtype=torch.float64).view(4, 4)
+        cameras.append(AlignedCamera(label, sensor, pose))
+    return tuple(cameras), tuple(unaligned)
+
+
+def _labels(path: Path, chunk: ElementTree.Element) -> list[str]:
+    """Labels of all cameras; those that several groups share are preceded by the label of their group, as a folder."""
+    groups = {id(camera): group.get("label", "") for group in chunk.iterfind("cameras//group") for camera in group.iterfind("camera")}
+    elements = chunk.findall("cameras//camera")
+    for k, element in enumerate(elements):
+        if not element.get("label"):
+            raise InputError(f"{path}: expected a label for every camera, got none for number {k}; export the cameras again")
+    plain = [element.get("label", "") for element in elements]
+    counts = Counter(plain)
+    return [
+        f"{groups[id(element)]}/{label}" if counts[label] > 1 and groups.get(id(element)) else label
+        for element, label in zip(elements, plain, strict=True)
+    ]
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -147,8 +230,28 @@ def _sensors(path: Path, chunk: ElementTree.Element) -> dict[str, Sensor]:
             values["f"],
             (values["cx"], values["cy"]),
             tuple((tag, values[tag]) for tag in _DISTORTION if values[tag]),
+            "fisheye" in (element.get("type"), calibration.get("type")),
+            _in_master(where, element),
         )
     return found
+
+
+def _in_master(where: str, sensor: ElementTree.Element) -> tuple[float, ...] | None:
+    """The pose of a sensor of a rig in the coordinates of its master, row-major; None for other sensors."""
+    rotation, location = (sensor.findtext(tag, "").split() for tag in ("rotation", "location"))
+    if sensor.get("master_id") is None or not (rotation or location):
+        return None
+    rotation, location = rotation or _IDENTITY, location or ["0", "0", "0"]
+    if len(rotation) != 9 or len(location) != 3:
+        raise InputError(
+            f"{where}: expected 9 numbers of a rotation and 3 of a location, got {len(rotation)} and {len(location)}; export the cameras again"
+        )
+    rows = [[*rotation[3 * k : 3 * k + 3], location[k]] for k in range(3)]
+    pose = torch.tensor(
+        [[_number(where, "rotation", entry) for entry in row] for row in rows] + [[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64
+    )
+    check_rigid(pose, f"{where}: rotation and location", "pose in the rig")
+    return tuple(pose.flatten().tolist())
 
 
 def _number(where: str, tag: str, text: str) -> float:

@@ -3,8 +3,8 @@
 * ``images/``: frames, ordered by the number at the end of their names.
 * Poses: a COLMAP model of the undistorted frames in ``sparse``, else in ``sparse/0``, matched by file name; else ``poses_bounds.npy``, a row per frame.
 * ``disps/``: disparity of each frame (16-bit PNG or .npy), in order.
-* ``flow_fw/``: optical flow (.flo) of each frame but the last to the next one; ``flow_bw/``: of each frame but the first to the previous one. In order; names
-  are ignored, as programs number the files differently.
+* ``flow_fw/``: optical flow (.flo) of each frame but the last to the next one; ``flow_bw/``: of each frame but the first to the previous one. By the names of the
+  frames; else in natural order, as programs number the files differently.
 * ``masks/``: bright (255) where the scene is static, ``<frame>.png`` (00003.png.png) or 00003.png; else ``motion_masks/`` of NSFF, bright where it moves.
 * ``novel/``: photos of other cameras at the times of frames, for evaluation: ``images/00003.png`` or ``images/00003_<suffix>.png``, ``cameras.json`` (see
   ``npbgpp.data.pose_files``) with a camera per photo, in order of their names and in the world of the poses, ``masks/`` as above, ``depths/``: 16-bit PNG
@@ -35,14 +35,15 @@ from npbgpp.data import (
     image_size,
     list_images,
     model_file,
+    natural,
     numbered_images,
     pinhole,
     read_poses,
 )
 from npbgpp.errors import InputError, listing
-from npbgpp.geometry import Cameras
+from npbgpp.geometry import Cameras, Offset
 from npbgpp.parsers.colmap import check_ratio
-from npbgpp.parsers.llff import read_rows, row_view
+from npbgpp.parsers.llff import read_rows, row_view, without_offset
 
 _FEWEST = 3  # frames, so that one has flow in both directions
 _LARGEST_DISPLACEMENT = 1.0  # pixels: negligible distortion
@@ -84,7 +85,7 @@ def parse_monocular(
     common_size(files)
     chosen = _chosen(start_end, len(files))
     maps = _motion_maps(images_root, files)
-    posed, points, notes = _posed(root, files, chosen)
+    posed, points, notes, offset = _posed(root, files, chosen)
     views = [
         _sized(replace(view, time_step=k, motion=maps[i]), img_wh, downscale) for k, (i, view) in enumerate(zip(chosen, posed, strict=True))
     ]
@@ -97,7 +98,9 @@ def parse_monocular(
         for flow in (view.motion.flow_forward, view.motion.flow_backward):
             if flow is not None:
                 check_flow(flow, view)
-    novel = _novel(images_root / "novel", [files[i].stem for i in chosen], [file.stem for file in files], views[0], img_wh, downscale)
+    novel = _novel(
+        images_root / "novel", [files[i].stem for i in chosen], [file.stem for file in files], views[0], img_wh, downscale, offset
+    )
     frames = tuple(range(len(views)))
     return Scene(
         name,
@@ -107,7 +110,7 @@ def parse_monocular(
         carried_points=points,
         notes=(*notes, *_missing(images_root, maps)),
         holds_out=False,
-    )
+    ).reduced_by(offset)
 
 
 def _chosen(start_end: tuple[int, int] | None, count: int) -> range:
@@ -131,8 +134,8 @@ def _sized(view: View, img_wh: tuple[int, int] | None, downscale: float) -> View
     return replace(view, camera=view.camera.resize(size), resized=size != image_size(view.image))
 
 
-def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View], Path | None, tuple[str, ...]]:
-    """Views of the chosen frames, the file of their sparse points, and notes."""
+def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View], Path | None, tuple[str, ...], Offset | None]:
+    """Views of the chosen frames, the file of their sparse points, notes, and the offset of their coordinates."""
     model = undistorted_model(root)
     if model is None:
         path = root / "poses_bounds.npy"
@@ -141,8 +144,8 @@ def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View]
                 f"{root}: expected poses of the frames, a COLMAP model in sparse or poses_bounds.npy, got neither; compute them with "
                 f"{_PREPARE.format(root=root)} stages=[poses]"
             )
-        rows = read_rows(path, len(files))
-        return [row_view(files[i], rows[i], f"{path}: row {i}") for i in chosen], None, ()
+        rows, offset = without_offset(read_rows(path, len(files)))
+        return [row_view(files[i], rows[i], f"{path}: row {i}") for i in chosen], None, (), offset
     images = match_frames(model, [files[i] for i in chosen])
     distorted = [lens for lens in (model.lenses[image.camera] for image in images) if lens.distorts]
     moved = max((lens.displacement() for lens in distorted), default=0.0)
@@ -162,7 +165,7 @@ def _posed(root: Path, files: Sequence[Path], chosen: range) -> tuple[list[View]
         focal_length, principal_point = pinhole(replace(lens, model="PINHOLE", params=(*lens.focal_length, *lens.principal_point)))
         camera = Cameras.from_opencv(image.world_to_cam.float()[None], focal_length, principal_point, lens.image_size)
         views.append(View(files[i].stem, files[i], camera))
-    return views, model.points_file(), tuple(notes)
+    return views, model.points_file(), tuple(notes), model.offset
 
 
 def undistorted_model(root: Path) -> ColmapModel | None:
@@ -181,7 +184,7 @@ def match_frames(model: ColmapModel, files: Sequence[Path]) -> list[ModelImage]:
     """The photo of each frame in the model, by file name, else without suffix. Raises InputError for frames without one."""
     by_name = {PurePosixPath(image.name).name: image for image in model.images}
     by_stem = {PurePosixPath(image.name).stem: image for image in model.images}
-    found = [by_name.get(file.name) or by_stem.get(file.stem) for file in files]
+    found = [by_name.get(file.name) or by_stem.get(file.stem) or by_name.get(file.stem) for file in files]
     without = [file.name for file, image in zip(files, found, strict=True) if image is None]
     if without:
         raise InputError(
@@ -193,9 +196,9 @@ def match_frames(model: ColmapModel, files: Sequence[Path]) -> list[ModelImage]:
 
 def _motion_maps(root: Path, files: Sequence[Path]) -> list[MotionMaps]:
     count = len(files)
-    disparity = _counted(root / "disps", (".png", ".npy"), count, "disparity of every frame")
-    forward = _counted(root / "flow_fw", (".flo",), count - 1, "flow of every frame but the last")
-    backward = _counted(root / "flow_bw", (".flo",), count - 1, "flow of every frame but the first")
+    disparity = _counted(root / "disps", (".png", ".npy"), files, "disparity of every frame")
+    forward = _counted(root / "flow_fw", (".flo",), files[:-1], "flow of every frame but the last")
+    backward = _counted(root / "flow_bw", (".flo",), files[1:], "flow of every frame but the first")
     masks, inverted = _masks(root / "masks", files), False
     if masks is None:
         masks, inverted = _masks(root / "motion_masks", files), True
@@ -210,15 +213,18 @@ def _motion_maps(root: Path, files: Sequence[Path]) -> list[MotionMaps]:
     return [MotionMaps(*row, inverted=inverted and masks is not None) for row in columns]
 
 
-def _counted(folder: Path, suffixes: tuple[str, ...], count: int, what: str) -> list[Path] | None:
-    """Sorted files of the first suffix with any; None without the folder."""
+def _counted(folder: Path, suffixes: tuple[str, ...], frames: Sequence[Path], what: str) -> list[Path] | None:
+    """Files of the first suffix with any: those with the names of the frames, else in natural order; None without the folder."""
     if not folder.is_dir():
         return None
-    files = [sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".")) for suffix in suffixes]
-    found = next((matches for matches in files if matches), [])
-    if len(found) != count:
+    files = [[p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".")] for suffix in suffixes]
+    found = sorted(next((matches for matches in files if matches), []), key=lambda path: natural(path.name))
+    by_stem = {path.stem: path for path in found}
+    if len(found) == len(frames) and all(frame.stem in by_stem for frame in frames):
+        found = [by_stem[frame.stem] for frame in frames]
+    if len(found) != len(frames):
         raise InputError(
-            f"{folder}: expected {count} files ({', '.join(suffixes)}), the {what}, got {len(found)}; remove other files or compute them again"
+            f"{folder}: expected {len(frames)} files ({', '.join(suffixes)}), the {what}, got {len(found)}; remove other files or compute them again"
         )
     return found
 
@@ -249,14 +255,20 @@ def _missing(root: Path, maps: Sequence[MotionMaps]) -> tuple[str, ...]:
 
 
 def _novel(
-    folder: Path, stems: Sequence[str], known: Sequence[str], like: View, img_wh: tuple[int, int] | None, downscale: float
+    folder: Path,
+    stems: Sequence[str],
+    known: Sequence[str],
+    like: View,
+    img_wh: tuple[int, int] | None,
+    downscale: float,
+    offset: Offset | None,
 ) -> tuple[View, ...]:
     """Photos of other cameras at the times of the frames in use."""
     if not folder.is_dir():
         return ()
     photos = folder / "images"
-    files = list_images(photos)
-    cameras = read_poses(folder / "cameras.json", like.camera)
+    files = sorted(list_images(photos), key=lambda path: natural(path.name))
+    cameras = read_poses(folder / "cameras.json", like.camera, offset)
     if len(cameras) != len(files):
         raise InputError(
             f"{folder / 'cameras.json'}: expected a camera for each of {len(files)} photos in {photos}, got {len(cameras)}; correct the file"

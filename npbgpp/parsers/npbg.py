@@ -21,9 +21,10 @@ import yaml
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data import WHITE, CloudFile, Layout, Scene, View, check_mask_size, check_rigid, image_size, rule_splits
+from npbgpp.data import WHITE, CloudFile, Layout, Lens, Scene, View, check_mask_size, check_rigid, image_size, pinhole, rule_splits
 from npbgpp.errors import InputError, listing
-from npbgpp.geometry import Cameras
+from npbgpp.geometry import Cameras, Offset, cam_to_world_from, far_offset
+from npbgpp.parsers.alpha import with_alpha
 from npbgpp.parsers.metashape import MetashapeFile, Sensor
 
 _DEFAULT_PHOTO_NAME = "{:06}.png"
@@ -199,14 +200,19 @@ class Shot:
         label: name of its photo.
         camera: camera of the undistorted photo.
         offset: from its principal point to that of the original photo, pixels.
+        fisheye: lens of the original photo if that is no perspective one.
     """
 
     label: str
     camera: Cameras
     offset: tuple[float, float]
+    fisheye: Lens | None = None
 
     def original(self) -> Cameras:
         """Camera of the original photo, without distortion."""
+        if self.fisheye is not None:
+            focal_length, principal_point = (part.double() for part in pinhole(self.fisheye))
+            return replace(self.camera, focal_length=focal_length, principal_point=principal_point)
         centre = self.camera.principal_point
         return replace(self.camera, principal_point=centre + centre.new_tensor(self.offset))
 
@@ -220,12 +226,14 @@ class Shots:
         unposed: labels of the others.
         distortion: coefficients of the lens as text; empty without distortion.
         notes: remarks on ignored input.
+        offset: by which the coordinates of the cameras are reduced, see ``npbgpp.geometry.origin``.
     """
 
     shots: tuple[Shot, ...]
     unposed: tuple[str, ...]
     distortion: str
     notes: tuple[str, ...]
+    offset: Offset | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +241,7 @@ class _Pinhole:
     focal_length: tuple[float, float]
     principal_point: tuple[float, float]
     offset: tuple[float, float] = (0.0, 0.0)
+    fisheye: Lens | None = None
 
 
 def read_shots(file: SceneFile) -> Shots:
@@ -252,8 +261,14 @@ def read_shots(file: SceneFile) -> Shots:
         if shared is None:
             sensors = tuple(dict.fromkeys(camera.sensor for camera in exported.cameras))
         flip = torch.tensor(_OPENGL_FROM_OPENCV, dtype=torch.float64)
-        shots = [_shot(file, c.label, c.cam_to_world * flip, shared or _of_sensor(c.sensor, file, poses)) for c in exported.cameras]
+        offset = far_offset(torch.stack([c.cam_to_world[:3, 3] for c in exported.cameras])) if exported.cameras else None
+        shots = [
+            _shot(file, c.label, cam_to_world_from(offset, c.cam_to_world) * flip, shared or _of_sensor(c.sensor, file, poses))
+            for c in exported.cameras
+        ]
         unposed = exported.unaligned
+        if exported.ignored:
+            notes += (f"{poses.name}: {listing(exported.ignored)} have coordinates of their own and are left out",)
         if exported.transforms:
             notes += (
                 f"{poses.name}: the transform of {listing(exported.transforms)} is ignored, as the cloud is expected in camera coordinates",
@@ -261,12 +276,15 @@ def read_shots(file: SceneFile) -> Shots:
     else:
         assert shared is not None
         matrices = _read_matrices(poses)
-        shots = [_shot(file, str(k), matrix, shared) for k, matrix in enumerate(matrices) if matrix.isfinite().all()]
+        offset = far_offset(matrices[matrices.isfinite().all(2).all(1), :3, 3])
+        shots = [
+            _shot(file, str(k), cam_to_world_from(offset, matrix), shared) for k, matrix in enumerate(matrices) if matrix.isfinite().all()
+        ]
         unposed = tuple(str(k) for k, matrix in enumerate(matrices) if not matrix.isfinite().all())
     if not shots:
         raise InputError(f"{poses}: expected the poses of cameras, got none of {len(unposed)}; align the photos again")
-    coefficients = dict(pair for sensor in reversed(sensors) for pair in sensor.distortion)
-    return Shots(tuple(shots), unposed, ", ".join(f"{key} {value:.3g}" for key, value in sorted(coefficients.items())), notes)
+    coefficients = dict(pair for sensor in reversed(sensors) if not sensor.fisheye for pair in sensor.distortion)
+    return Shots(tuple(shots), unposed, ", ".join(f"{key} {value:.3g}" for key, value in sorted(coefficients.items())), notes, offset)
 
 
 def _is_xml(path: Path) -> bool:
@@ -278,7 +296,23 @@ def _of_sensor(sensor: Sensor, file: SceneFile, xml: Path) -> _Pinhole:
     if sensor.image_size != file.size:
         expected = f"[{sensor.image_size[1]}, {sensor.image_size[0]}]"
         raise InputError(f"{file.path}: viewport_size: expected {expected}, the resolution in {xml}, got [{width}, {height}]; correct it")
-    return _Pinhole((sensor.focal_length, sensor.focal_length), (width / 2, height / 2), sensor.offset)
+    return _Pinhole((sensor.focal_length, sensor.focal_length), (width / 2, height / 2), sensor.offset, _fisheye(sensor, xml))
+
+
+def _fisheye(sensor: Sensor, xml: Path) -> Lens | None:
+    """The lens of a fisheye sensor, None for others. Raises InputError for coefficients that have no equivalent."""
+    if not sensor.fisheye:
+        return None
+    coefficients = dict(sensor.distortion)
+    others = [tag for tag in ("b1", "b2", "p1", "p2") if tag in coefficients]
+    if others:
+        raise InputError(
+            f"{xml}: expected a fisheye lens with coefficients k1 to k4, got {', '.join(others)} too, which are not read; undistort the photos with Metashape "
+            "into images_undistorted, or calibrate without them"
+        )
+    (height, width), (cx, cy), focal = sensor.image_size, sensor.offset, sensor.focal_length
+    ks = tuple(coefficients.get(f"k{n}", 0.0) for n in range(1, 5))
+    return Lens("OPENCV_FISHEYE", (focal, focal, width / 2 + cx, height / 2 + cy, *ks), sensor.image_size)
 
 
 def _shared_pinhole(file: SceneFile, intrinsics: Path | None) -> tuple[_Pinhole, tuple[Sensor, ...]]:
@@ -340,15 +374,17 @@ def _read_matrices(path: Path) -> Float64[Tensor, "m 4 4"]:
     return matrices
 
 
-def _shot(file: SceneFile, label: str, cam_to_world: Float64[Tensor, "4 4"], pinhole: _Pinhole) -> Shot:
-    focal_length, principal_point = (torch.tensor([pair], dtype=torch.float64) for pair in (pinhole.focal_length, pinhole.principal_point))
+def _shot(file: SceneFile, label: str, cam_to_world: Float64[Tensor, "4 4"], intrinsics: _Pinhole) -> Shot:
+    focal_length, principal_point = (
+        torch.tensor([pair], dtype=torch.float64) for pair in (intrinsics.focal_length, intrinsics.principal_point)
+    )
     camera = Cameras.from_opengl(cam_to_world[None], focal_length, principal_point, file.size)
     camera = replace(camera, R=camera.R.float(), T=camera.T.float())
     if not camera.T.isfinite().all():
         raise InputError(
             f"{file.path}: view_matrix: camera {label}: expected a position within single precision, got {cam_to_world[:3, 3].tolist()}; rescale the scene"
         )
-    return Shot(label, camera, pinhole.offset)
+    return Shot(label, camera, intrinsics.offset, intrinsics.fisheye)
 
 
 def _shown(value: object) -> str:
@@ -411,14 +447,15 @@ def parse_npbg(root: Path, images_root: Path, name: str, cloud: CloudFile, paths
         notes.append(f"the point cloud {points} of {file.path.name} is missing")
         points = None
     count = len(views)
+    with_masks, alpha_notes = with_alpha(views, white_bg)
     return Scene(
         name,
-        tuple(views),
+        with_masks,
         rule_splits(count, "every:8", "every:8+4"),
         cloud,
         carried_points=points,
-        notes=tuple(notes),
-    )
+        notes=(*notes, *alpha_notes),
+    ).reduced_by(found.offset)
 
 
 def _scene_yaml(root: Path) -> Path:
@@ -447,7 +484,8 @@ def _view(shot: Shot, photo: Path, mask: Path | None, is_original: bool, white_b
     # view names are file names: folders in a label become part of the name
     name = "-".join(part for part in Path(shot.label).parts if part not in ("/", ".."))
     camera = shot.original() if is_original else shot.camera
-    return View(name, photo, camera, background=WHITE if white_bg else None, mask=mask, resized=size != camera.image_size)
+    lens = shot.fisheye if is_original else None
+    return View(name, photo, camera, background=WHITE if white_bg else None, mask=mask, resized=size != camera.image_size, lens=lens)
 
 
 def _locate(name: str, options: Mapping[str, Any]) -> Path | None:

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data import WHITE, CloudFile, Layout, Scene, View, check_rigid, common_size, image_size, list_images, rule_splits
+from npbgpp.data import WHITE, CloudFile, Layout, Scene, View, check_mask_size, check_rigid, image_size, list_images, rule_splits
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
+from npbgpp.parsers.alpha import with_alpha
 
 _CLOUDS = ("frame1.xzy", "frame1.obj", "frame1.txt", "frame1.ply")
 _LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision
@@ -48,7 +49,9 @@ def parse_npcr(root: Path, images_root: Path, name: str, cloud: CloudFile, white
     views, notes = [], _frame_notes(images_root / "img")
     for k, (number, photo) in enumerate(photos.items()):
         matte = mattes.get(number)
-        size = image_size(photo) if matte is None else common_size([photo, matte])
+        size = image_size(photo)
+        if matte is not None:
+            check_mask_size(matte, photo)
         views.append(
             View(
                 photo.stem,
@@ -59,14 +62,15 @@ def parse_npcr(root: Path, images_root: Path, name: str, cloud: CloudFile, white
             )
         )
     notes += _intrinsics_notes(views, intrinsics)
+    found, alpha_notes = with_alpha(views, white_bg)
     clouds = [root / "pointclouds" / file for file in _CLOUDS]
     return Scene(
         name,
-        tuple(views),
+        found,
         rule_splits(len(views), "every:8", "every:8+4"),
         cloud,
         carried_points=next((path for path in clouds if path.is_file()), None),
-        notes=tuple(notes),
+        notes=(*notes, *alpha_notes),
     )
 
 

@@ -5,7 +5,7 @@ Prepared scenes have ``images/<number>.jpg``, ``intrinsics.npy``, ``extrinsics.n
 forward; pixels are counted from the centre of the first one.
 
 ``pose`` is camera-to-world of the depth camera, ``intrinsic/extrinsic_depth.txt`` is depth camera to colour camera, the identity if it is missing;
-``extrinsic_color.txt`` is ignored: this is how ScanNet's SensReader uses them. Poses of minus infinity mark photos with lost tracking.
+``extrinsic_color.txt`` is ignored: this is how ScanNet's SensReader uses them. Poses of minus infinity or NaN mark photos with lost tracking.
 
 Splits: ten evenly spaced test views, five views before each validates.
 """
@@ -125,15 +125,13 @@ def _read_poses(folder: Path, photos: dict[int, Path]) -> tuple[Float64[Tensor, 
     lost: list[int] = []
     for number in photos:
         pose = _read_matrix(files[number])
-        if (pose[:3] == -torch.inf).all():
+        if (pose[:3] == -torch.inf).all() or pose[:3].isnan().all():
             lost.append(number)
             continue
         check_rigid(pose, str(files[number]))
         poses.append(torch.linalg.inv(pose))
     if not poses:
-        raise InputError(
-            f"{folder}: expected poses, got {len(lost)} that are all minus infinity (tracking was lost); export the scene again"
-        )
+        raise InputError(f"{folder}: expected poses, got {len(lost)} that are not finite (tracking was lost); export the scene again")
     return torch.stack(poses), lost
 
 
@@ -200,11 +198,13 @@ def parse_scannet(root: Path, images_root: Path, name: str, cloud: CloudFile, in
     focal_length, principal_point, size = _read_intrinsics(root / "intrinsics.npy")
     if intrinsics == "authors":
         principal_point = torch.tensor([size[1] / 2, size[0] / 2])
-    poses = _read_extrinsics(root / "extrinsics.npy", len(photos))
-    count = len(photos)
+    poses, lost = _read_extrinsics(root / "extrinsics.npy", len(photos))
+    kept = [photo for k, photo in enumerate(photos.values()) if k not in lost]
+    notes = [f"{len(lost)} of {len(photos)} photos are left out, they have no pose: {listing(lost)}"] if lost else []
+    count = len(kept)
     cameras = Cameras.from_opencv(poses, focal_length.expand(count, 2), principal_point.expand(count, 2), size)
-    views = tuple(View(photo.stem, photo, cameras[k], resized=image_size(photo) != size) for k, photo in enumerate(photos.values()))
-    return Scene(name, views, spread_splits(count), cloud)
+    views = tuple(View(photo.stem, photo, cameras[k], resized=image_size(photo) != size) for k, photo in enumerate(kept))
+    return Scene(name, views, spread_splits(count), cloud, notes=tuple(notes))
 
 
 def _read_intrinsics(path: Path) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"], tuple[int, int]]:
@@ -235,7 +235,8 @@ def _read_intrinsics(path: Path) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]
     return K.diagonal()[:2].float(), (K[:2, 2] + 0.5).float(), (size[0], size[1])
 
 
-def _read_extrinsics(path: Path, count: int) -> Float[Tensor, "m 4 4"]:
+def _read_extrinsics(path: Path, count: int) -> tuple[Float[Tensor, "m 4 4"], list[int]]:
+    """World-to-camera matrices, and the numbers of those that are left out because no element of their pose is finite."""
     matrices = read_npy(path)
     if matrices.dtype.kind != "f" or matrices.ndim != 3 or matrices.shape[1:] != (4, 4):
         raise InputError(
@@ -243,10 +244,14 @@ def _read_extrinsics(path: Path, count: int) -> Float[Tensor, "m 4 4"]:
         )
     if len(matrices) != count:
         raise InputError(f"{path}: expected one matrix for each of the {count} photos, got {len(matrices)}; restore what is missing")
+    lost = np.flatnonzero(~np.isfinite(matrices[:, :3]).any((1, 2))).tolist()
     poses = torch.from_numpy(matrices.astype(np.float64)).float()
     for k, pose in enumerate(poses):
-        check_rigid(pose, f"{path}: matrix {k}", "world-to-camera pose")
-    return poses
+        if k not in lost:
+            check_rigid(pose, f"{path}: matrix {k}", "world-to-camera pose")
+    if len(lost) == count:
+        raise InputError(f"{path}: expected poses, got {count} matrices that are not finite; export the scene again")
+    return poses[[k for k in range(count) if k not in lost]], lost
 
 
 LAYOUT = Layout(parse_scannet, (("extrinsics.npy", "pose/*.txt"), ("images", "color")), precedence=70)

@@ -4,13 +4,16 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from npbgpp.data import CloudManifest, ColmapModel, Scene, View, file_sha256, find_models, manifest_path, read_cloud
 from npbgpp.errors import InputError
-from npbgpp.geometry import PointCloud, write_ply
+from npbgpp.geometry import Offset, PointCloud, write_ply
+from npbgpp.parsers.colmap import photos_of_model
 from npbgpp.prepare.depth_fusion import check_voxel, decimate, fuse_depth
 from npbgpp.prepare.settings import CloudSettings
 from npbgpp.prepare.triangulation import triangulate_points
-from npbgpp.prepare.visual_hull import visual_hull
+from npbgpp.prepare.visual_hull import masks_carve, visual_hull
 
 log = logging.getLogger("npbgpp.prepare")
 
@@ -36,7 +39,7 @@ def make_cloud(settings: CloudSettings, command: str) -> None:
         raise InputError(f"pc_name={settings.pc_name}: {path} exists; choose another name, or overwrite=true")
     CloudManifest.read(path)  # raises now rather than after minutes if another file has the name of the manifest
     train = tuple(scene.views[i] for i in scene.splits["train"])
-    method = _choose_method(settings, train)
+    method = _choose_method(settings, scene.layout, train)
     log.info("scene %s, read as %s: %s from %d training views of %d", scene.name, scene.layout, method, len(train), len(scene.views))
     points, used = _make_points(method, settings, scene, train)
     held_out = tuple(view.name for view in scene.views if view.name not in used)
@@ -46,7 +49,7 @@ def make_cloud(settings: CloudSettings, command: str) -> None:
         used, held_out = (origin.used_views, origin.held_out_views) if origin is not None else ((), ())  # unknown without a manifest
     # depth fusion averages voxels itself, the visual hull chooses its resolution by the count
     points = decimate(points, None if method == "depth" else settings.voxel, None if method == "hull" else settings.count)
-    _write_cloud(path, points)
+    _write_cloud(path, points, scene.offset)
     manifest = CloudManifest(
         method=method,
         settings={key: value for key, value in asdict(settings).items() if value is None or isinstance(value, int | float | str)},
@@ -63,20 +66,26 @@ def make_cloud(settings: CloudSettings, command: str) -> None:
     log.info("%d points: %s; manifest: %s", len(points), path, manifest_path(path))
 
 
-def _choose_method(settings: CloudSettings, train: tuple[View, ...]) -> str:
+def _choose_method(settings: CloudSettings, layout: str, train: tuple[View, ...]) -> str:
     available = {
         "decimate": settings.source is not None,
         "depth": sum(view.depth is not None for view in train) > 1,
         "hull": all(view.mask is not None or view.alpha_is_mask for view in train),
-        "sparse": bool(find_models(settings.folder())),
+        # the poses of transforms.json are in a world of their own
+        "sparse": layout != "nerfstudio" and bool(find_models(settings.folder())),
     }
     if settings.method == "auto":
         for method in _NEEDS:
-            if available[method]:
+            # masks that are bright everywhere say nothing about the object
+            if available[method] and (method != "hull" or not available["sparse"] or masks_carve(train)):
                 return method
         raise InputError(
             f"scene={settings.scene}: expected {', '.join(_NEEDS.values())}, got none of them; reconstruct the scene with COLMAP, or name a cloud with "
             "source=<file>"
+        )
+    if settings.method == "sparse" and layout == "nerfstudio":
+        raise InputError(
+            "method=sparse: the poses of transforms.json may be in another world than the COLMAP model; use layout=colmap, or the points of ply_file_path"
         )
     if not available[settings.method]:
         raise InputError(
@@ -94,14 +103,18 @@ def _make_points(method: str, settings: CloudSettings, scene: Scene, train: tupl
     if method == "hull":
         return visual_hull(train, settings.count or _HULL_POINTS, settings.dissent), names
     if method == "sparse":
-        return _triangulate(ColmapModel.read(find_models(settings.folder())[0][0]), scene), names
+        return _triangulate(ColmapModel.read(find_models(settings.folder())[0][0]), scene, settings), names
     assert settings.source is not None
-    return read_cloud(settings.folder() / settings.source), ()
+    return read_cloud(settings.folder() / settings.source, scene.cloud.transform), ()
 
 
-def _triangulate(model: ColmapModel, scene: Scene) -> PointCloud:
-    """Matches images of the model with views by name, or by order in layouts that name their photos otherwise."""
-    views = {image.name: view for view in scene.views for image in model.images if view.image.as_posix().endswith("/" + image.name)}
+def _triangulate(model: ColmapModel, scene: Scene, settings: CloudSettings) -> PointCloud:
+    """Matches images of the model with views by file in scenes of COLMAP, else by name, or by order in layouts that name their photos otherwise."""
+    if scene.layout == "colmap":
+        by_file = photos_of_model(settings.folder(), settings.downscale, model)
+        views = {by_file[view.image].name: view for view in scene.views}
+    else:
+        views = {image.name: view for view in scene.views for image in model.images if view.image.as_posix().endswith("/" + image.name)}
     if len(views) < len(scene.views):
         if len(model.images) != len(scene.views):
             raise InputError(
@@ -110,14 +123,18 @@ def _triangulate(model: ColmapModel, scene: Scene) -> PointCloud:
         views = {image.name: view for view, image in zip(scene.views, model.images, strict=True)}
     train = {scene.views[i].name for i in scene.splits["train"]}
     photos = {name: view.image for name, view in views.items() if view.name in train}
-    return triangulate_points(model, photos.keys(), photos=photos)
+    points = triangulate_points(model, photos.keys(), photos=photos)
+    if model.offset == scene.offset:
+        return points
+    between = torch.tensor(model.offset or (0.0,) * 3, dtype=torch.float64) - torch.tensor(scene.offset or (0.0,) * 3, dtype=torch.float64)
+    return PointCloud((points.xyz.double() + between).float(), points.rgb_u8)
 
 
-def _write_cloud(path: Path, points: PointCloud) -> None:
-    """Writes a temporary file and renames it. Raises InputError if the cloud cannot be written."""
+def _write_cloud(path: Path, points: PointCloud, offset: Offset | None) -> None:
+    """Writes coordinates plus an offset to a temporary file and renames it. Raises InputError if the cloud cannot be written."""
     part = path.with_name(f".{path.name}.part")
     try:
-        write_ply(part, points)
+        write_ply(part, points, offset)
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}); free space, or choose another name with pc_name=<file>") from error

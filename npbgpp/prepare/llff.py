@@ -5,7 +5,7 @@ format stores one focal length and no principal point; a warning reports the res
 """
 
 import logging
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from jaxtyping import Float64
 from PIL import Image
 
 from npbgpp.core.files import write_atomically
-from npbgpp.data import IMAGE_SUFFIXES, CloudFile, ColmapModel, View, find_models, images_folder, read_photo, read_points
+from npbgpp.data import IMAGE_SUFFIXES, CloudFile, ColmapModel, View, find_models, read_photo, read_points
 from npbgpp.errors import InputError, listing
+from npbgpp.geometry import Offset, reduced
 from npbgpp.io import write_png
-from npbgpp.parsers.colmap import parse_colmap
+from npbgpp.parsers.colmap import parse_colmap, photos_of_model
 from npbgpp.prepare.settings import LlffSettings
 
 log = logging.getLogger("npbgpp.prepare")
@@ -43,7 +44,12 @@ def prepare_llff(settings: LlffSettings) -> Path:
     path = target / "poses_bounds.npy"
     if path.exists() and not settings.overwrite:
         raise InputError(f"{path} exists; choose another folder with out=<folder>, or overwrite=true")
-    rows = np.stack([_pose_row(view, bounds) for view, bounds in zip(views, _depth_bounds(folder, views), strict=True)])
+    rows = np.stack(
+        [
+            _pose_row(view, bounds, scene.offset)
+            for view, bounds in zip(views, _depth_bounds(folder, views, settings.downscale), strict=True)
+        ]
+    )
     if settings.out is not None:
         _write_photos(target / "images", views, settings.overwrite)
     write_atomically(path, lambda file: np.save(file, rows))
@@ -69,20 +75,19 @@ def _require_registered_pinhole_photos(folder: Path, views: list[View]) -> None:
             )
 
 
-def _depth_bounds(folder: Path, views: list[View]) -> list[tuple[float, float]]:
+def _depth_bounds(folder: Path, views: list[View], downscale: float) -> list[tuple[float, float]]:
     """Bounds of the depths of the points that each photo observes."""
     model = ColmapModel.read(find_models(folder)[0][0])
     file = model.points_file()
     if file is None:
         raise InputError(f"{model.folder}: expected points3D.bin or points3D.txt for the depth bounds, got neither; copy it again")
-    points = read_points(file)
+    points = read_points(file, reduced(None, model.offset))
     order = np.argsort(points.number)
     sorted_ids = points.number[order]
-    photos = images_folder(folder, 1.0)
-    observed = {PurePosixPath(image.name).with_suffix(""): image.point for image in model.images}
+    observed = photos_of_model(folder, downscale, model)
     bounds = []
     for view in views:
-        ids = observed[PurePosixPath(view.image.relative_to(photos).as_posix()).with_suffix("")]
+        ids = observed[view.image].point
         known = ids[np.isin(ids, sorted_ids)]
         xyz_world = points.cloud.xyz[torch.from_numpy(order[np.searchsorted(sorted_ids, known)])]
         depth = view.camera.view(xyz_world)[0, :, 2].double().numpy()
@@ -94,9 +99,10 @@ def _depth_bounds(folder: Path, views: list[View]) -> list[tuple[float, float]]:
     return bounds
 
 
-def _pose_row(view: View, bounds: tuple[float, float]) -> Float64[np.ndarray, "17"]:
+def _pose_row(view: View, bounds: tuple[float, float], offset: Offset | None) -> Float64[np.ndarray, "17"]:
     """[R | t | (H, W, f)] row by row, axes down, right, backward, then the bounds."""
     right, up, back, centre = view.camera.to_opengl()[0, :3].double().numpy().T
+    centre = centre if offset is None else centre + offset
     size = (*view.camera.image_size, view.camera.focal_length.double().mean().item())
     return np.append(np.stack([-up, right, back, centre, np.array(size)], 1).ravel(), bounds)
 
@@ -108,7 +114,9 @@ def _write_photos(folder: Path, views: list[View], overwrite: bool) -> None:
         others = sorted(existing - names) or sorted(existing)
         raise InputError(f"{folder}: expected an empty folder for the photos, got {listing(others)}; choose another with out=<folder>")
     for view in views:
-        write_png(folder / f"{view.name}.png", Image.fromarray(read_photo(view).image.permute(1, 2, 0).contiguous().numpy()))
+        photo = read_photo(view)
+        channels = [photo.image, photo.mask] if view.alpha_is_mask and photo.mask is not None else [photo.image]
+        write_png(folder / f"{view.name}.png", Image.fromarray(torch.cat(channels).permute(1, 2, 0).contiguous().numpy()))
 
 
 def _warn_of_lost_intrinsics(views: list[View]) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
-from npbgpp.data import ColmapModel, Lens, ModelImage, View, image_size, read_photo
+from npbgpp.data import ColmapModel, Lens, ModelImage, View, has_alpha, image_size, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PointCloud
 
@@ -184,7 +184,9 @@ def _mean_colours(
         camera = Cameras.from_opencv(
             image.world_to_cam[None].float(), torch.tensor([lens.focal_length]), torch.tensor([lens.principal_point]), lens.image_size
         )
-        pixels = read_photo(View(image.name, path, camera, resized=image_size(path) != lens.image_size)).image
+        # with alpha the stored colours count: observed points are opaque
+        view = View(image.name, path, camera, alpha_is_mask=has_alpha(path), resized=image_size(path) != lens.image_size)
+        pixels = read_photo(view).image
         height, width = lens.image_size
         u, v = inliers.uv_px[own].long().unbind(1)
         point = inliers.point[own]

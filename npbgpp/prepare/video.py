@@ -248,7 +248,7 @@ def _frames(folder: Path) -> list[Path]:
 def _read_scene(root: Path) -> Scene:
     scene = parse_monocular(root, root, root.name, CloudFile(root / "none.ply"))
     points_file = scene.carried_points
-    return scene if points_file is None else replace(scene, cloud=CloudFile(points_file))
+    return scene if points_file is None else replace(scene, cloud=scene.cloud.of_points(points_file, scene.carried_transform))
 
 
 def _read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:

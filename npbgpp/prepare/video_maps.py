@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate, pad
 from npbgpp.core.files import load_tensors
 from npbgpp.data import ColmapModel, read_points
 from npbgpp.errors import InputError
+from npbgpp.geometry import reduced
 from npbgpp.parsers.monocular import match_frames
 
 # colours of a frame to a mask that is true on moving objects
@@ -147,7 +148,7 @@ def sparse_disparity(model: ColmapModel, frames: list[Path]) -> DisparityEstimat
         raise InputError(
             f"stage depth: {model.folder}: expected points3D beside the poses, got none; restore it, or provide disparity in disps"
         )
-    points = read_points(path)
+    points = read_points(path, reduced(None, model.offset))
     index_of = {number: k for k, number in enumerate(points.number.tolist())}
     xyz_world = points.cloud.xyz.double().numpy()
     images = match_frames(model, frames)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from npbgpp.data import ColmapModel, image_size, read_numbers
+from npbgpp.data import ColmapModel, image_size, read_mask, read_numbers
 from npbgpp.errors import InputError
 
 # of nsff_pl: many weak features, since videos are small and partly masked
@@ -97,7 +97,7 @@ def _static_masks(frames: list[Path], folder: Path) -> dict[str, UInt8[np.ndarra
         if path is None:
             continue
         height, width = image_size(frame)
-        image = Image.fromarray(np.where(read_numbers(path) >= 0.5, 255, 0).astype(np.uint8))
+        image = Image.fromarray(np.where(read_mask(path) >= 128, 255, 0).astype(np.uint8))
         mask = np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
         if not mask.any():
             raise InputError(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from npbgpp.data import Scene, read_flow, read_numbers
+from npbgpp.data import Scene, read_flow, read_mask, read_numbers
 from npbgpp.io import SheetRow, contact_sheet, write_png
 from npbgpp.prepare.check_sheet import draw_points, thumbnail
 
@@ -30,7 +30,7 @@ def write_preview(
 
 def mask_preview(frame: Path, mask: Path) -> Float[Tensor, "3 h w"]:
     """The frame, tinted red where the mask is dark."""
-    image, moving = _read_image(frame), torch.from_numpy(read_numbers(mask)) < 0.5
+    image, moving = _read_image(frame), torch.from_numpy(read_mask(mask)) < 128
     return torch.where(moving, 0.4 * image + 0.6 * torch.tensor(_RED)[:, None, None], image)
 
 

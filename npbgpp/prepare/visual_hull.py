@@ -53,7 +53,8 @@ def visual_hull(views: Sequence[View], count: int = 100_000, dissent: float = 0.
             would carve half of it.
 
     Raises:
-        InputError: fewer than two views, a view without a mask, an unreadable photo or mask, a number out of range, or an empty hull.
+        InputError: fewer than two views, a view without a mask, an unreadable photo or mask, a number out of range, an empty hull, or masks that are all
+            bright everywhere.
     """
     if count < 1:
         raise InputError(f"count: expected a positive number of points, got {count}")
@@ -67,6 +68,11 @@ def visual_hull(views: Sequence[View], count: int = 100_000, dissent: float = 0.
             f"visual hull: expected a mask for each of {len(views)} views, got none for {len(unmasked)} ({unmasked[0]}); add masks or use another method"
         )
     silhouettes = [Silhouette.read(view) for view in views]
+    if all((silhouette.clearance > 0).all() for silhouette in silhouettes):
+        raise InputError(
+            f"visual hull: expected masks of an object, got {len(views)} masks that are bright everywhere, which carve nothing; make masks, or use another method "
+            "(method=sparse or method=depth)"
+        )
     # in random order, consecutive views differ: points outside the object are rejected after fewer of them
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(0)).tolist()
     classify = partial(classify_balls, silhouettes=[silhouettes[k] for k in order], min_views=_MIN_VIEWS, dissent=dissent)
@@ -74,6 +80,14 @@ def visual_hull(views: Sequence[View], count: int = 100_000, dissent: float = 0.
     surface = _surface_of_size(grid, classify, count, _FINEST * pixel)
     xyz = surface.centres()
     return PointCloud(xyz, _mean_colours(surface, xyz, views))
+
+
+def masks_carve(views: Sequence[View]) -> bool:
+    """Whether all views have masks and some mask is not bright everywhere; reads masks up to the first of these."""
+    if not all(view.mask is not None or view.alpha_is_mask for view in views):
+        return False
+    masks = (read_photo(view).mask for view in views)
+    return any(mask is not None and bool((mask < _MASK_THRESHOLD).any()) for mask in masks)
 
 
 # ------------------------------------------------------------------ silhouettes

@@ -75,6 +75,7 @@ def test_hydra_gets_its_options_first():
     """Its parser refuses words on both sides of an option."""
     assert hydra_arguments(shlex.split("experiment=demo --cfg job seed=3 -m")) == ["--cfg", "job", "-m", "experiment=demo", "seed=3"]
     assert hydra_arguments(["a=1", "b=2"]) == ["a=1", "b=2"]
+    assert hydra_arguments(["datasets.scene_name=2024_05_01", "seed=1_0"]) == ["datasets.scene_name='2024_05_01'", "seed=1_0"]
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from typing import Any, Literal, get_type_hints
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from npbgpp.cli.config_tree import ConfigTree, config_loader, flattened, plain
 from npbgpp.cli.yaml_docs import choices as documented_choices
-from npbgpp.core.config import literals, typed
+from npbgpp.core.config import as_typed, literals, typed
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.run import method_of
 from npbgpp.engine.trainer import trainer_plan
@@ -377,3 +378,54 @@ def test_no_two_yaml_files_share_four_lines():
         lines = [line for line in lines if line]
         seen.update({tuple(lines[k : k + 4]) for k in range(len(lines) - 3)})
     assert [run for run, count in seen.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2024_05_01",
+        "695e0514",
+        "1e5",
+        "0010",
+        "24",
+        "1.50",
+        "nan",
+        "true",
+        "yes",
+        "12:30",
+        "0x1F",
+        "5.",
+        "-3",
+        "1_0",
+        "chair",
+        "2024-05-01",
+    ],
+)
+@pytest.mark.parametrize("key", ["datasets.scene_name", "datasets.pc_name", "datasets.data_root", "weights_path"])
+def test_names_that_look_like_numbers_stay_as_typed(key, name):
+    """In Hydra's grammar, in dotted lists, and in the saved config."""
+    word = as_typed(f"{key}={name}")
+    (override,) = OverridesParser.create().parse_overrides([word])
+    assert override.value() == name or str(override.value()) == name
+    saved = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.from_dotlist([word])))
+    assert str(OmegaConf.select(saved, key)) == name and isinstance(OmegaConf.select(saved, key), str)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("datasets.names=[0010,b,1e5]", "datasets.names=['0010',b,'1e5']"),
+        ("datasets.scenes.train=[2024_05_01]", "datasets.scenes.train=['2024_05_01']"),
+        ("datasets.scene_name=2024_05_01,chair", "datasets.scene_name='2024_05_01',chair"),
+        ("+datasets.scene_name=1e5", "+datasets.scene_name='1e5'"),
+        ("datasets.scene_name=null", "datasets.scene_name=null"),
+        ("datasets.scene_name='1e5'", "datasets.scene_name='1e5'"),
+        ("datasets.scene_name=${x}", "datasets.scene_name=${x}"),
+        ("datasets.n_point=6e6", "datasets.n_point=6e6"),
+        ("trainer.max_epochs=3", "trainer.max_epochs=3"),
+        ("datasets=colmap", "datasets=colmap"),
+        ("-m", "-m"),
+    ],
+)
+def test_other_words_are_left_alone(word, expected):
+    assert as_typed(word) == expected

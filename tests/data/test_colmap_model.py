@@ -148,7 +148,7 @@ DAMAGED = {
     "empty file of cameras": ("cameras.bin", b"", ""),
     "camera cut off": ("cameras.bin", one_camera()[:-1], ""),
     "many cameras": ("cameras.bin", struct.pack("<Q", 1 << 60) + one_camera()[8:], "1152921504606846976"),
-    "unknown model": ("cameras.bin", one_camera(model=17), "camera 1 has model number 17"),
+    "unknown model": ("cameras.bin", one_camera(model=99), "camera 1 has model number 99"),
     "negative model": ("cameras.bin", one_camera(model=-1), "camera 1 has model number -1"),
     "no width": ("cameras.bin", one_camera(width=0), "0x48"),
     "gigantic": ("cameras.bin", one_camera(height=1 << 40), "64x1099511627776"),
@@ -163,8 +163,8 @@ DAMAGED = {
     "name without end": ("images.bin", one_image()[:-9] + b"x" * 9, ""),
     "name not UTF-8": ("images.bin", one_image(b"\xff\xfe.png"), ""),
     "no name": ("images.bin", one_image(b""), "''"),
-    "absolute name": ("images.bin", one_image(b"/etc/a.png"), "a.png"),
-    "name above": ("images.bin", one_image(b"b/../../a.png"), "a.png"),
+    "root as name": ("images.bin", one_image(b"/"), "'/'"),
+    "folder above as name": ("images.bin", one_image(b"b/.."), "'b/..'"),
     "many observations": ("images.bin", one_image()[:-8] + struct.pack("<Q", 1 << 61), "2305843009213693952"),
     "quaternion of zero": ("images.bin", one_image(pose=(0, 0, 0, 0, 1, 2, 3)), "a.png"),
     "quaternion not finite": ("images.bin", one_image(pose=(INF, 0, 0, 0, 1, 2, 3)), "a.png"),
@@ -207,6 +207,16 @@ def test_damaged_models_are_refused(tmp_path, case):
     with pytest.raises(InputError) as caught:
         read_all(tmp_path)
     assert str(tmp_path / Path(name).stem) in str(caught.value) and value in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"), [(b"/etc/a.png", "etc/a.png"), (b"b/../../a.png", "a.png"), (b"C:\\b\\a.png", "b/a.png"), (b"..\\a.png", "a.png")]
+)
+def test_names_never_leave_the_image_folder(tmp_path, stored, name):
+    for file, content in GOOD.items():
+        (tmp_path / file).write_bytes(content)
+    (tmp_path / "images.bin").write_bytes(one_image(stored))
+    assert [image.name for image in ColmapModel.read(tmp_path).images] == [name]
 
 
 def test_random_damage_is_read_or_refused(folder):

@@ -8,7 +8,7 @@ from typing import Any
 from npbgpp.data import CloudFile, Scene
 from npbgpp.parsers import read_scene
 
-from .layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, npbg, npcr, scannet, scannet_raw
+from .layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, nerfstudio, npbg, npcr, scannet, scannet_raw
 
 # name -> (layout, writer, its cloud)
 WRITTEN: dict[str, tuple[str, Callable[..., None], str]] = {
@@ -21,6 +21,9 @@ WRITTEN: dict[str, tuple[str, Callable[..., None], str]] = {
     "colmap": ("colmap", colmap.write, "mvs_pc.ply"),
     "colmap_text": ("colmap", partial(colmap.write, text=True), "mvs_pc.ply"),
     "colmap_distorted": ("colmap", partial(colmap.write, model="OPENCV"), "mvs_pc.ply"),
+    "nerfstudio": ("nerfstudio", nerfstudio.write, "mvs_pc.ply"),
+    "nerfstudio_distorted": ("nerfstudio", partial(nerfstudio.write, model="OPENCV"), "mvs_pc.ply"),
+    "nerfstudio_fisheye": ("nerfstudio", partial(nerfstudio.write, model="OPENCV_FISHEYE"), "mvs_pc.ply"),
     "npbg": ("npbg", partial(npbg.write, paths=True), "point_cloud.ply"),
     "npbg_text": ("npbg", partial(npbg.write, text=True, paths=True), "point_cloud.ply"),
     "monocular": ("monocular", monocular.write, "mvs_pc.ply"),

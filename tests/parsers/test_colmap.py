@@ -264,14 +264,29 @@ def test_masks_are_undistorted_with_their_photos(tmp_path):
         assert (balls != (photo.mask[0] > 0)).float().mean() < 0.01
 
 
-def test_an_alpha_channel_is_no_mask(small):
-    path = small / "images" / "view_0.png"
+def with_alpha(path: Path, alpha: int) -> np.ndarray:
     with Image.open(path) as image:
         rgba = image.convert("RGBA")
-    rgba.putalpha(100)
+    rgba.putalpha(alpha)
     rgba.save(path)
-    photo = read_photo(parse(small).views[0])
-    assert photo.mask is None and np.array_equal(photo.image.permute(1, 2, 0), np.asarray(rgba)[..., :3])
+    return np.asarray(rgba)[..., :3].astype(float)
+
+
+def test_alpha_channels_are_the_masks(small):
+    """Where all photos have one; colours are composited on white."""
+    stored = [with_alpha(path, 100) for path in sorted((small / "images").iterdir())]
+    for white_bg in (True, False):
+        photo = read_photo(parse(small, white_bg=white_bg).views[0])
+        expected = stored[0] * 100 / 255 + 155 if white_bg else stored[0]
+        assert np.abs(photo.image.permute(1, 2, 0).numpy() - expected).max() < 1 and (photo.mask == 100).all()
+
+
+def test_alpha_in_some_photos_is_no_mask(small):
+    stored = with_alpha(small / "images" / "view_0.png", 100)
+    scene = parse(small)
+    photo = read_photo(scene.views[0])
+    assert photo.mask is None and np.abs(photo.image.permute(1, 2, 0).numpy() - (stored * 100 / 255 + 155)).max() < 1
+    assert any("1 of 4 photos have an alpha channel (view_0)" in note for note in scene.notes)
 
 
 # ------------------------------------------------------------------ real scenes

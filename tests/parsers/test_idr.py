@@ -197,7 +197,9 @@ def test_a_mask_that_changes_after_parsing_is_refused(tmp_path):
     write_dtu(tmp_path, 3, SIZE)
     scene = parse("dtu", tmp_path)
     Image.new("RGB", (16, 12)).save(tmp_path / "mask" / "001.png")
-    with pytest.raises(InputError, match=r"001\.png: .*32x24.*16x12"):
+    assert read_photo(scene.views[1]).mask.shape == (1, 24, 32)  # resampled
+    Image.new("RGB", (16, 16)).save(tmp_path / "mask" / "001.png")
+    with pytest.raises(InputError, match=r"001\.png: .*32x24.*16x16"):
         read_photo(scene.views[1])
     (tmp_path / "mask" / "001.png").unlink()
     with pytest.raises(InputError, match=r"001\.png: no such file"):

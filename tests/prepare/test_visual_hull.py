@@ -13,7 +13,7 @@ from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import View
 from npbgpp.errors import InputError
 from npbgpp.parsers.nerf_synthetic import parse_nerf_synthetic
-from npbgpp.prepare.visual_hull import BOUNDARY, INSIDE, OUTSIDE, Silhouette, classify_balls, mask_clearance, visual_hull
+from npbgpp.prepare.visual_hull import BOUNDARY, INSIDE, OUTSIDE, Silhouette, classify_balls, mask_clearance, masks_carve, visual_hull
 
 from ..helpers.balls import largest_gap, surface_distance, write_views, wrong_colour_fraction
 from ..helpers.scenes import POINTS, RADIUS
@@ -36,6 +36,17 @@ def look_back(view: View) -> View:
     """The camera turned around at its position."""
     turn = view.camera.R.new_tensor([-1, 1, -1])
     return replace(view, name="back", camera=replace(view.camera, R=view.camera.R * turn, T=view.camera.T * turn))
+
+
+def test_masks_that_are_bright_everywhere_are_refused(views, tmp_path):
+    full = [replace_mask(view, tmp_path, np.full(view.camera.image_size, 255, np.uint8)) for view in views]
+    with pytest.raises(InputError, match=rf"expected masks of an object, got {len(full)} masks that are bright everywhere.*method=sparse"):
+        visual_hull(full)
+    assert (
+        not masks_carve(full)
+        and masks_carve([*full[1:], views[0]])
+        and not masks_carve([replace(views[0], mask=None, alpha_is_mask=False)])
+    )
 
 
 @pytest.mark.parametrize("count", [300, 5000])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from npbgpp.data import ColmapModel, Scene, View, corner_directions, double, mean_pose, read_disparity, read_points
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras
+from npbgpp.geometry import Cameras, reduced
 from npbgpp.parsers.monocular import match_frames
 
 _FEWEST = 8  # points that a frame needs for an estimate
@@ -37,7 +37,8 @@ def nearest_depth(frames: tuple[View, ...], points: Path | None) -> float:
     """
     if points is None:
         return _stated(frames)
-    model, sparse = ColmapModel.read(points.parent), read_points(points)
+    model = ColmapModel.read(points.parent)
+    sparse = read_points(points, reduced(None, model.offset))
     where = {number: k for k, number in enumerate(sparse.number.tolist())}
     nearest = []
     for view, image in zip(frames, match_frames(model, [view.image for view in frames]), strict=True):
