@@ -28,7 +28,7 @@ _MARGIN_CELLS = 4  # before a vertex that do not hide it: fields thin out over s
 def weights(settings: WeightsExport) -> None:
     """Writes the weights of a checkpoint alone."""
     run = settings.folder()
-    config, search_paths = run_config(run)
+    config, search_paths = run_config(run, settings.trust_config)
     out = settings.file(f"{run.name}{SUFFIX}", (SUFFIX,))
     known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
     name = settings.checkpoint.removesuffix(".ckpt")
@@ -96,7 +96,7 @@ def cameras(settings: CameraExport, overrides: list[str]) -> None:
     there = [path.name for path in (out / "CamPose.inf", out / "Intrinsic.inf") if path.exists()]
     if there and not settings.overwrite:
         raise InputError(f"out={out}: there is {' and '.join(there)} already; choose another folder, or overwrite=true")
-    config, search_paths = run_config(run)
+    config, search_paths = run_config(run, settings.trust_config)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     frames = trajectory_frames(settings, build_run(config, search_paths, needs_test_views=False).data.scenes[scene])
     poses, intrinsics = write_npcr_cameras(out, [frame.camera for frame in frames])
@@ -121,7 +121,7 @@ def _box(settings: BoxExport, grid: OccupancyGrid | None) -> Box:
 def _rebuilt(settings: CloudExport, overrides: list[str]) -> tuple[System, str]:
     """The system of a run with its weights, on the device that the run asks for, and the name of the scene."""
     run = settings.folder()
-    config, search_paths = run_config(run)
+    config, search_paths = run_config(run, settings.trust_config)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     parts = build_run(config, search_paths, needs_test_views=False)
     trainer = trainer_of(parts)

@@ -33,7 +33,7 @@ def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
         InputError: anything the user supplied that cannot be used.
     """
     run = settings.folder()
-    config, search_paths = run_config(run)
+    config, search_paths = run_config(run, settings.trust_config)
     as_trained = config.copy()
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     out = (settings.out or run / "refined" / f"{scene}_{settings.path}").expanduser().absolute()

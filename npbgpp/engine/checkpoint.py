@@ -14,6 +14,7 @@ from torch import Tensor
 
 from npbgpp.core.files import load_tensors, save_tensors
 from npbgpp.core.paths import SearchPaths
+from npbgpp.core.saved_config import with_current_classes
 from npbgpp.errors import InputError
 from npbgpp.methods.base import CHECKPOINT_FORMAT, System
 
@@ -25,32 +26,6 @@ _OLD_LIGHTNING = (
     *("omegaconf.", "pytorch_lightning.", "npbgplusplus.", "pathlib.", "typing.", "collections.defaultdict"),
     *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")),
 )
-
-
-# classes of networks by the names that saved configs of version 0.1 have
-_EARLIER_CLASSES = {
-    "npbgpp.models.aggregation.Mean": "npbgpp.nets.aggregation.MeanAggregator",
-    "npbgpp.models.aggregation.Sphere": "npbgpp.nets.aggregation.SphereAggregator",
-    "npbgpp.models.feature_extractor.IdentityExtractor": "npbgpp.nets.feature_extractor.IdentityExtractor",
-    "npbgpp.models.feature_extractor.UNet": "npbgpp.nets.feature_extractor.FeatureExtractor",
-    "npbgpp.models.nerf.Nerf": "npbgpp.methods.nerf.model.Nerf",
-    "npbgpp.models.nerf.NerfSampling": "npbgpp.methods.nerf.model.NerfSampling",
-    "npbgpp.models.nsff.Nsff": "npbgpp.methods.nsff.model.Nsff",
-    "npbgpp.models.nsff.NsffSampling": "npbgpp.methods.nsff.model.NsffSampling",
-    "npbgpp.models.rasterizer.NearestScatterRasterizer": "npbgpp.points.feature_pyramid.FeaturePyramid",
-    "npbgpp.models.refiner.IdentityRefiner": "npbgpp.nets.unet.IdentityRefiner",
-    "npbgpp.models.refiner.RefinerUnetV2": "npbgpp.nets.unet.NPBGPlusPlusUNet",
-    "npbgpp.models.rgba_unet.RGBAUNet": "npbgpp.methods.npcr.network.RGBAUNet",
-}
-
-
-def with_current_classes(value: Any) -> Any:
-    """A saved config with the present names of classes."""
-    if isinstance(value, dict):
-        return {key: with_current_classes(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [with_current_classes(part) for part in value]
-    return _EARLIER_CLASSES.get(value, value) if isinstance(value, str) else value
 
 
 class AtomicCheckpointIO(CheckpointIO):
