@@ -7,6 +7,7 @@ import torch
 
 from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, VolumeExport, WeightsExport
 from npbgpp.cli.trajectory import trajectory_frames
+from npbgpp.core.files import write_atomically
 from npbgpp.data import write_npcr_cameras
 from npbgpp.engine.checkpoint import find_weights
 from npbgpp.engine.run import build_run
@@ -49,7 +50,7 @@ def cloud(settings: CloudExport, overrides: list[str]) -> None:
     system, scene = _rebuilt(settings, overrides)
     out = settings.file(f"{scene}_cloud.ply", (".ply",))
     points = system.coloured_cloud(scene)
-    write_ply(out, points)
+    write_atomically(out, lambda file: write_ply(file, points))
     log.info("%d points: %s", len(points), out)
 
 

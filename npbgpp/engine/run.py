@@ -2,6 +2,9 @@
 
 import logging
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from npbgpp.callbacks.cpu_share import CpuShare
 from npbgpp.callbacks.evaluation import EvaluationWriter
-from npbgpp.callbacks.preemption import Preemption
+from npbgpp.callbacks.preemption import INTERRUPTED, Preemption
 from npbgpp.callbacks.timing import RunCosts, progress_callback
 from npbgpp.core.config import GROUPS, typed
 from npbgpp.core.distributed import report_lost_process
@@ -27,6 +30,7 @@ from npbgpp.core.plugins import METHODS, load_plugin, warn_of_broken_plugins
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, find_checkpoint, find_weights, load_weights, training_keys
 from npbgpp.engine.datamodule import DataModule, RunScenes, read_scenes
+from npbgpp.engine.evaluation_loop import share_evaluations
 from npbgpp.engine.loggers import close_loggers, guard
 from npbgpp.engine.provenance import write_provenance
 from npbgpp.engine.trainer import TrainerPlan, trainer_plan
@@ -124,7 +128,8 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
     loaders = typed(DataloaderSettings, config.dataloader, "dataloader")
     data = DataModule(found, datasets, loaders, needs, settings.eval_only, system.training_batches)
     if settings.weights_path is not None and resume is None:  # a resumed run takes its weights from the checkpoint
-        report = load_weights(system, find_weights(settings.weights_path, search_paths), settings.weights_strict)
+        weights = find_weights(settings.weights_path, search_paths)
+        report = load_weights(system, weights, settings.weights_strict, search_paths.run if settings.eval_only else None)
         if settings.weights_strict:
             system.require_weights(report.missing)
     elif resume is None:
@@ -145,7 +150,7 @@ def _checkpoint_to_resume(
         raise InputError("resume and trainer.resume_from_checkpoint are two spellings of one thing; give one of them")
     if settings.resume is not None:
         return find_checkpoint(settings.resume, search_paths, checkpoints)
-    return None if plan.checkpoint is None else find_weights(plan.checkpoint, search_paths)
+    return None if plan.checkpoint is None else find_weights(plan.checkpoint, search_paths, "trainer.resume_from_checkpoint")
 
 
 def run(config: DictConfig, search_paths: SearchPaths) -> None:
@@ -181,6 +186,11 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
     except SIGTERMException:
         (preemption,) = (callback for callback in trainer.callbacks if isinstance(callback, Preemption))  # type: ignore[attr-defined]
         sys.exit(preemption.exit_code())
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # before the first step; Lightning ends the process with code 1
+            log.info("interrupted before the first step: nothing was saved")
+            sys.exit(INTERRUPTED)
+        raise
     finally:
         close_loggers(trainer.loggers)
 
@@ -200,8 +210,28 @@ def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None
         data.train_views,
         trainer.default_root_dir,
     )
-    with report_lost_process():
+    with report_lost_process(), _report_restoring(resume):
         trainer.fit(system, datamodule=data, ckpt_path=resume)
+
+
+@contextmanager
+def _report_restoring(resume: Path | None) -> Iterator[None]:
+    """Raises InputError in place of what Lightning raises for a checkpoint whose parts do not fit the run."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        restoring = any(
+            frame.filename.endswith("checkpoint_connector.py") and frame.name.lstrip("_").startswith(("restore", "resume")) for frame in frames
+        )
+        if resume is None or not restoring:
+            raise
+        reason = " ".join(str(error).split())
+        reason = f"{reason[:200]}..." if len(reason) > 200 else reason
+        raise InputError(
+            f"checkpoint {resume}: training cannot go on from it ({type(error).__name__}: {reason}); name another checkpoint of the run, or begin with its "
+            f"weights: weights_path={resume}"
+        ) from error
 
 
 def _system_parts(node: DictConfig, method: type[System], plan: TrainerPlan, trainer: DictConfig) -> tuple[SystemSettings, dict[str, Any]]:
@@ -260,7 +290,9 @@ def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: 
     # without a progress bar callback Lightning would add one, which floods logs without a terminal
     arguments["enable_progress_bar"] = any(type(c).__name__.endswith("ProgressBar") for c in callbacks)
     arguments["enable_checkpointing"] = True  # Preemption is a Checkpoint to Lightning, which then adds none of its own
-    return plan.build(logger=loggers or False, callbacks=callbacks, **arguments)
+    trainer = plan.build(logger=loggers or False, callbacks=callbacks, **arguments)
+    share_evaluations(trainer)
+    return trainer
 
 
 def _plain(node: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A cloud is ``xyz`` (n, 3) in scene units and, when the file has them, colours.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def read_ply(path: Path) -> PointCloud:
     return PointCloud(torch.from_numpy(xyz), rgb)
 
 
-def write_ply(path: Path, cloud: PointCloud) -> None:
+def write_ply(file: Path | IO[bytes], cloud: PointCloud) -> None:
     """Writes a binary little-endian PLY file with x, y, z and, when known, red, green, blue."""
     fields = [(axis, "<f4") for axis in "xyz"]
     if cloud.rgb_u8 is not None:
@@ -78,5 +79,6 @@ def write_ply(path: Path, cloud: PointCloud) -> None:
     if cloud.rgb_u8 is not None:
         for k, colour in enumerate(("red", "green", "blue")):
             vertex[colour] = cloud.rgb_u8[:, k].cpu().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<").write(str(path))
+    if isinstance(file, Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<").write(str(file) if isinstance(file, Path) else file)

@@ -338,7 +338,14 @@ class System(LightningModule):
         raise InputError(f"refine: {type(self).__name__} has no temporal finetuning; choose a run of a method that has (system=npcr)")
 
     def save_scene_files(self, scene: str, folder: Path) -> None:
-        """Writes the data of a scene that do not belong to the checkpoint into the folder of a run."""
+        """Writes the data of a scene that do not belong to the checkpoint into the folder of a run; checkpoints that are written later refer to them."""
+
+    def expect_scene_files(self, mark: Mapping[str, Any]) -> None:
+        """Called before an evaluation in the folder of a run: its data of scenes must be those that its last checkpoint was saved with.
+
+        Args:
+            mark: what ``on_save_checkpoint`` put into that checkpoint as ``npbgpp``.
+        """
 
     # ------------------------------------------------------------- evaluation
     def on_validation_start(self) -> None:

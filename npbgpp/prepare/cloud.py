@@ -4,6 +4,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from npbgpp.core.files import write_atomically
 from npbgpp.data import CloudManifest, ColmapModel, Scene, View, file_sha256, find_models, manifest_path, read_cloud
 from npbgpp.errors import InputError
 from npbgpp.geometry import PointCloud, write_ply
@@ -114,12 +115,5 @@ def _triangulate(model: ColmapModel, scene: Scene) -> PointCloud:
 
 
 def _write_cloud(path: Path, points: PointCloud) -> None:
-    """Writes a temporary file and renames it. Raises InputError if the cloud cannot be written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write_ply(part, points)
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error}); free space, or choose another name with pc_name=<file>") from error
-    finally:
-        part.unlink(missing_ok=True)
+    """Raises InputError if the cloud cannot be written; a file that was there is then unchanged."""
+    write_atomically(path, lambda file: write_ply(file, points))
