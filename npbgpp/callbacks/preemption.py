@@ -108,6 +108,16 @@ class Preemption(Checkpoint):
             self._agree(trainer)
             if self._agreed and not last_batch:
                 raise SIGTERMException
+            stops = trainer.global_step == trainer.max_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+            if stops and not trainer.is_last_batch and self.folder is not None:
+                self._save_in_epoch(trainer, self.folder)
+
+    @staticmethod
+    def _save_in_epoch(trainer: Trainer, folder: Path) -> None:
+        """Saves the state within an epoch, so that a run that goes on takes the remaining batches of the epoch."""
+        checkpoints: Any = trainer.strategy.checkpoint_io
+        with checkpoints.stopping_in_epoch():
+            trainer.save_checkpoint(folder / "last.ckpt")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._agreed and not self._mid_step:

@@ -189,10 +189,17 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """User errors inside of it print one line and exit with code 1, Ctrl-C with code 130."""
+def user_errors(keys: Mapping[str, str] | None = None) -> Iterator[None]:
+    """User errors inside of it print one line and exit with code 1, Ctrl-C with code 130.
+
+    Args:
+        keys: names of keys of a training that messages hold, and what they are called in this command.
+    """
     try:
         with interruptible():
             yield
     except (InputError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
-        sys.exit(f"error: {' '.join(original_message(error).split())}")
+        message = " ".join(original_message(error).split())
+        for name, called in (keys or {}).items():
+            message = message.replace(name, called)
+        sys.exit(f"error: {message}")

@@ -1,9 +1,11 @@
 """Checkpoints: atomic files without code, loading of weights with a report, and the choice of the checkpoint that a run resumes from."""
 
+import copy
 import difflib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,19 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def __init__(self) -> None:
         self._ahead: tuple[Path, dict[str, Any]] | None = None
+        self._stops_in_epoch = False
+        self._stopped: dict[str, Any] = {}
+
+    @contextmanager
+    def stopping_in_epoch(self) -> Iterator[None]:
+        """The checkpoint that is saved inside is the state to go on from: a run that stops within an epoch, at ``max_steps``, afterwards ends this epoch,
+        and Lightning saves checkpoints that would go on with the next one. Those of the same step are written with the progress of this one.
+        """
+        self._stops_in_epoch = True
+        try:
+            yield
+        finally:
+            self._stops_in_epoch = False
 
     def read_ahead(self, path: Path) -> dict[str, Any]:
         """Reads a checkpoint and keeps the content for the next ``load_checkpoint`` by Lightning, so that the file is read once.
@@ -57,6 +72,10 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes through a temporary file. A full disk leaves the previous file and raises InputError."""
+        if self._stops_in_epoch:
+            self._stopped = copy.deepcopy({name: checkpoint[name] for name in ("global_step", "epoch", "loops", "npbgpp")})
+        elif checkpoint["global_step"] == self._stopped.get("global_step"):
+            checkpoint = checkpoint | self._stopped
         save_tensors(Path(path), checkpoint)
 
     def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -325,7 +344,9 @@ def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[st
         before = with_current_classes(json.loads(told))
         differing_keys = before.keys() | keys.keys()
     except (ValueError, RecursionError, AttributeError) as error:
-        raise InputError(f"checkpoint {checkpoint}: expected the settings that it was trained with, got something else; copy it again") from error
+        raise InputError(
+            f"checkpoint {checkpoint}: expected the settings that it was trained with, got something else; copy it again"
+        ) from error
     differing = [key for key in sorted(differing_keys) if before.get(key) != keys.get(key)]
     if not differing:
         return

@@ -71,6 +71,7 @@ def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | N
         raise InputError(f"run={run}: expected groups of a config in .hydra/config.yaml, got none called {', '.join(missing)}")
     config.callbacks = config.loggers = None
     config.resume = config.trainer.resume_from_checkpoint = None
+    config.overwrite = False
     config.datasets.cache_images = False
     config.system.lpips_weights = None
     known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))

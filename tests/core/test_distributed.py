@@ -309,7 +309,9 @@ def test_processes_without_views_take_part_in_every_evaluation(start, tiny_root,
         else:
             (scores,) = metrics(tmp_path / name).values()
             assert scores["views"] == 1
-            debug, shown = (sorted(path.name for path in (tmp_path / name / "rendered").rglob(f"*_{kind}.png")) for kind in ("debug", "rendered"))
+            debug, shown = (
+                sorted(path.name for path in (tmp_path / name / "rendered").rglob(f"*_{kind}.png")) for kind in ("debug", "rendered")
+            )
             assert debug and len(shown) == 1, name
 
 
