@@ -259,6 +259,7 @@ class System(LightningModule):
         self.training_keys: dict[str, Any] = {}
         self._seed = 0
         self._last_batch_end: float | None = None
+        self._saved_optimizers: int | None = None  # in the checkpoint that training goes on from
 
     # ---------------------------------------------------------- training data
     @classmethod
@@ -410,6 +411,12 @@ class System(LightningModule):
     # --------------------------------------------------------------- training
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
+        expected, found = len(self.trainer.optimizers), self._saved_optimizers
+        if found not in (None, expected):  # Lightning would restore as many as there are
+            raise InputError(
+                f"checkpoint {self.trainer.ckpt_path}: expected the states of {expected} optimizers, got {found}; name another checkpoint of the run, or begin "
+                "with its weights: weights_path=<checkpoint>"
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds the RNG from (run seed, epoch, batch, rank), so that resumed runs draw the same numbers."""
@@ -428,6 +435,9 @@ class System(LightningModule):
             rate = torch.tensor(count / (now - self._last_batch_end))
             self.log(f"{self.unit}_per_s", rate, prog_bar=True, batch_size=batch_size)
         self._last_batch_end = now
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self._saved_optimizers = len(checkpoint["optimizer_states"])
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Marks the file, so that weights of another method are refused by name, and a run is not resumed with other settings."""
