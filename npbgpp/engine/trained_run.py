@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,8 @@ def configure_logging() -> None:
 
 
 def trainer_of(parts: Run) -> Trainer:
-    """A Trainer for the device and the precision of a run; it neither trains nor logs."""
+    """A Trainer for the device and the precision of a run; it neither trains nor logs. Raises InputError for a device that this machine lacks."""
+    replace(parts.plan, arguments=parts.plan.arguments | {"devices": 1}).check_machine()
     return Trainer(
         accelerator=parts.plan.arguments["accelerator"],
         precision=parts.plan.arguments["precision"],

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
+from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from npbgpp.core.config import convert, require_known, typed
@@ -94,10 +94,23 @@ class TrainerPlan:
 
     def build(self, **further: Any) -> Trainer:
         """The Trainer, with further arguments. Raises InputError when Lightning refuses the configuration."""
+        self.check_machine()
         try:
             return Trainer(**self.arguments | further)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise InputError(f"trainer: Lightning refuses these settings ({' '.join(str(error).split())})") from error
+
+    def check_machine(self) -> None:
+        """Raises InputError for an accelerator that this machine lacks, and for a choice of devices that has no meaning on its CPU."""
+        accelerator, devices = self.arguments["accelerator"], self.arguments["devices"]
+        known = AcceleratorRegistry.available_accelerators()
+        there = [name for name in sorted(known) if AcceleratorRegistry[name]["accelerator"].is_available()]
+        if isinstance(accelerator, str) and accelerator not in ("auto", *there, *(("gpu",) if {"cuda", "mps"} & {*there} else ())):
+            raise InputError(
+                f"trainer.accelerator={accelerator}: this machine has none; it has {', '.join(there)}, of which null chooses the fastest"
+            )
+        if (accelerator == "cpu" or there == ["cpu"]) and (isinstance(devices, list) or str(devices).startswith(("-", "0"))):
+            raise InputError(f"trainer.devices={devices}: expected a positive number of processes on the CPU, or null")
 
 
 def trainer_plan(values: Mapping[str, Any]) -> TrainerPlan:
@@ -166,7 +179,6 @@ def _devices(keys: _TranslatedKeys) -> dict[str, Any]:
     if strategy is None or not several:
         strategy = _DDP if several else "auto"
     _check_processes(found, keys.num_nodes)
-    _check_machine(accelerator, found)
     return {"accelerator": accelerator or "auto", "devices": found, "strategy": strategy}
 
 
@@ -181,27 +193,6 @@ def _gpus(gpus: _Devices, processes: int | None) -> tuple[str, _Devices]:
         log.warning("trainer.gpus=%s: this machine has %d; using these", gpus, torch.cuda.device_count())
         return "gpu", torch.cuda.device_count()
     return "gpu", gpus
-
-
-def _check_machine(accelerator: str | None, devices: int | str | list[int]) -> None:
-    """Raises InputError for an accelerator that this machine lacks, and for numbers of devices that it has no meaning for."""
-    known = AcceleratorRegistry.available_accelerators()
-    if accelerator == "gpu":
-        usable = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
-    else:
-        usable = accelerator in (None, "auto") or (accelerator in known and AcceleratorRegistry.get(accelerator).is_available())
-    if not usable:
-        there = [name for name in sorted(known) if AcceleratorRegistry.get(name).is_available()]
-        raise InputError(
-            f"trainer.accelerator={accelerator}: this machine has none; it has {', '.join(there)}, which null chooses by itself"
-        )
-    on_cpu = accelerator == "cpu" or not (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
-    if (
-        on_cpu
-        and accelerator in (None, "auto", "cpu")
-        and (isinstance(devices, list) or str(devices).lstrip("-") in ("0",) or str(devices).startswith("-"))
-    ):
-        raise InputError(f"trainer.devices={devices}: expected a positive number of processes on the CPU; devices are listed on GPUs only")
 
 
 def _check_processes(devices: int | str | list[int], nodes: int) -> None:
