@@ -352,6 +352,9 @@ class System(LightningModule):
     def on_validation_start(self) -> None:
         broadcast_buffers(self)  # all processes evaluate the same networks
 
+    def on_test_start(self) -> None:
+        broadcast_buffers(self)
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:  # type: ignore[override]
         """Results of the views of a batch, for callbacks."""
         return self._evaluate(batch)
