@@ -138,7 +138,8 @@ def test_a_run_stopped_between_descriptors_and_checkpoint(run_in, tmp_path, monk
 def test_a_run_that_max_steps_stops_within_an_epoch_goes_on(run_in, tmp_path, name):
     """The remaining batches of the epoch are not skipped, in last.ckpt and in the checkpoint of the epoch."""
     tiny = tuple(word for word in (*SYSTEMS[name], *COMMON) if "lr_schedule" not in word)
-    tiny = (*tiny, "datasets.train_random_zoom=[0.7,1.4]")
+    # what depends on the number of steps of the run is left out
+    tiny = (*tiny, "datasets.train_random_zoom=[0.7,1.4]", *(("system.norms_learn_for=1.0",) if name == "npcr" else ()))
     whole = run_in(tmp_path, name="whole", tiny=tiny)
     run_in(tmp_path, "trainer.max_steps=6", name="stopped", tiny=tiny)
     shutil.copytree(tmp_path / "stopped", tmp_path / "copied")

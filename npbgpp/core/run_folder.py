@@ -104,7 +104,9 @@ def remove_run(folder: Path, key: str, used: Iterable[Path]) -> None:
 
 def remove_parts(folder: Path) -> None:
     """Removes unfinished files of a process that was killed while it wrote. The folder must be locked."""
-    for place in (folder, folder / "checkpoints", folder / "descriptors"):
-        for path in place.glob(".*.part*"):
-            if path.is_file():
-                path.unlink(missing_ok=True)
+    unfinished = [*folder.glob(".*.part*")]
+    for name in ("checkpoints", "descriptors", "rendered", "train_images"):
+        unfinished += (folder / name).rglob(".*.part*")
+    for path in unfinished:
+        if path.is_file():
+            path.unlink(missing_ok=True)

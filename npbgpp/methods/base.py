@@ -259,7 +259,9 @@ class System(LightningModule):
         self.training_keys: dict[str, Any] = {}
         self._seed = 0
         self._last_batch_end: float | None = None
-        self._saved_optimizers: int | None = None  # in the checkpoint that training goes on from
+        # of the checkpoint that training goes on from
+        self._saved_optimizers: int | None = None
+        self._saved_steps = 0
 
     # ---------------------------------------------------------- training data
     @classmethod
@@ -421,6 +423,14 @@ class System(LightningModule):
                 "with its weights: weights_path=<checkpoint>"
             )
 
+    def on_train_start(self) -> None:
+        """Raises InputError for a checkpoint whose progress could not be restored: Lightning passes over what is not there."""
+        if self._saved_steps > 0 and self.trainer.global_step == 0:
+            raise InputError(
+                f"checkpoint {self.trainer.ckpt_path}: expected the progress of {self._saved_steps} steps, got none; name another checkpoint of the run, or begin "
+                "with its weights: weights_path=<checkpoint>"
+            )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds the RNG from (run seed, epoch, batch, rank), so that resumed runs draw the same numbers."""
         state = (self._seed, self.current_epoch, batch_idx, process_rank())
@@ -440,7 +450,7 @@ class System(LightningModule):
         self._last_batch_end = now
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self._saved_optimizers = len(checkpoint["optimizer_states"])
+        self._saved_optimizers, self._saved_steps = len(checkpoint["optimizer_states"]), checkpoint["global_step"]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Marks the file, so that weights of another method are refused by name, and a run is not resumed with other settings."""

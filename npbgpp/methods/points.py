@@ -210,6 +210,7 @@ class PerSceneParameters(System):
             self.tables.expect(state)
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self.tables.open_restored()
 
     def on_train_epoch_start(self) -> None:
