@@ -22,9 +22,8 @@ _held: list[int] = []  # file handles of locks, which last as long as the proces
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process of a run, before the processes know each other."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((rank for rank in ranks if rank is not None), "0") == "0"
+    """Whether this is the first process of a run, by what torchrun, SLURM and Lightning tell processes before they know each other."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def lock_run_folder(folder: Path, key: str) -> None:

@@ -43,7 +43,7 @@ def start(tiny_root):
     With ``runs``: these configurations, one after another, in folders of their names.
     """
 
-    def go(launch: Path, *overrides: str, timeout: float = 280, root: Path = tiny_root, runs: dict[str, tuple[str, ...]] | None = None):
+    def go(launch: Path, *overrides: str, timeout: float = 400, root: Path = tiny_root, runs: dict[str, tuple[str, ...]] | None = None):
         count = 2
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
