@@ -2,6 +2,7 @@
 
 import difflib
 import runpy
+import signal
 import sys
 
 from npbgpp import __version__
@@ -49,7 +50,11 @@ def main() -> None:
         sys.exit(f"error: {name}: unknown command; {hint}")
     else:
         sys.argv = [name, *arguments]
-        runpy.run_module(f"npbgpp.{name}", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(f"npbgpp.{name}", run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt:  # while it starts
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def load_run(
     checkpoint: str = "last",
     scene: str | None = None,
     overrides: Sequence[str] = (),
+    trust_config: bool = False,
 ) -> "TrainedRun":
     """Loads a trained run with its weights, on the device and in the precision that it asks for.
 
@@ -84,12 +85,13 @@ def load_run(
         checkpoint: name of a file in its checkpoints.
         scene: name of the scene; needed if the run has several.
         overrides: ``key=value`` for the config of the run, such as ``trainer.accelerator=cpu`` or ``datasets.data_root=data``.
+        trust_config: let the config of the run name any code as ``_target_``; otherwise classes of this project and of installed plug-ins alone.
 
     Raises:
-        InputError: a folder that is no run, no such checkpoint or scene, data that are no longer there.
+        InputError: a folder that is no run, a config that would run other code, no such checkpoint or scene, data that are no longer there.
     """
     path = Path(folder).expanduser().resolve()
-    config, search_paths = run_config(path)
+    config, search_paths = run_config(path, trust_config)
     name = evaluation_of(config, path, checkpoint, scene, list(overrides))
     return TrainedRun(path, name, build_run(config, search_paths, needs_test_views=False))
 

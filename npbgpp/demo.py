@@ -1,6 +1,7 @@
 """``npbgpp demo [out=<folder>] [key=value ...]``: trains three methods on the example scene, compares them and renders a video."""
 
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ def main() -> None:
         out, commands = demo_commands(sys.argv[1:])
     except InputError as error:
         sys.exit(f"error: {error}")
+    # the command that runs has the same terminal: it ends by itself, and saves a training before
+    signal.signal(signal.SIGINT, lambda *_: None)
     for arguments in commands:
         print(f"npbgpp {shlex.join(arguments)}", flush=True)
         done = subprocess.run([sys.executable, "-m", "npbgpp", *arguments])

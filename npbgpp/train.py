@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from npbgpp.cli.command import interruptible
 from npbgpp.cli.train_arguments import hydra_arguments, read_train_arguments
 from npbgpp.core.paths import SearchPaths, conf_folder, project_folder
 from npbgpp.core.plugins import register_config_folders
@@ -64,7 +65,8 @@ def main() -> None:
         print(text)
     else:
         sys.argv[1:] = hydra_arguments(sys.argv[1:])
-        run_composed()
+        with interruptible():
+            run_composed()
 
 
 if __name__ == "__main__":

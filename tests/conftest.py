@@ -297,16 +297,24 @@ def run_command(tiny_root: Path, tmp_path: Path) -> Callable[..., subprocess.Com
 
 
 # Files that start processes of their own take minutes: they come first, so that the others fill the time beside them.
-_LONG = ("test_readme", "test_distributed", "test_preemption", "test_hydra_hooks", "test_full_disk", "test_resume")
+_LONG = (
+    "test_distributed",
+    "test_preemption",
+    "test_resume",
+    "test_nsff_separates",
+    "test_documentation",
+    "test_npbgpp_commands",
+    "test_hydra_hooks",
+    "test_refine",
+    "test_on_another_device",
+    "test_plugins",
+    "test_full_disk",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; within a file, and among the others, the order stays."""
+    """Long files first; within a file, and among the others, the order stays. Tests of CUDA devices are skipped where there is none."""
     items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of CUDA devices are skipped where there is none."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -14,9 +14,10 @@ import torch
 from npbgpp.callbacks.checkpoints import StepCheckpoint
 from npbgpp.core.files import load_tensors
 from npbgpp.errors import InputError
+from npbgpp.methods.points import PerSceneParameters
 from npbgpp.points.descriptor_tables import digest
 
-from .conftest import REPOSITORY, TINY_GAUSSIANS, TINY_NERF, TINY_NPBGPP, TINY_OVERRIDES
+from .conftest import REPOSITORY, TINY_GAUSSIANS, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_OVERRIDES
 
 LAST = "checkpoints/last.ckpt"
 # what draws at random: crops, zooms, scenes, input photos, colours, depths, densities
@@ -30,6 +31,8 @@ SYSTEMS = {
     ),
     "npbg_history": (*TINY_OVERRIDES, "system.reset_descriptor_optimizer=false", "datasets.train_random_zoom=[0.7,1.4]"),
     "npbgpp": (*TINY_NPBGPP, "system.color_aug_p=0.9", "datasets.train_random_zoom=[0.7,1.4]"),
+    "npcr": (*TINY_NPCR, "datasets.train_random_zoom=[0.7,1.4]"),
+    "coefficients": (*(word for word in TINY_OVERRIDES if word != "system=npbg"), "system=coefficients_ft"),
     "nerf": (*TINY_NERF, "system.field.sampling.noise_std=1.0", "system.lr_schedule=cosine"),
     # gaussians of low opacity are moved by noise, and to others
     "gaussians": (*TINY_GAUSSIANS, "system.initial_opacity=0.01", "system.exposure=true", "datasets.train_random_zoom=[0.7,1.4]"),
@@ -107,26 +110,67 @@ def test_a_stopped_run_goes_on_bit_for_bit(run_in, tmp_path, monkeypatch, stop_a
     assert_equal(whole, resumed)
 
 
-def test_a_run_stopped_between_descriptors_and_checkpoint(run_in, tmp_path, monkeypatch):
-    """Descriptors of the second epoch are there, its checkpoint is not."""
-    tiny = (*SYSTEMS["npbg_history"], *COMMON)
+@pytest.mark.parametrize("name", ["npbg_history", "npcr", "coefficients"])
+def test_a_run_stopped_between_descriptors_and_checkpoint(run_in, tmp_path, monkeypatch, name):
+    """Three times in a row: descriptors of the second epoch are there, its checkpoint is not. Those of the first are kept until there is one."""
+    tiny = (*SYSTEMS[name], *COMMON)
+    if name == "coefficients":
+        made = run_in(
+            tmp_path, "test_after_fit=true", "trainer.limit_val_batches=0", "trainer.limit_train_batches=1", name="made", tiny=TINY_NPBGPP
+        )
+        tiny = (*tiny, f"system.descriptors_pretrained_dir={made / 'descriptors'}", f"weights_path={made / LAST}")
     whole = run_in(tmp_path, name="whole", tiny=tiny)
-    from npbgpp.methods.npbg import NPBG
-
-    saved, count = NPBG.on_train_epoch_end, []
+    saved, count = PerSceneParameters.on_train_epoch_end, []
 
     def stops(self):
         saved(self)
         count.append(0)
-        if len(count) == 2:
+        if len(count) >= 2:
             raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(NPBG, "on_train_epoch_end", stops)
-        with pytest.raises(StoppedError):
-            run_in(tmp_path, name="stopped", tiny=tiny)
+        patch.setattr(PerSceneParameters, "on_train_epoch_end", stops)
+        for _ in range(3):
+            with pytest.raises(StoppedError):
+                run_in(tmp_path, "resume=auto", name="stopped", tiny=tiny)
     run_in(tmp_path, "resume=auto", name="stopped", tiny=tiny)
     assert_equal(whole, tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("name", ["npbg", "npcr", "nerf"])
+def test_a_run_that_max_steps_stops_within_an_epoch_goes_on(run_in, tmp_path, name):
+    """The remaining batches of the epoch are not skipped, in last.ckpt and in the checkpoint of the epoch."""
+    tiny = tuple(word for word in (*SYSTEMS[name], *COMMON) if "lr_schedule" not in word)
+    # what depends on the number of steps of the run is left out
+    tiny = (*tiny, "datasets.train_random_zoom=[0.7,1.4]", *(("system.norms_learn_for=1.0",) if name == "npcr" else ()))
+    whole = run_in(tmp_path, name="whole", tiny=tiny)
+    run_in(tmp_path, "trainer.max_steps=6", name="stopped", tiny=tiny)
+    shutil.copytree(tmp_path / "stopped", tmp_path / "copied")
+    (tmp_path / "copied" / LAST).unlink()
+    for folder in ("stopped", "copied"):
+        run_in(tmp_path, "resume=auto", name=folder, tiny=tiny)
+        assert state(tmp_path / folder)["step"] == 3 * 4
+        assert_equal(whole, tmp_path / folder)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_full_disk_is_not_lost(tiny_root, tmp_path):
+    """Processes whose checkpoints do not fit, twice; then there is space."""
+    tiny = (*SYSTEMS["npbg_history"], "trainer.limit_val_batches=0", f"datasets.data_root={tiny_root}", "hydra.run.dir=run")
+    words = " ".join(f"'{word}'" for word in (sys.executable, str(REPOSITORY / "train_net.py"), *tiny))
+    size = 100  # KiB: descriptors fit
+
+    def go(line: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    assert go(f"{words} trainer.max_epochs=1").returncode == 0
+    assert (tmp_path / "run" / LAST).stat().st_size > 2 * size * 1024 > 4 * (tmp_path / "run" / "descriptors" / "ball.pth").stat().st_size
+    for _ in range(2):
+        done = go(f"ulimit -f {size}; {words} trainer.max_epochs=3 resume=auto")
+        assert done.returncode == 1 and "cannot be written" in done.stdout + done.stderr, done.stderr
+    done = go(f"{words} trainer.max_epochs=3 resume=auto")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert load_tensors(tmp_path / "run" / LAST, "checkpoint")["epoch"] == 2
 
 
 @pytest.mark.parametrize("name", ["npbg_history", "nerf"])

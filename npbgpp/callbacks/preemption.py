@@ -1,4 +1,4 @@
-"""SIGTERM and SLURM preemption: checkpoint after the current step, then exit with code 75."""
+"""SIGTERM, Ctrl-C and SLURM preemption: checkpoint after the current step, then exit with code 75, or 130 for Ctrl-C."""
 
 import logging
 import os
@@ -25,8 +25,11 @@ log = logging.getLogger(__name__)
 EXIT_CODE = 75
 
 
+INTERRUPTED = 128 + signal.SIGINT  # what shells report for a process that Ctrl-C ended
+
+
 class Preemption(Checkpoint):
-    """Saves ``last.ckpt`` when training receives SIGTERM.
+    """Saves ``last.ckpt`` when training receives SIGTERM, or SIGINT from Ctrl-C; a second SIGINT ends the process at once.
 
     The handler only sets a flag. After every optimizer step the processes of a run agree whether one of them has received the signal, since it reaches them
     at different batches, or one alone; then all save and stop. No checkpoint is written between the batches of a step: accumulated gradients are not saved.
@@ -47,7 +50,7 @@ class Preemption(Checkpoint):
         if requeue_signal is not None and not hasattr(signal, requeue_signal):
             raise InputError(f"trainer.requeue_signal: expected the name of a signal such as SIGUSR1, or null, got {requeue_signal}")
         self.folder, self.requeue_signal = folder, requeue_signal
-        self.saved = self._received = self._requeue = False  # of this process
+        self.saved = self._received = self._requeue = self._interrupted = False  # of this process
         self._agreed = False  # of all processes
         self._mid_step = False
         self._steps_before = 0
@@ -61,11 +64,19 @@ class Preemption(Checkpoint):
             self._received = True
             self._requeue |= number != signal.SIGTERM
 
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            if self._interrupted:
+                _end_at_once(trainer)
+            self._received = self._interrupted = True
+            if not self._is_child:
+                log.info("interrupted: stopping after this step; press Ctrl-C again to stop at once, without a checkpoint")
+
         environment = trainer.strategy.cluster_environment if isinstance(trainer.strategy, ParallelStrategy) else None
         self._is_child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
         if threading.current_thread() is not threading.main_thread():  # where Python does not allow handlers
             return
         signal.signal(signal.SIGTERM, receive)
+        signal.signal(signal.SIGINT, interrupt)
         if self.requeue_signal is not None:
             self._previous_handler = signal.signal(getattr(signal, self.requeue_signal), receive)
 
@@ -74,12 +85,17 @@ class Preemption(Checkpoint):
 
         def end(number: int, frame: FrameType | None) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, lambda *_: _end_at_once(trainer))
+            self._interrupted = number == signal.SIGINT
+            if self._interrupted:
+                log.info("interrupted: the evaluation is not finished")
             if trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(signal.SIGTERM)
             raise SIGTERMException
 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, end)
+            signal.signal(signal.SIGINT, end)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._steps_before = trainer.global_step
@@ -92,6 +108,16 @@ class Preemption(Checkpoint):
             self._agree(trainer)
             if self._agreed and not last_batch:
                 raise SIGTERMException
+            stops = trainer.global_step == trainer.max_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+            if stops and not trainer.is_last_batch and self.folder is not None:
+                self._save_in_epoch(trainer, self.folder)
+
+    @staticmethod
+    def _save_in_epoch(trainer: Trainer, folder: Path) -> None:
+        """Saves the state within an epoch, so that a run that goes on takes the remaining batches of the epoch."""
+        checkpoints: Any = trainer.strategy.checkpoint_io
+        with checkpoints.stopping_in_epoch():
+            trainer.save_checkpoint(folder / "last.ckpt")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._agreed and not self._mid_step:
@@ -114,6 +140,7 @@ class Preemption(Checkpoint):
         self._agreed = trainer.strategy.reduce_boolean_decision(self._received, all=False)
         if self._agreed:
             self._requeue = trainer.strategy.reduce_boolean_decision(self._requeue, all=False)
+            self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves the checkpoint and requeues the job."""
@@ -125,6 +152,8 @@ class Preemption(Checkpoint):
             self.saved = True
             if trainer.is_global_zero:
                 log.info("received a signal to stop: saved %s after %d steps; continue with resume=auto", path, trainer.global_step)
+        elif trainer.is_global_zero:
+            log.info("received a signal to stop: no checkpoint was saved (trainer.enable_checkpointing=false)")
         if self._requeue:
             if callable(self._previous_handler):
                 self._previous_handler(getattr(signal, self.requeue_signal or ""), None)
@@ -132,13 +161,22 @@ class Preemption(Checkpoint):
                 _requeue_job()
 
     def exit_code(self) -> int:
-        """Exit code of a run that was stopped: ``EXIT_CODE`` with a checkpoint, else that of a process killed by SIGTERM.
+        """Exit code of a run that was stopped: ``INTERRUPTED`` by Ctrl-C, ``EXIT_CODE`` with a checkpoint, else that of a process killed by SIGTERM.
 
         0 for processes that Lightning started: for any other code the first process kills all, itself among them, and its own code is the one that is seen.
         """
         if self._is_child:
             return 0
+        if self._interrupted:
+            return INTERRUPTED
         return EXIT_CODE if self.saved else 128 + signal.SIGTERM
+
+
+def _end_at_once(trainer: Trainer) -> None:
+    """Ends this process and those that it started, without writing anything."""
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signal.SIGKILL)
+    os._exit(INTERRUPTED)
 
 
 @rank_zero_only

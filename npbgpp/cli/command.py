@@ -1,5 +1,6 @@
 """Commands whose arguments are the fields of a dataclass: reading them, checking them, and help. Nothing here imports torch."""
 
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -178,9 +179,27 @@ def read_subcommand(
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """User errors inside of it print one line and exit with code 1."""
+def interruptible() -> Iterator[None]:
+    """Ctrl-C inside of it prints one line and exits with code 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def user_errors(keys: Mapping[str, str] | None = None) -> Iterator[None]:
+    """User errors inside of it print one line and exit with code 1, Ctrl-C with code 130.
+
+    Args:
+        keys: names of keys of a training that messages hold, and what they are called in this command.
+    """
+    try:
+        with interruptible():
+            yield
     except (InputError, OmegaConfBaseException, OSError, yaml.YAMLError) as error:
-        sys.exit(f"error: {' '.join(original_message(error).split())}")
+        message = " ".join(original_message(error).split())
+        for name, called in (keys or {}).items():
+            message = message.replace(name, called)
+        sys.exit(f"error: {message}")

@@ -7,6 +7,7 @@ import torch
 
 from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, SplatExport, VolumeExport, WeightsExport
 from npbgpp.cli.trajectory import trajectory_frames
+from npbgpp.core.files import write_atomically
 from npbgpp.data import write_npcr_cameras
 from npbgpp.engine.checkpoint import find_weights
 from npbgpp.engine.run import build_run
@@ -29,7 +30,7 @@ _MARGIN_CELLS = 4  # before a vertex that do not hide it: fields thin out over s
 def weights(settings: WeightsExport) -> None:
     """Writes the weights of a checkpoint alone."""
     run = settings.folder()
-    config, search_paths = run_config(run)
+    config, search_paths = run_config(run, settings.trust_config)
     out = settings.file(f"{run.name}{SUFFIX}", (SUFFIX,))
     known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
     name = settings.checkpoint.removesuffix(".ckpt")
@@ -50,7 +51,7 @@ def cloud(settings: CloudExport, overrides: list[str]) -> None:
     system, scene = _rebuilt(settings, overrides)
     out = settings.file(f"{scene}_cloud.ply", (".ply",))
     points = system.coloured_cloud(scene)
-    write_ply(out, points, system.scenes[scene].offset)
+    write_atomically(out, lambda file: write_ply(file, points, system.scenes[scene].offset))
     log.info("%d points: %s", len(points), out)
 
 
@@ -106,7 +107,7 @@ def cameras(settings: CameraExport, overrides: list[str]) -> None:
     there = [path.name for path in (out / "CamPose.inf", out / "Intrinsic.inf") if path.exists()]
     if there and not settings.overwrite:
         raise InputError(f"out={out}: there is {' and '.join(there)} already; choose another folder, or overwrite=true")
-    config, search_paths = run_config(run)
+    config, search_paths = run_config(run, settings.trust_config)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     found = build_run(config, search_paths, needs_test_views=False).data.scenes[scene]
     frames = trajectory_frames(settings, found)
@@ -132,7 +133,7 @@ def _box(settings: BoxExport, grid: OccupancyGrid | None) -> Box:
 def _rebuilt(settings: CloudExport, overrides: list[str]) -> tuple[System, str]:
     """The system of a run with its weights, on the device that the run asks for, and the name of the scene."""
     run = settings.folder()
-    config, search_paths = run_config(run)
+    config, search_paths = run_config(run, settings.trust_config)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     parts = build_run(config, search_paths, needs_test_views=False)
     trainer = trainer_of(parts)

@@ -5,7 +5,6 @@ The result is the folder of a run, which can be rendered and exported like any o
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def refine_run(settings: RefineSettings, overrides: Sequence[str]) -> Path:
         InputError: anything the user supplied that cannot be used.
     """
     run = settings.folder()
-    config, search_paths = run_config(run)
+    config, search_paths = run_config(run, settings.trust_config)
     as_trained = config.copy()
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     out = (settings.out or run / "refined" / f"{scene}_{settings.path}").expanduser().absolute()
@@ -73,8 +72,8 @@ def _write(out: Path, run: Path, config: DictConfig, parts: Run, scene: str) -> 
     """A folder like that of a run: config, checkpoint, descriptors."""
     system = parts.system
     checkpoint: dict[str, object] = {"state_dict": {name: value.cpu() for name, value in system.state_dict().items()}}
-    system.on_save_checkpoint(checkpoint)
     system.save_scene_files(scene, out)
+    system.on_save_checkpoint(checkpoint)  # refers to these files
     save_tensors(out / "checkpoints" / "last.ckpt", checkpoint)
     # descriptors are those beside the config now; paths relative to the folder of the run are not
     for key in ("descriptors_save_dir", "descriptors_pretrained_dir"):
@@ -88,4 +87,5 @@ def _write(out: Path, run: Path, config: DictConfig, parts: Run, scene: str) -> 
         config.datasets.images_subroot = str(parts.scenes.images_root)
     write_atomically(out / ".hydra" / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(config).encode()))
     if (run / ".hydra" / "hydra.yaml").is_file():
-        shutil.copyfile(run / ".hydra" / "hydra.yaml", out / ".hydra" / "hydra.yaml")
+        content = (run / ".hydra" / "hydra.yaml").read_bytes()
+        write_atomically(out / ".hydra" / "hydra.yaml", lambda file: file.write(content))

@@ -56,7 +56,7 @@ def render_video(settings: RenderSettings, overrides: Sequence[str]) -> Path:
         InputError: anything the user supplied that cannot be used.
     """
     run = settings.folder()
-    config, search_paths = run_config(run)
+    config, search_paths = run_config(run, settings.trust_config)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     out = (settings.out or run / "films" / f"{scene}_{settings.path}").expanduser().absolute()
     if (out / "cameras.json").exists() and not settings.overwrite:

@@ -100,6 +100,10 @@ class RunSettings:
 
     run: Path = key(help="folder of the run")
     checkpoint: str = key("last", help="name of a file in the checkpoints of the run")
+    trust_config: bool = key(
+        False,
+        help="let the config of the run name any code and compute values; true only for folders of people whose programs you would run",
+    )
 
     def folder(self) -> Path:
         """Absolute path of the run."""

@@ -44,7 +44,12 @@ def read_train_arguments(arguments: Sequence[str]) -> str | None:
     options = _parser().parse_intermixed_args(list(arguments))
     if any((options.hydra_help, options.info, options.shell_completion)):
         return None
-    if any((options.config_path, options.config_name, options.config_dir, options.experimental_rerun)):
+    if options.experimental_rerun:
+        raise InputError(
+            f"--experimental-rerun={options.experimental_rerun}: expected a command line, got a pickle, which could run code; the words of an earlier run are in "
+            "its .hydra/overrides.yaml"
+        )
+    if any((options.config_path, options.config_name, options.config_dir)):
         return None  # other configs than ours
     overrides = _parsed(options.overrides)
     with config_loader() as loader:

@@ -20,6 +20,7 @@ class CompareSettings:
 
     runs: tuple[Path, ...] = key(help="folders of runs or sweeps (hydra -m), the first one on the left")
     out: Path = key(Path("."), help="folder for compare.md, compare.html and compare.png")
+    trust_config: bool = key(False, help="also compare runs whose saved configs name other code than that of npbgpp and of plug-ins")
 
 
 COMMAND = Command(
@@ -31,12 +32,20 @@ COMMAND = Command(
 )
 
 
-def compare(folders: Sequence[Path], out: Path) -> None:
-    """Compares runs, and the runs of sweeps. Raises InputError for folders without runs, and for a run, named as such, that was not evaluated."""
+def compare(folders: Sequence[Path], out: Path, trust_config: bool = False) -> None:
+    """Compares runs, and the runs of sweeps.
+
+    Raises:
+        InputError: folders without runs, a run, named as such, that was not evaluated, or a saved config that names other code, without ``trust_config``.
+    """
     from npbgpp.compare.page import write_comparison
     from npbgpp.compare.runs import read_runs, runs_below
+    from npbgpp.core.saved_config import launch_folder, saved_config
 
     found = [runs_below(folder.resolve()) for folder in folders]
+    for run in (run for runs in found for run in runs):
+        if (run / ".hydra" / "config.yaml").is_file():
+            saved_config(run, launch_folder(run), trust_config)
     single = all(len(runs) == 1 for runs in found)
     write_comparison(read_runs([run for runs in found for run in runs], must_be_evaluated=single), out)
 
@@ -55,7 +64,7 @@ def main() -> None:
     settings, _ = read_arguments(COMMAND, _without_option(sys.argv[1:]))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with user_errors():
-        compare(settings.runs, settings.out)
+        compare(settings.runs, settings.out, settings.trust_config)
 
 
 if __name__ == "__main__":

@@ -54,20 +54,30 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         with os.fdopen(handle, "w+b") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        put_in_place(Path(temporary), path)
         temporary = None
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch.save masks the error of the disk with a RuntimeError about file positions
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         kept = "the file that was there before is unchanged" if path.exists() else "no file was left behind"
-        raise InputError(f"{path}: cannot be written ({reason}); {kept}: free space or choose another folder with hydra.run.dir") from error
+        raise InputError(
+            f"{path}: cannot be written ({reason}); {kept}: free space or choose another folder with out=, in a training with hydra.run.dir="
+        ) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def put_in_place(written: Path, path: Path) -> None:
+    """Syncs a file to disk and renames it within its folder. Raises OSError, with the file at ``path`` unchanged."""
+    handle = os.open(written, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(written, path)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -152,6 +162,7 @@ def load_tensors(path: Path, what: str, ignored: Sequence[str] = ()) -> Any:
     foreign: list[str] = []
     try:
         if zipfile.is_zipfile(path):
+            _check_archive(path)
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         replaced = [name for name in foreign if any(name.startswith(i) if i.endswith(".") else name == i for i in ignored)]
         replacements: list[Any] = [(_ignored_mapping if name == "collections.defaultdict" else _Ignored, name) for name in replaced]
@@ -165,11 +176,32 @@ def load_tensors(path: Path, what: str, ignored: Sequence[str] = ()) -> Any:
             f"{what} {path}: expected tensors and plain values, got a file that is damaged or holds other Python objects ({reason}); files that would run "
             "code are not read: if you trust the file, open it with the program that wrote it and keep its tensors alone with torch.save"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{what} {path}: expected a file written by torch.save, got a damaged or truncated one ({reason}); copy it again"
         ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Compares all members of a torch file with their checksums, which torch does not: flipped bits of tensors are noticed."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def read_number(path: Path, key: str) -> int:
+    """A whole number in the mapping of a torch file, without reading its tensors. Raises InputError for damaged files and other content."""
+    try:
+        with torch.serialization.safe_globals([]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if isinstance(content, dict) and isinstance(content.get(key), int):
+            return int(content[key])
+        reason = "there is none"
+    except DAMAGED_FILE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise InputError(f"{path}: expected a torch file with a number {key}, got another or a damaged one ({reason}); copy it again")
 
 
 def read_npy(path: Path) -> np.ndarray:

@@ -93,8 +93,9 @@ class EpochSampler(Protocol):
 def ignore_foreign_sigterm(worker: int) -> None:
     """``worker_init_fn`` of loaders: only a SIGTERM from the parent process ends the worker.
 
-    A SIGTERM to all processes of a job asks the training processes to stop, which need batches until the end of the step.
+    A SIGTERM to all processes of a job, or a Ctrl-C, asks the training processes to stop, which need batches until the end of the step.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # Windows and macOS do not tell the sender of a signal
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

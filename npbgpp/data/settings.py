@@ -7,6 +7,7 @@ from typing import Any
 
 from npbgpp.core.config import typed
 from npbgpp.data.scene import ViewChoice
+from npbgpp.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class DatasetSettings:
     @classmethod
     def from_config(cls, values: Mapping[str, Any], layout_keys: frozenset[str]) -> "DatasetSettings":
         """Builds the settings. ``layout_keys`` are the keys that some layout has; others are refused by name (InputError)."""
+        lists = values.get("scenes")
+        named = [name for names in lists.values() if isinstance(names, list) for name in names] if isinstance(lists, Mapping) else []
+        if None in named and values.get("scene_name", "") is None:
+            raise InputError(
+                "datasets.scene_name: expected the name of a scene, got nothing; set it: datasets.scene_name=<folder below datasets.data_root>"
+            )
         options = {key: value for key, value in values.items() if key in layout_keys}
         known = typed(cls, {key: value for key, value in values.items() if key not in layout_keys}, "datasets")
         return dataclasses.replace(known, options=options)

@@ -1,10 +1,12 @@
 """Checkpoints: atomic files without code, loading of weights with a report, and the choice of the checkpoint that a run resumes from."""
 
+import copy
 import difflib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from npbgpp.core.files import load_tensors, save_tensors
+from npbgpp.core.files import load_tensors, read_number, save_tensors
 from npbgpp.core.paths import SearchPaths
+from npbgpp.core.saved_config import with_current_classes
 from npbgpp.errors import InputError
 from npbgpp.methods.base import CHECKPOINT_FORMAT, System
 
@@ -26,31 +29,16 @@ _OLD_LIGHTNING = (
     *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")),
 )
 
-
-# classes of networks by the names that saved configs of version 0.1 have
-_EARLIER_CLASSES = {
-    "npbgpp.models.aggregation.Mean": "npbgpp.nets.aggregation.MeanAggregator",
-    "npbgpp.models.aggregation.Sphere": "npbgpp.nets.aggregation.SphereAggregator",
-    "npbgpp.models.feature_extractor.IdentityExtractor": "npbgpp.nets.feature_extractor.IdentityExtractor",
-    "npbgpp.models.feature_extractor.UNet": "npbgpp.nets.feature_extractor.FeatureExtractor",
-    "npbgpp.models.nerf.Nerf": "npbgpp.methods.nerf.model.Nerf",
-    "npbgpp.models.nerf.NerfSampling": "npbgpp.methods.nerf.model.NerfSampling",
-    "npbgpp.models.nsff.Nsff": "npbgpp.methods.nsff.model.Nsff",
-    "npbgpp.models.nsff.NsffSampling": "npbgpp.methods.nsff.model.NsffSampling",
-    "npbgpp.models.rasterizer.NearestScatterRasterizer": "npbgpp.points.feature_pyramid.FeaturePyramid",
-    "npbgpp.models.refiner.IdentityRefiner": "npbgpp.nets.unet.IdentityRefiner",
-    "npbgpp.models.refiner.RefinerUnetV2": "npbgpp.nets.unet.NPBGPlusPlusUNet",
-    "npbgpp.models.rgba_unet.RGBAUNet": "npbgpp.methods.npcr.network.RGBAUNet",
+# what Lightning reads when training goes on
+_PARTS = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "epoch": int,
+    "global_step": int,
 }
-
-
-def with_current_classes(value: Any) -> Any:
-    """A saved config with the present names of classes."""
-    if isinstance(value, dict):
-        return {key: with_current_classes(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [with_current_classes(part) for part in value]
-    return _EARLIER_CLASSES.get(value, value) if isinstance(value, str) else value
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -58,6 +46,19 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def __init__(self) -> None:
         self._ahead: tuple[Path, dict[str, Any]] | None = None
+        self._stops_in_epoch = False
+        self._stopped: dict[str, Any] = {}
+
+    @contextmanager
+    def stopping_in_epoch(self) -> Iterator[None]:
+        """The checkpoint that is saved inside is the state to go on from: a run that stops within an epoch, at ``max_steps``, afterwards ends this epoch,
+        and Lightning saves checkpoints that would go on with the next one. Those of the same step are written with the progress of this one.
+        """
+        self._stops_in_epoch = True
+        try:
+            yield
+        finally:
+            self._stops_in_epoch = False
 
     def read_ahead(self, path: Path) -> dict[str, Any]:
         """Reads a checkpoint and keeps the content for the next ``load_checkpoint`` by Lightning, so that the file is read once.
@@ -71,6 +72,10 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes through a temporary file. A full disk leaves the previous file and raises InputError."""
+        if self._stops_in_epoch:
+            self._stopped = copy.deepcopy({name: checkpoint[name] for name in ("global_step", "epoch", "loops", "npbgpp")})
+        elif checkpoint["global_step"] == self._stopped.get("global_step"):
+            checkpoint = checkpoint | self._stopped
         save_tensors(Path(path), checkpoint)
 
     def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -85,6 +90,12 @@ class AtomicCheckpointIO(CheckpointIO):
         content = load_tensors(Path(path), "checkpoint")
         if not isinstance(content, dict):
             raise InputError(f"checkpoint {path}: training goes on from a checkpoint, got a {type(content).__name__}; name one of a run")
+        lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
+        if lacking:
+            raise InputError(
+                f"checkpoint {path}: training goes on from a whole checkpoint, this one lacks {', '.join(lacking)}; name another one of the run, or begin with "
+                f"its weights: weights_path={path}"
+            )
         return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -107,19 +118,24 @@ class LoadReport:
         return f"loaded {len(self.loaded)}, missing {some(self.missing)}, unexpected {some(self.unexpected)}"
 
 
-def find_weights(path: str, search_paths: SearchPaths) -> Path:
-    """The checkpoint file at a path relative to the launch folder; ``/result/checkpoints/``, a known slip, is read as ``/checkpoints/``."""
+def find_weights(path: str, search_paths: SearchPaths, key: str = "weights_path") -> Path:
+    """The checkpoint file at a path relative to the launch folder; ``/result/checkpoints/``, a known slip, is read as ``/checkpoints/``.
+
+    Raises:
+        InputError: no such file; the message names ``key``.
+    """
     found = search_paths.output(path)
     if found.is_file():
         return found
     mended = Path(str(found).replace("/result/checkpoints/", "/checkpoints/"))
     if mended != found and mended.is_file():
-        log.warning("weights_path: %s does not exist, using %s", found, mended)
+        log.warning("%s: %s does not exist, using %s", key, found, mended)
         return mended
     siblings = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
     close = difflib.get_close_matches(found.name, siblings, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise InputError(f"weights_path={path}: expected a checkpoint file, there is none at {found}{hint}")
+    also = ", or the folder of a run" if key == "resume" else ""
+    raise InputError(f"{key}={path}: expected a checkpoint file{also}, there is none at {found}{hint}")
 
 
 @dataclass(frozen=True)
@@ -132,10 +148,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """Weights of a file by name; ``origin`` is None for files of the authors, which do not state it."""
+    """Weights of a file by name; ``origin`` is None for files of the authors, which do not state it.
+
+    ``mark`` is what the method kept beside the weights; empty for files without.
+    """
 
     tensors: dict[str, Tensor]
     origin: Origin | None
+    mark: dict[str, Any] = field(default_factory=dict)
 
 
 def read_weights(path: Path) -> SavedWeights:
@@ -163,7 +183,7 @@ def read_weights(path: Path) -> SavedWeights:
         raise InputError(f"checkpoint {path}: expected the number of its format and the name of its system, got {mark}; copy it again")
     if number > CHECKPOINT_FORMAT:
         raise InputError(f"checkpoint {path}: format {number} is newer than this program ({CHECKPOINT_FORMAT}); update the program")
-    return SavedWeights(weights, Origin(number, name))
+    return SavedWeights(weights, Origin(number, name), mark)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -178,12 +198,25 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         ) from error
 
 
-def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
+def _expect_scene_files(system: System, path: Path, mark: Any) -> None:
+    """Tells the system which data of scenes the last checkpoint of the run left. Raises InputError for a damaged one."""
+    last = path.with_name("last.ckpt")
+    mark = mark if path == last or not last.is_file() else read_weights(last).mark
+    try:
+        system.expect_scene_files(mark)
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"checkpoint {last}: expected what it says about descriptors, got something else ({error}); copy it again"
+        ) from error
+
+
+def load_weights(system: System, path: Path, strict: bool, run: Path | None = None) -> LoadReport:
     """Copies the weights of a checkpoint into a system.
 
     Args:
         system: receives the weights.
         path: see ``read_weights``, or a file of another program that the method reads.
+        run: folder of the run that is evaluated. If the checkpoint is one of this run, its data of scenes are read as its last checkpoint left them.
         strict: refuse weights of another shape and checkpoints of another system; otherwise these are skipped and reported.
 
     Raises:
@@ -195,6 +228,8 @@ def load_weights(system: System, path: Path, strict: bool) -> LoadReport:
     else:
         saved = read_weights(path)
         _check_origin(system, path, saved.origin, strict)
+        if run is not None and system.has_scene_files and path.resolve().parent == run.resolve() / "checkpoints":
+            _expect_scene_files(system, path, saved.mark)
         weights = system.translate_weights(saved.tensors)
     if strict:
         system.adapt_to_weights(weights)
@@ -262,7 +297,7 @@ def find_checkpoint(word: str, search_paths: SearchPaths, checkpoints: AtomicChe
     """Finds the checkpoint to resume from.
 
     Args:
-        word: ``auto``, the newest readable checkpoint of the run folder, if any; or the folder of a run; or a checkpoint.
+        word: ``auto``, the readable checkpoint of the run folder with the most steps, if any; or the folder of a run; or a checkpoint.
         search_paths: base folders of relative paths.
         checkpoints: reads the candidates; see ``read_ahead``.
 
@@ -271,9 +306,9 @@ def find_checkpoint(word: str, search_paths: SearchPaths, checkpoints: AtomicChe
     """
     folder = search_paths.run if word == "auto" else search_paths.output(word)
     if not folder.is_dir():
-        return None if word == "auto" else find_weights(word, search_paths)
-    files = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in files:
+        return None if word == "auto" else find_weights(word, search_paths, "resume")
+    files = list((folder / "checkpoints").glob("*.ckpt"))
+    for path in _by_steps(files, word):
         try:
             checkpoints.read_ahead(path)
             return path
@@ -285,6 +320,17 @@ def find_checkpoint(word: str, search_paths: SearchPaths, checkpoints: AtomicChe
             "hydra.run.dir, or name a checkpoint"
         )
     return None
+
+
+def _by_steps(files: Sequence[Path], word: str) -> list[Path]:
+    """Checkpoints by their optimizer steps, most first, last.ckpt before others of the same step. Times of files do not count: copies and clocks change them."""
+    found = []
+    for path in files:
+        try:
+            found.append((read_number(path, "global_step"), path.stem == "last", path.name, path))
+        except InputError as error:
+            log.warning("resume=%s: checkpoint %s; trying an earlier checkpoint", word, error)
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[str, Any], strict: bool) -> None:
@@ -303,8 +349,14 @@ def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[st
     told = mark.get("training") if isinstance(mark, dict) else None
     if not isinstance(told, str):
         return
-    before = with_current_classes(json.loads(told))
-    differing = [key for key in sorted(before.keys() | keys.keys()) if before.get(key) != keys.get(key)]
+    try:
+        before = with_current_classes(json.loads(told))
+        differing_keys = before.keys() | keys.keys()
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise InputError(
+            f"checkpoint {checkpoint}: expected the settings that it was trained with, got something else; copy it again"
+        ) from error
+    differing = [key for key in sorted(differing_keys) if before.get(key) != keys.get(key)]
     if not differing:
         return
     named = "; ".join(f"{key}: {before.get(key)} then, {keys.get(key)} now" for key in differing[:_LISTED])

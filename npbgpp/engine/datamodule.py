@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from npbgpp.methods.base import DataNeeds, TrainingViews
 from npbgpp.parsers import find_layout, locate_scene, read_scene, with_cloud
 
 log = logging.getLogger(__name__)
+
+_LONGEST_NAME = 230  # bytes: file systems allow 255, of which temporary files of descriptors need 19
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ def read_scenes(settings: DatasetSettings, search_paths: SearchPaths, needs: Dat
     images_root = search_paths.existing(s.images_subroot, "datasets.images_subroot") if s.images_subroot else root
     reader = _SceneReader(s, options, search_paths, needs, root, images_root)
     names = dict.fromkeys((*(() if evaluate_only else s.scenes.train), *s.scenes.val, *s.scenes.test))
+    for name in names:
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            raise InputError(
+                f"scene {name}: expected a name of at most {_LONGEST_NAME} bytes, since it names files, got {len(os.fsencode(name))}; rename the folder"
+            )
     scenes = {name: reader.read(name) for name in names}
     return RunScenes(scenes, root, images_root, reader.leaks)
 
@@ -138,6 +146,7 @@ class DataModule(LightningDataModule):
         needs: the data that the method trains on.
         evaluate_only: no training data.
         training_batches: makes the training batches, for methods with ``needs.ray_batches``.
+        tests: whether test views are evaluated; otherwise scenes may have none.
     """
 
     def __init__(
@@ -148,6 +157,8 @@ class DataModule(LightningDataModule):
         needs: DataNeeds,
         evaluate_only: bool,
         training_batches: Callable[[TrainingViews], BatchDataset] | None = None,
+        *,
+        tests: bool = True,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may have no view of a scene to evaluate
@@ -170,7 +181,9 @@ class DataModule(LightningDataModule):
         self._photos = self._caches(left) if datasets.cache_images else {}
         self.train_sets = [] if needs.ray_batches else [self._train_set(scene) for scene in trained]
         self.val_sets = [self._evaluation_set(self.scenes[name], "val") for name in lists.val if self._validates(name)]
-        self.test_sets = [self._evaluation_set(self.scenes[name], "test") for name in lists.test]
+        self.test_sets = [
+            self._evaluation_set(self.scenes[name], "test") for name in lists.test if tests or self.scenes[name].splits["test"]
+        ]
         self.sampler = (
             SceneSampler(
                 [len(s) for s in self.train_sets],

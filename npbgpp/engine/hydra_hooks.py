@@ -18,19 +18,37 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from npbgpp.compare.runs import FAILURE, read_runs, runs_below
+from npbgpp.core.run_folder import is_first_process, lock_run_folder, remove_parts, require_no_run
 from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
 class WritableRunFolder(Callback):
-    """Ends the program with one message and exit code 1 when ``hydra.run.dir`` or ``hydra.sweep.dir`` cannot be created or written."""
+    """Ends the program with one message and exit code 1 when ``hydra.run.dir`` or ``hydra.sweep.dir`` cannot be created or written, when another process
+    writes there, or when a training would overwrite another one. Until then nothing in the folder is changed.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _require_writable(Path(config.hydra.run.dir), "hydra.run.dir")
+        folder = Path(config.hydra.run.dir)
+        _require_writable(folder, "hydra.run.dir")
+        if not is_first_process():
+            return
+        try:
+            lock_run_folder(folder, "hydra.run.dir")
+            goes_on = any((config.get("resume"), config.get("eval_only"), config.get("trainer", {}).get("resume_from_checkpoint")))
+            if not goes_on and not config.get("overwrite"):
+                require_no_run(folder, "hydra.run.dir")
+        except InputError as error:
+            sys.exit(f"error: {error}")
+        remove_parts(folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _require_writable(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
+        try:
+            lock_run_folder(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
+        except InputError as error:
+            sys.exit(f"error: {error}")
 
 
 def _require_writable(folder: Path, key: str) -> None:

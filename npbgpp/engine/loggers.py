@@ -47,6 +47,23 @@ class _Attempts:
             return None
 
 
+def started(loggers: Sequence[Logger]) -> list[Logger]:
+    """The loggers without those of W&B that cannot start, because nobody is logged in or the server cannot be reached."""
+    kept = []
+    for logger in loggers:
+        try:
+            if isinstance(logger, WandbLogger):
+                logger.experiment  # noqa: B018 - starts its run
+            kept.append(logger)
+        except Exception as error:  # wandb has classes of its own for every cause
+            reason = " ".join(str(error).split())
+            log.error(
+                "loggers=[wandb]: W&B cannot start (%s); training continues without it: run wandb login before, or set WANDB_MODE=offline",
+                reason[:300],
+            )
+    return kept
+
+
 def _system_error(error: BaseException | None) -> OSError | None:
     """The error of the operating system behind an exception: Lightning's TensorBoard logger wraps it in a ValueError."""
     while error is not None and not isinstance(error, OSError):

@@ -2,6 +2,9 @@
 
 import logging
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +15,23 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import DeviceStatsMonitor, ModelSummary
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from npbgpp.callbacks.cpu_share import CpuShare
 from npbgpp.callbacks.evaluation import EvaluationWriter
-from npbgpp.callbacks.preemption import Preemption
+from npbgpp.callbacks.preemption import INTERRUPTED, Preemption
 from npbgpp.callbacks.timing import RunCosts, progress_callback
 from npbgpp.core.config import GROUPS, typed
 from npbgpp.core.distributed import report_lost_process
 from npbgpp.core.paths import SearchPaths
 from npbgpp.core.plugins import METHODS, load_plugin, warn_of_broken_plugins
+from npbgpp.core.run_folder import is_first_process, remove_run
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, find_checkpoint, find_weights, load_weights, training_keys
 from npbgpp.engine.datamodule import DataModule, RunScenes, read_scenes
-from npbgpp.engine.loggers import close_loggers, guard
+from npbgpp.engine.evaluation_loop import share_evaluations
+from npbgpp.engine.loggers import close_loggers, guard, started
 from npbgpp.engine.provenance import write_provenance
 from npbgpp.engine.trainer import TrainerPlan, report_nondeterministic_operation, trainer_plan
 from npbgpp.errors import InputError
@@ -52,12 +56,16 @@ class RunSettings:
     test_video: str | None
     resume: str | None
     resume_strict: bool
+    overwrite: bool
 
     def __post_init__(self) -> None:
         if self.test_video not in (None, *VIDEO_FORMATS):
             raise InputError(f"test_video: expected {', '.join(VIDEO_FORMATS)} or null, got {self.test_video}")
         if self.resume is not None and self.eval_only:
             raise InputError(f"resume={self.resume}: resume continues a training; to evaluate a checkpoint, name it with weights_path")
+        if self.overwrite and (self.resume is not None or self.eval_only):
+            other = "eval_only=true" if self.eval_only else f"resume={self.resume}"
+            raise InputError(f"overwrite=true: expected a training that begins anew with it, got {other}; leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -98,13 +106,25 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
     Raises:
         InputError: see ``run``.
     """
+    for key in config.datasets:
+        if OmegaConf.is_missing(config.datasets, key):
+            raise InputError(
+                f"datasets.{key}: expected a value, got nothing; set it: datasets.{key}=<...> (npbgpp train --help datasets=<choice> says what it is)"
+            )
     settings = typed(RunSettings, {k: v for k, v in _plain(config).items() if k not in GROUPS}, "config")
     seed_everything(settings.seed, workers=True, verbose=False)
     if settings.cache_dir is not None:
         torch.hub.set_dir(str(search_paths.existing(settings.cache_dir, "cache_dir")))
     warn_of_broken_plugins(METHODS, System)
     plan = trainer_plan(_plain(config.trainer))
+    for key in ("max_epochs", "max_steps"):
+        if plan.arguments[key] == 0 and not settings.eval_only:
+            raise InputError(
+                f"trainer.{key}=0: nothing would be trained; evaluate a checkpoint with eval_only=true weights_path=<checkpoint>, or train more"
+            )
     method = method_of(config)
+    if settings.overwrite and "overwrite_descriptors" in config.system:
+        config.system.overwrite_descriptors = True
     system_settings, networks = _system_parts(config.system, method, plan, config.trainer)
     needs = method.data_needs(system_settings)
     datasets = DatasetSettings.from_config(_plain(config.datasets), layout_keys())
@@ -122,9 +142,11 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
     system = method(system_settings, context, **networks)
     system.training_keys = keys
     loaders = typed(DataloaderSettings, config.dataloader, "dataloader")
-    data = DataModule(found, datasets, loaders, needs, settings.eval_only, system.training_batches)
+    tests = needs_test_views and (settings.eval_only or settings.test_after_fit)
+    data = DataModule(found, datasets, loaders, needs, settings.eval_only, system.training_batches, tests=tests)
     if settings.weights_path is not None and resume is None:  # a resumed run takes its weights from the checkpoint
-        report = load_weights(system, find_weights(settings.weights_path, search_paths), settings.weights_strict)
+        weights = find_weights(settings.weights_path, search_paths)
+        report = load_weights(system, weights, settings.weights_strict, search_paths.run if settings.eval_only else None)
         if settings.weights_strict:
             system.require_weights(report.missing)
     elif resume is None:
@@ -145,7 +167,7 @@ def _checkpoint_to_resume(
         raise InputError("resume and trainer.resume_from_checkpoint are two spellings of one thing; give one of them")
     if settings.resume is not None:
         return find_checkpoint(settings.resume, search_paths, checkpoints)
-    return None if plan.checkpoint is None else find_weights(plan.checkpoint, search_paths)
+    return None if plan.checkpoint is None else find_weights(plan.checkpoint, search_paths, "trainer.resume_from_checkpoint")
 
 
 def run(config: DictConfig, search_paths: SearchPaths) -> None:
@@ -160,6 +182,9 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
     """
     costs = RunCosts()
     parts = build_run(config, search_paths)
+    if parts.settings.overwrite and is_first_process():
+        named = (parts.settings.weights_path, config.system.get("descriptors_pretrained_dir"))
+        remove_run(search_paths.run, "hydra.run.dir", [search_paths.output(path) for path in named if path is not None])
     write_provenance(config, search_paths)
     settings, system, data = parts.settings, parts.system, parts.data
     writer = EvaluationWriter(
@@ -181,6 +206,11 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
     except SIGTERMException:
         (preemption,) = (callback for callback in trainer.callbacks if isinstance(callback, Preemption))  # type: ignore[attr-defined]
         sys.exit(preemption.exit_code())
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # before the first step; Lightning ends the process with code 1
+            log.info("interrupted before the first step: nothing was saved")
+            sys.exit(INTERRUPTED)
+        raise
     finally:
         close_loggers(trainer.loggers)
 
@@ -200,8 +230,29 @@ def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None
         data.train_views,
         trainer.default_root_dir,
     )
-    with report_lost_process(), report_nondeterministic_operation():
+    with report_lost_process(), report_nondeterministic_operation(), _report_restoring(resume):
         trainer.fit(system, datamodule=data, ckpt_path=resume)
+
+
+@contextmanager
+def _report_restoring(resume: Path | None) -> Iterator[None]:
+    """Raises InputError in place of what Lightning raises for a checkpoint whose parts do not fit the run."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        restoring = any(
+            frame.filename.endswith("checkpoint_connector.py") and frame.name.lstrip("_").startswith(("restore", "resume"))
+            for frame in frames
+        )
+        if resume is None or not restoring:
+            raise
+        reason = " ".join(str(error).split())
+        reason = f"{reason[:200]}..." if len(reason) > 200 else reason
+        raise InputError(
+            f"checkpoint {resume}: training cannot go on from it ({type(error).__name__}: {reason}); name another checkpoint of the run, or begin with its "
+            f"weights: weights_path={resume}"
+        ) from error
 
 
 def _system_parts(node: DictConfig, method: type[System], plan: TrainerPlan, trainer: DictConfig) -> tuple[SystemSettings, dict[str, Any]]:
@@ -215,6 +266,10 @@ def _system_parts(node: DictConfig, method: type[System], plan: TrainerPlan, tra
     if plan.arguments["precision"] == "16-mixed":
         raise InputError(
             "trainer.precision=16: methods with manual optimization have no gradient scaler for float16; use trainer.precision=bf16 or 32"
+        )
+    if plan.arguments["precision"] == "64-true":
+        raise InputError(
+            f"trainer.precision={trainer.precision}: the kernels compute in single precision, and photos are of that precision; use trainer.precision=32"
         )
     modules = {}
     for key in sorted(targets):
@@ -250,7 +305,7 @@ def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: 
     saves = plan.arguments["enable_checkpointing"] and not evaluate_only
     callbacks.append(Preemption(search_paths.run / "checkpoints" if saves else None, plan.requeue_signal))
     callbacks.append(writer.costs)  # last, so that it measures the others
-    loggers: list[Logger] = [guard(instantiate(node)) for node in (config.loggers or {}).values()]
+    loggers = started([guard(instantiate(node)) for node in (config.loggers or {}).values()])
     arguments = plan.arguments | _automatic_optimization(parts.system, parts.system_settings)
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(search_paths.run)
@@ -260,7 +315,9 @@ def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: 
     # without a progress bar callback Lightning would add one, which floods logs without a terminal
     arguments["enable_progress_bar"] = any(type(c).__name__.endswith("ProgressBar") for c in callbacks)
     arguments["enable_checkpointing"] = True  # Preemption is a Checkpoint to Lightning, which then adds none of its own
-    return plan.build(logger=loggers or False, callbacks=callbacks, **arguments)
+    trainer = plan.build(logger=loggers or False, callbacks=callbacks, **arguments)
+    share_evaluations(trainer)
+    return trainer
 
 
 def _plain(node: Any) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 
 from npbgpp.core.config import as_typed
 from npbgpp.core.paths import SearchPaths, project_folder
-from npbgpp.engine.checkpoint import with_current_classes
+from npbgpp.core.saved_config import launch_folder, saved_config
 from npbgpp.engine.run import Run, method_of
 from npbgpp.errors import InputError
 
@@ -30,7 +29,8 @@ def configure_logging() -> None:
 
 
 def trainer_of(parts: Run) -> Trainer:
-    """A Trainer for the device and the precision of a run; it neither trains nor logs."""
+    """A Trainer for the device and the precision of a run; it neither trains nor logs. Raises InputError for a device that this machine lacks."""
+    replace(parts.plan, arguments=parts.plan.arguments | {"devices": 1}).check_machine()
     return Trainer(
         accelerator=parts.plan.arguments["accelerator"],
         precision=parts.plan.arguments["precision"],
@@ -42,42 +42,18 @@ def trainer_of(parts: Run) -> Trainer:
     )
 
 
-def _read_yaml(path: Path, run: Path) -> DictConfig:
-    try:
-        content = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise InputError(
-            f"run={run}: expected the folder of a run, with {path.relative_to(run)}, there is none; correct the path"
-        ) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: expected the config of a run, got an unreadable file ({' '.join(str(error).split())})") from error
-    if not isinstance(content, DictConfig):
-        raise InputError(f"{path}: expected the config of a run, got a {type(content).__name__}")
-    return content
+def run_config(run: Path, trust_config: bool = False) -> tuple[DictConfig, SearchPaths]:
+    """The config of a run and the base folders of its relative paths: those at its start, if the launch folder still exists.
 
+    Args:
+        run: folder of the run.
+        trust_config: let its config name anything as ``_target_`` and compute values, see ``saved_config``.
 
-def run_config(run: Path) -> tuple[DictConfig, SearchPaths]:
-    """The config of a run and the base folders of its relative paths: those at its start, if the launch folder still exists."""
-    config, launch, started = _read_yaml(run / ".hydra" / "config.yaml", run), Path.cwd(), run / ".hydra" / "hydra.yaml"
-    if started.is_file():
-        folder = OmegaConf.select(_read_yaml(started, run), "hydra.runtime.cwd")
-        launch = Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else launch
-    # Hydra resolves these interpolations only in programs that it starts
-    paths = {"${hydra:run.dir}": run, "${hydra:runtime.output_dir}": run, "${hydra:runtime.cwd}": launch}
-    content = with_current_classes(_with_paths(OmegaConf.to_container(config, resolve=False), paths))
-    return OmegaConf.create(content), SearchPaths(launch, run, project_folder())
-
-
-def _with_paths(value: Any, paths: Mapping[str, Path]) -> Any:
-    """A config with interpolations, given as keys of ``paths``, replaced in all strings."""
-    if isinstance(value, dict):
-        return {key: _with_paths(part, paths) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_with_paths(part, paths) for part in value]
-    if isinstance(value, str):
-        for interpolation, path in paths.items():
-            value = value.replace(interpolation, str(path))
-    return value
+    Raises:
+        InputError: no readable config, or one that would run code that is neither of this project nor of a plug-in.
+    """
+    launch = launch_folder(run)
+    return OmegaConf.create(saved_config(run, launch, trust_config)), SearchPaths(launch, run, project_folder())
 
 
 def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | None, overrides: Sequence[str]) -> str:
@@ -98,6 +74,7 @@ def evaluation_of(config: DictConfig, run: Path, checkpoint: str, scene: str | N
         raise InputError(f"run={run}: expected groups of a config in .hydra/config.yaml, got none called {', '.join(missing)}")
     config.callbacks = config.loggers = None
     config.resume = config.trainer.resume_from_checkpoint = None
+    config.overwrite = False
     config.datasets.cache_images = False
     config.system.lpips_weights = None
     known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))

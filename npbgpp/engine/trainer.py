@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from npbgpp.core.config import convert, require_known, typed
@@ -94,12 +95,25 @@ class TrainerPlan:
 
     def build(self, **further: Any) -> Trainer:
         """The Trainer, with further arguments. Raises InputError when Lightning refuses the configuration."""
+        self.check_machine()
         if self.arguments["precision"] == "32-true":  # convolutions on GPUs take the 10 bits of TF32 otherwise, matrix products do not
             torch.backends.cudnn.allow_tf32 = False
         try:
             return Trainer(**self.arguments | further)
-        except MisconfigurationException as error:
+        except (MisconfigurationException, TypeError, ValueError) as error:
             raise InputError(f"trainer: Lightning refuses these settings ({' '.join(str(error).split())})") from error
+
+    def check_machine(self) -> None:
+        """Raises InputError for an accelerator that this machine lacks, and for a choice of devices that has no meaning on its CPU."""
+        accelerator, devices = self.arguments["accelerator"], self.arguments["devices"]
+        known = AcceleratorRegistry.available_accelerators()
+        there = [name for name in sorted(known) if AcceleratorRegistry[name]["accelerator"].is_available()]
+        if isinstance(accelerator, str) and accelerator not in ("auto", *there, *(("gpu",) if {"cuda", "mps"} & {*there} else ())):
+            raise InputError(
+                f"trainer.accelerator={accelerator}: this machine has none; it has {', '.join(there)}, of which null chooses the fastest"
+            )
+        if (accelerator == "cpu" or there == ["cpu"]) and (isinstance(devices, list) or str(devices).startswith(("-", "0"))):
+            raise InputError(f"trainer.devices={devices}: expected a positive number of processes on the CPU, or null")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import re
 from codecs import BOM_UTF8
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def _in_8_bits(colours: Shaped[np.ndarray, "n 3"], path: Path) -> UInt8[np.ndarr
     return (np.rint(colours / 257) if colours.max() > 255 else colours).astype(np.uint8)
 
 
-def write_ply(path: Path, cloud: PointCloud, offset: tuple[float, float, float] | None = None) -> None:
+def write_ply(file: Path | IO[bytes], cloud: PointCloud, offset: tuple[float, float, float] | None = None) -> None:
     """Writes a binary little-endian PLY file with x, y, z and, when known, red, green, blue; coordinates plus an offset are in double precision."""
     fields = [(axis, "<f4" if offset is None else "<f8") for axis in "xyz"]
     if cloud.rgb_u8 is not None:
@@ -135,5 +136,6 @@ def write_ply(path: Path, cloud: PointCloud, offset: tuple[float, float, float] 
     if cloud.rgb_u8 is not None:
         for k, colour in enumerate(("red", "green", "blue")):
             vertex[colour] = cloud.rgb_u8[:, k].cpu().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<").write(str(path))
+    if isinstance(file, Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<").write(str(file) if isinstance(file, Path) else file)

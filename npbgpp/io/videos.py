@@ -1,6 +1,5 @@
 """Videos, written frame by frame."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Any
 import imageio.v2 as imageio
 import numpy as np
 import torch
+from imageio_ffmpeg import count_frames_and_secs
 from jaxtyping import Float
 from torch import Tensor
 
+from npbgpp.core.files import put_in_place
 from npbgpp.errors import InputError
 from npbgpp.io.images import to_pil
 
@@ -28,13 +29,13 @@ class VideoWriter:
         fps: frames per second.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or the file cannot.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
         self._part = path.with_name(f".{path.stem}.part{path.suffix}")
-        self._is_gif = path.suffix == ".gif"
+        self._is_gif, self._frames = path.suffix == ".gif", 0
         options: dict[str, Any] = {"mode": "I", "duration": 1000 / fps, "loop": 0}
         if not self._is_gif:
             options = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 2, "ffmpeg_log_level": "error"}
@@ -57,12 +58,24 @@ class VideoWriter:
         even = frame if self._is_gif else torch.nn.functional.pad(frame[None], (0, width % 2, 0, height % 2), mode="replicate")[0]
         with self._writing():
             self._writer.append_data(np.asarray(to_pil(even)))
+        self._frames += 1
 
     def close(self) -> None:
-        """Finishes the file and moves it to its place."""
+        """Finishes the file and moves it to its place. Raises InputError if the encoder did not write all frames, as on a full disk."""
         with self._writing():
             self._writer.close()
-            os.replace(self._part, self.path)
+            if not self._is_gif:
+                self._check_frames()
+            put_in_place(self._part, self.path)
+
+    def _check_frames(self) -> None:
+        """Counts the frames of the file: imageio does not look at the exit code of the encoder."""
+        try:
+            count, _ = count_frames_and_secs(str(self._part))
+        except RuntimeError as error:
+            raise OSError("the encoder failed and left an unplayable file") from error
+        if count != self._frames:
+            raise OSError(f"the encoder wrote {count} of {self._frames} frames")
 
     def discard(self) -> None:
         """Removes the temporary file."""

@@ -259,6 +259,9 @@ class System(LightningModule):
         self.training_keys: dict[str, Any] = {}
         self._seed = 0
         self._last_batch_end: float | None = None
+        # of the checkpoint that training goes on from
+        self._saved_optimizers: int | None = None
+        self._saved_steps = 0
 
     # ---------------------------------------------------------- training data
     @classmethod
@@ -349,11 +352,21 @@ class System(LightningModule):
         raise InputError(f"refine: {type(self).__name__} has no temporal finetuning; choose a run of a method that has (system=npcr)")
 
     def save_scene_files(self, scene: str, folder: Path) -> None:
-        """Writes the data of a scene that do not belong to the checkpoint into the folder of a run."""
+        """Writes the data of a scene that do not belong to the checkpoint into the folder of a run; checkpoints that are written later refer to them."""
+
+    def expect_scene_files(self, mark: Mapping[str, Any]) -> None:
+        """Called before an evaluation in the folder of a run: its data of scenes must be those that its last checkpoint was saved with.
+
+        Args:
+            mark: what ``on_save_checkpoint`` put into that checkpoint as ``npbgpp``.
+        """
 
     # ------------------------------------------------------------- evaluation
     def on_validation_start(self) -> None:
         broadcast_buffers(self)  # all processes evaluate the same networks
+
+    def on_test_start(self) -> None:
+        broadcast_buffers(self)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[ViewResult]:  # type: ignore[override]
         """Results of the views of a batch, for callbacks."""
@@ -414,6 +427,20 @@ class System(LightningModule):
     # --------------------------------------------------------------- training
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
+        expected, found = len(self.trainer.optimizers), self._saved_optimizers
+        if found not in (None, expected):  # Lightning would restore as many as there are
+            raise InputError(
+                f"checkpoint {self.trainer.ckpt_path}: expected the states of {expected} optimizers, got {found}; name another checkpoint of the run, or begin "
+                "with its weights: weights_path=<checkpoint>"
+            )
+
+    def on_train_start(self) -> None:
+        """Raises InputError for a checkpoint whose progress could not be restored: Lightning passes over what is not there."""
+        if self._saved_steps > 0 and self.trainer.global_step == 0:
+            raise InputError(
+                f"checkpoint {self.trainer.ckpt_path}: expected the progress of {self._saved_steps} steps, got none; name another checkpoint of the run, or begin "
+                "with its weights: weights_path=<checkpoint>"
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds the RNG from (run seed, epoch, batch, rank), so that resumed runs draw the same numbers."""
@@ -432,6 +459,9 @@ class System(LightningModule):
             rate = torch.tensor(batches * count / (now - self._last_batch_end))
             self.log(f"{self.unit}_per_s", rate, prog_bar=True, batch_size=batch_size)
         self._last_batch_end = now
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self._saved_optimizers, self._saved_steps = len(checkpoint["optimizer_states"]), checkpoint["global_step"]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Marks the file, so that weights of another method are refused by name, and a run is not resumed with other settings."""

@@ -18,7 +18,6 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from npbgpp.core.files import save_tensors
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, cloud_checksum
 from npbgpp.errors import InputError
@@ -203,10 +202,15 @@ class PerSceneParameters(System):
         self.tables.shared = shares_scenes
 
     def save_scene_files(self, scene: str, folder: Path) -> None:
-        values = self.tables.residents[scene].table.values.detach().cpu().contiguous()
-        save_tensors(folder / "descriptors" / f"{scene}.pth", values)
+        self.tables.save_copy(scene, folder / "descriptors")
+
+    def expect_scene_files(self, mark: Mapping[str, Any]) -> None:
+        state = mark.get("descriptors")
+        if state is not None:  # old checkpoints refer to no files
+            self.tables.expect(state)
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self.tables.open_restored()
 
     def on_train_epoch_start(self) -> None:

@@ -111,4 +111,10 @@ class RadianceSystem(System):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer for the whole field; its schedule counts epochs."""
-        return optimizer_and_schedule(self.settings, self.field.parameters(), self.trainer.max_epochs or 1)
+        epochs = self.trainer.max_epochs
+        if (epochs is None or epochs < 0) and self.settings.lr_schedule in ("cosine", "poly"):
+            raise InputError(
+                f"system.lr_schedule={self.settings.lr_schedule}: the rate falls until the last epoch, and trainer.max_epochs={epochs} has none; set "
+                "trainer.max_epochs, or system.lr_schedule=constant"
+            )
+        return optimizer_and_schedule(self.settings, self.field.parameters(), epochs or 1)

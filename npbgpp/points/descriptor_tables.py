@@ -211,6 +211,19 @@ def digest(values: Float[Tensor, "n q"]) -> str:
     return hashlib.blake2b(values.detach().cpu().contiguous().numpy().data, digest_size=16).hexdigest()
 
 
+def _is_version(path: Path, version: str) -> bool:
+    """Whether a file holds a version of a table; False for a missing or damaged file."""
+    if not path.is_file():
+        return False
+    found = read_mark(path).get(_DIGEST_KEY)
+    if found is None:  # of an old version
+        try:
+            found = digest(load_tensors(path, "descriptors"))
+        except (InputError, AttributeError, TypeError):
+            return False
+    return found == version
+
+
 class DescriptorTables:
     """Per-scene parameters: residency on the device, gradients and updates, files, and the state in checkpoints.
 
@@ -259,6 +272,10 @@ class DescriptorTables:
         self._training = False
         self._trained: set[str] = set()  # in this epoch
         self._gradients: list[tuple[str, Tensor, Tensor]] = []  # scene, rows, gradient
+        self._advice = (
+            "resume from the last checkpoint of the run, or begin with what there is: weights_path=<checkpoint> "
+            "system.descriptors_pretrained_dir=<folder>"
+        )
 
     # ---------------------------------------------------------------- training
     def begin_training(self, trained: Sequence[str], validated: Sequence[str], overwrite: bool) -> None:
@@ -381,6 +398,11 @@ class DescriptorTables:
             if self._drawn_from is not None or not training:
                 self._require_saved(scene)
             values = self._initial_values(scene, len(xyz_world))
+        elif tuple(values.shape) != (len(xyz_world), self.dim):
+            raise InputError(
+                f"descriptors of scene {scene} in the checkpoint: expected {len(xyz_world)} x {self.dim} for its cloud, got "
+                f"{' x '.join(map(str, values.shape))}; use the cloud file and datasets.n_point of the run"
+            )
         drawn = None
         if self._drawn_from is not None:
             drawn = values[:, self._drawn_from :].any(1).nonzero()[:, 0].to(xyz_world.device)
@@ -438,8 +460,7 @@ class DescriptorTables:
                 return values
         raise InputError(
             f"descriptors of scene {scene}: expected those that the checkpoint was saved with, got {'others' if paths else 'none'} in "
-            f"{' and '.join(map(str, folders))}; resume from the last checkpoint of the run, or begin with what there is: weights_path=<checkpoint> "
-            "system.descriptors_pretrained_dir=<folder>"
+            f"{' and '.join(map(str, folders))}; {self._advice}"
         )
 
     def _read(self, path: Path, scene: str, points: int) -> Float[Tensor, "n q"]:
@@ -469,17 +490,27 @@ class DescriptorTables:
         table = self.residents[scene].table
         path, values = self.folders.save / f"{scene}.pth", table.values.detach().cpu().contiguous()
         referenced = self._referenced.get(scene)
-        if referenced is not None and referenced == self._digests.get(scene) and path.is_file():
+        # a run that was stopped before its checkpoint leaves a file here that no checkpoint refers to, beside the one that the last checkpoint needs
+        if referenced is not None and _is_version(path, referenced):
             previous = self.folders.save / _PREVIOUS / path.name
             previous.parent.mkdir(exist_ok=True)
             previous.unlink(missing_ok=True)
             os.link(path, previous)
-        metadata = {_DIGEST_KEY: digest(values)}
-        self._digests[scene] = metadata[_DIGEST_KEY]
-        checksum = self._checksums.get(scene)
-        save_tensors(path, values, metadata if checksum is None else metadata | {CLOUD_KEY: checksum})
+        self._write(scene, path, values)
         table.changed = False
         return path
+
+    def _write(self, scene: str, path: Path, values: Float[Tensor, "n q"]) -> None:
+        metadata = {_DIGEST_KEY: digest(values)}
+        checksum = self._checksums.get(scene)
+        save_tensors(path, values, metadata if checksum is None else metadata | {CLOUD_KEY: checksum})
+        self._digests[scene] = metadata[_DIGEST_KEY]
+
+    def save_copy(self, scene: str, folder: Path) -> None:
+        """Writes the file of a resident scene into another folder; checkpoints refer to it from now on."""
+        table = self.residents[scene].table
+        self._write(scene, folder / f"{scene}.pth", table.values.detach().cpu().contiguous())
+        table.changed = False
 
     def save_trained(self) -> None:
         """Saves the tables of the scenes of the epoch; afterwards every process can open every saved scene."""
@@ -550,6 +581,12 @@ class DescriptorTables:
         if len(state["residents"]) == process_count():
             self._to_open = tuple(state["residents"][process_rank()])
             self._trained = set(state["trained"][process_rank()])
+
+    def expect(self, state: Mapping[str, Any]) -> None:
+        """Reads only the files that a checkpoint refers to, for an evaluation of it; ``state`` is that of ``state_dict``."""
+        self._digests |= state["saved"]
+        self._restored = {scene: {"values": table["values"]} for scene, table in state["tables"].items() if table.get("values") is not None}
+        self._advice = "they belong to another run or epoch: copy the whole folder of the run again, or train the scene anew"
 
     def open_restored(self) -> None:
         """Opens the scenes that were resident, in their order."""

@@ -39,13 +39,24 @@ COMMANDS: dict[str, Command[Any]] = {
     ),
 }
 
+# keys of a training in messages about scenes, and the keys of these commands
+_KEYS = {
+    "datasets.data_root and datasets.scene_name": "the folder of the scene",
+    "datasets.data_root or datasets.scene_name": "the folder of the scene",
+    "datasets.layout": "layout",
+    "datasets.pc_name": "pc_name",
+    "datasets.scene_name": "scene",
+    "datasets.data_root": "scene",
+    "with out=, in a training with hydra.run.dir=": "with out=",
+}
+
 
 def main() -> None:
     """The command."""
     arguments = sys.argv[1:]
     name, settings, _ = read_subcommand("prepare", "Checks scenes, makes their point clouds, and prepares videos.", COMMANDS, arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    with user_errors():
+    with user_errors(_KEYS):
         # each command imports torch and what it needs itself
         if name == "check":
             from npbgpp.prepare.check import check

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from npbgpp.core.files import write_atomically
 from npbgpp.data import CloudManifest, ColmapModel, Scene, View, file_sha256, find_models, manifest_path, read_cloud
 from npbgpp.errors import InputError
 from npbgpp.geometry import Offset, PointCloud, write_ply
@@ -131,12 +132,5 @@ def _triangulate(model: ColmapModel, scene: Scene, settings: CloudSettings) -> P
 
 
 def _write_cloud(path: Path, points: PointCloud, offset: Offset | None) -> None:
-    """Writes coordinates plus an offset to a temporary file and renames it. Raises InputError if the cloud cannot be written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write_ply(part, points, offset)
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error}); free space, or choose another name with pc_name=<file>") from error
-    finally:
-        part.unlink(missing_ok=True)
+    """Writes coordinates plus an offset. Raises InputError if the cloud cannot be written; a file that was there is then unchanged."""
+    write_atomically(path, lambda file: write_ply(file, points, offset))

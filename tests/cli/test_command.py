@@ -159,3 +159,15 @@ def test_choices_are_those_of_the_code():
         (PREPARE["monocular"], "stages", set(STAGES)),
     ):
         assert set(literals(get_type_hints(command.schema)[name])) == known
+
+
+def test_an_interrupted_command_says_so_in_one_line(capsys):
+    with pytest.raises(SystemExit) as ended, user_errors():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_messages_name_the_keys_of_the_command():
+    with pytest.raises(SystemExit) as ended, user_errors({"datasets.layout": "layout"}):
+        raise InputError("expected another one; name it with datasets.layout=<name>")
+    assert ended.value.code == "error: expected another one; name it with layout=<name>"

@@ -43,7 +43,7 @@ def start(tiny_root):
     With ``runs``: these configurations, one after another, in folders of their names.
     """
 
-    def go(launch: Path, *overrides: str, timeout: float = 280, root: Path = tiny_root, runs: dict[str, tuple[str, ...]] | None = None):
+    def go(launch: Path, *overrides: str, timeout: float = 400, root: Path = tiny_root, runs: dict[str, tuple[str, ...]] | None = None):
         count = 2
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -291,6 +291,36 @@ def test_two_processes_score_what_they_have_saved(others, run_in, tmp_path, name
     assert_same_scores(launch / name, run_in(tmp_path, *saved, root=roots[name], tiny=OTHERS[name]))
     if name in ("npcr", "npbgpp"):
         assert {path.stem for path in (launch / name / "descriptors").glob("*.pth")} == {"ball", "globe"}
+
+
+# one view for two processes, and none at all
+ONE_VIEW = ("datasets.holdout_indices=[3]", "datasets.val_indices=[5]", "test_after_fit=true")
+NO_VIEW = ("datasets.scenes.test=[]", "datasets.scenes.val=[]", "test_after_fit=true")
+FEW = {
+    "npbg": (*TINY_OVERRIDES, *ONE_VIEW),
+    "npbgpp": (*TINY_NPBGPP, *ONE_VIEW),
+    "nerf": (*TINY_NERF, *ONE_VIEW, "trainer.max_epochs=2"),
+    "npcr": (*TINY_NPCR, *ONE_VIEW, "trainer.num_sanity_val_steps=1"),
+    "nsff": (*TINY_NSFF, "trainer.check_val_every_n_epoch=1", "datasets.holdout_indices=[5]", "test_after_fit=true"),
+    "none": (*TINY_NERF, *NO_VIEW),
+}
+
+
+def test_processes_without_views_take_part_in_every_evaluation(start, tiny_root, moving_root, run_in, tmp_path):
+    """One view to validate and one to test, by two processes."""
+    roots = {name: moving_root if name == "nsff" else tiny_root for name in FEW}
+    batches = ("dataloader.train_total_batch_size=2",)
+    succeed(start(tmp_path, runs={name: (*words, *batches, f"datasets.data_root={roots[name]}") for name, words in FEW.items()}))
+    for name in FEW:
+        if name == "none":
+            assert (tmp_path / name / LAST).is_file() and not (tmp_path / name / "metrics.json").exists()
+        else:
+            (scores,) = metrics(tmp_path / name).values()
+            assert scores["views"] == 1
+            debug, shown = (
+                sorted(path.name for path in (tmp_path / name / "rendered").rglob(f"*_{kind}.png")) for kind in ("debug", "rendered")
+            )
+            assert debug and len(shown) == 1, name
 
 
 def test_a_process_that_fails_ends_the_others(start, tiny_root, tmp_path):

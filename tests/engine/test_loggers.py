@@ -24,3 +24,14 @@ def test_three_loggers_at_once(run_here, monkeypatch):
     (run,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     content = run.read_bytes()
     assert not [name for name in NAMES if name.encode() not in content], content
+
+
+def test_a_run_goes_on_without_wandb_that_nobody_is_logged_in_to(run_here, monkeypatch, tmp_path, caplog):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    folder = run_here("loggers=[csv,wandb]", "trainer.log_every_n_steps=1", "trainer.limit_val_batches=0")
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "npbgpp.engine.loggers"]
+    assert "W&B cannot start" in message and "WANDB_MODE=offline" in message and "\n" not in message
+    assert (folder / "csv_logs" / "metrics.csv").is_file()

@@ -116,6 +116,7 @@ class NSFF(RadianceSystem):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Restores the weights of hard sampling. Raises InputError for a checkpoint of other frames."""
+        super().on_load_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         if self.hard is not None:
             found = checkpoint["npbgpp"].get("pixel_weights")
