@@ -61,6 +61,13 @@ def splats(settings: SplatExport, overrides: list[str]) -> None:
     out = settings.file(f"{scene}.ply", splat_files.SUFFIXES)
     gaussians = system.gaussian_cloud(scene)
     splat_files.write_splats(out, gaussians)
+    offset = system.scenes[scene].offset
+    if offset is not None:  # the formats have single precision
+        log.warning(
+            "coordinates in %s are those of the scene less (%s); weights_path takes them as they are",
+            out,
+            ", ".join(f"{part:.0f}" for part in offset),
+        )
     log.info("%d gaussians of degree %d: %s", len(gaussians), gaussians.sh_degree, out)
 
 
