@@ -56,7 +56,8 @@ def transformed(xyz: Float[np.ndarray, "n 3"], transform: Transform | None) -> F
     if transform is not None:
         matrix = np.array(transform)
         xyz = xyz.astype(np.float64) @ matrix[:, :3].T + matrix[:, 3]
-    return torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32))
+    with np.errstate(over="ignore"):  # coordinates beyond single precision are not finite, which callers refuse
+        return torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32))
 
 
 def read_ply(path: Path, transform: Transform | None = None) -> PointCloud:

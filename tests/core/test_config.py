@@ -185,6 +185,7 @@ def test_every_group_is_checked():
 SCENES_TO_NAME = {
     "auto_one_scene": ("datasets.scene_name=a",),
     "colmap_one_scene": ("datasets.scene_name=a",),
+    "nerfstudio_one_scene": ("datasets.scene_name=a",),
     "npbg_scenes": ("datasets.names=[a,b]",),
     "npbg_quick": ("datasets=llff_one_scene",),
     "nerf_quick": ("datasets=llff_one_scene",),
