@@ -40,6 +40,8 @@ _PARTS = {
     "global_step": int,
 }
 
+_PROGRESS = ("global_step", "epoch", "loops", "npbgpp")  # where a run is, and what of it lies in files beside the checkpoint
+
 
 class AtomicCheckpointIO(CheckpointIO):
     """Reads and writes Lightning checkpoints atomically and without running code from them."""
@@ -73,8 +75,8 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes through a temporary file. A full disk leaves the previous file and raises InputError."""
         if self._stops_in_epoch:
-            self._stopped = copy.deepcopy({name: checkpoint[name] for name in ("global_step", "epoch", "loops", "npbgpp")})
-        elif checkpoint["global_step"] == self._stopped.get("global_step"):
+            self._stopped = copy.deepcopy({name: checkpoint[name] for name in _PROGRESS if name in checkpoint})
+        elif self._stopped and checkpoint.get("global_step") == self._stopped["global_step"]:
             checkpoint = checkpoint | self._stopped
         save_tensors(Path(path), checkpoint)
 
