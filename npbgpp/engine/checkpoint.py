@@ -66,10 +66,17 @@ class AtomicCheckpointIO(CheckpointIO):
         """Reads a checkpoint and keeps the content for the next ``load_checkpoint`` by Lightning, so that the file is read once.
 
         Raises:
-            InputError: damaged, or not a training checkpoint.
+            InputError: damaged, not a training checkpoint, or one that lacks a part.
         """
         if self._ahead is None or self._ahead[0] != path:
-            self._ahead = (path, self.load_checkpoint(path))
+            content = self.load_checkpoint(path)
+            lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
+            if lacking:
+                raise InputError(
+                    f"checkpoint {path}: training goes on from a whole checkpoint, this one lacks {', '.join(lacking)}; name another one of the run, or begin with "
+                    f"its weights: weights_path={path}"
+                )
+            self._ahead = (path, content)
         return self._ahead[1]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -92,12 +99,6 @@ class AtomicCheckpointIO(CheckpointIO):
         content = load_tensors(Path(path), "checkpoint")
         if not isinstance(content, dict):
             raise InputError(f"checkpoint {path}: training goes on from a checkpoint, got a {type(content).__name__}; name one of a run")
-        lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
-        if lacking:
-            raise InputError(
-                f"checkpoint {path}: training goes on from a whole checkpoint, this one lacks {', '.join(lacking)}; name another one of the run, or begin with "
-                f"its weights: weights_path={path}"
-            )
         return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
