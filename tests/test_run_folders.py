@@ -99,7 +99,7 @@ def test_a_checkpoint_without_a_part_is_one_line(run, run_in, tmp_path, monkeypa
     for part in PARTS:
         torch.save({key: value for key, value in content.items() if key != part}, path)
         with pytest.raises(InputError, match=f"lacks {part}"):
-            AtomicCheckpointIO().load_checkpoint(path)
+            AtomicCheckpointIO().read_ahead(path)
     weights = dict(content["state_dict"])
     name = next(iter(weights))
     damaged = {

@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 # EX_TEMPFAIL of sysexits.h, "try again later". 143, the code of a process that SIGTERM killed, does not say that a checkpoint was saved.
 EXIT_CODE = 75
-
-
 INTERRUPTED = 128 + signal.SIGINT  # what shells report for a process that Ctrl-C ended
 
 

@@ -40,6 +40,8 @@ _PARTS = {
     "global_step": int,
 }
 
+_PROGRESS = ("global_step", "epoch", "loops", "npbgpp")  # where a run is, and what of it lies in files beside the checkpoint
+
 
 class AtomicCheckpointIO(CheckpointIO):
     """Reads and writes Lightning checkpoints atomically and without running code from them."""
@@ -64,17 +66,24 @@ class AtomicCheckpointIO(CheckpointIO):
         """Reads a checkpoint and keeps the content for the next ``load_checkpoint`` by Lightning, so that the file is read once.
 
         Raises:
-            InputError: damaged, or not a training checkpoint.
+            InputError: damaged, not a training checkpoint, or one that lacks a part.
         """
         if self._ahead is None or self._ahead[0] != path:
-            self._ahead = (path, self.load_checkpoint(path))
+            content = self.load_checkpoint(path)
+            lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
+            if lacking:
+                raise InputError(
+                    f"checkpoint {path}: training goes on from a whole checkpoint, this one lacks {', '.join(lacking)}; name another one of the run, or begin with "
+                    f"its weights: weights_path={path}"
+                )
+            self._ahead = (path, content)
         return self._ahead[1]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes through a temporary file. A full disk leaves the previous file and raises InputError."""
         if self._stops_in_epoch:
-            self._stopped = copy.deepcopy({name: checkpoint[name] for name in ("global_step", "epoch", "loops", "npbgpp")})
-        elif checkpoint["global_step"] == self._stopped.get("global_step"):
+            self._stopped = copy.deepcopy({name: checkpoint[name] for name in _PROGRESS if name in checkpoint})
+        elif self._stopped and checkpoint.get("global_step") == self._stopped["global_step"]:
             checkpoint = checkpoint | self._stopped
         save_tensors(Path(path), checkpoint)
 
@@ -90,12 +99,6 @@ class AtomicCheckpointIO(CheckpointIO):
         content = load_tensors(Path(path), "checkpoint")
         if not isinstance(content, dict):
             raise InputError(f"checkpoint {path}: training goes on from a checkpoint, got a {type(content).__name__}; name one of a run")
-        lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
-        if lacking:
-            raise InputError(
-                f"checkpoint {path}: training goes on from a whole checkpoint, this one lacks {', '.join(lacking)}; name another one of the run, or begin with "
-                f"its weights: weights_path={path}"
-            )
         return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
