@@ -148,7 +148,7 @@ DTU = {
     "a mask less": (remove("mask/004.png"), "7 masks", "at 4)"),
     "a matrix less": (archive("cameras.npz", "world_mat_4", lambda m: None), "7 matrices", "at 4)"),
     "photo of another size": (image("image/000004.png", (23, 32)), "000004.png", "32x24", "32x23"),
-    "mask of another size": (image("mask/004.png", (12, 16)), "004.png", "32x24", "16x12"),
+    "mask of another size": (image("mask/004.png", (16, 16)), "004.png", "32x24", "16x16"),
     "name without number": (image("image/cover.png", SIZE), "cover.png"),
     "number twice": (image("image/0004.png", SIZE), "0004.png", "000004.png"),
     "not finite": (archive("cameras.npz", "world_mat_4", lambda m: m * np.nan), "world_mat_4", "not finite"),
@@ -303,7 +303,7 @@ NPCR = {
     "another name": (move(PHOTO, "img/0/a.jpg"), "'a.jpg'"),
     "a number twice": (copy(PHOTO, "img/0/img_4.jpg"), "img_4.jpg", "img_0004.jpg"),
     "a matte less": (remove(MATTE), "img/0", "4"),
-    "a matte of another size": (image(MATTE, (12, 16)), "img_0004_alpha.png", "32x24", "16x12"),
+    "a matte of another size": (image(MATTE, (16, 16)), "img_0004_alpha.png", "32x24", "16x16"),
     "damaged photo": (put(PHOTO, b"x"), "img_0004.jpg"),
     "no poses": (remove("CamPose.inf"), "CamPose.inf"),
     "poses in other bytes": (put("CamPose.inf", b"\xff\xfe1\0"), "CamPose.inf"),
@@ -340,10 +340,10 @@ COLMAP_TEXT = {
     "photo cropped": (image(PHOTO_1, (20, 32)), "view_1.png", "32x24", "32x20"),
     "invalid lens": (put("sparse/0/cameras.txt", "7 SIMPLE_RADIAL 32 24 36 16 12 1e9\n"), "cameras.txt", "SIMPLE_RADIAL", "1000000000"),
     "mask of another size": (
-        lambda folder: [(folder / "masks").mkdir(), *(image(f"masks/view_{k}.png", (12, 16))(folder) for k in range(8))],
+        lambda folder: [(folder / "masks").mkdir(), *(image(f"masks/view_{k}.png", (16, 16))(folder) for k in range(8))],
         "view_0.png",
         "32x24",
-        "16x12",
+        "16x16",
     ),
     "names that collide": (
         chain(
