@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from npbgpp.core import plugins as registry
 from npbgpp.core.plugins import LAYOUTS, METHODS, load_plugin
@@ -108,7 +109,8 @@ def write_cameras_json(source: Path, folder: Path) -> None:
             {"id": len(entries), "img_name": view.name, "width": width, "height": height, "fx": fx, "fy": fy}
             | {"position": pose[:3, 3].tolist(), "rotation": pose[:3, :3].tolist()}
         )
-        shutil.copy(view.image, folder / "images" / f"{view.name}.png")
+        with Image.open(view.image) as photo:
+            photo.convert("RGB").save(folder / "images" / f"{view.name}.png")
     (folder / "cameras.json").write_text(json.dumps(entries))
 
 

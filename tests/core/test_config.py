@@ -189,6 +189,9 @@ SCENES_TO_NAME = {
     "npbg_scenes": ("datasets.names=[a,b]",),
     "npbg_quick": ("datasets=llff_one_scene",),
     "nerf_quick": ("datasets=llff_one_scene",),
+    "npbgpp_quick": ("datasets=llff_one_scene",),
+    "gaussians_quick": ("datasets=llff_one_scene",),
+    "gaussians_published": ("datasets=llff_one_scene",),
 }
 
 
