@@ -46,7 +46,6 @@ TEST_REQUIRES = [
 ]
 
 DEV_REQUIRES = [
-    "matplotlib>=3.10,<4",
     "mypy>=2,<3",
     "pre-commit>=4.3,<5",
     "ruff>=0.17,<0.18",

@@ -4,7 +4,7 @@ Every method is trained anew for every budget, with the number of steps that fit
 is found by a short run. CPU seconds are those of all threads, from the first to the last training step.
 
 Run: ``python benchmarks/budgets.py out=experiments/budgets [minutes=1,5,20] [methods=gaussians,npbg] [scenes=still_life,lego]``. Results that are in ``out``
-are not measured again. Scenes other than still_life are read from ``data=<folder>``, in the layout of the folder that NPBGPP_SHARED/data has.
+are not measured again. The plot needs matplotlib, which is not installed with the project: ``pip install matplotlib``. Scenes other than still_life are read from ``data=<folder>``, in the layout of the folder that NPBGPP_SHARED/data has.
 """
 
 import json
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -134,6 +135,8 @@ def report(out: Path) -> None:
 
 def main() -> None:
     """Measures what is asked for, then writes table and plot."""
+    if find_spec("matplotlib") is None:
+        sys.exit("error: matplotlib: expected the package for the plot, got none; pip install matplotlib")
     words = dict(word.split("=", 1) for word in sys.argv[1:])
     out = Path(words.get("out", "experiments/budgets")).absolute()
     out.mkdir(parents=True, exist_ok=True)
