@@ -3,8 +3,9 @@
 Every method is trained anew for every budget, with the number of steps that fits into it, so that its learning rates follow their whole schedule. The number
 is found by a short run. CPU seconds are those of all threads, from the first to the last training step.
 
-Run: ``python benchmarks/budgets.py out=experiments/budgets [minutes=1,5,20] [methods=gaussians,npbg] [scenes=still_life,lego]``. Results that are in ``out``
-are not measured again. The plot needs matplotlib, which is not installed with the project: ``pip install matplotlib``. Scenes other than still_life are read from ``data=<folder>``, in the layout of the folder that NPBGPP_SHARED/data has.
+Run: ``python benchmarks/budgets.py out=experiments/budgets [minutes=1,5,20] [methods=gaussians,npbg] [scenes=still_life,lego] [data=<folder>]``. Results that are
+in ``out`` are not measured again. Scenes other than still_life are read from ``data`` (or NPBGPP_SHARED/data), in the sub-folders of ``SCENES``. The plot needs
+matplotlib, which is not installed with the project: ``pip install matplotlib``.
 """
 
 import json
