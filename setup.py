@@ -10,6 +10,7 @@ INSTALL_REQUIRES = [
     "imageio-ffmpeg>=0.6,<1",
     "jaxtyping>=0.3.2,<0.4",
     "jinja2>=3.1.6,<4",
+    "llvmlite>=0.50,<1",
     "lpips>=0.1.4,<0.2",
     "numba>=0.68,<1",
     "numpy>=2.2,<3",
@@ -98,6 +99,8 @@ setup(
         "dev": TEST_REQUIRES + DEV_REQUIRES,
         # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
         "cluster": ["hydra-submitit-launcher>=1.2,<2"],
+        # Plots of benchmarks.
+        "plots": ["matplotlib>=3.10,<4"],
         # The documentation; make docs uses the pins of requirements-docs.txt.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
         # Optional peers: nothing here needs them. Both must be built against the installed torch.

@@ -185,7 +185,7 @@ def test_installed_versions_are_the_pins() -> None:
 def test_imports_are_declared(scripts: bool) -> None:
     arguments = setup_arguments()
     extras = arguments["extras_require"]
-    declared = arguments["install_requires"] + (extras["test"] if scripts else extras["scatter"] + extras["pytorch3d"])
+    declared = arguments["install_requires"] + (extras["test"] + extras["plots"] if scripts else extras["scatter"] + extras["pytorch3d"])
     folders = SCRIPT_FOLDERS if scripts else ("npbgpp",)
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")] + [ROOT / "train_net.py"]
     assert imported_packages(files) - {canonicalize_name(Requirement(line).name) for line in declared} == set()
@@ -240,14 +240,15 @@ STAND_IN_MAKEFILE = """\
 install: ; mkdir -p .venv/bin && printf '#!/bin/sh\\nexec {python} "$$@"\\n' > .venv/bin/python && chmod +x .venv/bin/python && {install}
 lint: ; {lint}
 test: ; {test}
-demo: ; folder='$(DEMO_DIR)'; mkdir -p $$folder/npbgpp $$folder/npbg; {demo}
+demo: ; folder='$(DEMO_DIR)'; mkdir -p $$folder/gaussians $$folder/npbgpp $$folder/npbg $$folder/video; {demo}
 """
 METRICS = '{\\"datasets\\": {\\"a\\": {\\"psnr\\": 20.0, \\"views\\": 2}}}'
-WRITE_METRICS = f'for run in npbgpp npbg; do echo "{METRICS}" > $$folder/$$run/metrics.json; done'
+WRITE_METRICS = f'for run in gaussians npbgpp npbg; do echo "{METRICS}" > $$folder/$$run/metrics.json; done'
 DRAW = f"{sys.executable} -c \"import sys; from PIL import Image; [Image.new('RGB', (4, 3)).save(p) for p in sys.argv[1:]]\""
-WRITE_REPORT = f"{DRAW} $$folder/npbgpp/report.png $$folder/npbg/report.png"
+WRITE_REPORT = f"{DRAW} $$folder/gaussians/report.png $$folder/npbgpp/report.png $$folder/npbg/report.png"
 WRITE_COMPARISON = f"{DRAW} $$folder/compare.png"
-WRITE_ALL = f"{WRITE_METRICS} && {WRITE_REPORT} && {WRITE_COMPARISON}"
+WRITE_VIDEO = "head -c 20000 /dev/zero > $$folder/video/film.mp4"
+WRITE_ALL = f"{WRITE_METRICS} && {WRITE_REPORT} && {WRITE_COMPARISON} && {WRITE_VIDEO}"
 
 
 def run_ci(folder: Path, **steps: str) -> subprocess.CompletedProcess[str]:
@@ -271,6 +272,7 @@ FAILING_STEPS = {
     "no report": ({"demo": f"{WRITE_METRICS} && {WRITE_COMPARISON}"}, "report.png"),
     "no metrics": ({"demo": f"{WRITE_REPORT} && {WRITE_COMPARISON}"}, "metrics.json"),
     "no comparison": ({"demo": f"{WRITE_METRICS} && {WRITE_REPORT}"}, "compare.png"),
+    "empty video": ({"demo": f"{WRITE_ALL} && : > $$folder/video/film.mp4"}, "AssertionError"),
     "empty report": ({"demo": f"{WRITE_ALL} && : > $$folder/npbg/report.png"}, "cannot identify image file"),
     "empty metrics": ({"demo": f"{WRITE_ALL} && echo '{{}}' > $$folder/npbg/metrics.json"}, "KeyError: 'datasets'"),
 }
