@@ -98,8 +98,8 @@ def test_existing_clouds_are_kept_or_replaced_as_a_whole(prepare, tmp_path, monk
     manifest, before = cloud.with_suffix(".json"), cloud.read_bytes()
     assert "overwrite=true" in prepare.refused("cloud", "scene=scene") and not manifest.exists()
 
-    def full(path, points, offset):
-        path.write_bytes(b"ply")
+    def full(file, points, offset):
+        file.write(b"ply")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
