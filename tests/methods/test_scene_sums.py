@@ -162,7 +162,7 @@ def test_passes_and_the_place_of_the_state_do_not_matter(aggregated, monkeypatch
     added.clear()
     in_parts = aggregated("system.points_per_pass=150", "system.state_device=cpu", name="parts")
     assert added == [150] * 12 + [150] * 12 + [100] * 12, "each pass reads every photo for its own points"
-    assert torch.equal(in_parts, whole)
+    torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5)  # the kernels round the rest of a part otherwise
     assert whole.any(1).sum() > 300
 
 
