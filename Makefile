@@ -32,7 +32,7 @@ demo: $(INSTALLED)  ## train gaussians, NPBG and NPBG++ on the scene in example/
 	$(BIN)/python -m npbgpp demo out=$(DEMO_DIR) $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## run the tests in two processes (PYTEST_ARGS="-k name ...", PYTEST_WORKERS=0 for one)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

@@ -4,12 +4,16 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from jaxtyping import install_import_hook
-
 _CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
 if "GenuineIntel" in _CPU and "avx512f" in _CPU:
     # the recordings were made with MKL's AVX2 code; that for AVX-512 rounds otherwise, which the extractor and the regression amplify beyond the tolerances
     os.environ.setdefault("MKL_CBWR", "AVX2")
+
+# while jaxtyping executes a module, whatever that imports is compiled anew: the large libraries come before (25 s of CPU time)
+import pytorch_lightning  # noqa: E402, F401
+import torchmetrics  # noqa: E402, F401
+import torchvision  # noqa: E402, F401
+from jaxtyping import install_import_hook  # noqa: E402
 
 _PACKAGE = Path(find_spec("npbgpp").origin).parent
 # the modules that speak of shapes; the others are left to mypy, since checking every call was a quarter of the time of a small run

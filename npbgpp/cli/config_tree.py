@@ -14,6 +14,7 @@ from typing import Any
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -43,14 +44,11 @@ class ConfigTree:
     def _folders(self) -> list[Any]:
         """Folders of the search path in its order, without those of Hydra."""
         paths = [f"{source.scheme()}://{source.path}" for source in self._loader.get_sources() if source.provider != "hydra"]
-        folders: list[Any] = []
-        for path in (*paths, *self._search_path):
-            scheme, _, place = path.rpartition("://")
-            if scheme == "pkg":
-                folders.append(files(place.replace("/", ".")))
-            elif scheme in ("file", ""):
-                folders.append(Path(place))
-        return folders
+        return _folders_at(paths) + self._added_folders
+
+    @functools.cached_property
+    def _added_folders(self) -> list[Any]:
+        return _folders_at(self._search_path)
 
     @functools.cached_property
     def groups(self) -> list[str]:
@@ -69,8 +67,14 @@ class ConfigTree:
         return [option for option in self.options_and_fragments(group) if not option.startswith("_")]
 
     def options_and_fragments(self, group: str) -> list[str]:
-        """Choices of a group, and the files that choices are made of; empty for what is no group."""
-        return list(self._loader.get_group_options(group, config_name=ROOT, overrides=self._overrides))
+        """Choices of a group, and the files that choices are made of; empty for what is no group.
+
+        ``ConfigLoader.get_group_options`` gives the same, but composes the config anew at every call.
+        """
+        found = {name for source in self._loader.get_sources() if source.is_group(group) for name in source.list(group, ObjectType.CONFIG)}
+        for folder in self._added_folders:
+            found |= {path.stem for path in (folder / group).glob("*.yaml")}
+        return sorted(found)
 
     def text(self, name: str) -> str | None:
         """Text of a config file such as ``datasets/monocular``; None for those of Hydra."""
@@ -102,6 +106,18 @@ class ConfigTree:
                 full = f"{default.package}.{key}" if default.package else key
                 found[full] = f"{found[full]} ({name.rpartition('/')[2]}: {comment})" if full in found else comment
         return found
+
+
+def _folders_at(search_path: Sequence[str]) -> list[Any]:
+    """Folders of entries of a search path; other kinds of entries have none."""
+    folders: list[Any] = []
+    for path in search_path:
+        scheme, _, place = path.rpartition("://")
+        if scheme == "pkg":
+            folders.append(files(place.replace("/", ".")))
+        elif scheme in ("file", ""):
+            folders.append(Path(place))
+    return folders
 
 
 def flattened(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

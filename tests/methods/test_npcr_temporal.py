@@ -1,12 +1,15 @@
 """Pictures carried over to other cameras."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.peeling import Footprint, peel
-from npbgpp.methods.npcr.temporal import flicker, reproject, world_points
+from npbgpp.methods.npcr.temporal import finetune, flicker, reproject, world_points
 
 SIZE = (24, 32)
 
@@ -123,3 +126,47 @@ def test_unsteadiness_is_what_changes_beside_the_motion():
     assert flicker(flickering, depths, cameras) == pytest.approx(25.5, rel=1e-4)
     with pytest.raises(ValueError, match="same points"):
         flicker(still, [plane(torch.inf)] * 4, cameras)
+
+
+class LearnedFrames:
+    """A method that learns the colours of every frame of a path along the plane z = 0, none shared between frames."""
+
+    def __init__(self, frames: torch.Tensor, cameras: list[Cameras]) -> None:
+        self.frames, self.cameras = torch.nn.Parameter(frames), cameras
+        self.device = torch.device("cpu")
+        self.settings = SimpleNamespace(refine_weights=[0.5, 0.5, 0.25, 0.75], colour_threshold=8000.0)
+        self.tables = SimpleNamespace(resident=lambda *_, **__: None, accumulate=lambda _: None, step=lambda _: None)
+
+    def render_layers(self, camera: Cameras, scenes: list[str], learn: bool) -> SimpleNamespace:
+        k = next(k for k, known in enumerate(self.cameras) if torch.equal(known.T, camera.T))
+        return SimpleNamespace(rgba=self.frames[k][None], depth=plane()[None], gathered=None)
+
+    def objective(self) -> SimpleNamespace:
+        return SimpleNamespace(perceptual=None)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.Adam([{"params": [self.frames]}, {"params": []}, {"params": []}])]
+
+    def eval(self) -> None:
+        pass
+
+    def render(self, *_, **__) -> None:
+        raise NotImplementedError
+
+    over_background = render
+
+
+def test_temporal_finetuning_removes_flicker():
+    """Frames whose brightness alternates become equal; what all frames agree on stays."""
+    texture = torch.rand(4, SIZE[0], 64)
+    still = torch.stack([texture[:, :, 16 - k : 48 - k] for k in range(5)])
+    alternating = 0.06 * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])[:, None, None, None]
+    cameras, depths = [camera(k / 8) for k in range(5)], [plane()] * 5
+    method = LearnedFrames(still + alternating, cameras)
+    before = flicker(list(method.frames.detach()), depths, cameras)
+    losses = finetune(method, "plane", cameras, 20, 0.005, nullcontext)
+    after = flicker(list(method.frames.detach()), depths, cameras)
+    assert before == pytest.approx(30.6, rel=1e-3) and after < 0.3 * before
+    assert losses[-1] < 0.1 * losses[0]
+    content = method.frames.detach() - still
+    assert content.abs().max() < 0.13 and content.mean((1, 2, 3)).std() < alternating.std() / 2
