@@ -124,9 +124,19 @@ def _in_8_bits(colours: Shaped[np.ndarray, "n 3"], path: Path) -> UInt8[np.ndarr
     return (np.rint(colours / 257) if colours.max() > 255 else colours).astype(np.uint8)
 
 
-def write_ply(file: Path | IO[bytes], cloud: PointCloud, offset: tuple[float, float, float] | None = None) -> None:
-    """Writes a binary little-endian PLY file with x, y, z and, when known, red, green, blue; coordinates plus an offset are in double precision."""
+def write_ply(
+    file: Path | IO[bytes],
+    cloud: PointCloud,
+    offset: tuple[float, float, float] | None = None,
+    normals: Float[np.ndarray, "n 3"] | None = None,
+) -> None:
+    """Writes a binary little-endian PLY file with x, y, z and, when known, nx, ny, nz and red, green, blue.
+
+    Coordinates plus an offset are in double precision.
+    """
     fields = [(axis, "<f4" if offset is None else "<f8") for axis in "xyz"]
+    if normals is not None:
+        fields += [(f"n{axis}", "<f4") for axis in "xyz"]
     if cloud.rgb_u8 is not None:
         fields += [(c, "u1") for c in ("red", "green", "blue")]
     vertex = np.empty(len(cloud), dtype=fields)
@@ -134,6 +144,9 @@ def write_ply(file: Path | IO[bytes], cloud: PointCloud, offset: tuple[float, fl
         vertex[axis] = cloud.xyz[:, k].cpu().numpy()
         if offset is not None:
             vertex[axis] += offset[k]
+    if normals is not None:
+        for k, axis in enumerate("xyz"):
+            vertex[f"n{axis}"] = normals[:, k]
     if cloud.rgb_u8 is not None:
         for k, colour in enumerate(("red", "green", "blue")):
             vertex[colour] = cloud.rgb_u8[:, k].cpu().numpy()

@@ -50,6 +50,9 @@ log2 = _Operation("log2")  # (vector), positive; absolute error 1e-7 plus roundi
 square_root = _Operation("square_root")
 total = _Operation("total")  # (vector): the sum of the values
 largest = _Operation("largest")  # (vector)
+# (image, begin, columns, x, y): bilinear samples of an image of ``columns`` pixels per row at x, y >= 0, counted from the centre of its first pixel; every
+# element of ``image`` (uint64, from ``begin`` on) has 16 bits each of the pixel, of that to its right, of that below, and of that below and to the right
+bilinear = _Operation("bilinear")
 
 
 @functools.cache
@@ -234,7 +237,39 @@ def _operations() -> dict[str, Any]:
 
         return number(vector), generate
 
+    def bilinear(typing: Any, image: Any, begin: Any, columns: Any, x: Any, y: Any) -> Any:
+        wide = ir.IntType(64)
+        quads_type = ir.VectorType(wide, LANES)
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            data = builder.gep(context.make_array(sig.args[0])(context, builder, args[0]).data, [args[1]])
+            across, down = (builder.fptosi(value, llvm_integers) for value in args[3:])
+            width = builder.trunc(args[2], llvm_index)
+            at = ir.Constant(llvm_integers, ir.Undefined)
+            for k in range(LANES):
+                at = builder.insert_element(at, width, llvm_index(k))
+            at = builder.add(builder.mul(down, at), across)
+            quads = ir.Constant(quads_type, ir.Undefined)
+            for k in range(LANES):
+                place = builder.sext(builder.extract_element(at, llvm_index(k)), wide)
+                quads = builder.insert_element(quads, builder.load(builder.gep(data, [place])), llvm_index(k))
+            upper = builder.trunc(quads, llvm_integers)
+            lower = builder.trunc(builder.lshr(quads, ir.Constant(quads_type, [32] * LANES)), llvm_integers)
+            right, below = (builder.fsub(value, builder.sitofp(cell, llvm_vector)) for value, cell in ((args[3], across), (args[4], down)))
+
+            def mixed(a: Any, b: Any, share: Any) -> Any:
+                return builder.fadd(a, builder.fmul(share, builder.fsub(b, a, flags=_FLAGS), flags=_FLAGS), flags=_FLAGS)
+
+            rows = []
+            for pair in (upper, lower):
+                left, beside = builder.and_(pair, integers(0xFFFF)), builder.lshr(pair, integers(16))
+                rows.append(mixed(builder.sitofp(left, llvm_vector), builder.sitofp(beside, llvm_vector), right))
+            return mixed(rows[0], rows[1], below)
+
+        return vector(image, types.intp, types.intp, vector, vector), generate
+
     exported = (
+        bilinear,
         load,
         store,
         load_strided,

@@ -1,4 +1,4 @@
-"""``npbgpp prepare check|cloud|llff|monocular <folder> [key=value ...]``, the same as ``python -m npbgpp.prepare``: scenes and videos before training."""
+"""``npbgpp prepare check|cloud|dense|llff|monocular <folder> [key=value ...]``, the same as ``python -m npbgpp.prepare``: scenes and videos before training."""
 
 import logging
 import shlex
@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from npbgpp.cli.command import Command, read_subcommand, user_errors
-from npbgpp.prepare.settings import CheckSettings, CloudSettings, LlffSettings, VideoSettings
+from npbgpp.prepare.settings import CheckSettings, CloudSettings, DenseSettings, LlffSettings, VideoSettings
 
 COMMANDS: dict[str, Command[Any]] = {
     "check": Command(
@@ -22,6 +22,13 @@ COMMANDS: dict[str, Command[Any]] = {
         CloudSettings,
         positional=("scene",),
         example="data/my_scene method=sparse",
+    ),
+    "dense": Command(
+        "prepare dense",
+        "Makes a dense point cloud of a scene by multi-view stereo of its training views.",
+        DenseSettings,
+        positional=("scene",),
+        example="data/my_scene size=640",
     ),
     "llff": Command(
         "prepare llff",
@@ -66,6 +73,10 @@ def main() -> None:
             from npbgpp.prepare.cloud import make_cloud
 
             make_cloud(settings, f"npbgpp prepare {shlex.join(arguments)}")
+        elif name == "dense":
+            from npbgpp.prepare.cloud import make_dense_cloud
+
+            make_dense_cloud(settings, f"npbgpp prepare {shlex.join(arguments)}")
         elif name == "llff":
             from npbgpp.prepare.llff import prepare_llff
 

@@ -1,18 +1,20 @@
 """``npbgpp prepare cloud``: makes the point cloud of a scene from its training views."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from npbgpp.core.files import write_atomically
 from npbgpp.data import CloudManifest, ColmapModel, Scene, View, file_sha256, find_models, manifest_path, read_cloud
 from npbgpp.errors import InputError
-from npbgpp.geometry import Offset, PointCloud, write_ply
+from npbgpp.geometry import PointCloud, write_ply
 from npbgpp.parsers.colmap import photos_of_model
+from npbgpp.prepare.dense import DenseOptions, dense_points, write_visibility
 from npbgpp.prepare.depth_fusion import check_voxel, decimate, fuse_depth
-from npbgpp.prepare.settings import CloudSettings
+from npbgpp.prepare.settings import CloudSettings, DenseSettings
 from npbgpp.prepare.triangulation import triangulate_points
 from npbgpp.prepare.visual_hull import masks_carve, visual_hull
 
@@ -21,6 +23,7 @@ log = logging.getLogger("npbgpp.prepare")
 _HULL_POINTS = 100_000
 # what each method needs, in the order of preference
 _NEEDS = {"decimate": "source=<cloud>", "depth": "depth maps", "hull": "a mask for every photo", "sparse": "a COLMAP model"}
+_ON_REQUEST = {"mvs": "3 training views"}  # takes minutes
 
 
 def make_cloud(settings: CloudSettings, command: str) -> None:
@@ -35,10 +38,7 @@ def make_cloud(settings: CloudSettings, command: str) -> None:
     """
     check_voxel(settings.voxel)
     scene = settings.read()
-    path = scene.cloud.path
-    if path.exists() and not settings.overwrite:
-        raise InputError(f"pc_name={settings.pc_name}: {path} exists; choose another name, or overwrite=true")
-    CloudManifest.read(path)  # raises now rather than after minutes if another file has the name of the manifest
+    path = _free_path(scene, settings)
     train = tuple(scene.views[i] for i in scene.splits["train"])
     method = _choose_method(settings, scene.layout, train)
     log.info("scene %s, read as %s: %s from %d training views of %d", scene.name, scene.layout, method, len(train), len(scene.views))
@@ -50,21 +50,47 @@ def make_cloud(settings: CloudSettings, command: str) -> None:
         used, held_out = (origin.used_views, origin.held_out_views) if origin is not None else ((), ())  # unknown without a manifest
     # depth fusion averages voxels itself, the visual hull chooses its resolution by the count
     points = decimate(points, None if method == "depth" else settings.voxel, None if method == "hull" else settings.count)
-    _write_cloud(path, points, scene.offset)
-    manifest = CloudManifest(
-        method=method,
-        settings={key: value for key, value in asdict(settings).items() if value is None or isinstance(value, int | float | str)},
-        scene=scene.name,
-        layout=scene.layout,
-        used_views=used,
-        held_out_views=held_out,
-        points=len(points),
-        cloud=path.name,
-        sha256=file_sha256(path),
-        command=command,
-    )
-    manifest.write(path)
-    log.info("%d points: %s; manifest: %s", len(points), path, manifest_path(path))
+    _write_cloud(path, points, scene, None, _Origin(method, settings, used, held_out, command))
+
+
+def make_dense_cloud(settings: DenseSettings, command: str) -> None:
+    """Writes the cloud of ``npbgpp prepare dense`` and its manifest.
+
+    Args:
+        settings: the keys.
+        command: the command line, for the manifest.
+
+    Raises:
+        InputError: a scene that cannot be read or lacks data for stereo, an existing cloud, or a file that cannot be written.
+    """
+    scene = settings.read()
+    path = _free_path(scene, settings)
+    train = tuple(view.name for view in (scene.views[i] for i in scene.splits["train"]))
+    log.info("scene %s, read as %s: stereo of %d training views of %d", scene.name, scene.layout, len(train), len(scene.views))
+    folder = settings.folder() / "depth" if settings.keep_depth else None
+    options = DenseOptions(settings.size, settings.min_views, settings.seed, folder)
+    found = dense_points(scene, settings.folder(), settings.downscale, _work_folder(path), options)
+    kept = np.arange(len(found.cloud))
+    if settings.count is not None and settings.count < len(kept):
+        kept = np.sort(np.random.default_rng(settings.seed).permutation(len(kept))[: settings.count])
+    held_out = tuple(view.name for view in scene.views if view.name not in train)
+    if settings.keep_depth:
+        write_visibility(path.with_name(f"{path.name}.vis"), found.seen[kept])
+    assert found.cloud.rgb_u8 is not None
+    cloud = PointCloud(found.cloud.xyz[kept], found.cloud.rgb_u8[kept])
+    _write_cloud(path, cloud, scene, found.normal_world[kept], _Origin("mvs", settings, train, held_out, command))
+
+
+def _free_path(scene: Scene, settings: CloudSettings | DenseSettings) -> Path:
+    path = scene.cloud.path
+    if path.exists() and not settings.overwrite:
+        raise InputError(f"pc_name={settings.pc_name}: {path} exists; choose another name, or overwrite=true")
+    CloudManifest.read(path)  # raises now rather than after minutes if another file has the name of the manifest
+    return path
+
+
+def _work_folder(path: Path) -> Path:
+    return path.with_name(f".{path.name}.stereo")
 
 
 def _choose_method(settings: CloudSettings, layout: str, train: tuple[View, ...]) -> str:
@@ -74,6 +100,7 @@ def _choose_method(settings: CloudSettings, layout: str, train: tuple[View, ...]
         "hull": all(view.mask is not None or view.alpha_is_mask for view in train),
         # the poses of transforms.json are in a world of their own
         "sparse": layout != "nerfstudio" and bool(find_models(settings.folder())),
+        "mvs": len(train) > 2,
     }
     if settings.method == "auto":
         for method in _NEEDS:
@@ -90,7 +117,7 @@ def _choose_method(settings: CloudSettings, layout: str, train: tuple[View, ...]
         )
     if not available[settings.method]:
         raise InputError(
-            f"method={settings.method}: expected {_NEEDS[settings.method]}, scene {settings.scene} has none; use another method"
+            f"method={settings.method}: expected {(_NEEDS | _ON_REQUEST)[settings.method]}, scene {settings.scene} has none; use another method"
         )
     return settings.method
 
@@ -105,6 +132,8 @@ def _make_points(method: str, settings: CloudSettings, scene: Scene, train: tupl
         return visual_hull(train, settings.count or _HULL_POINTS, settings.dissent), names
     if method == "sparse":
         return _triangulate(ColmapModel.read(find_models(settings.folder())[0][0]), scene, settings), names
+    if method == "mvs":
+        return dense_points(scene, settings.folder(), settings.downscale, _work_folder(scene.cloud.path), DenseOptions()).cloud, names
     assert settings.source is not None
     return read_cloud(settings.folder() / settings.source, scene.cloud.transform), ()
 
@@ -131,6 +160,32 @@ def _triangulate(model: ColmapModel, scene: Scene, settings: CloudSettings) -> P
     return PointCloud((points.xyz.double() + between).float(), points.rgb_u8)
 
 
-def _write_cloud(path: Path, points: PointCloud, offset: Offset | None) -> None:
-    """Writes coordinates plus an offset. Raises InputError if the cloud cannot be written; a file that was there is then unchanged."""
-    write_atomically(path, lambda file: write_ply(file, points, offset))
+@dataclass(frozen=True)
+class _Origin:
+    """What the manifest says about how a cloud was made."""
+
+    method: str
+    settings: CloudSettings | DenseSettings
+    used_views: tuple[str, ...]
+    held_out_views: tuple[str, ...]
+    command: str
+
+
+def _write_cloud(path: Path, points: PointCloud, scene: Scene, normals: np.ndarray | None, origin: _Origin) -> None:
+    """Writes the cloud in the coordinates of the scene's files, and its manifest. Raises InputError if it cannot be written; a file that was there is then
+    unchanged."""
+    write_atomically(path, lambda file: write_ply(file, points, scene.offset, normals))
+    manifest = CloudManifest(
+        method=origin.method,
+        settings={k: value for k, value in asdict(origin.settings).items() if value is None or isinstance(value, int | float | str)},
+        scene=scene.name,
+        layout=scene.layout,
+        used_views=origin.used_views,
+        held_out_views=origin.held_out_views,
+        points=len(points),
+        cloud=path.name,
+        sha256=file_sha256(path),
+        command=origin.command,
+    )
+    manifest.write(path)
+    log.info("%d points: %s; manifest: %s", len(points), path, manifest_path(path))

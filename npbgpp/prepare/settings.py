@@ -81,9 +81,10 @@ class CheckSettings(SceneSettings):
 class CloudSettings(SceneSettings):
     """Arguments of ``npbgpp prepare cloud``."""
 
-    method: Literal["auto", "decimate", "depth", "hull", "sparse"] = key(
+    method: Literal["auto", "decimate", "depth", "hull", "sparse", "mvs"] = key(
         "auto",
         help="depth: fuses depth maps; hull: visual hull of the masks; sparse: points of a COLMAP model, triangulated from the training views alone; "
+        "mvs: multi-view stereo of the training views, as npbgpp prepare dense; "
         "decimate: downsamples source; auto: the first of decimate, depth, hull and sparse that the scene has data for",
     )
     source: str | None = key(None, help="cloud to decimate, below the folder of the scene")
@@ -97,6 +98,30 @@ class CloudSettings(SceneSettings):
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
             raise InputError(f"count: expected a positive number of points, got {self.count}")
+
+
+@dataclass(frozen=True)
+class DenseSettings(SceneSettings):
+    """Arguments of ``npbgpp prepare dense``."""
+
+    size: int = key(640, help="longest side of the photos that depth maps are estimated from, pixels; time and points grow with its square")
+    min_views: int = key(4, help="views that must agree on a point; fewer give more points and more errors")
+    count: int | None = key(None, help="upper bound for the number of points, drawn at random; null keeps all")
+    seed: int = key(0, help="of the random search")
+    keep_depth: bool = key(
+        False, help="keep depth and normal maps in depth/stereo, as COLMAP writes them, and the views of each point in <pc_name>.vis"
+    )
+    overwrite: bool = key(False, help="replace an existing cloud")
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("size", self.size, 64),
+            ("min_views", self.min_views, 2),
+            ("count", self.count, 1),
+            ("seed", self.seed, 0),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"{name}: expected {least} or more, got {value}")
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def write(folder: Path, views: int = 8, size: tuple[int, int] = (48, 64), text: 
     seen = {k: (name, w2c, uv_px, [p if p in points else -1 for p in numbers]) for k, (name, w2c, uv_px, numbers) in sorted(images.items())}
     target = folder / "sparse" / "0"
     target.mkdir(parents=True)
-    (_write_text if text else _write_binary)(target, camera, seen, points)
+    (write_text if text else _write_binary)(target, camera, seen, points)
 
 
 def _number(j: int) -> int:
@@ -143,7 +143,7 @@ def _words(*numbers: float) -> str:
     return " ".join(repr(float(n)) if not float(n).is_integer() else str(int(n)) for n in numbers)
 
 
-def _write_text(folder: Path, camera: Camera, images: dict, points: dict) -> None:
+def write_text(folder: Path, camera: Camera, images: dict, points: dict) -> None:
     line = f"{CAMERA} {camera.model_name} {camera.width} {camera.height} {_words(*camera.params)}"
     (folder / "cameras.txt").write_text(f"# Camera list with one line of data per camera:\n{line}\n")
     lines = ["# Image list with two lines of data per image:"]
