@@ -98,7 +98,7 @@ def test_existing_clouds_are_kept_or_replaced_as_a_whole(prepare, tmp_path, monk
     manifest, before = cloud.with_suffix(".json"), cloud.read_bytes()
     assert "overwrite=true" in prepare.refused("cloud", "scene=scene") and not manifest.exists()
 
-    def full(file, points, offset):
+    def full(file, *_):
         file.write(b"ply")
         raise OSError(28, "No space left on device")
 
