@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from npbgpp.kernels.backend import backend
 from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
+from npbgpp.kernels.cuda import CudaModule
 from npbgpp.kernels.vectors import bilinear, load, maximum, splat, total, where_less
 
 LEVELS = 3  # of the pyramid, each half the size of the one below
@@ -47,6 +48,8 @@ _TURNS = ((1, 0, 0, 1), (-1, 0, 0, -1), (0, 1, -1, 0), (0, -1, 1, 0))
 _NEIGHBOURS = np.array([[[(p * x + q * y, r * x + s * y) for x, y in group] for p, q, r, s in _TURNS] for group in (_NEAR,)], np.int64)[0]
 _FAR_NEIGHBOURS = np.array([[(p * x + q * y, r * x + s * y) for x, y in _FAR] for p, q, r, s in _TURNS], np.int64)
 
+_START, _COMPARE, _IMPROVE = 0, 1, 2  # what a sweep does
+_CPU = torch.device("cpu")
 _ZERO, _HALF, _ONE, _TWO, _WORST = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2), np.float32(WORST)
 _UNIT = np.float32(1 / 65535)  # of brightness in packed images
 _EDGE = np.float32(1e-3)
@@ -117,7 +120,11 @@ class PlaneMap:
 
 
 def estimate_planes(
-    reference: StereoPyramid, sources: Sequence[StereoPyramid], inverse_depths: tuple[float, float], seed: int = 0
+    reference: StereoPyramid,
+    sources: Sequence[StereoPyramid],
+    inverse_depths: tuple[float, float],
+    seed: int = 0,
+    device: torch.device = _CPU,
 ) -> PlaneMap:
     """Planes of the pixels of a view, by PatchMatch. The same for any number of threads.
 
@@ -126,12 +133,16 @@ def estimate_planes(
         sources: views to compare with, about four with baselines in several directions; at least one.
         inverse_depths: least and largest inverse depth.
         seed: of the random search.
+        device: to compute on.
     """
-    if backend(torch.device("cpu")) == "torch":
+    found = backend(device)
+    if found == "cuda" and not _CUDA.usable(device):
+        return estimate_planes(reference, sources, inverse_depths, seed)
+    if found == "torch":
         return estimate_planes_reference(reference.levels, [source.levels for source in sources], inverse_depths, seed)
     plane, cost = np.zeros((3, 0, 0), np.float32), np.zeros((0, 0), np.float32)
     for level in reversed(range(LEVELS)):
-        task = _Level(reference.levels[level], [(s.levels[level], s.packed[level]) for s in sources], inverse_depths)
+        task = _Level(reference.levels[level], [(s.levels[level], s.packed[level]) for s in sources], inverse_depths, device)
         if level == LEVELS - 1:
             plane, cost = task.empty()
             task.sweep(plane, cost, _START, seed, _RANGE[level], 1.0)
@@ -145,16 +156,17 @@ def estimate_planes(
     return PlaneMap(plane[0], plane[1:], cost)
 
 
-_START, _COMPARE, _IMPROVE = 0, 1, 2
-
-
 class _Level:
     """The work on one level of the pyramid."""
 
     def __init__(
-        self, view: StereoView, sources: Sequence[tuple[StereoView, UInt64[np.ndarray, " n"]]], inverse_depths: tuple[float, float]
+        self,
+        view: StereoView,
+        sources: Sequence[tuple[StereoView, UInt64[np.ndarray, " n"]]],
+        inverse_depths: tuple[float, float],
+        device: torch.device,
     ) -> None:
-        self.view = view
+        self.view, self.device = view, device
         self.mask = np.ones(view.grey.shape, bool) if view.mask is None else view.mask
         self.images = np.concatenate([packed for _, packed in sources])
         lengths = [len(packed) for _, packed in sources]
@@ -184,6 +196,9 @@ class _Level:
 
     def sweep(self, plane: np.ndarray, cost: np.ndarray, mode: int, draw: int, range_w: float, range_slope: float) -> None:
         h, w = cost.shape
+        if self.device.type == "cuda":
+            self._sweep_cuda(plane, cost, mode, draw, (float(self.low), float(self.high), float(self.focal), range_w, range_slope))
+            return
         parts = spans(h, thread_count(h, 8))
         values = (self.low, self.high, self.focal, np.float32(range_w), np.float32(range_slope))
         for colour in (0, 1):
@@ -195,6 +210,25 @@ class _Level:
                 )
 
             run_threads(work, len(parts))
+
+    def _sweep_cuda(self, plane: np.ndarray, cost: np.ndarray, mode: int, draw: int, numbers: tuple[float, ...]) -> None:
+        def there(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+        planes, costs = there(plane), there(cost)
+        pixels = np.bitwise_and(self.images, np.uint64(0xFFFF)).astype(np.float32) / np.float32(65535)
+        shared = (
+            there(self.view.grey),
+            there(self.mask.astype(np.uint8)),
+            there(pixels),
+            there(self.starts),
+            there(self.sizes.astype(np.int32)),
+        )
+        matrices = (there(self.A), there(self.q), there(np.array(numbers, np.float32)))
+        for colour in (0, 1):
+            arguments = (*shared, *matrices, planes, costs, mode, draw + colour, colour, *cost.shape, len(self.starts))
+            _CUDA.launch("sweep", cost.size, *arguments, block=64)
+        plane[:], cost[:] = planes.cpu().numpy(), costs.cpu().numpy()
 
 
 def relative_projection(reference: StereoView, source: StereoView) -> tuple[Float64[np.ndarray, "3 3"], Float64[np.ndarray, " 3"]]:
@@ -501,6 +535,188 @@ def _sweep(grey, mask, images, starts, sizes, A, q, plane, cost, mode, draw, low
 
 
 # ----------------------------------------------------------------------
+# CUDA
+
+_SOURCE = (
+    f"""
+#define SAMPLES {_SAMPLES}
+#define WORST {WORST}f
+#define FLOOR 1e-6f
+__constant__ int OFFSETS[SAMPLES][2] = {{{", ".join(f"{{{du}, {dv}}}" for du, dv in _OFFSETS)}}};
+__constant__ int NEAR[4][7][2] = {{{", ".join("{" + ", ".join(f"{{{x}, {y}}}" for x, y in group) + "}" for group in _NEIGHBOURS.tolist())}}};
+__constant__ int FAR[4][5][2] = {{{", ".join("{" + ", ".join(f"{{{x}, {y}}}" for x, y in group) + "}" for group in _FAR_NEIGHBOURS.tolist())}}};
+#define STARTS {_STARTS}
+"""
+    + r"""
+typedef unsigned long long u64;
+
+__device__ u64 mixed(u64 x) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+}
+
+__device__ float number(u64 state, int k) { return (float)(mixed(state + (u64)(k + 1) * 0x9E3779B97F4A7C15ull) >> 40) * (1.0f / 8388608.0f) - 1.0f; }
+
+struct Task {
+    const float *grey, *images, *A, *q;
+    const unsigned char* mask;
+    const long long* starts;
+    const int* sizes;
+    int height, width, sources;
+};
+
+struct Window {
+    float weight[SAMPLES], product[SAMPLES], mean;
+};
+
+__device__ void look(const Task& t, int row, int column, Window& window) {
+    float centre = t.grey[(long long)row * t.width + column], sum_w = 0.0f, sum_r = 0.0f;
+    for (int k = 0; k < SAMPLES; k++) {
+        int du = OFFSETS[k][0], dv = OFFSETS[k][1];
+        int i = min(max(row + dv, 0), t.height - 1), j = min(max(column + du, 0), t.width - 1);
+        float value = t.grey[(long long)i * t.width + j], difference = (value - centre) / 0.15f;
+        float weight = expf(-(float)(du * du + dv * dv) / 32.0f) / (1.0f + difference * difference);
+        window.weight[k] = weight;
+        window.product[k] = value;
+        sum_w += weight;
+        sum_r += weight * value;
+    }
+    float variance = 0.0f;
+    window.mean = sum_r / sum_w;
+    for (int k = 0; k < SAMPLES; k++) {
+        float weight = window.weight[k] / sum_w, value = window.product[k] - window.mean;
+        window.weight[k] = weight;
+        window.product[k] = weight * value;
+        variance += weight * value * value;
+    }
+    float normal = rsqrtf(fmaxf(variance, FLOOR));
+    for (int k = 0; k < SAMPLES; k++) window.product[k] *= normal;
+}
+
+__device__ float compare(const Task& t, const Window& window, float u, float v, float w, float a, float b) {
+    float first = WORST, second = WORST;
+    for (int s = 0; s < t.sources; s++) {
+        const float *A = t.A + 9 * s, *q = t.q + 3 * s;
+        float x = A[0] * u + A[1] * v + A[2] + w * q[0], y = A[3] * u + A[4] * v + A[5] + w * q[1], z = A[6] * u + A[7] * v + A[8] + w * q[2];
+        int rows = t.sizes[2 * s], columns = t.sizes[2 * s + 1];
+        if (!(z > 0.0f && x >= 0.0f && x <= columns * z && y >= 0.0f && y <= rows * z)) continue;
+        float x_u = A[0] + a * q[0], y_u = A[3] + a * q[1], z_u = A[6] + a * q[2];
+        float x_v = A[1] + b * q[0], y_v = A[4] + b * q[1], z_v = A[7] + b * q[2];
+        const float* image = t.images + t.starts[s];
+        float sum = 0.0f, squares = 0.0f, covariance = 0.0f;
+        for (int k = 0; k < SAMPLES; k++) {
+            float du = OFFSETS[k][0], dv = OFFSETS[k][1], nearness = 1.0f / (du * z_u + dv * z_v + z);
+            float column = (du * x_u + dv * x_v + x) * nearness - 0.5f, row = (du * y_u + dv * y_v + y) * nearness - 0.5f;
+            column = column < columns - 1.001f ? fmaxf(column, 0.0f) : columns - 1.001f;
+            row = row < rows - 1.001f ? fmaxf(row, 0.0f) : rows - 1.001f;
+            int j = (int)column, i = (int)row;
+            float right = column - j, below = row - i;
+            const float* at = image + (long long)i * columns + j;
+            float top = at[0] + right * (at[1] - at[0]), bottom = at[columns] + right * (at[columns + 1] - at[columns]);
+            float sample = top + below * (bottom - top) - window.mean, weighted = window.weight[k] * sample;
+            sum += weighted;
+            squares += weighted * sample;
+            covariance += window.product[k] * sample;
+        }
+        float value = 1.0f - covariance * rsqrtf(fmaxf(squares - sum * sum, FLOOR));
+        if (value < first) {
+            second = first;
+            first = value;
+        } else if (value < second) {
+            second = value;
+        }
+    }
+    return t.sources > 1 ? (first + second) * 0.5f : first;
+}
+
+extern "C" __global__ void sweep(const float* grey, const unsigned char* mask, const float* images, const long long* starts, const int* sizes, const float* A,
+                                 const float* q, const float* numbers, float* plane, float* cost, int mode, int draw, int colour, int height, int width,
+                                 int sources) {
+    long long pixel = (long long)blockIdx.x * blockDim.x + threadIdx.x, count = (long long)height * width;
+    if (pixel >= count || !mask[pixel]) return;
+    int row = (int)(pixel / width), column = (int)(pixel % width);
+    if ((row + column) % 2 != colour) return;
+    Task t = {grey, images, A, q, mask, starts, sizes, height, width, sources};
+    float low = numbers[0], high = numbers[1], focal = numbers[2], range_w = numbers[3], range_slope = numbers[4];
+    Window window;
+    look(t, row, column, window);
+    float u = column + 0.5f, v = row + 0.5f, best = WORST + 1.0f;
+    u64 state = mixed((u64)pixel + (u64)draw * 0x9E3779B97F4A7C15ull);
+    float w = plane[pixel], a = plane[count + pixel], b = plane[2 * count + pixel];
+    if (mode == 0) {
+        for (int k = 0; k < STARTS; k++) {
+            float start = low + (high - low) * ((k + (number(state, 3 * k) + 1.0f) * 0.5f) / STARTS), slope = start / focal * range_slope;
+            float new_a = slope * number(state, 3 * k + 1), new_b = slope * number(state, 3 * k + 2);
+            float found = compare(t, window, u, v, start, new_a, new_b);
+            if (found < best) { best = found; w = start; a = new_a; b = new_b; }
+        }
+    } else if (mode == 1) {
+        best = compare(t, window, u, v, w, a, b);
+    } else {
+        best = cost[pixel];
+        for (int group = 0; group < 2; group++) {
+            for (int direction = 0; direction < 4; direction++) {
+                float lowest = WORST;
+                int from_row = -1, from_column = -1;
+                for (int k = 0; k < (group ? 5 : 7); k++) {
+                    const int* step = group ? FAR[direction][k] : NEAR[direction][k];
+                    int i = row + step[1], j = column + step[0];
+                    if (i >= 0 && i < height && j >= 0 && j < width && cost[(long long)i * width + j] < lowest) {
+                        lowest = cost[(long long)i * width + j];
+                        from_row = i;
+                        from_column = j;
+                    }
+                }
+                if (from_row < 0) continue;
+                long long from = (long long)from_row * width + from_column;
+                float new_a = plane[count + from], new_b = plane[2 * count + from];
+                float new_w = plane[from] + new_a * (column - from_column) + new_b * (row - from_row);
+                if (new_w < low || new_w > high) continue;
+                float found = compare(t, window, u, v, new_w, new_a, new_b);
+                if (found < best) { best = found; w = new_w; a = new_a; b = new_b; }
+            }
+        }
+        for (int k = 0; k < 4; k++) {
+            float new_w = w, new_a = a, new_b = b;
+            if (k != 1) new_w = fminf(fmaxf(w * (1.0f + range_w * number(state, 3 * k)), low), high);
+            if (k != 0) {
+                float slope = w / focal * range_slope;
+                new_a += slope * number(state, 3 * k + 1);
+                new_b += slope * number(state, 3 * k + 2);
+            }
+            float found = compare(t, window, u, v, new_w, new_a, new_b);
+            if (found < best) { best = found; w = new_w; a = new_a; b = new_b; }
+        }
+    }
+    cost[pixel] = best;
+    plane[pixel] = w;
+    plane[count + pixel] = a;
+    plane[2 * count + pixel] = b;
+}
+"""
+)
+
+
+def _check_cuda(device: torch.device) -> str | None:
+    """Compares planes of a small image of noise with those of the reference: rounding decides between planes of equal cost in single pixels."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(40, 72)), 1.5)
+    noise = (noise - noise.min()) / (noise.max() - noise.min())
+    K, views = np.array([[40.0, 0, 24], [0, 40.0, 20], [0, 0, 1]]), []
+    for k in range(3):
+        pose = np.eye(4)
+        pose[0, 3] = -0.3 * k
+        views.append(StereoPyramid(StereoView(np.ascontiguousarray(noise[:, 6 * k : 6 * k + 48], np.float32), None, K, pose)))
+    found = estimate_planes(views[0], views[1:], (0.2, 1.0), 1, device)
+    expected = estimate_planes_reference(views[0].levels, [view.levels for view in views[1:]], (0.2, 1.0), 1)
+    share = float((np.abs(found.cost - expected.cost) < 1e-2).mean())
+    return None if share > 0.9 else f"{100 * (1 - share):.0f} % of the pixels differ from the reference"
+
+
+_CUDA = CudaModule("stereo", _SOURCE, ("sweep",), _check_cuda)
+
+
+# ----------------------------------------------------------------------
 # Geometric consistency and fusion
 
 
@@ -531,7 +747,7 @@ def consistent_depth(view: StereoView, planes: PlaneMap, neighbours: Sequence[Ne
     sums, count = shown.copy(), np.zeros(shown.shape, np.int32)
     parts = spans(shown.shape[0], thread_count(shown.shape[0], 8))
     for neighbour in neighbours:
-        if backend(torch.device("cpu")) == "torch":
+        if backend(_CPU) == "torch":
             agree, found, _ = agreeing_reference(view, shown, neighbour.view, neighbour.planes)
             sums += np.float32(found)
             count += agree
@@ -641,7 +857,7 @@ def fuse_view(
     colour = photos[index].astype(np.float32)
     shown, flat = sums.copy(), np.zeros((0, 1, 1), np.float32)
     for k, j in enumerate(neighbours):
-        if backend(torch.device("cpu")) == "torch":
+        if backend(_CPU) == "torch":
             level = PlaneMap(depths[j], np.zeros((2, *depths[j].shape), np.float32), np.zeros(depths[j].shape, np.float32))
             agree, found, place = agreeing_reference(view, shown, views[j], level)
             sums, count, places[k] = sums + np.float32(found), count + agree, np.where(agree, place, -1)

@@ -282,9 +282,10 @@ def _depth_maps(
     waiting = [k for k in range(len(shots)) if not maps.has(k)]
     if len(waiting) < len(shots):
         log.info("%d of %d depth maps are there from an earlier call", len(shots) - len(waiting), len(shots))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for k in tqdm(waiting, desc="depth maps", unit="view", disable=None, leave=False):
         if sources[k]:
-            planes = estimate_planes(pyramid(k), [pyramid(j) for j in sources[k]], ranges[k], options.seed)
+            planes = estimate_planes(pyramid(k), [pyramid(j) for j in sources[k]], ranges[k], options.seed, device)
         else:
             empty = np.zeros((4, *shots[k].size), np.float32)
             planes = PlaneMap(empty[0], empty[1:3], empty[3] + 2)
