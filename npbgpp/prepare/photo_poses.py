@@ -42,10 +42,11 @@ _FOCAL = 1.2  # initial focal length without EXIF data, of the longer side
 _FEW_FEATURES = 50  # a photo with fewer shows nothing that could be matched
 _LINK = 30  # inliers of a pair of photos that show the same scene
 _OTHER_SCENE = 3  # photos that match one another, but none of the others
-_SEQUENCE = 10  # neighbours on each side, further ones at powers of two
+_SEQUENCE = 10  # neighbours that are compared, and further ones at powers of two
 _WEAK_PEAK, _WEAK_FEATURES = 0.003, 2  # retry: contrast threshold of features, and how many times as many
 _ADJUSTED_ERRORS_PX = (16.0, 8.0, 4.0)  # reprojection errors at which observations are dropped while imported poses are adjusted
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.2
+_PHOTOS_A_STEP, _PAIRS_A_STEP = 8, 100  # of COLMAP, between two reports of progress
 _T = TypeVar("_T")
 
 Progress = Callable[[int, int | None], None]
@@ -129,8 +130,29 @@ def number_of_features(pairs: int) -> int:
 
 def number_of_pairs(photos: int, sequential: bool) -> int:
     """Pairs of photos that are compared."""
-    every = photos * (photos - 1) // 2
-    return min(every, photos * 2 * _SEQUENCE) if sequential else every
+    return sum(photos - step for step in _steps(photos, sequential))
+
+
+def _steps(photos: int, sequential: bool) -> list[int]:
+    """Differences of the places of photos that are compared."""
+    if not sequential:
+        return list(range(1, photos))
+    return [step for step in (*range(1, _SEQUENCE + 1), *(2**k for k in range(4, 30))) if step < photos]
+
+
+def pairs_of_photos(photos: Sequence[ImportedPhoto], sequential: bool) -> list[tuple[str, str]]:
+    """Names of the photos that are compared: all, or neighbours in their order. Views of one panorama are not compared with one another."""
+    groups: dict[str, list[str]] = {}
+    for photo in photos:
+        groups.setdefault(photo.source.rpartition(" view ")[0] if photo.fixed else photo.name, []).append(photo.name)
+    names = list(groups.values())
+    return [
+        (first, second)
+        for step in sorted(_steps(len(names), sequential))
+        for k in range(len(names) - step)
+        for first in names[k]
+        for second in names[k + step]
+    ]
 
 
 def forecast_seconds(megapixels: Sequence[float], options: PoseOptions) -> dict[str, float]:
@@ -148,8 +170,8 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _interruptible(call: Callable[..., _T], report: Callable[[], None], **arguments: Any) -> _T:
-    """Calls COLMAP in a thread, so that Ctrl-C ends it between two steps: what is in the database stays valid.
+def _interruptible(call: Callable[..., _T], report: Callable[[], None] | None = None, **arguments: Any) -> _T:
+    """Calls COLMAP in a thread, so that Ctrl-C ends it between two steps: what is in the database stays valid. ``report`` is called in the meantime.
 
     Raises:
         InputError: COLMAP failed, for instance since the disk is full.
@@ -170,7 +192,8 @@ def _interruptible(call: Callable[..., _T], report: Callable[[], None], **argume
     try:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
-            report()
+            if report is not None:
+                report()
     except KeyboardInterrupt:
         token.cancel()
         thread.join()
@@ -228,22 +251,26 @@ class Database:
         extraction.num_threads, extraction.sift.max_num_features = _threads(), features
         if weak:
             extraction.sift.estimate_affine_shape, extraction.sift.peak_threshold = True, _WEAK_PEAK
+        done = 0
         for text, number in self._cameras.items():
             reader = pycolmap.ImageReaderOptions()
             reader.existing_camera_id = number
             if masks.is_dir():
                 reader.mask_path = str(masks)
-            _interruptible(
-                pycolmap.extract_features,
-                lambda: progress(self._count("photos"), len(self.photos)),
-                database_path=self.path,
-                image_path=self.images,
-                image_names=[photo.name for photo in self.photos if photo.camera == text],
-                camera_mode=pycolmap.CameraMode.SINGLE,
-                reader_options=reader,
-                extraction_options=extraction,
-                device=pycolmap.Device.cpu,
-            )
+            names = [photo.name for photo in self.photos if photo.camera == text]
+            for some in (names[k : k + _PHOTOS_A_STEP] for k in range(0, len(names), _PHOTOS_A_STEP)):
+                progress(done, len(self.photos))
+                _interruptible(
+                    pycolmap.extract_features,
+                    database_path=self.path,
+                    image_path=self.images,
+                    image_names=some,
+                    camera_mode=pycolmap.CameraMode.SINGLE,
+                    reader_options=reader,
+                    extraction_options=extraction,
+                    device=pycolmap.Device.cpu,
+                )
+                done += len(some)
         with closing(pycolmap.Database.open(self.path)) as database:
             ungrouped = database.num_frames() == database.num_images()
             if ungrouped and any(photo.fixed for photo in self.photos):
@@ -254,29 +281,25 @@ class Database:
         """Compares pairs of photos that were not compared before."""
         import pycolmap
 
-        matching, pairing = pycolmap.FeatureMatchingOptions(), pycolmap.SequentialPairingOptions()
+        matching, pairing = pycolmap.FeatureMatchingOptions(), pycolmap.ImportedPairingOptions()
         matching.num_threads = _threads()
-        matching.skip_image_pairs_in_same_frame = bool(self.fixed_cameras)
         verification = pycolmap.TwoViewGeometryOptions()
         verification.ransac.random_seed = seed
-        pairing.overlap = _SEQUENCE
-        total = number_of_pairs(len(self.photos), sequential)
-        _interruptible(
-            pycolmap.match_sequential if sequential else pycolmap.match_exhaustive,
-            lambda: progress(self._count("pairs"), None if sequential else total),
-            database_path=self.path,
-            matching_options=matching,
-            verification_options=verification,
-            device=pycolmap.Device.cpu,
-            **({"pairing_options": pairing} if sequential else {}),
-        )
-
-    def _count(self, what: str) -> int:
-        """Number of photos or pairs so far. Not through Python's own SQLite: two copies of that library in a process break each other's locks."""
-        import pycolmap
-
-        with closing(pycolmap.Database.open(self.path)) as database:
-            return int(database.num_images() if what == "photos" else database.num_matched_image_pairs())
+        pairs = pairs_of_photos(self.photos, sequential)
+        listed = self.path.with_name("pairs.txt")
+        pairing.match_list_path = listed
+        for k in range(0, len(pairs), _PAIRS_A_STEP):
+            progress(k, len(pairs))
+            lines = [f"{first} {second}\n" for first, second in pairs[k : k + _PAIRS_A_STEP]]
+            write_atomically(listed, lambda file, lines=lines: file.write("".join(lines).encode()))
+            _interruptible(
+                pycolmap.match_image_pairs,
+                database_path=self.path,
+                matching_options=matching,
+                pairing_options=pairing,
+                verification_options=verification,
+                device=pycolmap.Device.cpu,
+            )
 
     def features(self) -> dict[str, int]:
         """Number of features by the name of the photo."""
@@ -367,7 +390,7 @@ class PoseEstimator:
                 "good light, with the camera at rest, and not of blank walls"
             )
         database.match(self.options.sequential, self.options.seed, self.stage("matching"))
-        self.say(f"matching: {len(database.links())} of {number_of_pairs(len(self.photos), self.options.sequential)} pairs of photos match")
+        self.say(f"matching: {len(database.links())} of {len(pairs_of_photos(self.photos, self.options.sequential))} pairs of photos match")
         return database
 
     def estimate(self) -> PoseResult:
@@ -456,7 +479,7 @@ class PoseEstimator:
 
         mapping = pycolmap.GlobalPipelineOptions()
         mapping.random_seed, mapping.num_threads, mapping.min_model_size = self.options.seed, _threads(), 2
-        progress = self.stage("global mapping")
+        self.stage("global mapping")
 
         def run(out: Path) -> dict[int, Any]:
             copy = out / "calibrated.db"
@@ -528,6 +551,8 @@ class PoseEstimator:
                 reasons[name] = f"matches only {len(model) - 1} photos that are left out too ({others}): probably of another scene"
             elif not matches:
                 reasons[name] = "matches no other photo"
+            elif not known:
+                reasons[name] = f"matches only photos that are left out too ({listing(sorted(matches), 3)})"
             elif known < _LINK:
                 reasons[name] = f"at most {known} matches with a registered photo"
             else:

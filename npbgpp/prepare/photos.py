@@ -137,9 +137,8 @@ class _Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console(), transient=True
-        )
+        console, columns = Console(), (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._name = ""
         self._start = 0.0
 
