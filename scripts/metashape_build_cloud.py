@@ -60,7 +60,12 @@ def build(folder, suffix, cam_downscale, pc_downscale, overwrite):
         image = camera.photo.image().undistort(camera.sensor.calibration, True, True)
         image.save(str(folder / "images_undistorted" / f"{camera.label}.png"))
         size = size or (image.width, image.height)
-    lines = (f"viewport_size: [{size[0]}, {size[1]}]", "intrinsic_matrix: cameras.xml", "view_matrix: cameras.xml", "pointcloud: point_cloud.ply")
+    lines = (
+        f"viewport_size: [{size[0]}, {size[1]}]",
+        "intrinsic_matrix: cameras.xml",
+        "view_matrix: cameras.xml",
+        "pointcloud: point_cloud.ply",
+    )
     (folder / "scene.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(aligned)} of {len(photos)} photos aligned: {folder / 'scene.yaml'}")
 
@@ -71,7 +76,9 @@ def main():
     parser.add_argument("in_dir", type=Path, help="folder of the scene")
     parser.add_argument("--img_ext", help="suffix of the photos; all known ones without it")
     parser.add_argument("--cam_downscale", type=int, default=1, help="photos are matched at this fraction of their size (1, 2, 4, 8)")
-    parser.add_argument("--pc_downscale", type=int, default=1, help="depth maps have this fraction of the size of the photos (1, 2, 4, 8, 16)")
+    parser.add_argument(
+        "--pc_downscale", type=int, default=1, help="depth maps have this fraction of the size of the photos (1, 2, 4, 8, 16)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace results of an earlier call")
     arguments = parser.parse_args()
     build(arguments.in_dir.expanduser().resolve(), arguments.img_ext, arguments.cam_downscale, arguments.pc_downscale, arguments.overwrite)

@@ -65,16 +65,27 @@ class _Tile:
         return f"{self.photo.points} points{covered}"
 
 
-def write_report(folder: Path, manifest: PhotosManifest, outcome: Outcome | None = None) -> None:
-    """Writes ``report.html`` and ``report.png`` into the folder of the scene. Raises InputError if the scene cannot be read or files not be written."""
+def write_report(folder: Path, manifest: PhotosManifest, outcome: Outcome | None = None, page: Path | None = None) -> None:
+    """Writes the report of a scene.
+
+    Args:
+        folder: of the scene.
+        manifest: how it was made.
+        outcome: of a training, for the page.
+        page: the HTML page, beside which the contact sheet is written; None: ``report.html`` in the folder of the scene.
+
+    Raises:
+        InputError: the scene cannot be read, or a file not be written.
+    """
+    page = page or folder / "report.html"
     scene, report = _inspect(folder)
     tiles = _tiles(folder, manifest, scene, report)
     drawing = top_and_side_view(scene, report, scene.cloud.read(), _WIDTH)
     warnings = (*manifest.warnings, *diagnose(report).values())
-    write_png(folder / "report.png", _sheet(folder.name, manifest, report, tiles, drawing, warnings))
+    write_png(page.with_suffix(".png"), _sheet(_title(folder), manifest, report, tiles, drawing, warnings))
     environment = Environment(loader=PackageLoader("npbgpp.prepare", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("report.html.jinja").render(
-        title=folder.name,
+        title=_title(folder),
         facts=_facts(manifest, report),
         warnings=warnings,
         drawing=_embedded(drawing, "PNG"),
@@ -87,7 +98,11 @@ def write_report(folder: Path, manifest: PhotosManifest, outcome: Outcome | None
         pictures=() if outcome is None else [(caption, _embedded(image, "JPEG")) for caption, image in outcome.pictures],
         film=None if outcome is None or outcome.film is None else _embedded_video(outcome.film),
     )
-    write_atomically(folder / "report.html", lambda file: file.write(text.encode("utf-8")))
+    write_atomically(page, lambda file: file.write(text.encode("utf-8")))
+
+
+def _title(folder: Path) -> str:
+    return folder.name if folder.name != "scene" else folder.resolve().parent.name
 
 
 def _inspect(folder: Path) -> tuple[Scene, SceneReport]:

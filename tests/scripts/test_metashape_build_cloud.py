@@ -76,7 +76,9 @@ def calls(request, monkeypatch) -> dict[str, dict[str, object]]:
     recorded: dict[str, dict[str, object]] = {}
     module = ModuleType("Metashape")
     module.MildFiltering, module.PointCloudData, module.DenseCloudData = "mild", "cloud", "dense"
-    module.Document = lambda: SimpleNamespace(addChunk=lambda: request.param(recorded), save=lambda path: Path(path).write_bytes(b"project"))
+    module.Document = lambda: SimpleNamespace(
+        addChunk=lambda: request.param(recorded), save=lambda path: Path(path).write_bytes(b"project")
+    )
     monkeypatch.setitem(sys.modules, "Metashape", module)
     return recorded
 
