@@ -8,6 +8,7 @@ The sharpness of a photo is the variance of its Laplacian (Pech-Pacheco et al., 
 import hashlib
 import io
 import json
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ _UNITS_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of the resolution of the foc
 _FINGERPRINT = 32  # pixels, side of the picture by which equal photos are found
 _SAME = 2  # grey levels by which the pixels of equal pictures differ at most
 _SHARPNESS_SIDE = 640  # pixels, longer side at which sharpness is measured
-_SEAM = 3.0  # the sides of a panorama differ less than columns that are this share of the width apart, by this factor
+_SEAM = 2.0  # the sides of a panorama differ at most by this factor more than neighbouring columns, and less than distant ones
 _FRAME_SIDE = 320  # pixels, longer side at which the frames of a video are compared
 _LEAST_MOTION = 0.005  # of that side: frames that differ by less mean flow show the same
 _TRANSPOSE = {
@@ -254,10 +255,10 @@ def decode(path: Path, max_side: int, panoramas: bool | None) -> Decoded:
 
 def _continues(image: Image.Image) -> bool:
     """Whether the left and the right side of a picture show the same, as those of a panorama do."""
-    grey = np.asarray(image.convert("L").resize((256, 128), Image.Resampling.BOX), np.float32)
-    seam = np.abs(grey[:, 0] - grey[:, -1]).mean()
-    apart = np.abs(grey - np.roll(grey, 32, 1)).mean()
-    return bool(_SEAM * seam < apart)
+    grey = np.asarray(image.convert("L").resize((128, 64), Image.Resampling.BOX), np.float32)
+    beside, apart = (np.abs(grey - np.roll(grey, step, 1)) for step in (1, 16))
+    across = beside[:, 0].mean()
+    return bool(across < _SEAM * beside[:, 1:].mean() and _SEAM * across < apart.mean())
 
 
 def _camera(exif: Image.Exif, size: tuple[int, int]) -> tuple[str, float | None]:
@@ -526,6 +527,7 @@ def _read_video(video: Path, pixels: str, channels: int, filters: str) -> Iterat
     """Metadata, then the bytes of each frame, turned upright, without repeated or left out frames."""
     import imageio_ffmpeg
 
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # warns that frames are reduced
     reader = imageio_ffmpeg.read_frames(
         video, pix_fmt=pixels, bits_per_pixel=8 * channels, output_params=["-vf", filters, "-fps_mode", "passthrough"]
     )
