@@ -13,11 +13,14 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from npbgpp.cli.command import Command, read_arguments, user_errors
 from npbgpp.core.config import key
 from npbgpp.errors import InputError
+
+if TYPE_CHECKING:
+    from npbgpp.prepare.settings import PhotoSettings
 
 log = logging.getLogger("npbgpp.auto")
 
@@ -87,7 +90,7 @@ def run_stages(settings: AutoSettings, command: str) -> Path:
     _remember(settings, out)
     start = time.monotonic()
     scene = out / "scene"
-    log.info("forecast: about %.0f minutes in all: poses, dense cloud, training of %s, film", settings.minutes, settings.system)
+    _forecast(settings, scene)
     _poses(settings, scene, command)
     _cloud(scene, command)
     run = out / settings.system
@@ -124,18 +127,34 @@ def _remember(settings: AutoSettings, out: Path) -> None:
         write_atomically(path, lambda file: file.write(json.dumps(values, indent=1).encode()))
 
 
+def _photo_settings(settings: AutoSettings, scene: Path) -> "PhotoSettings":
+    from npbgpp.prepare.settings import PhotoSettings
+
+    return PhotoSettings(settings.photos, scene, masks=settings.masks, max_image_size=settings.max_image_size, frames=settings.frames)
+
+
+def _forecast(settings: AutoSettings, scene: Path) -> None:
+    """Says how the minutes will be spent."""
+    from npbgpp.prepare.photo_import import PhotoSource
+    from npbgpp.prepare.photos import duration, forecast
+
+    _, megapixels, seconds = forecast(_photo_settings(settings, scene), PhotoSource.find(settings.photos.expanduser().absolute()))
+    poses, cloud = sum(seconds.values()), _DENSE_SECONDS * sum(megapixels)
+    training = max(settings.minutes * 60 - poses - cloud - _FILM_SECONDS, _LEAST_SHARE * settings.minutes * 60)
+    parts = {"poses": poses, "dense cloud": cloud, f"training of {settings.system}": training, "film": _FILM_SECONDS}
+    text = ", ".join(f"{name} {duration(expected)}" for name, expected in parts.items())
+    log.info("forecast: about %s in all (%s), less what is done already", duration(sum(parts.values())), text)
+
+
 def _poses(settings: AutoSettings, scene: Path, command: str) -> None:
     from npbgpp.prepare.photos import prepare_photos
     from npbgpp.prepare.photos_manifest import PhotosManifest
-    from npbgpp.prepare.settings import PhotoSettings
 
     found = PhotosManifest.read(scene)
     if found is not None and (scene / "sparse").is_dir():
         log.info("poses: %d photos, from the call before", len(found.registered))
         return
-    prepare_photos(
-        PhotoSettings(settings.photos, scene, masks=settings.masks, max_image_size=settings.max_image_size, frames=settings.frames), command
-    )
+    prepare_photos(_photo_settings(settings, scene), command)
 
 
 def _cloud(scene: Path, command: str) -> None:

@@ -78,7 +78,7 @@ def prepare_photos(settings: PhotoSettings, command: str) -> PhotosManifest:
     except OSError as error:
         raise InputError(f"scene={settings.scene}: cannot be written ({error.strerror}); choose another folder") from error
     stages = _Stages()
-    options = _forecast(settings, source, scene)
+    options = _announce(settings, source, scene)
     photos, failures = _import(settings, source, scene, stages)
     _require_photos(root, photos, failures)
     if len(photos) > MAX_EXHAUSTIVE and settings.matching == "exhaustive":
@@ -170,8 +170,8 @@ def duration(seconds: float) -> str:
 
 
 # ------------------------------------------------------------------ stages
-def _forecast(settings: PhotoSettings, source: PhotoSource, scene: Path) -> PoseOptions:
-    """Says how long it will take; returns how poses are estimated. Raises InputError where there is not enough space on the disk."""
+def forecast(settings: PhotoSettings, source: PhotoSource) -> tuple[PoseOptions, list[float], dict[str, float]]:
+    """(how poses are estimated, megapixels of each photo of the scene, expected seconds of each stage), from the headers of the files."""
     if source.video is not None:
         sizes = [settings.max_image_size**2 * 9 / 16 / 1e6] * settings.frames
     else:
@@ -185,21 +185,26 @@ def _forecast(settings: PhotoSettings, source: PhotoSource, scene: Path) -> Pose
                 sizes += [min(settings.max_image_size, width / 4) ** 2 / 1e6] * VIEWS_PER_PANORAMA
             else:
                 sizes.append(height * width * min(1.0, settings.max_image_size / max(height, width)) ** 2 / 1e6)
-    count = max(len(sizes), 1)
+    count = len(sizes)
     sequential = {"sequential": True, "exhaustive": False, "auto": source.video is not None or count > MAX_EXHAUSTIVE}[settings.matching]
     features = settings.features or number_of_features(number_of_pairs(count, sequential))
     options = PoseOptions(settings.camera_model, features, sequential, settings.retries, settings.seed)
-    if sizes:
-        expected = {"photos": _IMPORT_SECONDS * count, **forecast_seconds(sizes, options)}
-        parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in expected.items())
-        retries = "; more if few photos are registered" if settings.retries and settings.poses is None else ""
-        log.info("%s: %d photos, about %s (%s)%s", source.name, count, duration(sum(expected.values())), parts, retries)
-        needed = 1e6 * sum(sizes) * _BYTES_PER_PIXEL + count * features * _BYTES_PER_FEATURE
-        free = shutil.disk_usage(next(folder for folder in (scene, *scene.parents) if folder.is_dir())).free
-        if free < needed:
-            raise InputError(
-                f"scene={settings.scene}: expected {needed / 1e9:.1f} GB of free disk space, got {free / 1e9:.1f}; free space, or choose another"
-            )
+    seconds = {"photos": _IMPORT_SECONDS * count, **forecast_seconds(sizes, options)} if sizes else {}
+    return options, sizes, seconds
+
+
+def _announce(settings: PhotoSettings, source: PhotoSource, scene: Path) -> PoseOptions:
+    """Says how long it will take. Raises InputError where there is not enough space on the disk."""
+    options, sizes, seconds = forecast(settings, source)
+    parts = ", ".join(f"{name} {duration(expected)}" for name, expected in seconds.items())
+    retries = "; more if few photos are registered" if settings.retries and settings.poses is None else ""
+    log.info("%s: %d photos, about %s (%s)%s", source.name, len(sizes), duration(sum(seconds.values())), parts, retries)
+    needed = 1e6 * sum(sizes) * _BYTES_PER_PIXEL + len(sizes) * options.features * _BYTES_PER_FEATURE
+    free = shutil.disk_usage(next(folder for folder in (scene, *scene.parents) if folder.is_dir())).free
+    if free < needed:
+        raise InputError(
+            f"scene={settings.scene}: expected {needed / 1e9:.1f} GB of free disk space, got {free / 1e9:.1f}; free space, or choose another"
+        )
     return options
 
 
