@@ -136,9 +136,10 @@ def _photo_settings(settings: AutoSettings, scene: Path) -> "PhotoSettings":
 def _forecast(settings: AutoSettings, scene: Path) -> None:
     """Says how the minutes will be spent."""
     from npbgpp.prepare.photo_import import PhotoSource
-    from npbgpp.prepare.photos import duration, forecast
+    from npbgpp.prepare.photos import duration, forecast, own_files
 
-    _, megapixels, seconds = forecast(_photo_settings(settings, scene), PhotoSource.find(settings.photos.expanduser().absolute()))
+    root = settings.photos.expanduser().absolute()
+    _, megapixels, seconds = forecast(_photo_settings(settings, scene), PhotoSource.find(root, own_files(scene, root)))
     poses, cloud = sum(seconds.values()), _DENSE_SECONDS * sum(megapixels)
     training = max(settings.minutes * 60 - poses - cloud - _FILM_SECONDS, _LEAST_SHARE * settings.minutes * 60)
     parts = {"poses": poses, "dense cloud": cloud, f"training of {settings.system}": training, "film": _FILM_SECONDS}

@@ -103,8 +103,12 @@ class PhotoSource:
     ignored: tuple[str, ...]
 
     @classmethod
-    def find(cls, root: Path) -> "PhotoSource":
+    def find(cls, root: Path, without: Sequence[Path] = ()) -> "PhotoSource":
         """Looks for photos in a folder and its sub-folders; a folder with a single video and no photo is that video.
+
+        Args:
+            root: the folder, or a video file.
+            without: files and folders below it that are not the user's.
 
         Raises:
             InputError: nothing there, no or only one photo, or HEIC photos that cannot be read.
@@ -118,6 +122,7 @@ class PhotoSource:
         found = [
             path for path in root.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
         ]
+        found = [path for path in found if not any(place == path or place in path.parents for place in without)]
         found.sort(key=lambda path: natural(path.relative_to(root).as_posix()))
         photos = [path for path in found if path.suffix.lower() in PHOTO_SUFFIXES + HEIF_SUFFIXES]
         videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]

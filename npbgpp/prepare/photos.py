@@ -70,7 +70,7 @@ def prepare_photos(settings: PhotoSettings, command: str) -> PhotosManifest:
         InputError: photos that cannot be used, a scene that has poses, or a disk that is full.
     """
     scene, root = settings.scene.expanduser().absolute(), settings.photos.expanduser().absolute()
-    source = PhotoSource.find(root)
+    source = PhotoSource.find(root, own_files(scene, root))
     _refuse_foreign_files(settings, scene, root)
     work = scene / WORK
     try:
@@ -110,6 +110,11 @@ def prepare_photos(settings: PhotoSettings, command: str) -> PhotosManifest:
     write_report(scene, manifest)
     log.info("report: %s; contact sheet: %s", scene / "report.html", scene / "report.png")
     return manifest
+
+
+def own_files(scene: Path, root: Path) -> tuple[Path, ...]:
+    """Files and folders of a scene, where they lie in the folder of photos."""
+    return (scene,) if scene != root else tuple(scene / name for name in ("images", "masks", "sparse", WORK, "report.png"))
 
 
 def _refuse_foreign_files(settings: PhotoSettings, scene: Path, root: Path) -> None:

@@ -121,6 +121,15 @@ def test_poses_are_replaced_only_on_request(prepare, good, tmp_path):
     assert new == pytest.approx(old / 2, rel=0.05)
 
 
+def test_scene_in_the_folder_of_the_photos(prepare, tmp_path):
+    """Written photos are not taken for the user's by a second call."""
+    write_photos(tmp_path / "input", 3)
+    for scene in ("input/scene", "input"):
+        assert "3 of 3 photos registered" in prepare("photos", "input", scene)
+        assert "3 of 3 photos registered" in prepare("photos", "input", scene, "overwrite=true")
+        shutil.rmtree(tmp_path / "input" / "scene", ignore_errors=True)
+
+
 def test_poses_of_other_programs_are_kept(prepare, good, tmp_path):
     shutil.copytree(good / "scene" / "sparse", tmp_path / "scene" / "sparse")
     marked = tmp_path / "scene" / "sparse" / "0" / "notes.txt"
