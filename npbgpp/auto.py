@@ -3,6 +3,7 @@
 Every stage is a command of its own and keeps its results, so that a call that was interrupted continues.
 """
 
+import csv
 import json
 import logging
 import math
@@ -26,7 +27,7 @@ log = logging.getLogger("npbgpp.auto")
 
 _EXPERIMENTS = {"gaussians": "gaussians_quick", "npbg": "npbg_quick", "npbgpp": "npbgpp_quick"}
 _SIZE_CPU, _SIZE_GPU = 400, 1600  # longest side of the photos in training, pixels
-_PROBE_STEPS = 40  # that measure the speed
+_PROBE_STEPS = 20  # that measure the speed
 _FEWEST_STEPS, _MOST_STEPS = 300, 30_000
 _LEAST_SHARE = 0.3  # of the minutes that training gets, also if the stages before took longer
 _START_SECONDS = 15.0  # of a command, and of an evaluation
@@ -190,22 +191,21 @@ def _train(settings: AutoSettings, out: Path, run: Path, seconds: float) -> None
 
 
 def _affordable_steps(settings: AutoSettings, out: Path, seconds: float) -> int:
-    from npbgpp.compare.runs import read_runs
-
-    probe = out / f"{settings.system}_speed"
-    start = time.monotonic()
-    _call("train", *_training(settings, out, probe, _PROBE_STEPS))
-    (summary,) = read_runs([probe])
-    assert summary.costs is not None
-    per_step = (summary.costs.step_seconds + summary.costs.data_seconds) / max(summary.costs.steps, 1)
-    left = seconds - (time.monotonic() - start) - _FILM_SECONDS - 2 * _START_SECONDS - summary.costs.test_seconds
+    """Steps for which the time is enough, by the second epoch of a short training: the first one compiles and loads."""
+    probe, start = out / f"{settings.system}_speed", time.monotonic()
+    words = _training(settings, out, probe, _PROBE_STEPS, epochs=2)
+    _call("train", *words, "test_after_fit=false", "trainer.limit_val_batches=0", "loggers=[csv]")
+    with (probe / "csv_logs" / "metrics.csv").open(newline="") as file:
+        times = [float(row["time/step_s"]) + float(row["time/data_s"]) for row in csv.DictReader(file) if row.get("time/step_s")]
+    per_step = times[-1] / _PROBE_STEPS
+    left = seconds - (time.monotonic() - start) - _FILM_SECONDS - 2 * _START_SECONDS
     steps = min(max(int(left / per_step), _FEWEST_STEPS), _MOST_STEPS)
     log.info("training: %.2f s a step; %d steps, about %.0f minutes", per_step, steps, steps * per_step / 60)
     return steps
 
 
-def _training(settings: AutoSettings, out: Path, run: Path, steps: int) -> list[str]:
-    """Arguments of ``npbgpp train``."""
+def _training(settings: AutoSettings, out: Path, run: Path, steps: int, epochs: int = 1) -> list[str]:
+    """Arguments of ``npbgpp train`` for epochs of so many steps."""
     return [
         f"experiment={_EXPERIMENTS[settings.system]}",
         "datasets=colmap_one_scene",
@@ -213,7 +213,7 @@ def _training(settings: AutoSettings, out: Path, run: Path, steps: int) -> list[
         "datasets.scene_name=scene",
         f"datasets.downscale={_downscale(settings, out / 'scene'):g}",
         f"datasets.train_num_samples={steps}",
-        "trainer.max_epochs=1",
+        f"trainer.max_epochs={epochs}",
         "trainer.check_val_every_n_epoch=1",
         f"hydra.run.dir={run}",
     ]

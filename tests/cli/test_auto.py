@@ -65,7 +65,12 @@ class Stages:
         self.done.append(f"{name} {folder.name}")
         if folder.name == self.fails_at:
             return subprocess.CompletedProcess(words, 75)
-        if name == "train":
+        if folder.name.endswith("_speed"):
+            steps = int(keys["datasets.train_num_samples"])
+            (folder / "csv_logs").mkdir(parents=True)
+            lines = ("epoch,time/data_s,time/step_s", "0,30.0,50.0", "0,,", f"1,{0.02 * steps},{0.08 * steps}")  # the first epoch compiles
+            (folder / "csv_logs" / "metrics.csv").write_text("\n".join(lines) + "\n")
+        elif name == "train":
             self.keys = keys
             write_run(folder, int(keys["datasets.train_num_samples"]), 0.1 * int(keys["datasets.train_num_samples"]))
         else:
