@@ -54,8 +54,8 @@ class AutoSettings:
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
             raise InputError(f"minutes: expected a positive number, got {self.minutes:g}")
-        if self.size is not None and self.size < 64:
-            raise InputError(f"size: expected at least 64 pixels, got {self.size}")
+        if self.size is not None and self.size < 32:
+            raise InputError(f"size: expected at least 32 pixels, got {self.size}")
 
     def folder(self) -> Path:
         """Absolute path of the results."""
