@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -290,8 +290,8 @@ class Database:
         pairing.match_list_path = listed
         for k in range(0, len(pairs), _PAIRS_A_STEP):
             progress(k, len(pairs))
-            lines = [f"{first} {second}\n" for first, second in pairs[k : k + _PAIRS_A_STEP]]
-            write_atomically(listed, lambda file, lines=lines: file.write("".join(lines).encode()))
+            text = "".join(f"{first} {second}\n" for first, second in pairs[k : k + _PAIRS_A_STEP]).encode()
+            write_atomically(listed, partial(_write, text))
             _interruptible(
                 pycolmap.match_image_pairs,
                 database_path=self.path,
@@ -321,6 +321,10 @@ class Database:
             if count:
                 found[names[first], names[second]] = count
         return found
+
+
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 def _remove_database(path: Path) -> None:
@@ -485,14 +489,9 @@ class PoseEstimator:
             copy = out / "calibrated.db"
             shutil.copyfile(database.path, copy)
             pycolmap.calibrate_view_graph(copy)
-            return _interruptible(
-                pycolmap.global_mapping,
-                lambda: progress(0, None),
-                database_path=copy,
-                image_path=self.images,
-                output_path=out,
-                options=mapping,
-            )
+            found = _interruptible(pycolmap.global_mapping, database_path=copy, image_path=self.images, output_path=out, options=mapping)
+            _remove_database(copy)
+            return found
 
         return self._attempt("global mapping", database, run)
 
