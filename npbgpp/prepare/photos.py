@@ -70,8 +70,8 @@ def prepare_photos(settings: PhotoSettings, command: str) -> PhotosManifest:
         InputError: photos that cannot be used, a scene that has poses, or a disk that is full.
     """
     scene, root = settings.scene.expanduser().absolute(), settings.photos.expanduser().absolute()
-    source = PhotoSource.find(root, own_files(scene, root))
     _refuse_foreign_files(settings, scene, root)
+    source = PhotoSource.find(root, own_files(scene, root))
     work = scene / WORK
     try:
         work.mkdir(parents=True, exist_ok=True)
