@@ -91,7 +91,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=[*find_packages(include=["npbgpp", "npbgpp.*"]), *DATA_PACKAGES],
     package_dir=DATA_PACKAGES,
-    package_data={package: DATA_FILES for package in DATA_PACKAGES} | {"npbgpp.compare": ["*.jinja"]},
+    package_data={package: DATA_FILES for package in DATA_PACKAGES} | {"npbgpp.compare": ["*.jinja"], "npbgpp.prepare": ["*.jinja"]},
     install_requires=INSTALL_REQUIRES,
     entry_points=ENTRY_POINTS,
     extras_require={
@@ -103,6 +103,8 @@ setup(
         "plots": ["matplotlib>=3.10,<4"],
         # The documentation; make docs uses the pins of requirements-docs.txt.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
+        # Photos in HEIC.
+        "heif": ["pillow-heif>=1,<2"],
         # Optional peers: nothing here needs them. Both must be built against the installed torch.
         "scatter": ["torch-scatter"],
         "pytorch3d": ["pytorch3d"],

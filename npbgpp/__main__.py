@@ -8,11 +8,12 @@ import sys
 from npbgpp import __version__
 
 COMMANDS = {
+    "auto": "make new views from photos or a video: poses, cloud, training, film, report",
     "demo": "train NPBG++ and NPBG on the example scene, and compare them",
     "train": "train or evaluate a system",
     "render": "render images and a video of a trained run along a camera path",
     "export": "write weights, point clouds, meshes, volumes or cameras of a trained run",
-    "prepare": "check a scene, make its point cloud, prepare videos",
+    "prepare": "make a scene from photos, check it, make its point cloud, prepare videos",
     "compare": "compare evaluated runs in tables and images",
     "refine": "finetune a run of NPCR along a camera path, against flicker",
 }

@@ -25,7 +25,7 @@ ORDER = (
     ("engine",),
     ("api", "export"),
     ("cli",),
-    ("render", "refine", "train", "demo", "__main__"),
+    ("render", "refine", "train", "demo", "auto", "__main__"),
 )
 HEIGHT = {layer: height for height, layers in enumerate(ORDER) for layer in layers}
 # commands of a package: they sit above the layer of their package

@@ -57,7 +57,7 @@ class Command(Generic[S]):
             key, separator, text = word.partition("=")
             if not separator or key.startswith("-"):
                 words.append(word)
-            elif key in _RUN_KEYS or key.partition(".")[0] in GROUPS:
+            elif key not in hints and (key in _RUN_KEYS or key.partition(".")[0] in GROUPS):
                 if not self.config_keys:
                     raise InputError(f"{word}: npbgpp {self.name} takes no keys of the config of a run; leave it out")
                 overrides.append(word)

@@ -181,15 +181,19 @@ def read_photo(view: View) -> Photo:
 def _decode(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w c"]:
     """RGB, or RGBA if the file has alpha, resampled to ``size`` (height, width) if given."""
     with open_image(path) as file:
-        return np.asarray(_resampled(_in_8_bits(path, file), size))
+        return np.asarray(_resampled(in_8_bits(path, file), size))
 
 
 def _resampled(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return image if size is None else image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
-def _in_8_bits(path: Path, file: Image.Image) -> Image.Image:
-    """RGB or RGBA. 16-bit grey keeps its upper 8 bits, as Pillow does for 16-bit colours; floating point is scaled from 0..1."""
+def in_8_bits(path: Path, file: Image.Image) -> Image.Image:
+    """RGB or RGBA. 16-bit grey keeps its upper 8 bits, as Pillow does for 16-bit colours; floating point is scaled from 0..1.
+
+    Raises:
+        InputError: integers of more than 16 bits, or floating point beyond 0..1.
+    """
     if not file.mode.startswith(_DEEP):
         return file.convert("RGBA" if _is_transparent(file) else "RGB")
     values = np.asarray(file)
@@ -219,7 +223,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarr
             image = Image.fromarray(np.where(np.asarray(file) > 0, 255, 0).astype(np.uint8))
             return np.asarray(_resampled(image, size))
         is_lossy = file.format in _LOSSY
-        image = _in_8_bits(path, file)
+        image = in_8_bits(path, file)
         pixels = np.asarray(image)
         if image.mode == "RGBA" and (pixels[..., :3] == pixels[0, 0, :3]).all():
             pixels = pixels[..., [3, 3, 3]]

@@ -9,6 +9,7 @@ from npbgpp.geometry.point_cloud import PointCloud, Transform, read_ply, transfo
 from npbgpp.geometry.trajectories import (
     TimedCamera,
     average_pose,
+    common_up,
     fit_to_size,
     interpolate_path,
     linear_path,
@@ -37,6 +38,7 @@ __all__ = [
     "align_vertically",
     "cam_to_world_from",
     "centres_of",
+    "common_up",
     "far_offset",
     "reduced",
     "world_to_cam_from",

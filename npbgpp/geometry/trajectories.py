@@ -66,6 +66,21 @@ def average_pose(cameras: Cameras) -> Cameras:
 # Paths made from several views
 
 
+def common_up(cameras: Cameras) -> Float64[Tensor, "3"]:
+    """Up direction of n views, of length 1: the normal of their horizontal axes where these lie in a plane (level cameras), else the mean of their vertical axes.
+
+    Raises:
+        InputError: vertical axes that cancel out.
+    """
+    left, mean = cameras.R[:, :, 0].double(), _mean_direction(cameras.R[:, :, 1].double())
+    if mean is None:
+        raise InputError("a circle: the views have no common upward direction; choose another path, or give poses in a file")
+    spread, directions = torch.linalg.eigh(left.T @ left / len(left))
+    if spread[1] < _LEVEL_RATIO * spread[0] or spread[1] < _SMALLEST_SPREAD:
+        return mean
+    return directions[:, 0] * torch.sign(directions[:, 0] @ mean)
+
+
 def interpolate_path(cameras: Cameras, count: int, loop: bool = False) -> Cameras:
     """Path through views: Catmull-Rom positions, spherical linear rotations, linear intrinsics; equally many frames per segment.
 
@@ -149,7 +164,7 @@ def orbit_path(cameras: Cameras, count: int) -> Cameras:
         InputError: optical axes that are nearly parallel or diverge, or cameras without a common up direction.
     """
     focus = _focus(cameras)
-    up = _common_up(cameras)
+    up = common_up(cameras)
     offset = _centers(cameras) - focus
     distances = offset.norm(dim=1)
     distance = float(distances.quantile(0.5))
@@ -279,17 +294,6 @@ def _focus(cameras: Cameras) -> Float64[Tensor, "3"]:
             "a circle: the views look away from each other, not at one object; choose a path through views, or give poses in a file"
         )
     return focus
-
-
-def _common_up(cameras: Cameras) -> Float64[Tensor, "3"]:
-    """Up direction of n views: the normal of their horizontal axes where these lie in a plane (level cameras), else the mean of their vertical axes."""
-    left, mean = cameras.R[:, :, 0].double(), _mean_direction(cameras.R[:, :, 1].double())
-    if mean is None:
-        raise InputError("a circle: the views have no common upward direction; choose another path, or give poses in a file")
-    spread, directions = torch.linalg.eigh(left.T @ left / len(left))
-    if spread[1] < _LEVEL_RATIO * spread[0] or spread[1] < _SMALLEST_SPREAD:
-        return mean
-    return directions[:, 0] * torch.sign(directions[:, 0] @ mean)
 
 
 def _mean_direction(directions: Float64[Tensor, "n 3"]) -> Float64[Tensor, "3"] | None:

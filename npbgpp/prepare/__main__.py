@@ -1,4 +1,4 @@
-"""``npbgpp prepare check|cloud|dense|llff|monocular <folder> [key=value ...]``, the same as ``python -m npbgpp.prepare``: scenes and videos before training."""
+"""``npbgpp prepare photos|check|cloud|dense|resize|llff|monocular <folder> [key=value ...]``, the same as ``python -m npbgpp.prepare``: data before training."""
 
 import logging
 import shlex
@@ -6,9 +6,20 @@ import sys
 from typing import Any
 
 from npbgpp.cli.command import Command, read_subcommand, user_errors
-from npbgpp.prepare.settings import CheckSettings, CloudSettings, DenseSettings, LlffSettings, VideoSettings
+from npbgpp.prepare.settings import CheckSettings, CloudSettings, DenseSettings, LlffSettings, PhotoSettings, ResizeSettings, VideoSettings
 
 COMMANDS: dict[str, Command[Any]] = {
+    "photos": Command(
+        "prepare photos",
+        "Estimates the camera poses of a folder of photos, or of a video, and writes a COLMAP scene, upright and of usual scale.",
+        PhotoSettings,
+        positional=("photos", "scene"),
+        example="holiday/statue data/statue",
+        notes=(
+            "Photos may have any format, orientation, zoom and size. A call that was interrupted continues. What was found is on report.html in the folder of the "
+            "scene, with the photos that were left out and why; photos.json has the change of coordinates.",
+        ),
+    ),
     "check": Command(
         "prepare check",
         "Reports what a scene contains and what is wrong with it, and draws its point cloud over its photos.",
@@ -29,6 +40,13 @@ COMMANDS: dict[str, Command[Any]] = {
         DenseSettings,
         positional=("scene",),
         example="data/my_scene size=640",
+    ),
+    "resize": Command(
+        "prepare resize",
+        "Writes reduced copies of the images of a folder.",
+        ResizeSettings,
+        positional=("dir",),
+        example="data/my_scene/images factor=0.5",
     ),
     "llff": Command(
         "prepare llff",
@@ -61,11 +79,17 @@ _KEYS = {
 def main() -> None:
     """The command."""
     arguments = sys.argv[1:]
-    name, settings, _ = read_subcommand("prepare", "Checks scenes, makes their point clouds, and prepares videos.", COMMANDS, arguments)
+    name, settings, _ = read_subcommand(
+        "prepare", "Makes scenes from photos, checks them, makes their point clouds, and prepares videos.", COMMANDS, arguments
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with user_errors(_KEYS):
         # each command imports torch and what it needs itself
-        if name == "check":
+        if name == "photos":
+            from npbgpp.prepare.photos import prepare_photos
+
+            prepare_photos(settings, f"npbgpp prepare {shlex.join(arguments)}")
+        elif name == "check":
             from npbgpp.prepare.check import check
 
             check(settings)
@@ -77,6 +101,10 @@ def main() -> None:
             from npbgpp.prepare.cloud import make_dense_cloud
 
             make_dense_cloud(settings, f"npbgpp prepare {shlex.join(arguments)}")
+        elif name == "resize":
+            from npbgpp.prepare.resize import resize_images
+
+            resize_images(settings)
         elif name == "llff":
             from npbgpp.prepare.llff import prepare_llff
 

@@ -170,3 +170,62 @@ class VideoSettings:
             raise InputError("stages: expected at least one stage, got none; leave the key out to run all")
         if min(self.max_width, self.max_height) < 1:
             raise InputError(f"max_width, max_height: expected positive numbers of pixels, got {self.max_width} and {self.max_height}")
+
+
+@dataclass(frozen=True)
+class PhotoSettings:
+    """Arguments of ``npbgpp prepare photos``."""
+
+    photos: Path = key(help="folder of photos (JPEG, PNG, TIFF, WebP, BMP, HEIC) and its sub-folders, or a video file")
+    scene: Path = key(help="folder of the scene to write")
+    masks: Path | None = key(
+        None, help="folder with a mask <name of the photo>.png for photos, bright where the scene is: moving things are dark"
+    )
+    poses: Path | None = key(
+        None, help="folder of a COLMAP model of these photos, as VGGT and others write: its poses are adjusted, not estimated"
+    )
+    max_image_size: int = key(1600, help="longest side of the photos of the scene, pixels; larger ones are reduced")
+    panoramas: bool | None = key(
+        None, help="split 360-degree photos into views; null: those of width = 2 * height whose sides continue each other"
+    )
+    frames: int = key(100, help="largest number of frames that are taken from a video")
+    camera_model: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"] = key(
+        "SIMPLE_RADIAL", help="lens model of COLMAP, one camera per device, zoom and size"
+    )
+    features: int | None = key(None, help="largest number of features per photo; null: 2048 to 8192, such that matching takes minutes")
+    matching: Literal["auto", "exhaustive", "sequential"] = key(
+        "auto", help="photos that are compared: all pairs, or neighbours by name; auto: neighbours in videos and for more than 200 photos"
+    )
+    retries: bool = key(True, help="try other features, first pairs and mapping where fewer than 80 % of the photos are registered")
+    distance: float = key(10.0, help="median distance from the cameras to the points that they see, scene units")
+    seed: int = key(0, help="of the random choices of COLMAP")
+    overwrite: bool = key(False, help="replace the poses of the scene; those that another program wrote are kept beside them")
+
+    def __post_init__(self) -> None:
+        if self.max_image_size < 64:
+            raise InputError(f"max_image_size: expected at least 64 pixels, got {self.max_image_size}")
+        if self.frames < 2:
+            raise InputError(f"frames: expected at least 2 frames, got {self.frames}")
+        if self.features is not None and self.features < 100:
+            raise InputError(f"features: expected at least 100 per photo, got {self.features}")
+        if not 0 < self.distance < math.inf:
+            raise InputError(f"distance: expected a positive number of scene units, got {self.distance:g}")
+
+
+@dataclass(frozen=True)
+class ResizeSettings:
+    """Arguments of ``npbgpp prepare resize``."""
+
+    dir: Path = key(help="folder of images")
+    out: Path | None = key(None, help="folder of the resized images; null: <dir>_<1/factor>, such as images_2")
+    factor: float | None = key(None, help="factor of the sides, such as 0.5")
+    max_size: int | None = key(None, help="longest side, pixels, in place of factor; smaller images keep their size")
+    overwrite: bool = key(False, help="replace files of an earlier call in out")
+
+    def __post_init__(self) -> None:
+        if (self.factor is None) == (self.max_size is None):
+            raise InputError(f"factor, max_size: expected one of them, got factor={self.factor} max_size={self.max_size}")
+        if self.factor is not None and not 0 < self.factor <= 1:
+            raise InputError(f"factor: expected a number above 0 and up to 1, got {self.factor:g}")
+        if self.max_size is not None and self.max_size < 1:
+            raise InputError(f"max_size: expected a positive number of pixels, got {self.max_size}")
