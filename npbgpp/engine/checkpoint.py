@@ -23,9 +23,11 @@ from npbgpp.methods.base import CHECKPOINT_FORMAT, System
 log = logging.getLogger(__name__)
 
 SAFETENSORS_KEY = "npbgpp"  # of the metadata of a .safetensors file; its value is the mark of a checkpoint as JSON
-# what Lightning 1 wrote beside the weights: the config as OmegaConf objects, and the classes of callbacks, those of the authors among them
+# what Lightning wrote beside the weights: the config as OmegaConf objects, a Namespace or an AttributeDict, the classes of callbacks, those of the authors among
+# them, and scores as scalars of numpy
 _OLD_LIGHTNING = (
-    *("omegaconf.", "pytorch_lightning.", "npbgplusplus.", "pathlib.", "typing.", "collections.defaultdict"),
+    *("omegaconf.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "npbgplusplus.", "pathlib.", "typing.", "numpy."),
+    *("argparse.Namespace", "collections.defaultdict", "datetime.datetime", "datetime.timedelta"),
     *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")),
 )
 
