@@ -99,6 +99,8 @@ setup(
         "dev": TEST_REQUIRES + DEV_REQUIRES,
         # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
         "cluster": ["hydra-submitit-launcher>=1.2,<2"],
+        # Clouds in .las and .laz files.
+        "las": ["laspy[lazrs]>=2.5,<3"],
         # Plots of benchmarks.
         "plots": ["matplotlib>=3.10,<4"],
         # The documentation; make docs uses the pins of requirements-docs.txt.
