@@ -68,15 +68,18 @@ ENTRY_POINTS = {
         "NeRF = npbgpp.methods.nerf.system:NeRF",
     ],
     "npbgpp.layouts": [
+        "bundler = npbgpp.parsers.bundler:LAYOUT",
         "colmap = npbgpp.parsers.colmap:LAYOUT",
         "dtu = npbgpp.parsers.idr:DTU_LAYOUT",
         "h3ds = npbgpp.parsers.idr:H3DS_LAYOUT",
         "llff = npbgpp.parsers.llff:LAYOUT",
+        "metashape = npbgpp.parsers.metashape_photos:LAYOUT",
         "monocular = npbgpp.parsers.monocular:LAYOUT",
         "nerf_synthetic = npbgpp.parsers.nerf_synthetic:LAYOUT",
         "nerfstudio = npbgpp.parsers.nerfstudio:LAYOUT",
         "npbg = npbgpp.parsers.npbg:LAYOUT",
         "npcr = npbgpp.parsers.npcr:LAYOUT",
+        "reality_capture = npbgpp.parsers.reality_capture:LAYOUT",
         "scannet = npbgpp.parsers.scannet:LAYOUT",
     ],
 }

@@ -1,5 +1,6 @@
 """Scenes, photos, lenses, point files and ray coordinates. Datasets, samplers and view selection are imported from their modules."""
 
+from npbgpp.data.bundler_file import BundlerFile, is_bundler
 from npbgpp.data.colmap_model import ColmapModel, ModelImage, find_models, model_file, read_points
 from npbgpp.data.images import (
     DECODER_ERRORS,
@@ -31,6 +32,7 @@ from npbgpp.data.video_sampling import VideoSampling
 
 __all__ = [
     "Batch",
+    "BundlerFile",
     "CLOUD_SUFFIXES",
     "IMAGE_SUFFIXES",
     "WHITE",
@@ -67,6 +69,7 @@ __all__ = [
     "has_alpha",
     "image_size",
     "images_folder",
+    "is_bundler",
     "list_images",
     "manifest_path",
     "mean_pose",
