@@ -268,11 +268,12 @@ def test_processes_move_the_same_gaussians(others, run_in, tmp_path):
 
 @pytest.mark.parametrize("name", ["nerf", "nsff"])
 def test_rays_are_split_over_processes(others, run_in, tmp_path, name):
+    """Batch sizes count all processes together: as many steps, and the same weights up to means over unequal parts (NSFF: rays without flow)."""
     launch, roots = others
-    # one process accumulates two batches
-    overrides = ("trainer.accumulate_grad_batches=2", *(("trainer.limit_train_batches=8",) if name == "nerf" else ()))
-    alone = run_in(tmp_path, *overrides, root=roots[name], tiny=OTHERS[name])
-    assert_close(alone, launch / name)
+    alone = run_in(tmp_path, root=roots[name], tiny=OTHERS[name])
+    steps = [load_tensors(run / LAST, "checkpoint")["global_step"] for run in (alone, launch / name)]
+    assert steps[0] == steps[1] > 0
+    assert_close(alone, launch / name, 1e-5 if name == "nerf" else 1e-2)
     assert_same_scores(launch / name, alone)
 
 
