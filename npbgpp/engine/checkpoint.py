@@ -372,3 +372,17 @@ def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[st
             f"(resume_strict=false), or begin anew from its weights: weights_path={checkpoint}"
         )
     log.warning("checkpoint %s: going on with other settings (%s)", checkpoint, named)
+
+
+def warn_of_other_processes(checkpoint: Path, content: dict[str, Any], processes: int) -> None:
+    """Says when training goes on in another number of processes than that of the checkpoint; checkpoints of early versions do not tell theirs."""
+    mark = content.get("npbgpp")
+    before = mark.get("processes") if isinstance(mark, dict) else None
+    if isinstance(before, int) and before != processes:
+        log.warning(
+            "checkpoint %s: saved by %d processes, training goes on in %d: batches keep their size over all processes, but are divided and drawn anew, so that the "
+            "result is not bit for bit that of an uninterrupted run",
+            checkpoint,
+            before,
+            processes,
+        )

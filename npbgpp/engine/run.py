@@ -28,7 +28,15 @@ from npbgpp.core.paths import SearchPaths
 from npbgpp.core.plugins import METHODS, load_plugin, warn_of_broken_plugins
 from npbgpp.core.run_folder import is_first_process, remove_run
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
-from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, find_checkpoint, find_weights, load_weights, training_keys
+from npbgpp.engine.checkpoint import (
+    AtomicCheckpointIO,
+    check_same_training,
+    find_checkpoint,
+    find_weights,
+    load_weights,
+    training_keys,
+    warn_of_other_processes,
+)
 from npbgpp.engine.datamodule import DataModule, RunScenes, read_scenes
 from npbgpp.engine.evaluation_loop import share_evaluations
 from npbgpp.engine.loggers import close_loggers, guard, started
@@ -199,6 +207,8 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
     trainer = _trainer(config, parts, search_paths, writer)
     try:
         if not settings.eval_only:
+            if parts.resume is not None and trainer.is_global_zero:
+                warn_of_other_processes(parts.resume, parts.checkpoints.read_ahead(parts.resume), trainer.world_size)
             _fit(trainer, system, data, parts.resume)
         if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
             with report_lost_process(), report_nondeterministic_operation():
