@@ -12,6 +12,7 @@ exit code 1. Tracebacks, other exit codes, other weights and unfinished files ar
 """
 
 import argparse
+import contextlib
 import os
 import random
 import resource
@@ -103,10 +104,8 @@ def in_child(words: tuple[str, ...], kill_after: float | None = None, file_size:
             deadline = started + kill_after
             while time.perf_counter() < deadline and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 time.sleep(0.005)
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         _, status = os.waitpid(child, 0)
         seconds = time.perf_counter() - started
         printed.seek(0)

@@ -115,5 +115,7 @@ def with_cloud(scene: Scene, root: Path) -> Scene:
     make = f"{there}npbgpp prepare cloud scene={root} makes one"
     if scene.carried_points is None:
         raise InputError(f"point cloud {path}: no such file; name the cloud of scene {scene.name} with datasets.pc_name=<file> ({make})")
-    note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used ({make} of more points)"
+    denser = any(view.depth is not None or view.mask is not None or view.alpha_is_mask for view in scene.views)
+    more = f" (npbgpp prepare cloud scene={root} makes one from depth maps or masks)" if denser else ""
+    note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used{more}"
     return replace(scene, cloud=scene.cloud.of_points(scene.carried_points, scene.carried_transform), notes=(*scene.notes, note))

@@ -13,6 +13,7 @@ from npbgpp.errors import InputError
 from npbgpp.parsers.posed_photos import PosedPhoto, photo_folder, posed_scene
 
 _PLACES = ("bundle.out", "*.out", "bundle/*.out", "bundler/*.out")
+_CHECKED = "check"  # folder of the pictures of npbgpp prepare check
 _LISTS = ("list.txt", "bundle.list.txt", "list_images.txt", "imagelist.txt", "*list*.txt")
 
 
@@ -66,6 +67,7 @@ def _names(root: Path, path: Path, folder: Path) -> tuple[list[str], Path]:
     found = next((file for pattern in _LISTS for place in places for file in sorted(place.glob(pattern)) if file.is_file()), None)
     if found is None:
         files = [file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+        files = [file for file in files if file.relative_to(folder).parts[0] != _CHECKED]
         return sorted((file.relative_to(folder).as_posix() for file in files), key=natural), folder
     try:
         lines = [line.strip() for line in found.read_text(encoding="utf-8-sig").splitlines()]

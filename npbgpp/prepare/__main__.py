@@ -50,6 +50,8 @@ _KEYS = {
     "with out=, in a training with hydra.run.dir=": "with out=",
 }
 
+_PROBLEMS = 2  # exit code of a check that found some
+
 
 def main() -> None:
     """The command."""
@@ -61,7 +63,7 @@ def main() -> None:
         if name == "check":
             from npbgpp.prepare.check import check
 
-            check(settings)
+            sys.exit(_PROBLEMS if check(settings) else 0)
         elif name == "cloud":
             from npbgpp.prepare.cloud import make_cloud
 
