@@ -77,8 +77,12 @@ def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:
     out, box = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES), _box(settings, export.grid)
     occlusion = OcclusionTest(densities, export.normalisation, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
     values = densities.on_grid(box)
-    whole = mesh.extract_surface(values, box, settings.sigma_threshold)
-    if mesh.is_open(values, settings.sigma_threshold):
+    threshold = settings.sigma_threshold
+    if threshold is None:
+        threshold = mesh.surface_density(values, box)
+        log.info("sigma_threshold=%.4g separates empty from dense space", threshold)
+    whole = mesh.extract_surface(values, box, threshold)
+    if mesh.is_open(values, threshold):
         log.warning("%s cuts what is dense: the mesh is open there; widen x_range, y_range or z_range", box)
     found = whole.largest_component()
     vertices, normals = (torch.from_numpy(part).float().to(densities.device) for part in (found.vertices, found.normals))

@@ -206,7 +206,7 @@ class BoxExport(CloudExport):
 class MeshExport(BoxExport):
     """Arguments of ``npbgpp export mesh``."""
 
-    sigma_threshold: float = key(20.0, help="density of the surface")
+    sigma_threshold: float | None = key(None, help="density of the surface; null: between the densities of empty and of dense space")
     occ_threshold: float = key(0.2, help="opacity in front of a vertex that hides it from a photo")
     samples: int = key(64, help="depths at which that opacity is evaluated")
     use_vertex_normal: bool = key(False, help="colours of the field seen along the normals, in place of those of the photos")

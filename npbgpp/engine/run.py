@@ -130,6 +130,8 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
             raise InputError(
                 f"trainer.{key}=0: nothing would be trained; evaluate a checkpoint with eval_only=true weights_path=<checkpoint>, or train more"
             )
+        if plan.arguments[key] is not None and plan.arguments[key] < -1:
+            raise InputError(f"trainer.{key}: expected a positive number, or -1 for no limit, got {plan.arguments[key]}")
     method = method_of(config)
     if settings.overwrite and "overwrite_descriptors" in config.system:
         config.system.overwrite_descriptors = True

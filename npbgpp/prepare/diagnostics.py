@@ -59,9 +59,9 @@ def _sparse_cloud(r: SceneReport) -> str | None:
     if share >= _MIN_COVERED or densities[len(seen) // 2] >= _MIN_DENSITY:
         return None
     return (
-        f"The cloud is too sparse for NPBG and NPBG++: points cover {100 * share:.0f} % of the cells of 8x8 pixels in the median view, and are single there. Make a dense cloud (COLMAP: "
-        "patch_match_stereo and stereo_fusion; Metashape: Build Dense Cloud; npbgpp prepare cloud fuses depth maps or masks), or use system=gaussians or "
-        "system=nerf."
+        f"The cloud is too sparse for NPBG and NPBG++: points cover {100 * share:.0f} % of the cells of 8x8 pixels in the median view, and are single there. "
+        "Make a dense cloud (COLMAP: patch_match_stereo and stereo_fusion; Metashape: Build Dense Cloud; npbgpp prepare cloud fuses depth maps or masks), or use "
+        "system=gaussians or system=nerf."
     )
 
 

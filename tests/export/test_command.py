@@ -270,7 +270,7 @@ def test_command_line(trained, export, tmp_path):
     with pytest.raises(SystemExit, match="usage: npbgpp export") as caught:
         export()
     assert all(f"  {command} " in str(caught.value.code) for command in ("weights", "cloud", "splats", "mesh", "volume", "cameras"))
-    with pytest.raises(SystemExit, match=r"(?s)usage: npbgpp export mesh.* run=.* sigma_threshold=20"):
+    with pytest.raises(SystemExit, match=r"(?s)usage: npbgpp export mesh.* run=.* sigma_threshold=null"):
         export("mesh")
     (tmp_path / "weights.safetensors").touch()
     command = [sys.executable, "-m", "npbgpp.export", "weights", f"run={trained['nerf']}", "out=weights.safetensors"]
