@@ -68,15 +68,18 @@ ENTRY_POINTS = {
         "NeRF = npbgpp.methods.nerf.system:NeRF",
     ],
     "npbgpp.layouts": [
+        "bundler = npbgpp.parsers.bundler:LAYOUT",
         "colmap = npbgpp.parsers.colmap:LAYOUT",
         "dtu = npbgpp.parsers.idr:DTU_LAYOUT",
         "h3ds = npbgpp.parsers.idr:H3DS_LAYOUT",
         "llff = npbgpp.parsers.llff:LAYOUT",
+        "metashape = npbgpp.parsers.metashape_photos:LAYOUT",
         "monocular = npbgpp.parsers.monocular:LAYOUT",
         "nerf_synthetic = npbgpp.parsers.nerf_synthetic:LAYOUT",
         "nerfstudio = npbgpp.parsers.nerfstudio:LAYOUT",
         "npbg = npbgpp.parsers.npbg:LAYOUT",
         "npcr = npbgpp.parsers.npcr:LAYOUT",
+        "reality_capture = npbgpp.parsers.reality_capture:LAYOUT",
         "scannet = npbgpp.parsers.scannet:LAYOUT",
     ],
 }
@@ -99,6 +102,8 @@ setup(
         "dev": TEST_REQUIRES + DEV_REQUIRES,
         # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
         "cluster": ["hydra-submitit-launcher>=1.2,<2"],
+        # Clouds in .las and .laz files.
+        "las": ["laspy[lazrs]>=2.5,<3"],
         # Plots of benchmarks.
         "plots": ["matplotlib>=3.10,<4"],
         # The documentation; make docs uses the pins of requirements-docs.txt.

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from npbgpp.core.bundle import run_folder
 from npbgpp.data import CloudFile, Scene, Stage, read_cloud
 from npbgpp.engine.run import Run, build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
@@ -81,7 +82,7 @@ def load_run(
     """Loads a trained run with its weights, on the device and in the precision that it asks for.
 
     Args:
-        folder: folder of the run (``hydra.run.dir``).
+        folder: folder of the run (``hydra.run.dir``), or a .zip file of ``npbgpp export weights``.
         checkpoint: name of a file in its checkpoints.
         scene: name of the scene; needed if the run has several.
         overrides: ``key=value`` for the config of the run, such as ``trainer.accelerator=cpu`` or ``datasets.data_root=data``.
@@ -90,7 +91,7 @@ def load_run(
     Raises:
         InputError: a folder that is no run, a config that would run other code, no such checkpoint or scene, data that are no longer there.
     """
-    path = Path(folder).expanduser().resolve()
+    path = run_folder(Path(folder).expanduser().resolve())
     config, search_paths = run_config(path, trust_config)
     name = evaluation_of(config, path, checkpoint, scene, list(overrides))
     return TrainedRun(path, name, build_run(config, search_paths, needs_test_views=False))

@@ -171,7 +171,7 @@ def _cloud(scene: Path, command: str) -> None:
 
 
 def _make_cloud(scene: Path, command: str) -> None:
-    from npbgpp.prepare.dense import make_dense_cloud
+    from npbgpp.prepare.cloud import make_dense_cloud
     from npbgpp.prepare.settings import DenseSettings
 
     make_dense_cloud(DenseSettings(scene=str(scene)), command)

@@ -1,14 +1,18 @@
 """Weights on disk: what is written, what is read, and what every refusal says."""
 
+import argparse
+import datetime
 import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import parsing
 from torch import Tensor, nn
 
 from npbgpp.core.files import load_tensors, save_tensors, write_atomically
@@ -194,6 +198,39 @@ def test_everything_that_old_lightning_wrote_is_passed_over(tmp_path, monkeypatc
     path = old_lightning_file(tmp_path / "old.ckpt")
     forbid_config_objects(monkeypatch)
     assert len(load_weights(Tiny(), path, strict=True).loaded) == 4
+
+
+def mapping_type(monkeypatch, name: str) -> type:
+    """A type of mappings of Lightning's, as ``save_hyperparameters`` kept them."""
+    kind = type(name, (dict,), {"__module__": parsing.__name__})
+    monkeypatch.setattr(parsing, name, kind, raising=False)
+    return kind
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        np.float32(2),
+        np.arange(3.0),
+        np.dtype("f8"),
+        {"best": (np.float64(1), torch.ones(()))},
+        argparse.Namespace(lr=1),
+        datetime.timedelta(seconds=3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_objects_of_numpy_and_lightning_beside_the_weights_are_passed_over(tmp_path, monkeypatch, beside):
+    attributes = mapping_type(monkeypatch, "AttributeDict")(lr=1, layers=[1, 2])
+    path = write(tmp_path / "scores.ckpt", Tiny().state_dict(), npbgpp=None, best=beside, hyper_parameters=attributes)
+    assert len(load_weights(Tiny(), path, strict=True).loaded) == 4
+
+
+def test_messages_do_not_advise_to_run_code(tmp_path, monkeypatch):
+    """What torch's reader cannot build is told in other words than torch's."""
+    path = write(tmp_path / "odd.ckpt", Tiny().state_dict(), npbgpp=None, best=mapping_type(monkeypatch, "Settings")(lr=1))
+    with pytest.raises(InputError, match="files that would run code are not read") as caught:
+        load_weights(Tiny(), path, strict=True)
+    assert "weights_only" not in str(caught.value) and "safe_globals" not in str(caught.value)
 
 
 class Runs:

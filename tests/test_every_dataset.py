@@ -7,7 +7,7 @@ import pytest
 
 from npbgpp.errors import InputError
 
-from .helpers.layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, nerfstudio, npbg, npcr, scannet, scannet_raw
+from .helpers.layouts import camera_files, colmap, dtu, h3ds, llff, monocular, nerf_synthetic, nerfstudio, npbg, npcr, scannet, scannet_raw
 
 NPBG = ("system=npbg", "system/loss_factors=l1_ssim", "system.refiner.filters=[10,11,12,13,14]")
 COLOURS = ("system=npbgpp_rgb", "system/loss_factors=l1_ssim_npbgpp", "datasets.selection_count=2")
@@ -31,6 +31,9 @@ CHOICES = {
     "llff_one_scene": (llff.write, ONE),
     "colmap_one_scene": (colmap.write, ONE),
     "nerfstudio_one_scene": (nerfstudio.write, ONE),
+    "metashape_one_scene": (camera_files.write_metashape, ONE),
+    "reality_capture_one_scene": (camera_files.write_reality_capture, ONE),
+    "bundler_one_scene": (camera_files.write_bundler, ONE),
     "npbg_scenes": (npbg.write, ("datasets.names=[scene]",)),
     "npcr_one_scene": (npcr.write, ONE),
     "monocular": (monocular.write, ONE),

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from npbgpp.core import plugins as registry
-from npbgpp.core.plugins import LAYOUTS, METHODS, load_plugin
+from npbgpp.core.plugins import LAYOUTS, METHODS, load_plugin, warn_of_shared_configs
 from npbgpp.data import CloudFile, Layout
 from npbgpp.engine.run import method_of
 from npbgpp.errors import InputError
@@ -449,3 +449,17 @@ def test_the_hooks_in_the_documentation_exist():
     rows = re.search(r"\| override \|.*?\n\n", DOCS[0].read_text(), re.S)[0].splitlines()[2:]
     names = [name for row in rows if row for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert len(names) > 10 and [name for name in names if not hasattr(System, name)] == []
+
+
+def test_configs_of_one_name_are_reported(tmp_path, monkeypatch, caplog):
+    """With the distributions that have them: Hydra takes the first."""
+    for name in ("one", "two"):
+        (tmp_path / name / "datasets").mkdir(parents=True)
+        (tmp_path / name / "datasets" / "mine.yaml").write_text("layout: mine\n")
+    (tmp_path / "two" / "system").mkdir()
+    (tmp_path / "two" / "system" / "npbg.yaml").write_text("lr: 1\n")
+    monkeypatch.setattr("npbgpp.core.plugins.config_folders", lambda: (("first 1.0", tmp_path / "one"), ("second 2.0", tmp_path / "two")))
+    warn_of_shared_configs()
+    assert "config datasets/mine.yaml: first 1.0 and second 2.0 both have it; that of first 1.0 is used" in caplog.text
+    assert "config system/npbg.yaml: npbgpp and second 2.0 both have it; that of npbgpp is used" in caplog.text
+    assert len(caplog.records) == 2

@@ -191,13 +191,15 @@ class ProgressLines(Callback):
         self.seconds = seconds
         self._last = 0.0
         self._batches, self._points = 0, 0.0  # since the last line
+        self._begun, self._all_batches = 0.0, 0  # of this process
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last = time.monotonic()
+        self._last = self._begun = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         metrics = trainer.callback_metrics
         self._batches += 1
+        self._all_batches += 1
         self._points += float(metrics.get("points", 0.0))
         passed = time.monotonic() - self._last
         if passed < self.seconds:
@@ -208,7 +210,8 @@ class ProgressLines(Callback):
             *(trainer.current_epoch, done, total or "unknown"),
             *(float(metrics.get("loss", float("nan"))), float(metrics.get("psnr", float("nan")))),
             *(self._points / passed, _unit(pl_module), rate),
-            timedelta(seconds=int((total - done) / rate)) if total else "unknown",
+            # by the speed of the whole run, validation included: that of the last batches jumps
+            timedelta(seconds=int((total - done) * (time.monotonic() - self._begun) / self._all_batches)) if total else "unknown",
         )
         self._last, self._batches, self._points = time.monotonic(), 0, 0.0
 

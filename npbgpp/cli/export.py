@@ -7,14 +7,16 @@ import torch
 
 from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, SplatExport, VolumeExport, WeightsExport
 from npbgpp.cli.trajectory import trajectory_frames
+from npbgpp.core.bundle import BUNDLE_SUFFIX
 from npbgpp.core.files import write_atomically
 from npbgpp.data import write_npcr_cameras
 from npbgpp.engine.checkpoint import find_weights
-from npbgpp.engine.run import build_run
+from npbgpp.engine.run import build_run, method_of
 from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
 from npbgpp.export import mesh, volume
 from npbgpp.export import splats as splat_files
+from npbgpp.export.bundle import write_bundle
 from npbgpp.export.mesh import Box, DensityField, OcclusionTest, photo_colours, rendered_colours
 from npbgpp.export.volume import mean_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
@@ -28,10 +30,20 @@ _MARGIN_CELLS = 4  # before a vertex that do not hide it: fields thin out over s
 
 
 def weights(settings: WeightsExport) -> None:
-    """Writes the weights of a checkpoint alone."""
+    """Writes what a recipient needs to render a scene in one .zip file, or the weights of a checkpoint alone."""
     run = settings.folder()
     config, search_paths = run_config(run, settings.trust_config)
-    out = settings.file(f"{run.name}{SUFFIX}", (SUFFIX,))
+    with_scene = method_of(config).has_scene_files
+    suffixes = (BUNDLE_SUFFIX, SUFFIX) if with_scene else (SUFFIX,)
+    out = settings.file(f"{run.name}{suffixes[0]}", suffixes)
+    if out.suffix == BUNDLE_SUFFIX:
+        as_trained = config.copy()
+        scene = evaluation_of(config, run, settings.checkpoint, settings.scene, ())
+        parts = build_run(config, search_paths, needs_test_views=False)
+        parts.system.eval()
+        count = write_bundle(out, as_trained, parts, scene)
+        log.info("networks, descriptors, cloud of %d points and cameras of scene %s: %s (npbgpp render %s)", count, scene, out, out.name)
+        return
     known = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
     name = settings.checkpoint.removesuffix(".ckpt")
     if name in known:
@@ -42,8 +54,8 @@ def weights(settings: WeightsExport) -> None:
         raise InputError(f"checkpoint: expected one of {', '.join(known) or 'none'} in {run / 'checkpoints'}, got {settings.checkpoint}")
     count = export_weights(source, out)
     log.info("%d tensors of %s: %s", count, source, out)
-    if (run / "descriptors").is_dir():
-        log.info("descriptors of scenes are not among them, they lie in %s", run / "descriptors")
+    if with_scene:
+        log.info("descriptors of scenes are not among them, as in a %s file; they lie in %s", BUNDLE_SUFFIX, run / "descriptors")
 
 
 def cloud(settings: CloudExport, overrides: list[str]) -> None:
@@ -77,8 +89,12 @@ def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:
     out, box = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES), _box(settings, export.grid)
     occlusion = OcclusionTest(densities, export.normalisation, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
     values = densities.on_grid(box)
-    whole = mesh.extract_surface(values, box, settings.sigma_threshold)
-    if mesh.is_open(values, settings.sigma_threshold):
+    threshold = settings.sigma_threshold
+    if threshold is None:
+        threshold = mesh.surface_density(values, box)
+        log.info("sigma_threshold=%.4g separates empty from dense space", threshold)
+    whole = mesh.extract_surface(values, box, threshold)
+    if mesh.is_open(values, threshold):
         log.warning("%s cuts what is dense: the mesh is open there; widen x_range, y_range or z_range", box)
     found = whole.largest_component()
     vertices, normals = (torch.from_numpy(part).float().to(densities.device) for part in (found.vertices, found.normals))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from npbgpp.cli.nearest import nearest
+from npbgpp.core.bundle import run_folder
 from npbgpp.core.config import key
 from npbgpp.errors import InputError
 
@@ -98,7 +99,7 @@ class PathSettings:
 class RunSettings:
     """A trained run."""
 
-    run: Path = key(help="folder of the run")
+    run: Path = key(help="folder of the run, or a .zip file of npbgpp export weights, which is unpacked into a folder beside it")
     checkpoint: str = key("last", help="name of a file in the checkpoints of the run")
     trust_config: bool = key(
         False,
@@ -106,8 +107,8 @@ class RunSettings:
     )
 
     def folder(self) -> Path:
-        """Absolute path of the run."""
-        return self.run.expanduser().resolve()
+        """Absolute path of the run. Raises InputError for a file that is none of an export."""
+        return run_folder(self.run.expanduser().resolve())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ class RefineSettings(PathSettings, SceneSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsExport(RunSettings):
+class WeightsExport(SceneSettings):
     """Arguments of ``npbgpp export weights``, and of every export of a file."""
 
     out: Path | None = key(None, help="file to write; null: one in <run>/export")
@@ -181,7 +182,7 @@ class WeightsExport(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloudExport(WeightsExport, SceneSettings):
+class CloudExport(WeightsExport):
     """Arguments of ``npbgpp export cloud``."""
 
 
@@ -206,7 +207,7 @@ class BoxExport(CloudExport):
 class MeshExport(BoxExport):
     """Arguments of ``npbgpp export mesh``."""
 
-    sigma_threshold: float = key(20.0, help="density of the surface")
+    sigma_threshold: float | None = key(None, help="density of the surface; null: between the densities of empty and of dense space")
     occ_threshold: float = key(0.2, help="opacity in front of a vertex that hides it from a photo")
     samples: int = key(64, help="depths at which that opacity is evaluated")
     use_vertex_normal: bool = key(False, help="colours of the field seen along the normals, in place of those of the photos")

@@ -23,6 +23,7 @@ _LONGEST_MARK = 1 << 16  # bytes
 _LARGEST_PICKLE = 1 << 20  # bytes; calibrations take less than a thousand
 _NUMBERS = {"b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
 _NUMPY_NAMES = {"multiarray": ("_reconstruct", "scalar"), "numpy": ("dtype", "ndarray")}
+_MAPPINGS = (".defaultdict", ".AttributeDict")  # ignored types that are mappings
 # raised by numpy.load, its header parser, and the pickle and zip readers for damaged files
 DAMAGED_FILE = (
     AttributeError,
@@ -140,9 +141,11 @@ class _Ignored:
         pass
 
 
-def _ignored_mapping(*arguments: Any) -> dict[Any, Any]:
-    """Replaces the constructor of a mapping, whose items are set later."""
-    return {}
+class _IgnoredMapping:
+    """Replaces a type of mappings, whose items are set later: its objects are dictionaries."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        return {}
 
 
 def load_tensors(path: Path, what: str, ignored: Sequence[str] = ()) -> Any:
@@ -165,22 +168,30 @@ def load_tensors(path: Path, what: str, ignored: Sequence[str] = ()) -> Any:
             _check_archive(path)
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         replaced = [name for name in foreign if any(name.startswith(i) if i.endswith(".") else name == i for i in ignored)]
-        replacements: list[Any] = [(_ignored_mapping if name == "collections.defaultdict" else _Ignored, name) for name in replaced]
+        replacements: list[Any] = [(_IgnoredMapping if name.endswith(_MAPPINGS) else _Ignored, name) for name in replaced]
         foreign = [name for name in foreign if name not in replaced]
         with torch.serialization.safe_globals(replacements):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = sorted(foreign) or re.findall(r"GLOBAL ([\w.]+)", str(error))
-        reason = ", ".join(named[:3]) if named else str(error).splitlines()[0]
+        reason = ", ".join(named[:3]) if named else _reason(error)
         raise InputError(
             f"{what} {path}: expected tensors and plain values, got a file that is damaged or holds other Python objects ({reason}); files that would run "
             "code are not read: if you trust the file, open it with the program that wrote it and keep its tensors alone with torch.save"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{what} {path}: expected a file written by torch.save, got a damaged or truncated one ({reason}); copy it again"
+            f"{what} {path}: expected a file written by torch.save, got a damaged or truncated one ({_reason(error)}); copy it again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error; of torch's, what its reader met, without the advice to switch the safety off."""
+    text = str(error)
+    if "weights_only" in text:
+        found = re.search(r"WeightsUnpickler error: (.+)", text)
+        return found[1] if found is not None else "it cannot be read as tensors and plain values"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _check_archive(path: Path) -> None:
@@ -200,7 +211,7 @@ def read_number(path: Path, key: str) -> int:
             return int(content[key])
         reason = "there is none"
     except DAMAGED_FILE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _reason(error)
     raise InputError(f"{path}: expected a torch file with a number {key}, got another or a damaged one ({reason}); copy it again")
 
 

@@ -17,6 +17,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from npbgpp.core.paths import conf_folder
 from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -155,6 +156,17 @@ def config_folders() -> tuple[tuple[str, Path], ...]:
     return tuple((distribution, folder) for folder, distribution in folders.items())
 
 
+def warn_of_shared_configs() -> None:
+    """Warns of config files of one name that several distributions have: Hydra takes the first one."""
+    others, owners = config_folders(), dict[str, str]()
+    for distribution, folder in (("npbgpp", conf_folder()), *others) if others else ():
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).as_posix()
+            first = owners.setdefault(name, distribution)
+            if first != distribution:
+                log.warning("config %s: %s and %s both have it; that of %s is used", name, first, distribution, first)
+
+
 class PluginConfigs(SearchPathPlugin):
     """Adds the config folders of other packages to Hydra's search path."""
 
@@ -165,4 +177,5 @@ class PluginConfigs(SearchPathPlugin):
 
 def register_config_folders() -> None:
     """Makes Hydra find the configs of plug-ins; to be called before Hydra composes a config."""
+    warn_of_shared_configs()
     Plugins.instance().register(PluginConfigs)

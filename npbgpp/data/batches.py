@@ -10,30 +10,31 @@ from npbgpp.data.sampling import Shard
 
 @runtime_checkable
 class BatchDataset(Protocol):
-    """Batches, numbered through all epochs: item ``k`` is batch ``k % len`` of epoch ``k // len``."""
+    """Batches, numbered through all epochs: item ``k`` is batch ``k % len`` of epoch ``k // len``.
 
-    size: int  # bytes kept in memory
+    Attributes:
+        size: bytes kept in memory.
+        shard: this process, set before the first batch: its items are parts of the batches, so that all processes together train on a batch in each step.
+    """
+
+    size: int
+    shard: Shard
 
     def __len__(self) -> int:
         """Batches of an epoch."""
 
     def __getitem__(self, item: int) -> Any:
-        """A batch."""
+        """The part of a batch for this process."""
 
     def load(self) -> None:
         """Reads the data that are kept in memory, so that worker processes forked later share them."""
 
 
 class BatchEpochs(Sampler[int]):
-    """Numbers of the batches of the current epoch, interleaved over processes. Lightning calls ``set_epoch`` before every epoch.
-
-    Attributes:
-        shard: the part of this process.
-    """
+    """Numbers of the batches of the current epoch, the same in all processes. Lightning calls ``set_epoch`` before every epoch."""
 
     def __init__(self, dataset: BatchDataset) -> None:
         self.dataset, self.epoch = dataset, 0
-        self.shard = Shard()
         self._skip = (0, 0)  # epoch, batches
 
     def set_epoch(self, epoch: int) -> None:
@@ -49,8 +50,8 @@ class BatchEpochs(Sampler[int]):
         return self._skip[1] if self._skip[0] == self.epoch else 0
 
     def __len__(self) -> int:
-        return max(1, len(self.dataset) // self.shard.count)
+        return len(self.dataset)
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * len(self.dataset)
-        return iter(range(first + self.shard.rank, first + len(self) * self.shard.count, self.shard.count)[self.skipped_batches() :])
+        return iter(range(first, first + len(self))[self.skipped_batches() :])

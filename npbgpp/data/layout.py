@@ -25,6 +25,7 @@ class Layout:
         precedence: of layouts that match, the one with the highest precedence is chosen.
         sampling: dataclass of further keys of the ``datasets`` group, for methods that draw rays from scenes of this layout; None: no such keys.
         locate: finds the folder of a scene from its name and the options, for layouts whose scenes are listed in a file; None: below ``data_root``.
+        accepts: looks into the files of a folder whose names match, for layouts whose names say too little; None: the names are enough.
     """
 
     parse: Callable[..., Scene]
@@ -32,10 +33,12 @@ class Layout:
     precedence: int = 10
     sampling: type | None = None
     locate: Callable[[str, Mapping[str, Any]], Path | None] | None = None
+    accepts: Callable[[Path], bool] | None = None
 
     def fits(self, folder: Path) -> bool:
         """Whether a folder looks like a scene of this layout."""
-        return all(any(any(folder.glob(pattern)) for pattern in group) for group in self.marks)
+        named = all(any(any(folder.glob(pattern)) for pattern in group) for group in self.marks)
+        return named and (self.accepts is None or self.accepts(folder))
 
     @property
     def scales_itself(self) -> bool:

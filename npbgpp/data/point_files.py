@@ -1,4 +1,4 @@
-"""Point cloud files: PLY, COLMAP's points, text columns (NPCR's ``.xzy``, ``.xyz``, ``.txt``), vertices of ``.obj``; and the manifest beside a cloud."""
+"""Point cloud files of every format that is read, and the manifest beside a cloud."""
 
 import hashlib
 import json
@@ -15,67 +15,60 @@ from torch import Tensor
 from npbgpp import __version__
 from npbgpp.core.config import typed
 from npbgpp.core.files import write_atomically
+from npbgpp.data.cloud_formats import READERS
 from npbgpp.data.colmap_model import read_points
 from npbgpp.errors import InputError
-from npbgpp.geometry import PointCloud, Transform, read_ply, transformed
+from npbgpp.geometry import PointCloud, Transform, in_8_bits, read_ply, transformed
 
-_COMMENTS = ("#", "//")
+CLOUD_SUFFIXES = (".ply", *READERS)
+"""Suffixes of files that ``read_cloud`` reads."""
+
 _SUBSAMPLE_SEED = 123  # generator seed of the NPBG++ authors: the same n_point gives the same points as their code
-_TEXT_SUFFIXES = (".xzy", ".xyz", ".txt", ".obj")
 _CHUNK = 1 << 20  # bytes
 
 
 def read_cloud(path: Path, transform: Transform | None = None) -> PointCloud:
-    """Reads a cloud; the file name tells the format: ``points3D.bin`` or ``points3D.txt`` (COLMAP), .xzy, .xyz, .txt, .obj, else PLY.
+    """Reads a cloud. The file name tells the format: ``points3D.bin`` or ``points3D.txt`` (COLMAP), or the suffix.
 
     Args:
-        path: the file.
+        path: a file of ``CLOUD_SUFFIXES``, or a PLY file of any name.
         transform: applied to the coordinates in double precision; None leaves them.
 
     Raises:
-        InputError: a missing, unreadable or empty file, or coordinates that are not finite.
+        InputError: a missing, unreadable or empty file, another format, or coordinates or colours that are not finite.
     """
     if path.name in ("points3D.bin", "points3D.txt"):
         return read_points(path, transform).cloud
-    return (read_text_cloud if path.suffix.lower() in _TEXT_SUFFIXES else read_ply)(path, transform)
-
-
-def read_text_cloud(path: Path, transform: Transform | None = None) -> PointCloud:
-    """Reads x, y, z from the first three columns, also of ``.xzy`` (in an .obj: after the letter v).
-
-    Colours are read from columns 4 to 6 of an .obj whose first vertex has them (0..1 or 0..255). Other columns of other files are ignored and may hold
-    text. Columns are separated by white space; lines that start with # or // are comments.
-
-    Raises:
-        InputError: a missing file, columns that are no numbers, fewer than three columns, no points, or coordinates that are not finite.
-    """
-    is_obj = path.suffix.lower() == ".obj"
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines = [line for line in map(str.strip, file) if line and not line.startswith(_COMMENTS)]
-        if is_obj:
-            lines = [line[2:] for line in lines if line.startswith(("v ", "v\t"))]
-        coloured = is_obj and len(lines) > 0 and len(lines[0].partition("#")[0].split()) >= 6
-        table = np.loadtxt(lines, usecols=range(6 if coloured else 3), ndmin=2) if lines else np.zeros((0, 3))
-    except FileNotFoundError:
-        raise InputError(f"point cloud {path}: no such file; name a cloud with datasets.pc_name=<file>") from None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"point cloud {path}: expected lines of at least three numbers, as many as in the first line, got something else ({error}); restore the file"
-        ) from error
-    if len(table) == 0:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        if suffix != ".ply" and path.is_file() and not _is_ply(path):
+            raise InputError(
+                f"point cloud {path}: expected one of {', '.join(CLOUD_SUFFIXES)}, got {suffix or 'a file without suffix'}; convert it to .ply, for example with "
+                "CloudCompare"
+            )
+        return read_ply(path, transform)
+    if not path.exists() and not path.is_symlink():
+        raise InputError(f"point cloud {path}: no such file; name a cloud with datasets.pc_name=<file>")
+    found = READERS[suffix](path)
+    if len(found.xyz) == 0:
         raise InputError(f"point cloud {path}: expected at least one point of three numbers, got none; restore the file")
-    xyz = transformed(table[:, :3], transform)
+    xyz = transformed(found.xyz, transform)
     bad = int((~xyz.isfinite()).any(1).sum())
     if bad:
         raise InputError(f"point cloud {path}: {bad} of {len(xyz)} points have coordinates that are not finite; remove them from the file")
-    if not coloured:
+    if found.colours is None:
         return PointCloud(xyz)
-    colours = table[:, 3:]
-    if not np.isfinite(colours).all():
+    if not np.isfinite(found.colours).all():
         raise InputError(f"point cloud {path}: expected colours of 0 to 1 or 0 to 255, got some that are not finite; correct the file")
-    rgb = np.clip(colours * (255 if colours.max() <= 1 else 1) + 0.5, 0, 255)
-    return PointCloud(xyz, torch.from_numpy(rgb.astype(np.uint8)))
+    return PointCloud(xyz, torch.from_numpy(in_8_bits(found.colours, path)))
+
+
+def _is_ply(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(6).removeprefix(b"\xef\xbb\xbf").startswith(b"ply")
+    except OSError:
+        return False
 
 
 def cloud_checksum(xyz_world: Float[Tensor, "n 3"]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from npbgpp.data import Photo, PhotoCache, Scene, SceneNormalisation, View
+from npbgpp.data.sampling import Shard
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 
@@ -63,7 +64,7 @@ class RaySampling:
     """How pixels are drawn.
 
     Attributes:
-        rays_per_batch: largest number of pixels of a batch; the pixels of an epoch, or of a view, are divided evenly.
+        rays_per_batch: largest number of pixels of a batch, over all processes; the pixels of an epoch, or of a view, are divided evenly.
         sampling: ``all`` mixes the pixels of all views, ``image`` draws each batch from one view.
         precrop: central share of the height and of the width that the first batches are drawn from.
         precrop_batches: number of these batches.
@@ -151,6 +152,7 @@ class RayDataset(Dataset[RayBatch]):
 
     Attributes:
         size: bytes of the photos in memory.
+        shard: the process whose part of each batch is returned.
 
     Raises:
         InputError: no view, a margin that leaves no pixel, a random background for photos without alpha or mask, or more photos than the budget holds
@@ -172,6 +174,7 @@ class RayDataset(Dataset[RayBatch]):
                 "black"
             )
         self.normalisation, self.sampling, self.indices = normalisation, sampling, np.array(indices)
+        self.shard = Shard()
         self.photos = PhotoCache([_uncomposited(view, sampling.background) for view in views], budget)
         if sampling.sampling == "all" and self.photos.kept < len(views):
             raise InputError(
@@ -201,11 +204,13 @@ class RayDataset(Dataset[RayBatch]):
 
     def __getitem__(self, item: int) -> RayBatch:
         order = self._crop if item < self.sampling.precrop_batches else self._whole
-        view, row, column = order.pixels(item)
+        pixels = order.pixels(item)
+        part = self.shard.part(len(pixels[0]))
+        view, row, column = (values[part] for values in pixels)
         colour, alpha = self._colours(view, row, column)
         if self.sampling.background == "random":
             generator = np.random.default_rng((self.sampling.seed, item))
-            background = torch.from_numpy(generator.random((len(view), 3), dtype=np.float32))
+            background = torch.from_numpy(generator.random((len(pixels[0]), 3), dtype=np.float32)[part])
         else:
             background = torch.full_like(colour, _COLOURS[self.sampling.background])
         # one camera of a single pixel per ray

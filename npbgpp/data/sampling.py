@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -33,6 +34,10 @@ class Shard:
 
     rank: int = 0
     count: int = 1
+
+    def part(self, length: int) -> Int64[np.ndarray, " n"]:
+        """Indices of every ``count``-th of some items, those of this process; with fewer items than processes some are shared."""
+        return np.arange(self.rank, max(length, self.count), self.count) % length
 
 
 @dataclass(frozen=True)

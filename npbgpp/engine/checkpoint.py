@@ -23,9 +23,11 @@ from npbgpp.methods.base import CHECKPOINT_FORMAT, System
 log = logging.getLogger(__name__)
 
 SAFETENSORS_KEY = "npbgpp"  # of the metadata of a .safetensors file; its value is the mark of a checkpoint as JSON
-# what Lightning 1 wrote beside the weights: the config as OmegaConf objects, and the classes of callbacks, those of the authors among them
+# what Lightning wrote beside the weights: the config as OmegaConf objects, a Namespace or an AttributeDict, the classes of callbacks, those of the authors among
+# them, and scores as scalars of numpy
 _OLD_LIGHTNING = (
-    *("omegaconf.", "pytorch_lightning.", "npbgplusplus.", "pathlib.", "typing.", "collections.defaultdict"),
+    *("omegaconf.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "npbgplusplus.", "pathlib.", "typing.", "numpy."),
+    *("argparse.Namespace", "collections.defaultdict", "datetime.datetime", "datetime.timedelta"),
     *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")),
 )
 
@@ -370,3 +372,17 @@ def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[st
             f"(resume_strict=false), or begin anew from its weights: weights_path={checkpoint}"
         )
     log.warning("checkpoint %s: going on with other settings (%s)", checkpoint, named)
+
+
+def warn_of_other_processes(checkpoint: Path, content: dict[str, Any], processes: int) -> None:
+    """Says when training goes on in another number of processes than that of the checkpoint; checkpoints of early versions do not tell theirs."""
+    mark = content.get("npbgpp")
+    before = mark.get("processes") if isinstance(mark, dict) else None
+    if isinstance(before, int) and before != processes:
+        log.warning(
+            "checkpoint %s: saved by %d processes, training goes on in %d: batches keep their size over all processes, but are divided and drawn anew, so that the "
+            "result is not bit for bit that of an uninterrupted run",
+            checkpoint,
+            before,
+            processes,
+        )

@@ -276,11 +276,10 @@ class DataModule(LightningDataModule):
         loader = self.loader_settings.train
         if self.batch_set is not None:
             self.batch_set.load()
-            epochs = BatchEpochs(self.batch_set)
-            epochs.shard = self._shard()
+            self.batch_set.shard = self._shard()
             return ResumableLoader(
                 self.batch_set,  # type: ignore[arg-type]
-                epochs,
+                BatchEpochs(self.batch_set),
                 batch_size=None,
                 num_workers=loader.num_workers,
                 pin_memory=loader.pin_memory,

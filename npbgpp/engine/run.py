@@ -28,7 +28,15 @@ from npbgpp.core.paths import SearchPaths
 from npbgpp.core.plugins import METHODS, load_plugin, warn_of_broken_plugins
 from npbgpp.core.run_folder import is_first_process, remove_run
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
-from npbgpp.engine.checkpoint import AtomicCheckpointIO, check_same_training, find_checkpoint, find_weights, load_weights, training_keys
+from npbgpp.engine.checkpoint import (
+    AtomicCheckpointIO,
+    check_same_training,
+    find_checkpoint,
+    find_weights,
+    load_weights,
+    training_keys,
+    warn_of_other_processes,
+)
 from npbgpp.engine.datamodule import DataModule, RunScenes, read_scenes
 from npbgpp.engine.evaluation_loop import share_evaluations
 from npbgpp.engine.loggers import close_loggers, guard, started
@@ -122,6 +130,8 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
             raise InputError(
                 f"trainer.{key}=0: nothing would be trained; evaluate a checkpoint with eval_only=true weights_path=<checkpoint>, or train more"
             )
+        if plan.arguments[key] is not None and plan.arguments[key] < -1:
+            raise InputError(f"trainer.{key}: expected a positive number, or -1 for no limit, got {plan.arguments[key]}")
     method = method_of(config)
     if settings.overwrite and "overwrite_descriptors" in config.system:
         config.system.overwrite_descriptors = True
@@ -199,6 +209,8 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
     trainer = _trainer(config, parts, search_paths, writer)
     try:
         if not settings.eval_only:
+            if parts.resume is not None and trainer.is_global_zero:
+                warn_of_other_processes(parts.resume, parts.checkpoints.read_ahead(parts.resume), trainer.world_size)
             _fit(trainer, system, data, parts.resume)
         if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
             with report_lost_process(), report_nondeterministic_operation():

@@ -5,16 +5,21 @@
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Any, get_type_hints
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import AcceleratorRegistry
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.distributed.constants import default_pg_timeout
 
 from npbgpp.core.config import convert, require_known, typed
 from npbgpp.errors import InputError
@@ -22,6 +27,7 @@ from npbgpp.errors import InputError
 log = logging.getLogger(__name__)
 
 _DDP = "ddp_find_unused_parameters_true"
+_MEETING = ("ddp", _DDP)  # strategies with a time limit of the rendezvous
 _PRECISIONS = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 _SUMMARY_DEPTHS = {"top": 1, "full": -1, None: None}
 
@@ -72,6 +78,7 @@ class _TranslatedKeys:
     plugins: Any
     requeue_signal: str | None
     resume_from_checkpoint: str | None
+    rendezvous_seconds: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class TrainerPlan:
         monitor_devices: log device statistics.
         summary_depth: depth of the model summary, None for none.
         requeue_signal: name of the signal that requeues the SLURM job, None for none.
+        rendezvous_seconds: time limit of the processes of a run to find each other.
     """
 
     arguments: dict[str, Any]
@@ -92,12 +100,16 @@ class TrainerPlan:
     monitor_devices: bool
     summary_depth: int | None
     requeue_signal: str | None = None
+    rendezvous_seconds: float = 600.0
 
     def build(self, **further: Any) -> Trainer:
         """The Trainer, with further arguments. Raises InputError when Lightning refuses the configuration."""
         self.check_machine()
         if self.arguments["precision"] == "32-true":  # convolutions on GPUs take the 10 bits of TF32 otherwise, matrix products do not
             torch.backends.cudnn.allow_tf32 = False
+        strategy = self.arguments["strategy"]
+        if strategy in _MEETING:
+            further["strategy"] = MeetingDDP(self.rendezvous_seconds, find_unused_parameters=strategy == _DDP)
         try:
             return Trainer(**self.arguments | further)
         except (MisconfigurationException, TypeError, ValueError) as error:
@@ -114,6 +126,38 @@ class TrainerPlan:
             )
         if (accelerator == "cpu" or there == ["cpu"]) and (isinstance(devices, list) or str(devices).startswith(("-", "0"))):
             raise InputError(f"trainer.devices={devices}: expected a positive number of processes on the CPU, or null")
+
+
+class MeetingDDP(DDPStrategy):
+    """DDP whose processes wait for each other for a limited time: one of them may have ended before the others know of it.
+
+    Args:
+        seconds: the limit. Later communication keeps the limit of PyTorch, as a step or an evaluation may take long.
+        options: see ``DDPStrategy``.
+    """
+
+    def __init__(self, seconds: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._seconds = seconds
+
+    def setup_distributed(self) -> None:
+        """Meets the other processes, then sets up DDP. Raises InputError when they are not there in time."""
+        self.set_world_ranks()
+        environment = self.cluster_environment
+        assert environment is not None
+        if not dist.is_initialized():
+            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+            rank, count = self.global_rank, self.world_size
+            try:
+                store, rank, count = next(dist.rendezvous("env://", rank, count, timeout=timedelta(seconds=self._seconds)))
+            except (dist.DistError, RuntimeError, OSError) as error:
+                raise InputError(
+                    f"process {rank}: expected all {count} processes of the run at {environment.main_address}:{environment.main_port} within "
+                    f"trainer.rendezvous_seconds={self._seconds:g}, got fewer; see the messages of the others, and start all of them again"
+                ) from error
+            store.set_timeout(self._timeout or default_pg_timeout)
+            dist.init_process_group(self._get_process_group_backend(), store=store, rank=rank, world_size=count, timeout=self._timeout)
+        super().setup_distributed()
 
 
 @contextmanager
@@ -165,7 +209,10 @@ def trainer_plan(values: Mapping[str, Any]) -> TrainerPlan:
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and depth is not None
     if keys.plugins is not None:
         arguments["plugins"] = keys.plugins
-    return TrainerPlan(arguments, keys.resume_from_checkpoint, keys.log_gpu_memory is not None, depth, keys.requeue_signal)
+    if not 0 < keys.rendezvous_seconds < math.inf:
+        raise InputError(f"trainer.rendezvous_seconds: expected a positive number, got {keys.rendezvous_seconds}")
+    monitors = keys.log_gpu_memory is not None
+    return TrainerPlan(arguments, keys.resume_from_checkpoint, monitors, depth, keys.requeue_signal, keys.rendezvous_seconds)
 
 
 def _require_one_of(key: str, value: Any, choices: tuple[Any, ...], got: Any = None) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from plyfile import PlyData, PlyElement
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from skimage.filters import threshold_otsu
 from skimage.measure import marching_cubes
 from torch import Tensor
 from tqdm import tqdm
@@ -29,6 +30,7 @@ from npbgpp.points import sample_features
 from npbgpp.volume import Composited, OccupancyGrid, Rays, composite, stratified
 
 SUFFIXES = (".ply", ".obj")
+_LEAST_CONTRAST, _MOST_OPAQUE = 1e-3, 0.999  # opacities
 _GRID_CHUNKS = 16  # chunks of nodes looked up in the occupancy grid at a time: most nodes are empty
 _RAY_CHUNKS = 16  # the same for samples of rays
 _MAX_COUNT = 1625  # nodes of a larger box have no 32-bit index
@@ -174,6 +176,23 @@ def extract_surface(densities: Float[np.ndarray, "g g g"], box: Box, threshold: 
     # "ascent" orders the vertices counter-clockwise seen from the low side and does not change the normals, which point to it
     vertices, faces, normals, _ = marching_cubes(densities, threshold, spacing=box.steps(), gradient_direction="ascent")
     return Mesh(vertices.astype(np.float64) + np.array(box.low), normals.astype(np.float64), faces)
+
+
+def surface_density(densities: Float[np.ndarray, "g g g"], box: Box) -> float:
+    """A density that separates empty from dense space: the threshold of Otsu (IEEE Trans. Systems, Man, and Cybernetics, 1979) of the opacities of steps
+    of the box, which are bounded, unlike densities.
+
+    Raises:
+        InputError: the densities are all the same.
+    """
+    step = max(box.steps())
+    opacities = -np.expm1(-np.maximum(densities, 0) * step)
+    if opacities.max() - opacities.min() < _LEAST_CONTRAST:
+        raise InputError(
+            f"sigma_threshold: expected empty and dense space in {box}, got densities of {densities.min():.4g} to {densities.max():.4g}; train longer, change "
+            "x_range, y_range and z_range, or name a density"
+        )
+    return float(-np.log1p(-min(threshold_otsu(opacities), _MOST_OPAQUE)) / step)
 
 
 def is_open(densities: Float[np.ndarray, "g g g"], threshold: float) -> bool:

@@ -5,7 +5,7 @@ from npbgpp.geometry.gaussian_cloud import LARGEST_SH_DEGREE, SH_DC, GaussianClo
 from npbgpp.geometry.image_warp import Alignment, align_vertically, crop_to_points, resample
 from npbgpp.geometry.origin import Offset, cam_to_world_from, centres_of, far_offset, reduced, world_to_cam_from
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection, ProjectionSettings
-from npbgpp.geometry.point_cloud import PointCloud, Transform, read_ply, transformed, write_ply
+from npbgpp.geometry.point_cloud import PointCloud, Transform, in_8_bits, read_ply, transformed, write_ply
 from npbgpp.geometry.trajectories import (
     TimedCamera,
     average_pose,
@@ -48,6 +48,7 @@ __all__ = [
     "interpolate_path",
     "linear_path",
     "loop_path",
+    "in_8_bits",
     "orbit_path",
     "random_rotation_path",
     "read_gaussian_ply",

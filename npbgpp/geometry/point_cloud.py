@@ -96,7 +96,7 @@ def read_ply(path: Path, transform: Transform | None = None) -> PointCloud:
     colours = np.stack([np.asarray(vertex[names[name]]) for name in group], axis=1)
     if group == _HARMONICS:
         colours = np.clip(0.5 + _CONSTANT_HARMONIC * colours, 0, 1)
-    return PointCloud(points, torch.from_numpy(_in_8_bits(colours, path)))
+    return PointCloud(points, torch.from_numpy(in_8_bits(colours, path)))
 
 
 def _parse_ply(path: Path) -> PlyData:
@@ -112,7 +112,8 @@ def _parse_ply(path: Path) -> PlyData:
     return PlyData.read(io.BytesIO(re.sub(rb"[^\x00-\x7f]", b"?", header) + data))
 
 
-def _in_8_bits(colours: Shaped[np.ndarray, "n 3"], path: Path) -> UInt8[np.ndarray, "n 3"]:
+def in_8_bits(colours: Shaped[np.ndarray, "n 3"], path: Path) -> UInt8[np.ndarray, "n 3"]:
+    """Colours of 8 or 16 bits, or floating point of 0..1 or 0..255, in 8 bits. Raises InputError, which names ``path``, for integers beyond 16 bits."""
     if colours.dtype.kind == "f":
         colours = np.nan_to_num(colours.astype(np.float64))
         # beyond 1 by rounding or by bright light; a cloud of 0..255 with nothing above 2 is black

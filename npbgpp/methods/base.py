@@ -465,7 +465,12 @@ class System(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Marks the file, so that weights of another method are refused by name, and a run is not resumed with other settings."""
-        checkpoint["npbgpp"] = {"format": CHECKPOINT_FORMAT, "system": type(self).__name__, "training": json.dumps(self.training_keys)}
+        checkpoint["npbgpp"] = {
+            "format": CHECKPOINT_FORMAT,
+            "system": type(self).__name__,
+            "training": json.dumps(self.training_keys),
+            "processes": process_count(),
+        }
 
     def autocast_free(self) -> torch.autocast:
         """A context in which geometry stays in full precision under mixed precision."""

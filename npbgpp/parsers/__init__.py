@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from npbgpp.core.plugins import LAYOUTS, load_all, plugins
-from npbgpp.data import CloudFile, Layout, Scene, fitted
+from npbgpp.data import CLOUD_SUFFIXES, CloudFile, Layout, Scene, fitted
 from npbgpp.errors import InputError
 from npbgpp.geometry import far_offset
 from npbgpp.parsers.contents import found_in
+
+_NO_CLOUDS = (".txt", ".npy", ".npz", ".out")  # suffixes of clouds that files of other kinds have too
 
 
 def layouts() -> dict[str, Layout]:
@@ -108,10 +110,12 @@ def with_cloud(scene: Scene, root: Path) -> Scene:
     path = scene.cloud.path
     if path.is_file():
         return scene
-    others = sorted(p.name for p in root.glob("*.ply"))
+    others = sorted(p.name for p in root.glob("*") if p.suffix.lower() in CLOUD_SUFFIXES and p.suffix.lower() not in _NO_CLOUDS)
     there = f"clouds there: {', '.join(others[:5])}; " if others else ""
     make = f"{there}npbgpp prepare cloud scene={root} makes one"
     if scene.carried_points is None:
         raise InputError(f"point cloud {path}: no such file; name the cloud of scene {scene.name} with datasets.pc_name=<file> ({make})")
-    note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used ({make} of more points)"
+    denser = any(view.depth is not None or view.mask is not None or view.alpha_is_mask for view in scene.views)
+    more = f" (npbgpp prepare cloud scene={root} makes one from depth maps or masks)" if denser else ""
+    note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used{more}"
     return replace(scene, cloud=scene.cloud.of_points(scene.carried_points, scene.carried_transform), notes=(*scene.notes, note))

@@ -6,7 +6,6 @@ Of several sub-models the largest is used. Each photo has the size and the lens 
 Splits: test views 10, 20, ..., validation views 5, 15, ..., as the NPBG++ authors have for 100 views.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from npbgpp.data import (
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
 from npbgpp.parsers.alpha import with_alpha
+from npbgpp.parsers.posed_photos import files_by_last_parts, without_suffix
 
 _HELD_OUT, _VALIDATION = "every:10+10", "every:10+5"
 
@@ -120,36 +120,17 @@ class _Photos:
         files = _files(folder, names)
         found = {name: files[name] for name in names if name in files}
         spare = {name: path for name, path in files.items() if path.suffix.lower() in IMAGE_SUFFIXES and name not in found}
-        by_stem = {_stem(name): name for name in sorted(spare, reverse=True)}
-        claims = Counter(_stem(name) for name in names if name not in found)
+        by_stem = {without_suffix(name): name for name in sorted(spare, reverse=True)}
+        claims = Counter(without_suffix(name) for name in names if name not in found)
         for name in names:
-            if name not in found and claims[_stem(name)] == 1 and _stem(name) in by_stem:
-                found[name] = spare.pop(by_stem[_stem(name)])
+            if name not in found and claims[without_suffix(name)] == 1 and without_suffix(name) in by_stem:
+                found[name] = spare.pop(by_stem[without_suffix(name)])
         if len(found) < len(names):
-            found |= _by_last_parts([name for name in names if name not in found], folder, set(found.values()))
+            found |= files_by_last_parts([name for name in names if name not in found], folder, set(found.values()))
         used = set(found.values())
         images = sorted((image for image in model.images if image.name in found), key=lambda image: natural(image.name))
         others = sorted((name for name, path in spare.items() if path not in used), key=natural)
         return cls(folder, tuple(images), tuple(found[image.name] for image in images), tuple(others))
-
-
-def _by_last_parts(names: Sequence[str], folder: Path, taken: set[Path]) -> dict[str, Path]:
-    """Files below a folder whose path ends as a name does: images/a.jpg or /data/images/a.jpg is a.jpg; a.jpg is left/a.jpg if no other is."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path not in taken:
-            files.setdefault(_stem(path.name), []).append(path)
-    found: dict[str, Path] = {}
-    for name in names:
-        parts = PurePosixPath(_stem(name)).parts
-        candidates = files.get(parts[-1], [])
-        tails = [PurePosixPath(_stem(path.relative_to(folder).as_posix())).parts for path in candidates]
-        shared = [next((n for n in range(len(parts), 0, -1) if parts[-n:] == tail[-n:]), 0) for tail in tails]
-        best = [path for path, n in zip(candidates, shared, strict=True) if n == max(shared)]
-        if len(best) == 1:
-            found[name] = best[0]
-    claims = Counter(found.values())
-    return {name: path for name, path in found.items() if claims[path] == 1}
 
 
 def photos_of_model(images_root: Path, downscale: float, model: ColmapModel) -> dict[Path, ModelImage]:
@@ -190,7 +171,7 @@ def _find_masks(folder: Path, photos: _Photos, white_bg: bool) -> tuple[tuple[Pa
     files = _files(folder, [name for both in names for name in both])
     masks: list[Path] = []
     for both in names:
-        stems = [_stem(name) for name in both]
+        stems = [without_suffix(name) for name in both]
         rules = [f"{name}.png" for name in both] + [stem + suffix for suffix in IMAGE_SUFFIXES for stem in stems]
         masks += [files[rule] for rule in rules if rule in files][:1]
     if len(masks) == len(names):
@@ -209,14 +190,9 @@ def _files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def _stem(name: str) -> str:
-    """Without the suffix of an image: 2021.05.00 has none."""
-    return re.sub(r"\.[A-Za-z][A-Za-z0-9]{0,4}$", "", name)
-
-
 def _view_names(names: Sequence[str]) -> list[str]:
     """Names without suffix, folders joined by '-'; the suffix is kept where photos would share a name: x_jpg and x_png."""
-    short = [_stem(name).replace("/", "-") for name in names]
+    short = [without_suffix(name).replace("/", "-") for name in names]
     shared = {name for name, count in Counter(short).items() if count > 1}
     views = [
         view + PurePosixPath(name).suffix.replace(".", "_") if view in shared else view for view, name in zip(short, names, strict=True)

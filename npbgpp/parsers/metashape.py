@@ -22,12 +22,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data import check_rigid
+from npbgpp.data import Lens, check_rigid
 from npbgpp.errors import InputError, listing
 
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_FOCAL_LENGTH = 1e9  # pixels; orthographic in single precision
 _DISTORTION = ("b1", "b2", "k1", "k2", "k3", "k4", "p1", "p2", "p3", "p4")
+_LARGEST_SKEW = 0.5  # pixels at the image border
 _PANORAMIC = ("spherical", "cylindrical")
 _IDENTITY = "1 0 0 0 1 0 0 0 1".split()
 _NEUTRAL = {"transform": np.eye(4), "rotation": np.eye(3), "translation": np.zeros(3), "scale": np.ones(1)}
@@ -52,6 +53,33 @@ class Sensor:
     distortion: tuple[tuple[str, float], ...]
     fisheye: bool = False
     in_master: tuple[float, ...] | None = None
+
+    def lens(self) -> Lens:
+        """The camera model of the original photos.
+
+        Metashape's p1 and p2 are p2 and p1 of OpenCV, and b1 is added to the focal length along x. A skew b2 that moves no pixel by half a pixel is left out.
+
+        Raises:
+            InputError: coefficients that have no equivalent.
+        """
+        (height, width), f = self.image_size, self.focal_length
+        values = dict.fromkeys(_DISTORTION, 0.0) | dict(self.distortion)
+        centre = (width / 2 + self.offset[0], height / 2 + self.offset[1])
+        others = ("b1", "b2", "p1", "p2", "p3", "p4") if self.fisheye else ("k4", "p3", "p4")
+        skewed = not self.fisheye and abs(values["b2"]) * height / 2 / f > _LARGEST_SKEW
+        wrong = [tag for tag in others if values[tag]] + (["b2"] if skewed else [])
+        if wrong:
+            kind, known = ("fisheye", "k1 to k4") if self.fisheye else ("perspective", "b1, k1 to k3, p1 and p2")
+            raise InputError(
+                f"expected a {kind} lens with coefficients {known}, got {', '.join(wrong)} too, which are not read; undistort the photos with Metashape into "
+                "images_undistorted, or calibrate without them"
+            )
+        k1, k2, k3, k4, p1, p2 = (values[tag] for tag in ("k1", "k2", "k3", "k4", "p1", "p2"))
+        if self.fisheye:
+            return Lens("OPENCV_FISHEYE", (f, f, *centre, k1, k2, k3, k4), self.image_size)
+        if k3:
+            return Lens("FULL_OPENCV", (f + values["b1"], f, *centre, k1, k2, p2, p1, k3, 0.0, 0.0, 0.0), self.image_size)
+        return Lens("OPENCV", (f + values["b1"], f, *centre, k1, k2, p2, p1), self.image_size)
 
 
 @dataclass(frozen=True)
@@ -116,6 +144,16 @@ class MetashapeFile:
             tuple(name for name, e in placed if _moves(e.iterfind("transform"))),
             (*ignored, *others),
         )
+
+
+def is_metashape(path: Path) -> bool:
+    """Whether the beginning of an XML file is that of Metashape."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096).decode("utf-8-sig", "replace")
+    except OSError:
+        return False
+    return "<document" in head and "<chunk" in head
 
 
 def _posed(chunk: ElementTree.Element) -> list[ElementTree.Element]:

@@ -301,18 +301,10 @@ def _of_sensor(sensor: Sensor, file: SceneFile, xml: Path) -> _Pinhole:
 
 def _fisheye(sensor: Sensor, xml: Path) -> Lens | None:
     """The lens of a fisheye sensor, None for others. Raises InputError for coefficients that have no equivalent."""
-    if not sensor.fisheye:
-        return None
-    coefficients = dict(sensor.distortion)
-    others = [tag for tag in ("b1", "b2", "p1", "p2") if tag in coefficients]
-    if others:
-        raise InputError(
-            f"{xml}: expected a fisheye lens with coefficients k1 to k4, got {', '.join(others)} too, which are not read; undistort the photos with Metashape "
-            "into images_undistorted, or calibrate without them"
-        )
-    (height, width), (cx, cy), focal = sensor.image_size, sensor.offset, sensor.focal_length
-    ks = tuple(coefficients.get(f"k{n}", 0.0) for n in range(1, 5))
-    return Lens("OPENCV_FISHEYE", (focal, focal, width / 2 + cx, height / 2 + cy, *ks), sensor.image_size)
+    try:
+        return sensor.lens() if sensor.fisheye else None
+    except InputError as error:
+        raise InputError(f"{xml}: {error}") from error
 
 
 def _shared_pinhole(file: SceneFile, intrinsics: Path | None) -> tuple[_Pinhole, tuple[Sensor, ...]]:

@@ -507,8 +507,8 @@ class DescriptorTables:
         self._digests[scene] = metadata[_DIGEST_KEY]
 
     def save_copy(self, scene: str, folder: Path) -> None:
-        """Writes the file of a resident scene into another folder; checkpoints refer to it from now on."""
-        table = self.residents[scene].table
+        """Writes the file of a scene into another folder; checkpoints refer to it from now on. Raises InputError for a scene without descriptors."""
+        table = (self.residents[scene] if scene in self.residents else self.resident(scene, training=False)).table
         self._write(scene, folder / f"{scene}.pth", table.values.detach().cpu().contiguous())
         table.changed = False
 

@@ -75,6 +75,8 @@ _KEYS = {
     "with out=, in a training with hydra.run.dir=": "with out=",
 }
 
+_PROBLEMS = 2  # exit code of a check that found some
+
 
 def main() -> None:
     """The command."""
@@ -92,7 +94,7 @@ def main() -> None:
         elif name == "check":
             from npbgpp.prepare.check import check
 
-            check(settings)
+            sys.exit(_PROBLEMS if check(settings) else 0)
         elif name == "cloud":
             from npbgpp.prepare.cloud import make_cloud
 

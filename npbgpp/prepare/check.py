@@ -17,10 +17,18 @@ from npbgpp.prepare.settings import CheckSettings
 
 log = logging.getLogger("npbgpp.prepare")
 
+_FEW_CLIPPED = 1e-3  # fraction of the points in the images that may lie before the near plane
 
-def check(settings: CheckSettings) -> None:
-    """Prints the report and the diagnostics of a scene and writes its contact sheet. Raises InputError for a scene that cannot be read."""
-    scene = with_cloud(settings.read(), settings.folder())
+
+def check(settings: CheckSettings) -> int:
+    """Prints the report and the diagnostics of a scene, writes its contact sheet, and returns the number of problems.
+
+    A scene needs no cloud, unless one is named. Raises InputError for a scene that cannot be read.
+    """
+    scene = settings.read()
+    named = settings.pc_name != CheckSettings(scene=settings.scene).pc_name
+    if named or scene.cloud.path.exists() or scene.carried_points is not None:
+        scene = with_cloud(scene, settings.folder())
     manifest = CloudManifest.read(scene.cloud.path)
     report = inspect_scene(scene, settings.near, settings.pictures, manifest.used_views if manifest else ())
     table = Table("property", "value", title=escape(f"scene {report.scene}"))
@@ -30,9 +38,11 @@ def check(settings: CheckSettings) -> None:
     problems = diagnose(report)
     for message in problems.values():
         log.warning("problem: %s", message)
-    path = settings.out / f"{scene.name}.png"
+    path = (settings.out or settings.folder() / "check") / f"{scene.name}.png"
     write_png(path, check_sheet(scene, report))
-    log.info("%s; contact sheet: %s", f"{len(problems)} problems" if problems else "no problems", path)
+    found = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "no problems"
+    log.info("%s; contact sheet: %s", found, path)
+    return len(problems)
 
 
 def format_report(report: SceneReport) -> list[tuple[str, str]]:
@@ -48,12 +58,13 @@ def format_report(report: SceneReport) -> list[tuple[str, str]]:
 
 
 def _image_rows(r: SceneReport) -> list[tuple[str, str]]:
+    several = "; batches of several photos need datasets.train_image_size" if len(r.sizes) > 1 else ""
     unused = f", {r.count(None)} unused" if r.count(None) else ""
     sizes = ", ".join(f"{width}x{height} ({count} views)" for (height, width), count in r.sizes)
     lenses = ", ".join(f"{model} ({count} views)" for model, count in r.lenses)
     return [
         ("views", f"{len(r.views)}: {r.count('train')} training, {r.count('val')} validation, {r.count('test')} test{unused}"),
-        ("image sizes", sizes + (f"; {r.resized} photos are resampled" if r.resized else "")),
+        ("image sizes", sizes + (f"; {r.resized} photos are resampled" if r.resized else "") + several),
         ("masks", f"{r.masks} views" if r.masks else "none"),
         ("lenses", f"{lenses}, undistorted when photos are read" if lenses else "pinhole"),
     ]
@@ -67,7 +78,11 @@ def _camera_rows(r: SceneReport) -> list[tuple[str, str]]:
     return [
         ("horizontal field of view", f"{low if low == high else f'{low} to {high}'} degrees"),
         ("camera centres", f"{_coordinates(cameras.low)} to {_coordinates(cameras.high)}"),
-        ("distance to the cloud", f"median {format_number(cameras.distance)}, to the median point {_coordinates(r.cloud.median)}"),
+        (
+            ("distance to what they look at", f"median {format_number(cameras.distance)}")
+            if r.cloud is None
+            else ("distance to the cloud", f"median {format_number(cameras.distance)}, to the median point {_coordinates(r.cloud.median)}")
+        ),
         ("neighbouring cameras", f"median {cameras.angle:.1f} degrees and {format_number(cameras.baseline)} apart{relative}"),
         ("up direction", up),
     ]
@@ -75,6 +90,10 @@ def _camera_rows(r: SceneReport) -> list[tuple[str, str]]:
 
 def _cloud_rows(r: SceneReport) -> list[tuple[str, str]]:
     cloud, consistency = r.cloud, "not compared"
+    if cloud is None:
+        return [
+            ("cloud", "none: NeRF, NSFF and gaussians need none; npbgpp prepare cloud makes one from depth maps, masks or a COLMAP model")
+        ]
     if r.colours is not None:
         consistency = (
             f"difference {r.colours.at:.3f} at the projection, {r.colours.beside:.3f} at {r.colours.shift} pixels beside it: ratio {r.colours.ratio:.2f} "
@@ -90,15 +109,14 @@ def _cloud_rows(r: SceneReport) -> list[tuple[str, str]]:
 
 
 def _projection_rows(r: SceneReport) -> list[tuple[str, str]]:
+    if r.cloud is None:
+        return []
     ordered = sorted(r.views, key=lambda view: view.beyond_near)
     fewest, median, most = ordered[0], ordered[len(ordered) // 2], ordered[-1]
     covered = sorted(100 * view.covered_cells / view.cells for view in r.views)
-    min_depths = [view.min_depth for view in r.views if view.min_depth is not None]
     sampled = f" (estimated from {r.cloud.sampled} points)" if r.cloud.sampled < r.cloud.points else ""
-    depths = "no points in any image"
-    if min_depths and r.cameras.depth is not None:
-        depths = f"minimum {format_number(min(min_depths))}, median {format_number(r.cameras.depth)}"
-    suggested = f"; {r.suggested_near:g} would clip almost none" if r.suggested_near is not None else ""
+    depth = "no points in any image" if r.cameras.depth is None else f"median {format_number(r.cameras.depth)}"
+    near = r.near if r.clipped <= _FEW_CLIPPED or r.suggested_near is None else r.suggested_near
     return [
         (
             "points per view",
@@ -108,8 +126,8 @@ def _projection_rows(r: SceneReport) -> list[tuple[str, str]]:
             "image coverage",
             f"{covered[0]:.0f} to {covered[-1]:.0f} % of the cells of 8x8 pixels contain a point, median {covered[len(covered) // 2]:.0f} %",
         ),
-        ("depth of the points", depths),
-        ("near plane", f"{r.near:g} clips {100 * r.clipped:.1f} % of the points in the images{suggested}"),
+        ("depth of the points", depth),
+        ("recommended near plane", f"system.near={near:g}"),
     ]
 
 

@@ -39,16 +39,19 @@ _OUTLIERS = 0.01  # of the points, on each side, may lie outside the drawing
 
 def check_sheet(scene: Scene, report: SceneReport) -> Image.Image:
     """One row per drawn view, and below them the top and side view. Raises InputError if the cloud or a photo cannot be read."""
-    cloud = scene.cloud.read()
-    chunks = ChunkedCloud.build(cloud.xyz)
+    cloud = PointCloud(torch.zeros(0, 3)) if report.cloud is None else scene.cloud.read()
+    chunks = ChunkedCloud.build(cloud.xyz) if len(cloud) else None
     rows = []
     for k in report.drawn:
         camera, photo = thumbnail(scene.views[k])
-        images = (photo, draw_points(photo, camera, cloud.xyz, report.near), render_points(chunks, cloud, camera, report.near))
+        images: tuple[Float[Tensor, "3 h w"], ...] = (photo,)
+        if chunks is not None:
+            images = (photo, draw_points(photo, camera, cloud.xyz, report.near), render_points(chunks, cloud, camera, report.near))
         rows.append(SheetRow(_caption(report.views[k]), images))
-    tiles = contact_sheet(f"{report.scene}, read as {report.layout}", _COLUMNS, rows)
-    drawings = top_and_side_view(scene, report, cloud, tiles.width)
-    sheet = Image.new("RGB", (tiles.width, tiles.height + drawings.height))
+    columns = _COLUMNS if chunks is not None else _COLUMNS[:1]
+    tiles = contact_sheet(f"{report.scene}, read as {report.layout}", columns, rows)
+    drawings = top_and_side_view(scene, report, cloud, max(tiles.width, 3 * _WIDTH))
+    sheet = Image.new("RGB", (max(tiles.width, drawings.width), tiles.height + drawings.height), _BACKGROUND)
     sheet.paste(tiles, (0, 0))
     sheet.paste(drawings, (0, tiles.height))
     return sheet
@@ -58,6 +61,8 @@ def _caption(view: ViewReport) -> str:
     depth = ""
     if view.min_depth is not None and view.median_depth is not None:
         depth = f", depth from {format_number(view.min_depth)}, median {format_number(view.median_depth)}"
+    if not view.in_image:
+        return f"{view.name} ({_STAGE_NAMES[view.stage]})"
     coverage = f"{100 * view.covered_cells / view.cells:.0f} % covered"
     return f"{view.name} ({_STAGE_NAMES[view.stage]}): {view.beyond_near} points, {coverage}{depth}"
 
@@ -165,7 +170,7 @@ def top_and_side_view(scene: Scene, report: SceneReport, cloud: PointCloud, widt
     size = (width - 3 * _GAP) // 2
     image = Image.new("RGB", (width, size + 2 * _LINE + _GAP), _BACKGROUND)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    step = -(-len(cloud) // _MAX_DRAWN)
+    step = max(1, -(-len(cloud) // _MAX_DRAWN))
     points = PointCloud(cloud.xyz[::step], None if cloud.rgb_u8 is None else cloud.rgb_u8[::step])
     low, high = _bounds(points.xyz, torch.cat([view.camera.centers() for view in scene.views]))
     extent = (high - low).max().item() / 2 * (1 + _MARGIN)
@@ -187,6 +192,8 @@ def top_and_side_view(scene: Scene, report: SceneReport, cloud: PointCloud, widt
 
 def _bounds(xyz_world: Float[Tensor, "n 3"], centres: Float[Tensor, "b 3"]) -> tuple[Float[Tensor, " 3"], Float[Tensor, " 3"]]:
     """Bounding box of the cameras and of the cloud without outliers."""
+    if not len(xyz_world):
+        return centres.amin(0), centres.amax(0)
     ordered = xyz_world.sort(0).values
     cut = int(_OUTLIERS * (len(ordered) - 1))
     return torch.minimum(ordered[cut], centres.amin(0)), torch.maximum(ordered[-1 - cut], centres.amax(0))

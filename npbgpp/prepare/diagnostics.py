@@ -12,6 +12,8 @@ _MIN_SPREAD = 1e-3  # of the distance to the points
 _MAX_BEHIND = 0.9  # fraction of the cloud; cameras inside a room have half of it behind them
 _MIN_TRAIN_VIEWS = 3
 _DARK, _BRIGHT = 0.02, 0.98  # mean colour
+# a cloud is sparse if its points cover few cells of a view (fraction, or of those inside its mask) and lie singly in these
+_MIN_COVERED, _MIN_DENSITY = 0.3, 3.0
 _MAX_UNSEEN = 0.5  # fraction of the cloud
 
 
@@ -35,7 +37,37 @@ def _reversed_cameras(r: SceneReport) -> str | None:
     )
 
 
+def _unreadable_photos(r: SceneReport) -> str | None:
+    if not r.unreadable:
+        return None
+    count = len(r.unreadable)
+    return f"{_number(count, 'photo')} of {len(r.views)} cannot be decoded, such as: {r.unreadable[0]}"
+
+
+def _number(count: int, name: str) -> str:
+    return f"{count} {name}" + ("" if count == 1 else "s")
+
+
+def _sparse_cloud(r: SceneReport) -> str | None:
+    if r.cloud is None or _reversed_cameras(r) is not None:
+        return None
+    seen = [view for view in r.views if view.covered_cells]
+    masked = [photo.masked for photo in r.photos if photo.masked]
+    shares = sorted(view.covered_cells / view.cells for view in seen)
+    densities = sorted(view.beyond_near / view.covered_cells for view in seen)
+    share = shares[len(seen) // 2] / (sum(masked) / len(masked) if masked else 1.0) if seen else 1.0
+    if share >= _MIN_COVERED or densities[len(seen) // 2] >= _MIN_DENSITY:
+        return None
+    return (
+        f"The cloud is too sparse for NPBG and NPBG++: points cover {100 * share:.0f} % of the cells of 8x8 pixels in the median view, and are single there. "
+        "Make a dense cloud (COLMAP: patch_match_stereo and stereo_fusion; Metashape: Build Dense Cloud; npbgpp prepare cloud fuses depth maps or masks), or use "
+        "system=gaussians or system=nerf."
+    )
+
+
 def _empty_views(r: SceneReport) -> str | None:
+    if r.cloud is None:
+        return None
     explained = _reversed_cameras(r) is not None
     few = [view for view in r.views if view.in_image < _MIN_POINTS and not (explained and view.behind > _MAX_BEHIND)]
     if not few:
@@ -126,21 +158,11 @@ def _masks(r: SceneReport) -> str | None:
 
 
 def _unseen_points(r: SceneReport) -> str | None:
-    if r.cloud.unseen <= _MAX_UNSEEN or _reversed_cameras(r) is not None:
+    if r.cloud is None or r.cloud.unseen <= _MAX_UNSEEN or _reversed_cameras(r) is not None:
         return None
     return (
         f"{100 * r.cloud.unseen:.0f} % of the cloud is outside of every image and is never trained. Crop the cloud to the photographed part, and check that "
         "poses and cloud are from the same reconstruction."
-    )
-
-
-def _image_sizes(r: SceneReport) -> str | None:
-    if len(r.sizes) < 2:
-        return None
-    sizes = _list_names([f"{width}x{height}" for (height, width), _ in r.sizes])
-    return (
-        f"The images have {len(r.sizes)} sizes ({sizes}), but all images of a batch need the same size: set datasets.train_image_size (a crop that fits into "
-        "all of them), or dataloader.train_total_batch_size=1."
     )
 
 
@@ -154,7 +176,9 @@ def _leaked_test_views(r: SceneReport) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[SceneReport], str | None]] = {
+    "unreadable photos": _unreadable_photos,
     "reversed cameras": _reversed_cameras,
+    "sparse cloud": _sparse_cloud,
     "empty views": _empty_views,
     "near plane": _near_plane,
     "colours": _colours,
@@ -165,6 +189,5 @@ _CHECKS: dict[str, Callable[[SceneReport], str | None]] = {
     "bright photos": _bright_photos,
     "masks": _masks,
     "unseen points": _unseen_points,
-    "image sizes": _image_sizes,
     "leaked test views": _leaked_test_views,
 }

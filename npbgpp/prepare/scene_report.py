@@ -16,6 +16,7 @@ from torch import Tensor
 
 from npbgpp.data import Photo, Scene, Stage, View, read_photo
 from npbgpp.data.view_selection import farthest_points
+from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings
 from npbgpp.points import visible_points
 
@@ -23,7 +24,7 @@ _SEED = 0
 _MAX_POINTS = 200_000  # projected into every view
 _MAX_PROJECTIONS = 30_000_000  # in all views together: keeps scenes of thousands of photos below a minute
 _CELL = 8  # pixels per cell of the depth buffer; coarse, so that surfaces of a sparse cloud hide the points behind them
-_PHOTOS = 8  # decoded
+_PHOTOS = 8  # compared with points
 _NEAR_QUANTILE = 0.001  # of the points of a view may lie before the suggested near plane
 _SAME_POSE = 1e-5  # of the scene size
 _MIN_PAIRS = 40  # fewer compared pixels are inconclusive
@@ -67,7 +68,7 @@ class CameraReport:
     Attributes:
         low: smallest coordinates of the camera centres.
         high: largest coordinates of the camera centres.
-        distance: median distance to the median point of the cloud.
+        distance: median distance to the median point of the cloud, without a cloud to the point nearest to the viewing axes; like ``angle``.
         spread: median distance of a camera centre from the median centre.
         depth: median over the views of the median depth; None if no view sees a point.
         angle: median angle between neighbouring cameras, seen from the median point of the cloud; 0 for a single camera, like ``baseline``.
@@ -167,13 +168,14 @@ class SceneReport:
         resized: number of views whose photo is resampled when it is read.
         notes: notes of the parser.
         cameras: positions and orientations.
-        cloud: the point cloud.
+        cloud: the point cloud; None for a scene without one.
         near: the near plane of the counts.
         suggested_near: a near plane that clips almost no points; None if no view sees a point.
         drawn: indices of the views for the contact sheet.
         photos: the decoded photos.
         colours: None for a cloud without colours, or if too few points lie where photos have contrast.
         leaked: test views that the cloud was made from.
+        unreadable: messages about photos that cannot be decoded.
     """
 
     scene: str
@@ -185,13 +187,14 @@ class SceneReport:
     resized: int
     notes: tuple[str, ...]
     cameras: CameraReport
-    cloud: CloudReport
+    cloud: CloudReport | None
     near: float
     suggested_near: float | None
     drawn: tuple[int, ...]
     photos: tuple[PhotoReport, ...]
     colours: ColourConsistency | None
     leaked: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
 
     def count(self, stage: Stage | None) -> int:
         """Number of views in a split, or in no split for None."""
@@ -205,32 +208,37 @@ class SceneReport:
 
 
 def inspect_scene(scene: Scene, near: float, drawn: int = 4, cloud_views: Sequence[str] = ()) -> SceneReport:
-    """Projects the cloud, or a sample of it, into every view, and decodes a few photos.
+    """Projects the cloud, or a sample of it, into every view, and decodes every photo.
 
     Args:
-        scene: the scene; the file of its cloud must exist.
+        scene: the scene; without the file of its cloud only views, cameras and photos are reported.
         near: near plane, scene units; points at or before it are clipped.
         drawn: number of views for the contact sheet, at most; they are spread over the scene.
         cloud_views: names of the views that the cloud was made from, if known.
 
     Raises:
-        InputError: the cloud or one of the photos cannot be read.
+        InputError: the cloud cannot be read, or none of the photos.
     """
-    cloud = scene.cloud.read()
-    points = _sample(cloud, min(_MAX_POINTS, max(1, _MAX_PROJECTIONS // len(scene.views))))
+    cloud = scene.cloud.read() if scene.cloud.path.exists() else None
+    points = None if cloud is None else _sample(cloud, min(_MAX_POINTS, max(1, _MAX_PROJECTIONS // len(scene.views))))
     stages = _stages(scene)
-    seen = torch.zeros(len(points), dtype=torch.bool)
-    views = []
+    views, seen = [], None
     for k, view in enumerate(scene.views):
+        if cloud is None or points is None:
+            views.append(_view_without_points(view, stages.get(k)))
+            continue
         report, in_image = _view_report(view, stages.get(k), points.xyz, near, len(cloud) / len(points))
         views.append(report)
-        seen |= in_image
-    median = points.xyz.median(0).values
-    spread = _spread_views(scene.views, max(drawn, _PHOTOS))
-    photos = [read_photo(scene.views[k]) for k in spread]
-    coloured = cloud.rgb_u8 is not None and bool((cloud.rgb_u8 != cloud.rgb_u8[0]).any())  # some tools write one colour for all points
+        seen = in_image if seen is None else seen | in_image
+    centre = _nearest_to_axes(scene.views) if points is None else points.xyz.median(0).values
+    photos, unreadable = _decoded(scene.views, _spread_views(scene.views, max(drawn, _PHOTOS)))
+    spread = tuple(photos)
+    coloured = (
+        cloud is not None and cloud.rgb_u8 is not None and bool((cloud.rgb_u8 != cloud.rgb_u8[0]).any())
+    )  # some tools write one colour for all
     cloud_view_names = set(cloud_views)
     near_depths = [view.near_depth for view in views if view.near_depth is not None]
+    cameras, shown = [scene.views[k].camera for k in spread], list(photos.values())
     return SceneReport(
         scene=scene.name,
         layout=scene.layout,
@@ -240,25 +248,60 @@ def inspect_scene(scene: Scene, near: float, drawn: int = 4, cloud_views: Sequen
         lenses=tuple(sorted(Counter(view.lens.model for view in scene.views if view.lens is not None).items())),
         resized=sum(view.resized for view in scene.views),
         notes=scene.notes,
-        cameras=_camera_report(scene.views, views, median),
-        cloud=CloudReport(
-            path=scene.cloud.path,
-            from_reconstruction=scene.cloud.path == scene.carried_points,
-            points=len(cloud),
-            sampled=len(points),
-            low=tuple(cloud.xyz.amin(0).tolist()),
-            high=tuple(cloud.xyz.amax(0).tolist()),
-            median=tuple(median.tolist()),
-            coloured=coloured,
-            unseen=1 - seen.double().mean().item(),
-        ),
+        cameras=_camera_report(scene.views, views, centre),
+        cloud=None if cloud is None or points is None else _cloud_report(scene, cloud, points, coloured, seen),
         near=near,
         suggested_near=float(f"{0.5 * min(near_depths):.2g}") if near_depths else None,
         drawn=tuple(sorted(spread[:drawn])),
-        photos=tuple(_photo_report(scene.views[k].name, photo) for k, photo in zip(spread, photos, strict=True)),
-        colours=_colour_consistency([scene.views[k].camera for k in spread], photos, points, near) if coloured else None,
+        photos=tuple(_photo_report(scene.views[k].name, photo) for k, photo in photos.items()),
+        colours=_colour_consistency(cameras, shown, points, near) if coloured and points is not None else None,
         leaked=tuple(view.name for k, view in enumerate(scene.views) if stages.get(k) == "test" and view.name in cloud_view_names),
+        unreadable=unreadable,
     )
+
+
+def _decoded(views: Sequence[View], spread: Sequence[int]) -> tuple[dict[int, Photo], tuple[str, ...]]:
+    """The readable photos of the chosen views, and messages about all unreadable ones. Raises InputError if none can be read."""
+    photos, messages = {}, {}
+    for k in dict.fromkeys((*spread, *range(len(views)))):
+        try:
+            photo = read_photo(views[k])
+        except InputError as error:
+            messages[k] = error
+            continue
+        if k in spread:
+            photos[k] = photo
+    if not photos and messages:
+        raise messages[min(messages)]
+    return photos, tuple(str(messages[k]) for k in sorted(messages))
+
+
+def _cloud_report(scene: Scene, cloud: PointCloud, points: PointCloud, coloured: bool, seen: Bool[Tensor, " n"] | None) -> CloudReport:
+    return CloudReport(
+        path=scene.cloud.path,
+        from_reconstruction=scene.cloud.path == scene.carried_points,
+        points=len(cloud),
+        sampled=len(points),
+        low=tuple(cloud.xyz.amin(0).tolist()),
+        high=tuple(cloud.xyz.amax(0).tolist()),
+        median=tuple(points.xyz.median(0).values.tolist()),
+        coloured=coloured,
+        unseen=0.0 if seen is None else 1 - seen.double().mean().item(),
+    )
+
+
+def _nearest_to_axes(views: Sequence[View]) -> Float[Tensor, " 3"]:
+    """The point with the smallest squared distances to the viewing axes; that of parallel axes is nearest to the origin."""
+    centres = torch.cat([view.camera.centers() for view in views]).double()
+    axes = torch.cat([view.camera.R[:, :, 2] for view in views]).double()
+    across = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None]
+    return (torch.linalg.pinv(across.sum(0)) @ (across @ centres[:, :, None]).sum(0))[:, 0].float()
+
+
+def _view_without_points(view: View, stage: Stage | None) -> ViewReport:
+    size = ProjectionSettings(1.0).grid(view.camera.image_size)
+    cells = math.prod(size.level_size(coarse_scale(size.image_size)))
+    return ViewReport(view.name, stage, 0, 0, 0, cells, None, None, None, 0.0)
 
 
 def coarse_scale(image_size: tuple[int, int]) -> float:

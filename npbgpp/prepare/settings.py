@@ -70,7 +70,7 @@ class CheckSettings(SceneSettings):
 
     near: float = key(1.0, help="near plane of the training (system.near), scene units")
     pictures: int = key(4, help="number of photos on the contact sheet")
-    out: Path = key(Path("check"), help="folder of the contact sheet")
+    out: Path | None = key(None, help="folder of the contact sheet; null: check/ in the folder of the scene")
 
     def __post_init__(self) -> None:
         if self.pictures < 1:

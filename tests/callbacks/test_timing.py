@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from npbgpp.callbacks.timing import RunCosts
+from npbgpp.callbacks.timing import ProgressLines, RunCosts
 from npbgpp.core.costs import Costs
 from npbgpp.data.dataset import SceneDataset
 from npbgpp.methods.npbg import NPBG
@@ -169,3 +170,19 @@ def test_the_peak_of_a_device(run_here, monkeypatch):
     monkeypatch.setattr(NPBG, "training_step", allocating)
     costs = costs_of(run_here("test_after_fit=true", "trainer.accelerator=gpu"))
     assert costs.peak_device_mib is not None and 256 <= costs.peak_device_mib <= 256 + 200
+
+
+def test_time_left_does_not_jump_with_the_last_batches(monkeypatch, caplog):
+    """Ten batches of a second, then one of ten: 20 s for 11, not 10 s for each of the 9 that are left."""
+    now = [0.0]
+    monkeypatch.setattr("npbgpp.callbacks.timing.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("npbgpp.callbacks.timing.total_batches", lambda trainer: 20)
+    monkeypatch.setattr("npbgpp.callbacks.timing._unit", lambda module: "points")
+    trainer = SimpleNamespace(callback_metrics={}, current_epoch=0, fit_loop=SimpleNamespace(total_batch_idx=0))
+    lines = ProgressLines(10.0)
+    lines.on_train_start(trainer, None)
+    with caplog.at_level("INFO"):
+        for k, seconds in enumerate([*range(1, 11), 20]):
+            now[0], trainer.fit_loop.total_batch_idx = float(seconds), k
+            lines.on_train_batch_end(trainer, None, None, None, k)
+    assert [record.getMessage().rpartition("time left ")[2] for record in caplog.records] == ["0:00:10", "0:00:16"]

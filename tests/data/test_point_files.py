@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import npbgpp
-from npbgpp.data.point_files import CloudFile, CloudManifest, file_sha256, manifest_path, read_text_cloud
+from npbgpp.data.point_files import CloudFile, CloudManifest, file_sha256, manifest_path, read_cloud
 from npbgpp.errors import InputError
 from npbgpp.geometry import PointCloud
 
 
 def read(folder: Path, content: str | bytes, name: str = "frame1.xzy") -> PointCloud:
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_text_cloud(folder / name)
+    return read_cloud(folder / name)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,11 @@ def read(folder: Path, content: str | bytes, name: str = "frame1.xzy") -> PointC
         ("a.xzy", "\ufeff1 2 3\n-4 0.5 6\n"),
         ("a.xyz", "1 2 3 0.1 0.2\n-4 0.5 6 7\n"),
         ("a.txt", "1 2 3 red\n-4 0.5 6 dark blue\n"),
+        ("a.xyz", "1, 2, 3\n-4, 0.5, 6\n"),
+        ("a.xyz", "1 2 3 0 0 1\n-4 0.5 6 0 -0.6 0.8\n"),
+        ("a.xyz", "1 2 3 1 2 3.5\n-4 0.5 6 0 0 0\n"),
+        ("a.xzy", "1 2 3 10 20 30\n-4 0.5 6 0 0 0\n"),
+        ("a.pts", "2\n1 2 3 -1200\n-4 0.5 6 1\n"),
     ],
 )
 def test_text_clouds_are_read_from_their_first_three_columns(tmp_path, name, content):
@@ -73,7 +78,8 @@ def test_text_round_trip(tmp_path_factory, rows, form):
         ("1 2\n", "a.xzy", "2 columns"),
         ("1 2 3\n4 5\n", "a.xzy", "2 columns"),
         ("x y z\n1 2 3\n", "a.txt", "'x'"),
-        ("1,2,3\n", "a.txt", "'1,2,3'"),
+        ("1,2\n", "a.txt", "2 columns"),
+        ("1,2,3\n", "a.xzy", "'1,2,3'"),
         ("v 1 2 3 1 1 1\nv 1 2 3\n", "a.obj", "3 columns"),
         (b"\xff\xfe1\0 \0", "a.xzy", "utf-8"),
         (b"\0\0\0\0", "a.xzy", "\\x00"),
@@ -88,10 +94,10 @@ def test_damaged_text_clouds_are_refused(tmp_path, content, name, value):
     path = tmp_path / name
     with pytest.raises(InputError) as caught:
         if content is None:
-            read_text_cloud(path)
+            read_cloud(path)
         elif content is Path:  # a link to itself
             path.symlink_to(path)
-            read_text_cloud(path)
+            read_cloud(path)
         else:
             read(tmp_path, content, name)
     assert str(path) in str(caught.value) and value in str(caught.value), str(caught.value)

@@ -18,6 +18,7 @@ from npbgpp.data.images import read_photo
 from npbgpp.data.normalisation import SceneNormalisation, scene_normalisation
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.rays import PixelOrder, RayBatch, RayDataset, RaySampling
+from npbgpp.data.sampling import Shard
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.parsers import read_scene
@@ -186,6 +187,26 @@ def test_epochs_number_their_batches_through(scenes):
     assert len(epochs) == len(rays) == 3 and list(epochs) == [0, 1, 2]
     epochs.set_epoch(4)
     assert list(epochs) == [12, 13, 14]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_divide_the_rays_of_a_batch(scenes, count):
+    """Together they have the rays of one process in each step, and as many steps."""
+    alone = dataset(scenes["nerf_synthetic"], rays_per_batch=1000, background="random")
+    parts = []
+    for rank in range(count):
+        parts.append(dataset(scenes["nerf_synthetic"], rays_per_batch=1000, background="random"))
+        parts[-1].shard = Shard(rank, count)
+    assert {len(BatchEpochs(part)) for part in (alone, *parts)} == {len(alone)}
+    for item in (0, 7, len(alone) + 1):
+        whole = alone[item]
+        for rank, part in enumerate(parts):
+            for name, values in vars(part[item]).items():
+                assert torch.equal(values, vars(whole)[name][rank::count]), name
+
+
+def test_processes_beyond_the_rays_of_a_batch_share_some():
+    assert [Shard(rank, 5).part(3).tolist() for rank in range(5)] == [[0], [1], [2], [0], [1]]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,17 @@ from plyfile import PlyData
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from npbgpp.api import load_run
+from npbgpp.core.bundle import run_folder
 from npbgpp.data.normalisation import scene_normalisation
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
+from npbgpp.errors import InputError
 from npbgpp.export.__main__ import main
 from npbgpp.geometry.point_cloud import read_ply
 from npbgpp.methods.base import CHECKPOINT_FORMAT
 from npbgpp.parsers import read_scene
+from npbgpp.render import main as render_main
 
 from ..conftest import REPOSITORY, TINY_NPBGPP, TINY_OVERRIDES, ring_pose
 from ..helpers.commands import Command
@@ -270,7 +275,7 @@ def test_command_line(trained, export, tmp_path):
     with pytest.raises(SystemExit, match="usage: npbgpp export") as caught:
         export()
     assert all(f"  {command} " in str(caught.value.code) for command in ("weights", "cloud", "splats", "mesh", "volume", "cameras"))
-    with pytest.raises(SystemExit, match=r"(?s)usage: npbgpp export mesh.* run=.* sigma_threshold=20"):
+    with pytest.raises(SystemExit, match=r"(?s)usage: npbgpp export mesh.* run=.* sigma_threshold=null"):
         export("mesh")
     (tmp_path / "weights.safetensors").touch()
     command = [sys.executable, "-m", "npbgpp.export", "weights", f"run={trained['nerf']}", "out=weights.safetensors"]
@@ -278,3 +283,43 @@ def test_command_line(trained, export, tmp_path):
         command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
     )
     assert done.returncode == 1 and done.stderr.startswith("error: out=") and done.stderr.count("\n") == 1
+
+
+# ------------------------------------------------------------------ a scene in one file
+def test_a_scene_in_one_file_renders_where_its_data_are_not(trained, export, request, tmp_path):
+    """The pictures are those of the run, to the last bit."""
+    output = export("weights", f"run={trained['npbg']}", "out=ball.zip")
+    assert "400 points" in output and "npbgpp render ball.zip" in output
+    (tmp_path / "away").mkdir()
+    shutil.move(tmp_path / "ball.zip", tmp_path / "away" / "ball.zip")
+    render = Command(render_main, request, tmp_path)
+    words = ("path=test", "video=none")
+    render(trained["npbg"], "out=here", *words)
+    render(tmp_path / "away" / "ball.zip", "out=there", *words)
+    pictures = sorted(path.name for path in (tmp_path / "here").glob("0*.png"))
+    assert len(pictures) == 2
+    assert all((tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes() for name in pictures)
+    assert load_run(tmp_path / "away" / "ball.zip").method == "NPBG"  # unpacked already
+    (tmp_path / "away" / "ball" / ".bundle").write_text("another")
+    assert "of something else" in render.refused(tmp_path / "away" / "ball.zip")
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "bundled_scenes/a/../../../evil.png", "/evil.png", "run.py", "bundled_scenes/a/b/c.png"])
+def test_archives_with_other_files_are_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(".hydra/config.yaml", "a: 1")
+        archive.writestr(name, b"x")
+    with pytest.raises(InputError, match=r"a\.zip: expected a file of npbgpp export weights, got"):
+        run_folder(tmp_path / "a.zip")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.zip"]
+
+
+def test_archives_that_are_damaged_or_swell_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(".hydra/config.yaml", "a: 1")
+        archive.writestr("checkpoints/last.ckpt", bytes(50 << 20))
+    with pytest.raises(InputError, match="far more bytes"):
+        run_folder(tmp_path / "a.zip")
+    (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:-30])
+    with pytest.raises(InputError, match="damaged"):
+        run_folder(tmp_path / "b.zip")

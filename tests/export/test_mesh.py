@@ -14,7 +14,17 @@ from npbgpp.data.normalisation import SceneNormalisation
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene, View
 from npbgpp.errors import InputError
-from npbgpp.export.mesh import Box, Mesh, OcclusionTest, extract_surface, is_open, photo_colours, rendered_colours, write_mesh
+from npbgpp.export.mesh import (
+    Box,
+    Mesh,
+    OcclusionTest,
+    extract_surface,
+    is_open,
+    photo_colours,
+    rendered_colours,
+    surface_density,
+    write_mesh,
+)
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.volume import Composited, OccupancyGrid, Rays, composite, stratified
 
@@ -279,3 +289,18 @@ def test_rendered_colours_against_the_normals(near_t):
 
     colours = rendered_colours(render, RADIUS * normals, normals, IDENTITY, 100, near_t)
     assert torch.allclose(colours, 0.5 - 0.5 * normals, atol=1e-4) and counts == [100, 100, 100]
+
+
+@pytest.mark.parametrize("scale", [3.0, 30.0, 1e4])
+def test_a_threshold_between_empty_and_dense_space(scale):
+    """A ball of radius 0.5 in thin fog, whatever the density inside."""
+    x = np.linspace(-1, 1, 41)
+    radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(x, x, x, indexing="ij")))
+    box = Box((-1.0,) * 3, (1.0,) * 3, 41)
+    densities = np.where(radius < 0.5, scale, 0.01).astype(np.float32)
+    threshold = surface_density(densities, box)
+    assert 0.01 < threshold < scale
+    vertices = extract_surface(densities, box, threshold).vertices
+    assert np.abs(np.linalg.norm(vertices, axis=1) - 0.5).max() < 0.06
+    with pytest.raises(InputError, match="expected empty and dense space"):
+        surface_density(np.full((41, 41, 41), 5.0, np.float32), box)

@@ -8,7 +8,7 @@ from typing import Any
 from npbgpp.data import CloudFile, Scene
 from npbgpp.parsers import read_scene
 
-from .layouts import colmap, dtu, h3ds, llff, monocular, nerf_synthetic, nerfstudio, npbg, npcr, scannet, scannet_raw
+from .layouts import camera_files, colmap, dtu, h3ds, llff, monocular, nerf_synthetic, nerfstudio, npbg, npcr, scannet, scannet_raw
 
 # name -> (layout, writer, its cloud)
 WRITTEN: dict[str, tuple[str, Callable[..., None], str]] = {
@@ -27,6 +27,12 @@ WRITTEN: dict[str, tuple[str, Callable[..., None], str]] = {
     "npbg": ("npbg", partial(npbg.write, paths=True), "point_cloud.ply"),
     "npbg_text": ("npbg", partial(npbg.write, text=True, paths=True), "point_cloud.ply"),
     "monocular": ("monocular", monocular.write, "mvs_pc.ply"),
+    "bundler": ("bundler", camera_files.write_bundler, "mvs_pc.ply"),
+    "bundler_distorted": ("bundler", partial(camera_files.write_bundler, distorted=True), "mvs_pc.ply"),
+    "reality_capture": ("reality_capture", camera_files.write_reality_capture, "mvs_pc.ply"),
+    "reality_capture_distorted": ("reality_capture", partial(camera_files.write_reality_capture, distorted=True), "mvs_pc.ply"),
+    "metashape": ("metashape", camera_files.write_metashape, "mvs_pc.ply"),
+    "metashape_distorted": ("metashape", partial(camera_files.write_metashape, distorted=True), "mvs_pc.ply"),
     "npcr": ("npcr", npcr.write, "pointclouds/frame1.xzy"),
 }
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from npbgpp.data.batches import BatchEpochs
 from npbgpp.data.motion_maps import read_disparity, read_flow, read_static, write_flow
 from npbgpp.data.point_files import CloudFile
+from npbgpp.data.sampling import Shard
 from npbgpp.data.scene import Scene
 from npbgpp.data.video_sampling import VideoSampling
 from npbgpp.errors import InputError
@@ -174,6 +175,15 @@ def test_loaders_give_the_batches_of_the_epoch_in_order(scene, workers):
     sampler.set_epoch(2)
     batches = list(DataLoader(data, batch_size=None, sampler=sampler, num_workers=workers))
     assert len(batches) == 5 and all(same(batch, rays_of(scene, batches_per_epoch=5)[10 + k]) for k, batch in enumerate(batches))
+
+
+def test_processes_divide_the_rays_of_a_batch(scene):
+    alone, parts = rays_of(scene), [rays_of(scene), rays_of(scene)]
+    for rank, part in enumerate(parts):
+        part.shard = Shard(rank, 2)
+    for item in (0, 9, 40):
+        for rank, part in enumerate(parts):
+            assert torch.equal(part[item].pixel, alone[item].pixel[rank::2]) and torch.equal(part[item].rgb, alone[item].rgb[rank::2])
 
 
 def test_what_does_not_fit_into_memory_is_read_every_time(scene, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 
 from npbgpp.core.config import as_typed
 from npbgpp.data import CloudFile, Scene, read_cloud, read_photo
+from npbgpp.engine.checkpoint import read_weights
 from npbgpp.errors import InputError
 from npbgpp.parsers import read_scene, with_cloud
 from npbgpp.parsers.npbg import SceneFile, read_shots
@@ -144,3 +145,9 @@ def test_frames_and_their_maps(cases):
 @pytest.mark.parametrize("name", ["2024_05_01", "695e0514", "1e5", "0010"])
 def test_scene_names_that_look_like_numbers(name):
     assert as_typed(f"datasets.scene_name={name}") == f"datasets.scene_name='{name}'"
+
+
+@pytest.mark.parametrize("name", ["pl09.ckpt", "numpy scalar best score.ckpt"])
+def test_weights_of_other_programs(cases, name):
+    weights = read_weights(cases / "14-checkpoint" / name).tensors
+    assert {key: tuple(value.shape) for key, value in weights.items()} == {"nerf_coarse.xyz_encoding_1.0.weight": (2, 3)}

@@ -1,6 +1,7 @@
 """``npbgpp prepare check`` and ``cloud``: printed reports, written clouds and manifests, refusals."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from npbgpp.prepare.__main__ import main
 
 from ..helpers.balls import surface_distance, wrong_colour_fraction
 from ..helpers.commands import Command
-from ..helpers.layouts import colmap, dtu, h3ds, llff, npbg, scannet_raw
+from ..helpers.layouts import colmap, dtu, h3ds, llff, nerf_synthetic, npbg, scannet_raw
 
 SIZE = (96, 128)
 
@@ -25,32 +26,71 @@ def prepare(request, tmp_path) -> Command:
 
 
 # ------------------------------------------------------------------ check
+def checked(prepare: Command, code: int, *words: str) -> str:
+    """Output of a check that ends with this exit code: 0 for a good scene, 2 for problems."""
+    with pytest.raises(SystemExit) as ended:
+        prepare("check", *words)
+    assert ended.value.code == code
+    return " ".join((prepare.capsys.readouterr().out + " " + prepare.caplog.text).split())
+
+
+@pytest.mark.parametrize("write", [dtu.write, llff.write, nerf_synthetic.write])
+def test_check_of_a_scene_without_cloud(prepare, tmp_path, write):
+    write(tmp_path / "scene", 12, SIZE)
+    (tmp_path / "scene" / "mvs_pc.ply").unlink()
+    output = checked(prepare, 0, "scene=scene")
+    assert "none: NeRF, NSFF and gaussians need none" in output and "no problems" in output
+    assert "median 3" in output and (tmp_path / "scene" / "check" / "scene.png").is_file()
+    assert "other.ply" in prepare.refused("check", "scene=scene", "pc_name=other.ply")
+
+
+def test_check_decodes_every_photo(prepare, tmp_path):
+    colmap.write(tmp_path / "scene", 12, SIZE)
+    photo = tmp_path / "scene" / "images" / "view_7.png"
+    photo.write_bytes(photo.read_bytes()[:-200])
+    output = checked(prepare, 2, "scene=scene")
+    assert "1 photo of 12 cannot be decoded" in output and "view_7.png" in output and "1 problem;" in output
+
+
+def test_check_says_that_a_cloud_is_too_sparse(prepare, tmp_path):
+    colmap.write(tmp_path / "scene", 12, (480, 640))
+    output = checked(prepare, 2, "scene=scene")
+    assert "too sparse for NPBG" in output and "stereo_fusion" in output and "system=gaussians" in output
+
+
+def test_check_recommends_one_near_plane(prepare, tmp_path):
+    colmap.write(tmp_path / "scene", 12, SIZE)
+    assert "recommended near plane │ system.near=1 " in checked(prepare, 0, "scene=scene")
+    (suggested,) = re.findall(r"recommended near plane │ system.near=([0-9.]+) ", checked(prepare, 2, "scene=scene", "near=2.8"))
+    assert 0.5 < float(suggested) < 2
+
+
 def test_check_of_a_good_scene(prepare, tmp_path):
     colmap.write(tmp_path / "scene", 12, SIZE)
-    output = prepare("check", "scene=scene")
+    output = checked(prepare, 0, "scene=scene")
     assert "scene, read as colmap" in output and "12: 10 training, 1 validation, 1 test" in output and "128x96 (12 views)" in output
     assert "400 points" in output and "check/scene.png" in output and "problem:" not in output
-    with Image.open(tmp_path / "check" / "scene.png") as sheet:
+    with Image.open(tmp_path / "scene" / "check" / "scene.png") as sheet:
         assert sheet.width > 500 and sheet.height > 4 * 150
 
 
 def test_check_prints_problems_and_square_brackets(prepare, tmp_path):
     dtu.write(tmp_path / "my[red]", 10, SIZE)
-    output = prepare("check", "scene=my[red]", "near=2.95", "pictures=1", "out=here")
+    output = checked(prepare, 2, "scene=my[red]", "near=2.95", "pictures=1", "out=here")
     assert "problem: " in output and "system.near=" in output and (tmp_path / "here" / "my[red].png").is_file()
     assert "my[red], read as dtu" in output  # would be a colour in rich's markup
 
 
 def test_check_uses_the_published_views_of_h3ds(prepare, tmp_path):
     h3ds.write(tmp_path / "5ae021f2805c0854", 69, (32, 32))
-    assert "32: 22 training, 4 validation, 6 test" in prepare("check", "scene=5ae021f2805c0854", "pictures=1")
+    assert "32: 22 training, 4 validation, 6 test" in checked(prepare, 0, "scene=5ae021f2805c0854", "pictures=1")
 
 
 def test_check_of_a_scene_in_a_paths_file(prepare, tmp_path):
     npbg.write(tmp_path / "npbg", 10, SIZE, paths=True)
     (paths,) = [p for p in (tmp_path / "npbg").glob("*.yaml") if p.name != "scene.yaml"]
-    output = prepare("check", "scene=ball", f"paths_file={paths}", "layout=npbg")
-    assert "ball, read as npbg" in output and (tmp_path / "check" / "ball.png").is_file()
+    output = checked(prepare, 0, "scene=ball", f"paths_file={paths}", "layout=npbg")
+    assert "ball, read as npbg" in output and (tmp_path / "npbg" / "check" / "ball.png").is_file()
 
 
 # ------------------------------------------------------------------ cloud

@@ -12,7 +12,6 @@ import torch
 
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.scene import Scene
-from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 from npbgpp.parsers import with_cloud
@@ -142,8 +141,8 @@ def test_large_clouds_are_sampled(scene, report, monkeypatch):
 
 def test_points_of_the_reconstruction_replace_a_missing_cloud(scene, report, tmp_path):
     without = replace(scene, cloud=CloudFile(tmp_path / "none.ply"))
-    with pytest.raises(InputError, match="none.ply"):
-        inspect_scene(without, NEAR)
+    bare = inspect_scene(without, NEAR)
+    assert bare.cloud is None and bare.cameras.distance == pytest.approx(3, abs=0.1) and diagnose(bare) == {}
     found = inspect_scene(with_cloud(replace(without, carried_points=scene.cloud.path), tmp_path), NEAR)
     assert found.cloud.from_reconstruction and found.views == report.views
     assert any(str(scene.cloud.path) in note for note in found.notes)
@@ -180,7 +179,6 @@ PROBLEMS: list[tuple[str, Callable[[Scene, Path], Scene], tuple[str, ...]]] = [
     ("masks", lambda s, out: replace_masks(s, out / "a.png", False), ("8 of 8", "empty")),
     ("masks", lambda s, out: replace_masks(s, out / "a.png", True), ("All 8",)),
     ("unseen points", lambda s, out: add_outliers(s, out / "a.ply"), ("57 %",)),
-    ("image sizes", lambda s, out: resize_view(s, 3), ("32x24, 64x48", "datasets.train_image_size", "dataloader.train_total_batch_size=1")),
 ]
 
 
@@ -229,12 +227,18 @@ def test_cloud_made_with_test_views(scene):
     assert diagnose(inspect_scene(scene, NEAR, cloud_views=names[1:8])) == {}
 
 
+def test_photos_of_several_sizes_are_no_problem(scene):
+    """Batches of one photo are the default."""
+    report = inspect_scene(resize_view(scene, 3), NEAR)
+    assert diagnose(report) == {} and "datasets.train_image_size" in dict(format_report(report))["image sizes"]
+
+
 # ------------------------------------------------------------------ printed report
 def test_printed_report(report):
     rows = dict(format_report(replace(report, notes=("Photos [1, 2] are left out.",))))
     assert rows["views"].split(": ")[1] == "12 training, 2 validation, 2 test" and "64x48 (16 views)" in rows["image sizes"]
     assert "mvs_pc.ply: 400 points" in rows["cloud"] and f"{report.colours.ratio:.2f}" in rows["colours against photos"]
-    assert "400 (0) to 400 (" in rows["points per view"] and f"{report.suggested_near:g}" in rows["near plane"]
+    assert "400 (0) to 400 (" in rows["points per view"] and rows["recommended near plane"] == "system.near=1"
     assert "+z" in rows["up direction"] and rows["note"] == "Photos [1, 2] are left out."
 
 

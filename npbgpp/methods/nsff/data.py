@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from npbgpp.core.distributed import gather
 from npbgpp.core.files import load_tensors, save_tensors
 from npbgpp.data import Scene, VideoSampling, View, read_disparity, read_photo, read_static, read_uv, required_map
+from npbgpp.data.sampling import Shard
 from npbgpp.errors import InputError
 from npbgpp.losses import ssim_map
 from npbgpp.methods.nsff.normalisation import VideoNormalisation
@@ -274,12 +275,13 @@ class VideoDataset(Dataset[VideoBatch]):
         budget: bytes of frames kept in memory; further frames are read on every access.
         margin: border of frames without rays, pixels.
         cache: folder with frames at training size.
-        rays_per_batch: rays of a batch, all of one frame, drawn with replacement.
+        rays_per_batch: rays of a batch over all processes, all of one frame, drawn with replacement.
         seed: of the order of frames and of the pixels.
 
     Attributes:
         weights: of the pixels; None without hard sampling.
         size: bytes of the frames kept in memory.
+        shard: the process whose part of each batch is returned.
 
     Raises:
         InputError: no frame, frames without disparity or flow, or a margin that leaves no pixel.
@@ -305,7 +307,7 @@ class VideoDataset(Dataset[VideoBatch]):
         if not 0 <= 2 * margin < min(size):
             raise InputError(f"datasets.image_margin: expected 0 or more and less than half of {min(size)} pixels, got {margin}")
         self.normalisation, self.sampling, self.margin, self.cache = normalisation, sampling, margin, cache
-        self.rays_per_batch, self.seed = rays_per_batch, seed
+        self.rays_per_batch, self.seed, self.shard = rays_per_batch, seed, Shard()
         self._time_steps = [view.time_step for view in self.views if view.time_step is not None]
         last = len(frames) - 1
         for view in self.views:
@@ -337,7 +339,8 @@ class VideoDataset(Dataset[VideoBatch]):
     def __getitem__(self, item: int) -> VideoBatch:
         k = self.order.frame(item)
         time_step, table = self._time_steps[k], self._table(k)
-        pixel = self._pixels(time_step, item, table.static)
+        drawn = self._pixels(time_step, item, table.static)
+        pixel = drawn[torch.from_numpy(self.shard.part(len(drawn)))]
         uv_px = self._centres(pixel)
         origins, view_directions = (part[0] for part in self.normalisation.frame_cameras[time_step].rays_through(uv_px))
         origins, directions = self.normalisation.rays(origins, view_directions)
