@@ -97,6 +97,8 @@ setup(
     extras_require={
         "test": TEST_REQUIRES,
         "dev": TEST_REQUIRES + DEV_REQUIRES,
+        # npbgpp view, npbgpp export page and callbacks=viewer.
+        "viewer": ["viser>=1.1,<2"],
         # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
         "cluster": ["hydra-submitit-launcher>=1.2,<2"],
         # Plots of benchmarks.

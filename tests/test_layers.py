@@ -21,11 +21,12 @@ ORDER = (
     ("data", "metrics"),
     ("parsers", "io"),
     ("methods",),
+    ("viewer",),
     ("callbacks", "prepare", "compare"),
     ("engine",),
     ("api", "export"),
     ("cli",),
-    ("render", "refine", "train", "demo", "__main__"),
+    ("render", "view", "refine", "train", "demo", "__main__"),
 )
 HEIGHT = {layer: height for height, layers in enumerate(ORDER) for layer in layers}
 # commands of a package: they sit above the layer of their package

@@ -231,3 +231,41 @@ class CameraExport(PathSettings, SceneSettings):
     path: str = key("turn", help="camera path as for npbgpp render")
     out: Path | None = key(None, help="folder of CamPose.inf and Intrinsic.inf; null: <run>/export")
     overwrite: bool = key(False, help="replace existing files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Arguments of ``npbgpp view``."""
+
+    runs: tuple[Path, ...] = key(help="folders of runs of one scene, the first one on the left")
+    checkpoint: str = key("last", help="name of a file in the checkpoints of the runs")
+    scene: str | None = key(None, help="name of the scene; needed when a run has several")
+    trust_config: bool = key(
+        False,
+        help="let the configs of the runs name any code and compute values; true only for folders of people whose programs you would run",
+    )
+    host: str = key("127.0.0.1", help="address to bind to; 0.0.0.0 lets everyone in who reaches this machine")
+    port: int = key(8080, help="port, or the next free one")
+    viewport: str | None = key(
+        None, help="w,h of the pictures in pixels, rounded down to multiples of 16, such as 1280,720; null: as large as the window"
+    )
+    view: str | None = key(None, help="name or index of the view to start at; null: the first training view")
+    origin_view: bool = key(False, help="start above the cloud, looking down along the z axis, as --origin-view of NPBG")
+    mode: str = key("picture", help="what is shown first: picture, depth, normals, opacity, or a layer of the method such as descriptors")
+    speed: float = key(1.0, help="of the keys, relative to the size of the scene")
+    replay: Path | None = key(None, help="file of poses to play, as for npbgpp render path=file")
+    screenshot: Path | None = key(None, help="write the first picture into this PNG file and end, without a browser")
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InputError("runs: expected the folder of at least one run, got none")
+        if not 0 < self.port < 1 << 16:
+            raise InputError(f"port: expected a number from 1 to {(1 << 16) - 1}, got {self.port}")
+        if not 0.01 <= self.speed <= 100:
+            raise InputError(f"speed: expected a number from 0.01 to 100, got {self.speed:g}")
+        if self.view is not None and self.origin_view:
+            raise InputError("view: expected one place to start at, got view and origin_view; leave one of them out")
+        if self.screenshot is not None and self.screenshot.suffix != ".png":
+            raise InputError(f"screenshot: expected a file name that ends in .png, got {self.screenshot}")
+        if self.screenshot is not None and (self.replay is not None or len(self.runs) > 1):
+            raise InputError("screenshot: expected one run and no replay with it; render a path with npbgpp render path=file")
