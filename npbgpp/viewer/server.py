@@ -1,10 +1,11 @@
 """The server of the viewer: viser, restricted to pages of its own address, and a panel for every browser."""
 
 import functools
+import io
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +80,11 @@ class ViewerServer:
         found = free_port(host, port)
         if found != port:
             log.warning("port %d is taken; the viewer uses %d", port, found)
-        with _guarded(is_local(host)):
-            self._server = viser.ViserServer(host=host, port=found, label=f"npbgpp: {runs[0].scene.name}", verbose=False)
+        logging.getLogger("websockets").setLevel(logging.WARNING)
+        with _guarded(is_local(host)), redirect_stdout(io.StringIO()):  # viser prints links of its own
+            self._server: viser.ViserServer = _PrivateServer(host=host, port=found, label=f"npbgpp: {runs[0].scene.name}", verbose=False)
         self.port = self._server.get_port()
-        self._server.gui.configure_theme(control_layout="collapsible", control_width="medium", show_logo=False, show_share_button=False)
+        self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.scene.set_up_direction(frame.up)
         pose = frame.pose(options.start, 4 / 3)
         camera = self._server.initial_camera
@@ -127,6 +129,13 @@ class ViewerServer:
             panel = self.panels.pop(client.client_id, None)
         if panel is not None:
             panel.close()
+
+
+class _PrivateServer(viser.ViserServer):
+    """viser's server, which browsers cannot ask to publish itself through a tunnel."""
+
+    def request_share_url(self, verbose: bool = True) -> None:
+        """Does nothing."""
 
 
 @contextmanager
