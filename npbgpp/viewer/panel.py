@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ _PHOTO_MODES = ("rendering", "photo", "error map", "flip")
 _FLIP_S = 1.0
 _QUALITY = {False: 50, True: 92}  # of the JPEG, by whether the picture is in full resolution
 _SAME = 1e-4
+_NEAR_FRUSTUM = 0.25  # viewer units
 _STATUS_S = 0.2  # between two updates of the figures
 
 
@@ -99,6 +101,7 @@ class Panel:
         self._told_at = 0.0
         self._closed = threading.Event()
         self.nodes: set[str] = set()
+        self.frustums: dict[str, tuple[Any, Any]] = {}  # positions and handles of the cameras in the scene
         self._flipped = False
         self._override: Callable[[], TimedCamera | None] = lambda: None
         self._thread: RenderThread[Request] = RenderThread(self._render, self._failed, f"viewer {client.client_id}")
@@ -232,6 +235,7 @@ class Panel:
     def refresh(self, moving: bool = False) -> None:
         """Asks for a new picture."""
         if not self._closed.is_set():
+            self.hide_near_frustums()
             self._thread.ask(self._request(), moving)
 
     def close(self) -> None:
@@ -439,7 +443,7 @@ class Panel:
 
     def _show_frustums(self) -> None:
         if not self._frustums.value:
-            self.client.scene.remove_by_name("/cameras")
+            self.forget_frustums("/cameras")
             self.nodes.discard("cameras")
             self.refresh()
             return
@@ -447,10 +451,27 @@ class Panel:
         handles = []
         for node in frustums(self.runs[0], self.frame):
             handle = self.client.scene.add_camera_frustum(f"/cameras/{node.index}", **node.arguments)
-            handle.on_click(lambda _, index=node.index: self.go_to_view(index))
+            handle.on_click(partial(self._clicked, node.index))
+            self.frustums[f"/cameras/{node.index}"] = (node.arguments["position"], handle)
             handles.append((node.index, handle))
         threading.Thread(target=self._load_thumbnails, args=(handles,), name="thumbnails", daemon=True).start()
         self.refresh()
+
+    def _clicked(self, index: int, _: Any) -> None:
+        self.go_to_view(index)
+
+    def forget_frustums(self, prefix: str) -> None:
+        """Removes the frustums below a node, and the node."""
+        self.client.scene.remove_by_name(prefix)
+        self.frustums = {name: found for name, found in self.frustums.items() if not name.startswith(f"{prefix}/")}
+
+    def hide_near_frustums(self) -> None:
+        """Hides frustums that the camera stands in: they would frame the picture, or cover it."""
+        position = np.asarray(self._pose().position)
+        for there, handle in list(self.frustums.values()):
+            visible = bool(np.linalg.norm(position - there) > _NEAR_FRUSTUM)
+            if handle.visible != visible:
+                handle.visible = visible
 
     def _load_thumbnails(self, handles: Sequence[tuple[int, Any]]) -> None:
         for index, handle in handles:
@@ -460,6 +481,8 @@ class Panel:
                 handle.image = thumbnail(self.runs[0], index)
             except InputError as error:
                 self.say("A photo is missing", str(error))
+                return
+            except RuntimeError:  # the cameras were hidden meanwhile
                 return
 
     def _show_nearest(self, request: Request, window: Window) -> None:

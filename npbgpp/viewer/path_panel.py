@@ -26,6 +26,7 @@ class PanelOfRuns(Protocol):
     runs: Sequence[ViewedRun]
     frame: ViewerFrame
     nodes: set[str]
+    frustums: dict[str, tuple[Any, Any]]
     overrides: tuple[str, ...]
 
     @property
@@ -45,6 +46,8 @@ class PanelOfRuns(Protocol):
     def current_camera(self) -> Cameras: ...
 
     def refresh(self, moving: bool = False) -> None: ...
+
+    def forget_frustums(self, prefix: str) -> None: ...
 
     def say(self, title: str, text: str) -> None: ...
 
@@ -165,7 +168,7 @@ class PathPanel:
             self._chosen.value = str(chosen + 1)
         self._show_chosen()
         scene, frame = self.panel.client.scene, self.panel.frame
-        scene.remove_by_name("/path")
+        self.panel.forget_frustums("/path")
         self.panel.nodes.discard("path")
         if self._replayed is None and len(self.keys) < 2:
             self._scrub.max = 1
@@ -177,9 +180,10 @@ class PathPanel:
             scene.add_line_segments("/path/line", np.stack([points[:-1], points[1:]], 1), (240, 120, 20), thickness=2.0)
         for k, key in enumerate(self.keys):
             pose = frame.pose(key.camera, key.camera.image_size[1] / key.camera.image_size[0])
-            scene.add_camera_frustum(
+            handle = scene.add_camera_frustum(
                 f"/path/{k}", pose.fov, pose.aspect, scale=0.1, color=(240, 120, 20), wxyz=pose.wxyz, position=pose.position
             )
+            self.panel.frustums[f"/path/{k}"] = (pose.position, handle)
         self.panel.nodes.add("path")
         self.panel.refresh()
 

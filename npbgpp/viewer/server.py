@@ -85,6 +85,7 @@ class ViewerServer:
             self._server: viser.ViserServer = _PrivateServer(host=host, port=found, label=f"npbgpp: {runs[0].scene.name}", verbose=False)
         self.port = self._server.get_port()
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
+        self._server.gui.main_panel.dock_right()
         self._server.scene.set_up_direction(frame.up)
         pose = frame.pose(options.start, 4 / 3)
         camera = self._server.initial_camera
@@ -120,9 +121,11 @@ class ViewerServer:
         )
         if self._controls is not None:
             self._controls(client)
-        panel.build(self.options.mode, self.options.track)
         with self._lock:
             self.panels[client.client_id] = panel
+        panel.build(self.options.mode, self.options.track)
+        if client.client_id not in self._server.get_clients():  # it left meanwhile
+            self._leave(client)
 
     def _leave(self, client: viser.ClientHandle) -> None:
         with self._lock:
