@@ -91,7 +91,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=[*find_packages(include=["npbgpp", "npbgpp.*"]), *DATA_PACKAGES],
     package_dir=DATA_PACKAGES,
-    package_data={package: DATA_FILES for package in DATA_PACKAGES} | {"npbgpp.compare": ["*.jinja"]},
+    package_data={package: DATA_FILES for package in DATA_PACKAGES} | {"npbgpp.compare": ["*.jinja"], "npbgpp.export": ["*.jinja"]},
     install_requires=INSTALL_REQUIRES,
     entry_points=ENTRY_POINTS,
     extras_require={

@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import torch
 
-from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, SplatExport, VolumeExport, WeightsExport
+from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, PageExport, SplatExport, VolumeExport, WeightsExport
 from npbgpp.cli.trajectory import trajectory_frames
+from npbgpp.cli.view import require_viser, viewed_run
 from npbgpp.core.files import write_atomically
 from npbgpp.data import write_npcr_cameras
 from npbgpp.engine.checkpoint import find_weights
@@ -14,12 +15,14 @@ from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
 from npbgpp.export import mesh, volume
+from npbgpp.export import page as pages
 from npbgpp.export import splats as splat_files
 from npbgpp.export.mesh import Box, DensityField, OcclusionTest, photo_colours, rendered_colours
 from npbgpp.export.volume import mean_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
 from npbgpp.geometry import write_ply
 from npbgpp.methods.base import FieldExport, System
+from npbgpp.viewer.poses import frame_of
 from npbgpp.volume import OccupancyGrid
 
 log = logging.getLogger("npbgpp.export")
@@ -69,6 +72,20 @@ def splats(settings: SplatExport, overrides: list[str]) -> None:
             ", ".join(f"{part:.0f}" for part in offset),
         )
     log.info("%d gaussians of degree %d: %s", len(gaussians), gaussians.sh_degree, out)
+
+
+def page(settings: PageExport, overrides: list[str]) -> None:
+    """Writes a run as one HTML page. Raises InputError without the extra ``viewer``."""
+    require_viser("npbgpp export page")
+    # viser is an extra
+    from npbgpp.viewer.static import scene_page
+
+    out = settings.file(f"{settings.folder().name}{pages.SUFFIX}", (pages.SUFFIX,))
+    run = viewed_run(settings, overrides)
+    scene = scene_page(run, frame_of(run.scene), settings.points, settings.photos)
+    text = pages.page(run.folder, type(run.system).__name__, run.scene.name, scene, settings.film)
+    write_atomically(out, lambda file: file.write(text.encode()))
+    log.info("page of %.1f MB: %s", len(text) / 1e6, out)
 
 
 def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:

@@ -191,6 +191,21 @@ class SplatExport(CloudExport):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PageExport(CloudExport):
+    """Arguments of ``npbgpp export page``."""
+
+    points: int = key(200_000, help="at most so many points or gaussians, of these the largest and most opaque")
+    photos: bool = key(True, help="photos in the cameras, small")
+    film: Path | None = key(None, help="film to put into the page, .mp4; null: film.mp4 of the run, where there is one")
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise InputError(f"points: expected a positive number, got {self.points}")
+        if self.film is not None and self.film.suffix != ".mp4":
+            raise InputError(f"film: expected a file that ends in .mp4, got {self.film}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BoxExport(CloudExport):
     """Where a radiance field is evaluated, in its coordinates: those of the world unless it was trained with ``system.ray_frame=inward``."""
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from npbgpp.cli.settings import ViewSettings
+from npbgpp.cli.settings import SceneSettings, ViewSettings
 from npbgpp.data import Scene
 from npbgpp.engine.run import build_run
 from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
@@ -17,7 +17,7 @@ from npbgpp.io import write_png
 from npbgpp.viewer.access import is_local
 from npbgpp.viewer.keyframes import load_track
 from npbgpp.viewer.pictures import ViewedRun, first_picture
-from npbgpp.viewer.poses import parse_viewport, top_of_cloud
+from npbgpp.viewer.poses import frame_of, parse_viewport, top_of_cloud
 
 log = logging.getLogger("npbgpp.view")
 
@@ -38,7 +38,11 @@ def view(settings: ViewSettings, overrides: Sequence[str]) -> None:
         require_viser("npbgpp view")
     viewport = None if settings.viewport is None else parse_viewport(settings.viewport)
     labels = _labels(settings.runs)
-    runs = [_load(folder, label, settings, overrides) for folder, label in zip(settings.runs, labels, strict=True)]
+    chosen = [
+        SceneSettings(run=run, checkpoint=settings.checkpoint, scene=settings.scene, trust_config=settings.trust_config)
+        for run in settings.runs
+    ]
+    runs = [viewed_run(one, overrides, label) for one, label in zip(chosen, labels, strict=True)]
     start, start_view = _start(settings, runs[0].scene)
     if settings.mode not in {mode for run in runs for mode in run.modes}:
         raise InputError(f"mode: expected one of {', '.join(runs[0].modes)}, got {settings.mode}")
@@ -48,7 +52,7 @@ def view(settings: ViewSettings, overrides: Sequence[str]) -> None:
         return
     track = None if settings.replay is None else load_track(settings.replay.expanduser(), runs[0].scene)
     # viser is an extra
-    from npbgpp.viewer.server import ViewerOptions, ViewerServer, check_one_scene, frame_of
+    from npbgpp.viewer.server import ViewerOptions, ViewerServer, check_one_scene
 
     check_one_scene(runs)
     if not is_local(settings.host):
@@ -56,7 +60,7 @@ def view(settings: ViewSettings, overrides: Sequence[str]) -> None:
             "host=%s: everyone who reaches this machine may look at the scene, and write paths and films into the run", settings.host
         )
     options = ViewerOptions(start, start_view, viewport, settings.mode, track, tuple(overrides))
-    server = ViewerServer(runs, frame_of(runs[0], settings.speed), options, settings.host, settings.port)
+    server = ViewerServer(runs, frame_of(runs[0].scene, settings.speed), options, settings.host, settings.port)
     log.info("open %s (Ctrl-C ends)", server.link)
     if is_local(settings.host):
         log.info(
@@ -82,14 +86,25 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return [name if names.count(name) == 1 else f"{path.parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
 
 
-def _load(folder: Path, label: str, settings: ViewSettings, overrides: Sequence[str]) -> ViewedRun:
-    run = folder.expanduser().resolve()
+def viewed_run(settings: SceneSettings, overrides: Sequence[str], label: str | None = None) -> ViewedRun:
+    """Loads a run and makes it ready to be drawn.
+
+    Args:
+        settings: the run.
+        overrides: words for its config.
+        label: its name in the panel; None: that of its folder.
+
+    Raises:
+        InputError: as ``npbgpp.load_run``, and for a run without weights.
+    """
+    run = settings.folder()
+    label = label or run.name
     config, search_paths = run_config(run, settings.trust_config)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, list(overrides))
     if config.get("weights_path") is None and not list((run / "checkpoints").glob("*.ckpt")):
         raise InputError(
-            f"run={folder}: expected a checkpoint in {run / 'checkpoints'}, got none; wait for the first one if the run is still training, or name weights with "
-            "weights_path=<checkpoint>"
+            f"run={settings.run}: expected a checkpoint in {run / 'checkpoints'}, got none; wait for the first one if the run still trains, or name "
+            "weights: weights_path=<checkpoint>"
         )
     if not (run / "metrics.json").is_file():
         log.warning(

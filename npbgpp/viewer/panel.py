@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import viser
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from npbgpp.data import PoseTrack
@@ -23,16 +22,25 @@ from npbgpp.io.images import to_pil
 from npbgpp.viewer.keyframes import save_track
 from npbgpp.viewer.pacing import Job, RenderThread, ResolutionControl, SpeedMeter
 from npbgpp.viewer.path_panel import PathPanel
-from npbgpp.viewer.pictures import BACKGROUNDS, PICTURE, Look, Picture, ViewedRun, error_colours, nearest_view, photo_of, swiped
+from npbgpp.viewer.pictures import (
+    BACKGROUNDS,
+    PICTURE,
+    Look,
+    Picture,
+    ViewedRun,
+    error_colours,
+    fitted_photo,
+    nearest_view,
+    photo_of,
+    swiped,
+)
 from npbgpp.viewer.poses import Pose, ViewerFrame, Window, top_of_cloud
+from npbgpp.viewer.scene_nodes import cloud_arguments, frustums
 
 log = logging.getLogger("npbgpp.view")
 
 LARGEST_CLOUD = 200_000  # points that are sent to a browser
-LARGEST_FRUSTUMS = 512
-THUMBNAIL = 64  # pixels of the longer side of a thumbnail
 _NOTHING = 160.0  # viewer units, for pixels without depth: within what viser's depths can say
-_COLOURS = {"train": (60, 120, 220), "val": (230, 160, 40), "test": (220, 60, 60)}
 _LAYOUTS = ("one", "side by side", "swipe", "difference")
 _PHOTO_MODES = ("rendering", "photo", "error map", "flip")
 _FLIP_S = 1.0
@@ -427,17 +435,12 @@ class Panel:
             self.nodes.discard("cloud")
             self.refresh()
             return
-        cloud = self.runs[0].scene.cloud
-        if not cloud.path.is_file():
+        arguments = cloud_arguments(self.runs[0], self.frame, LARGEST_CLOUD)
+        if arguments is None:
             self._cloud.value = False
-            self.say("No cloud", f"There is no file {cloud.path}.")
+            self.say("No cloud", f"There is no file {self.runs[0].scene.cloud.path}.")
             return
-        points = cloud.read()
-        every = -(-len(points) // LARGEST_CLOUD)
-        colours = np.full((len(points.xyz[::every]), 3), 160, np.uint8) if points.rgb is None else _bytes(points.rgb[::every])
-        self.client.scene.add_point_cloud(
-            "/cloud", self.frame.to_viewer(points.xyz[::every]), colours, point_size=0.01, precision="float32"
-        )
+        self.client.scene.add_point_cloud("/cloud", **arguments)
         self.nodes.add("cloud")
         self.refresh()
 
@@ -478,7 +481,7 @@ class Panel:
             if self._closed.is_set() or not self._frustums.value:
                 return
             try:
-                handle.image = thumbnail(self.runs[0], index)
+                handle.image = thumbnail(self.runs[0].scene.views[index])
             except InputError as error:
                 self.say("A photo is missing", str(error))
                 return
@@ -569,53 +572,3 @@ class Panel:
         for suffix in ("png", "json"):
             self.client.send_file_download(f"{run.scene.name}_{number:04}.{suffix}", (folder / f"{number:04}.{suffix}").read_bytes())
         self.say("Screenshot", f"{folder / f'{number:04}.png'}, with its pose beside it")
-
-
-@dataclass(frozen=True)
-class Frustum:
-    """A camera in the scene: index of its view, and arguments of ``add_camera_frustum``."""
-
-    index: int
-    arguments: dict[str, Any]
-
-
-def frustums(run: ViewedRun, frame: ViewerFrame) -> Iterator[Frustum]:
-    """Cameras of a scene, coloured by split, without photos; at most 512, evenly chosen."""
-    split = {i: name for name in ("train", "val", "test") for i in run.scene.splits[name]}  # type: ignore[index]
-    chosen = sorted(split)
-    chosen = [chosen[k] for k in np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), LARGEST_FRUSTUMS)).astype(int))]
-    for index in chosen:
-        camera = run.scene.views[index].camera
-        aspect = camera.image_size[1] / camera.image_size[0]
-        pose = frame.pose(camera, aspect)
-        yield Frustum(
-            index,
-            {
-                "fov": pose.fov,
-                "aspect": aspect,
-                "scale": 0.15,
-                "color": _COLOURS[split[index]],
-                "wxyz": pose.wxyz,
-                "position": pose.position,
-            },
-        )
-
-
-def thumbnail(run: ViewedRun, index: int) -> np.ndarray:
-    """The photo of a view, small, (h, w, 3) in 8 bits. Raises InputError for a missing or damaged file."""
-    image = to_pil(photo_of(run.scene.views[index]))
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
-def fitted_photo(photo: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 h2 w2"]:
-    """A photo as ``fit_to_size`` shows it: as large as it fits, black around it."""
-    scale = min(size[0] / photo.shape[1], size[1] / photo.shape[2])
-    height, width = min(size[0], round(photo.shape[1] * scale)), min(size[1], round(photo.shape[2] * scale))
-    small = torch.nn.functional.interpolate(photo[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return torch.nn.functional.pad(small, (left, size[1] - width - left, top, size[0] - height - top))
-
-
-def _bytes(colours: Tensor) -> np.ndarray:
-    return (colours if colours.dtype == torch.uint8 else (colours * 255).round().to(torch.uint8)).numpy()

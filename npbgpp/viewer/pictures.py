@@ -8,20 +8,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from npbgpp.data import Scene, View, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, TimedCamera, fit_to_size
 from npbgpp.io import depth_colormap, depth_range
+from npbgpp.io.images import to_pil
 from npbgpp.methods.base import Precision, Render, System, VideoOptions
 
 PICTURE, DEPTH, NORMALS, OPACITY = "picture", "depth", "normals", "opacity"
 BACKGROUNDS = {"as trained": None, "white": 1.0, "black": 0.0, "checkerboard": None}
 _ERROR_RANGE = 0.25  # mean absolute difference of the channels that has the last colour of the error map
 _BAND_PIXELS = 4096  # rendered between two questions whether to stop
+_THUMBNAIL = 64  # pixels of the longer side of a thumbnail
 _TILE = 8  # pixels of a field of the checkerboard
 _PROBE = (32, 32)
 
@@ -151,11 +155,13 @@ class ViewedRun:
         if self.system.renders_time:
             options = VideoOptions(depth=True, part=look.part)
             return next(iter(self.system.render_video(self.scene.name, [timed], options)))
+        history, self._history = self._history, None  # a filter that fails is not used again
         if look.history and self.system.supports_history:
-            if self._history is None or self._history.size != timed.camera.image_size:
-                self._history = _History(self.system, self.scene.name, timed.camera.image_size)
-            return self._history.render(timed)
-        self._history = None
+            if history is None or history.size != timed.camera.image_size:
+                history = _History(self.system, self.scene.name, timed)
+            render = history.render(timed)
+            self._history = history
+            return render
         return self.system.render(timed.camera, self.scene.name, depth=True)
 
 
@@ -180,14 +186,13 @@ class _Rendering:
 class _Feed(Sequence[TimedCamera]):
     """A path whose next camera is known only when it is rendered."""
 
-    def __init__(self) -> None:
-        self.camera: TimedCamera | None = None
+    def __init__(self, camera: TimedCamera) -> None:
+        self.camera = camera
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: object) -> TimedCamera:  # type: ignore[override]
-        assert self.camera is not None
         return self.camera
 
     def __iter__(self) -> Iterator[TimedCamera]:
@@ -198,8 +203,8 @@ class _Feed(Sequence[TimedCamera]):
 class _History:
     """A filter over the pictures of one size."""
 
-    def __init__(self, system: System, scene: str, size: tuple[int, int]) -> None:
-        self.size, self._feed = size, _Feed()
+    def __init__(self, system: System, scene: str, first: TimedCamera) -> None:
+        self.size, self._feed = first.camera.image_size, _Feed(first)
         self._frames = system.render_video(scene, self._feed, VideoOptions(depth=True, history=True))
 
     def render(self, timed: TimedCamera) -> Render:
@@ -282,6 +287,22 @@ def swiped(left: Float[Tensor, "3 h w"], right: Float[Tensor, "3 h w"], share: f
 def photo_of(view: View) -> Float[Tensor, "3 h w"]:
     """The photo of a view, as it trains. Raises InputError for a missing or damaged file."""
     return read_photo(view).image.float() / 255
+
+
+def thumbnail(view: View) -> np.ndarray:
+    """The photo of a view, small, (h, w, 3) in 8 bits. Raises InputError for a missing or damaged file."""
+    image = to_pil(photo_of(view))
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def fitted_photo(photo: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 h2 w2"]:
+    """A photo as ``fit_to_size`` shows it: as large as it fits, black around it."""
+    scale = min(size[0] / photo.shape[1], size[1] / photo.shape[2])
+    height, width = min(size[0], round(photo.shape[1] * scale)), min(size[1], round(photo.shape[2] * scale))
+    small = torch.nn.functional.interpolate(photo[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return torch.nn.functional.pad(small, (left, size[1] - width - left, top, size[0] - height - top))
 
 
 def nearest_view(scene: Scene, camera: Cameras, among: Sequence[int]) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from npbgpp.data import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 
@@ -99,6 +100,12 @@ class ViewerFrame:
         distance = max(float(forward @ (np.asarray(self.middle) * self.scale - position)), 0.1 * _RADIUS)
         x, y, z = (position + distance * forward).tolist()
         return (x, y, z)
+
+
+def frame_of(scene: Scene, speed: float = 1.0) -> ViewerFrame:
+    """The frame of a scene with its cloud; ``speed`` as in ``viewer_frame``."""
+    cameras = [view.camera for view in scene.views]
+    return viewer_frame(cameras, scene.cloud.read().xyz if scene.cloud.path.is_file() else None, speed)
 
 
 def viewer_frame(cameras: Sequence[Cameras], xyz: Float[Tensor, "n 3"] | None, speed: float = 1.0) -> ViewerFrame:

@@ -1,31 +1,25 @@
 """The server of the viewer: viser, restricted to pages of its own address, and a panel for every browser."""
 
-import functools
-import io
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import viser
-import viser.infra._infra as viser_infra
-from websockets.datastructures import Headers
-from websockets.http11 import Response
 
 from npbgpp.data import PoseTrack
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
-from npbgpp.viewer.access import free_port, is_local, refusal
+from npbgpp.viewer.access import free_port
 from npbgpp.viewer.panel import Panel
 from npbgpp.viewer.pictures import ViewedRun
-from npbgpp.viewer.poses import ViewerFrame, viewer_frame
+from npbgpp.viewer.poses import ViewerFrame
+from npbgpp.viewer.private_server import open_server
 
 log = logging.getLogger("npbgpp.view")
 
 _SAME_PLACE = 1e-3  # of the distance between cameras
-_FORBIDDEN = 403
 
 
 @dataclass(frozen=True)
@@ -80,9 +74,7 @@ class ViewerServer:
         found = free_port(host, port)
         if found != port:
             log.warning("port %d is taken; the viewer uses %d", port, found)
-        logging.getLogger("websockets").setLevel(logging.WARNING)
-        with _guarded(is_local(host)), redirect_stdout(io.StringIO()):  # viser prints links of its own
-            self._server: viser.ViserServer = _PrivateServer(host=host, port=found, label=f"npbgpp: {runs[0].scene.name}", verbose=False)
+        self._server = open_server(host, found, f"npbgpp: {runs[0].scene.name}")
         self.port = self._server.get_port()
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.gui.main_panel.dock_right()
@@ -134,36 +126,6 @@ class ViewerServer:
             panel.close()
 
 
-class _PrivateServer(viser.ViserServer):
-    """viser's server, which browsers cannot ask to publish itself through a tunnel."""
-
-    def request_share_url(self, verbose: bool = True) -> None:
-        """Does nothing."""
-
-
-@contextmanager
-def _guarded(local: bool) -> Iterator[None]:
-    """Servers that viser starts within refuse requests of other origins: viser has no setting for it, so its call of ``websockets`` is wrapped."""
-    module = viser_infra.websockets.asyncio.server
-    serve = module.serve
-
-    @functools.wraps(serve)
-    def guarded(*arguments: Any, process_request: Any = None, **options: Any) -> Any:
-        def checked(connection: Any, request: Any) -> Any:
-            reason = refusal(request.headers, local)
-            if reason is not None:
-                return Response(_FORBIDDEN, "Forbidden", Headers(), f"{reason}\n".encode())
-            return process_request(connection, request)
-
-        return serve(*arguments, process_request=checked, **options)
-
-    module.serve = guarded  # type: ignore[assignment,misc]
-    try:
-        yield
-    finally:
-        module.serve = serve  # type: ignore[misc]
-
-
 def check_one_scene(runs: Sequence[ViewedRun]) -> None:
     """Raises InputError for runs of different scenes, which no camera can compare."""
     first = runs[0]
@@ -177,10 +139,3 @@ def check_one_scene(runs: Sequence[ViewedRun]) -> None:
                 f"runs: expected runs of one scene, got {first.label} of {first.scene.name} and {run.label} of {run.scene.name}, whose cameras differ; view them "
                 "one at a time"
             )
-
-
-def frame_of(run: ViewedRun, speed: float = 1.0) -> ViewerFrame:
-    """The coordinates of the viewer for a run."""
-    cameras = [view.camera for view in run.scene.views]
-    cloud = run.scene.cloud
-    return viewer_frame(cameras, cloud.read().xyz if cloud.path.is_file() else None, speed)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import npbgpp
-from npbgpp.cli.settings import ViewSettings
+from npbgpp.cli.settings import SceneSettings
 from npbgpp.geometry import fit_to_size
 
 from ..conftest import TINY_GAUSSIANS, TINY_OVERRIDES
@@ -28,7 +28,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 if CHROMIUM is None:
     pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
 
-from npbgpp.viewer.server import ViewerOptions, ViewerServer, frame_of  # noqa: E402
+from npbgpp.viewer.poses import frame_of  # noqa: E402
+from npbgpp.viewer.server import ViewerOptions, ViewerServer  # noqa: E402
 
 _FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 _SHOTS = os.environ.get("NPBGPP_VIEWER_SHOTS")  # a folder: keeps the screenshots
@@ -66,16 +67,16 @@ def browser():
 
 
 def loaded(*folders: Path):
-    from npbgpp.cli.view import _load
+    from npbgpp.cli.view import viewed_run
 
-    return [_load(folder, folder.parent.name, ViewSettings(runs=(folder,)), []) for folder in folders]
+    return [viewed_run(SceneSettings(run=folder), [], folder.parent.name) for folder in folders]
 
 
 @contextmanager
 def serving(*folders: Path, **options) -> Iterator[ViewerServer]:
     runs = loaded(*folders)
     view = runs[0].scene.splits["train"][0]
-    server = ViewerServer(runs, frame_of(runs[0]), ViewerOptions(runs[0].scene.views[view].camera, view, **options), port=18080)
+    server = ViewerServer(runs, frame_of(runs[0].scene), ViewerOptions(runs[0].scene.views[view].camera, view, **options), port=18080)
     try:
         yield server
     finally:
