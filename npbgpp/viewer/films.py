@@ -3,6 +3,7 @@
 import logging
 import shlex
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from npbgpp.io import open_video
 from npbgpp.viewer.pictures import PICTURE, Look, ViewedRun
 
 log = logging.getLogger("npbgpp.view")
+
+_BREATH_S = 0.002  # between two frames: a lock is not fair, and pictures of the viewer come first
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class FilmThread:
                     film.append(picture.rgb)
                     done += 1
                     self._report(Progress(done, count))
+                    time.sleep(_BREATH_S)
         except Exception as error:  # told in the panel: the viewer goes on
             log.warning("film %s: %s", self._file, error)
             self._report(Progress(done, count, error=str(error)))

@@ -28,6 +28,7 @@ _BAND_PIXELS = 4096  # rendered between two questions whether to stop
 _THUMBNAIL = 64  # pixels of the longer side of a thumbnail
 _TILE = 8  # pixels of a field of the checkerboard
 _PROBE = (32, 32)
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class ViewedRun:
         scene: name of the scene.
         precision: of the run.
         turn: held while the system renders; other threads may use the system in between.
+
+    Attributes:
+        turn: as above; of all runs by default, since kernels must not run in two threads at once.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class ViewedRun:
         self.system = system
         self.scene: Scene = system.scenes[scene]
         self.precision = precision
-        self._turn = turn if turn is not None else threading.RLock()
+        self.turn = turn if turn is not None else _ONE_AT_A_TIME
         self._history: _History | None = None
         self._modes: tuple[str, ...] = (PICTURE,)
 
@@ -113,7 +117,7 @@ class ViewedRun:
 
     def rendering(self) -> "_Rendering":
         """A context in which this thread alone renders, without gradients and in the precision of the run."""
-        return _Rendering(self._turn, self.precision)
+        return _Rendering(self.turn, self.precision)
 
     def draw(self, timed: TimedCamera, look: Look, stop: Callable[[], bool] = lambda: False) -> Picture | None:
         """Draws a view; None if ``stop`` said so, which is asked between parts of the picture where the method renders pixels alone."""

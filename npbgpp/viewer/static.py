@@ -3,6 +3,7 @@
 import io
 from contextlib import redirect_stdout
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +19,7 @@ from npbgpp.viewer.scene_nodes import cloud_arguments, frustums
 
 _PORT = 18800  # of the server that collects the scene; nobody connects to it
 _LEAST_OPACITY = 1 / 255
+_AWAY, _ABOVE = 1.4, 0.5  # distances of the first look, relative to that of the first view
 
 
 def scene_page(run: ViewedRun, frame: ViewerFrame, points: int, photos: bool) -> str:
@@ -56,8 +58,11 @@ def scene_page(run: ViewedRun, frame: ViewerFrame, points: int, photos: bool) ->
             scene.add_camera_frustum(f"/cameras/{frustum.index}", **frustum.arguments, image=image, format="jpeg")
         view = run.scene.views[(run.scene.splits["train"] or (0,))[0]].camera
         pose = frame.pose(view, view.image_size[1] / view.image_size[0])
-        camera = server.initial_camera
-        camera.position, camera.look_at, camera.up, camera.fov = pose.position, frame.pivot(pose), frame.up_of(pose), pose.fov
+        pivot, position = np.asarray(frame.pivot(pose)), np.asarray(pose.position)
+        away = position - pivot
+        camera = server.initial_camera  # behind and above the first view, so that its photo does not hide the scene
+        camera.position = pivot + _AWAY * away + _ABOVE * np.linalg.norm(away) * np.asarray(frame.up)
+        camera.look_at, camera.up, camera.fov = pivot, frame.up, pose.fov
         return server.get_scene_serializer().as_html()
     finally:
         with redirect_stdout(io.StringIO()):  # it says that it ends

@@ -251,6 +251,24 @@ def test_clients_come_and_go(browser, server):
     page.close()
 
 
+def test_a_page_opens_from_disk(browser, run, tmp_path):
+    from npbgpp.cli.export import page as export_page
+    from npbgpp.cli.settings import PageExport
+
+    out = tmp_path / "page.html"
+    export_page(PageExport(run=run, out=out), [])
+    page, requests = browser.new_page(viewport={"width": 800, "height": 900}), []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(out.as_uri())
+    page.frame_locator("iframe").locator("canvas").wait_for(timeout=60_000)
+    page.wait_for_timeout(3000)
+    seen = shot(page, "page")
+    assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in requests), "asks no server"
+    below = seen[500:, 40:760]
+    assert np.abs(below - below.mean((0, 1))).mean() > 0.01, "the scene is drawn"
+    page.close()
+
+
 def test_other_origins_are_refused(server):
     address = server.link.partition("?")[0]
     assert urlopen(address).status == 200
