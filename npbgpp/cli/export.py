@@ -4,8 +4,20 @@ import logging
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, PageExport, SplatExport, VolumeExport, WeightsExport
+from npbgpp.cli.settings import (
+    BoxExport,
+    CameraExport,
+    CloudExport,
+    CroppedExport,
+    MeshExport,
+    PageExport,
+    SplatExport,
+    VolumeExport,
+    WeightsExport,
+)
 from npbgpp.cli.trajectory import trajectory_frames
 from npbgpp.cli.view import require_viser, viewed_run
 from npbgpp.core.files import write_atomically
@@ -20,7 +32,7 @@ from npbgpp.export import splats as splat_files
 from npbgpp.export.mesh import Box, DensityField, OcclusionTest, photo_colours, rendered_colours
 from npbgpp.export.volume import mean_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
-from npbgpp.geometry import write_ply
+from npbgpp.geometry import Offset, write_ply
 from npbgpp.methods.base import FieldExport, System
 from npbgpp.viewer.poses import frame_of
 from npbgpp.volume import OccupancyGrid
@@ -49,11 +61,12 @@ def weights(settings: WeightsExport) -> None:
         log.info("descriptors of scenes are not among them, they lie in %s", run / "descriptors")
 
 
-def cloud(settings: CloudExport, overrides: list[str]) -> None:
+def cloud(settings: CroppedExport, overrides: list[str]) -> None:
     """Writes the points of a scene in the colours of their descriptors."""
     system, scene = _rebuilt(settings, overrides)
     out = settings.file(f"{scene}_cloud.ply", (".ply",))
     points = system.coloured_cloud(scene)
+    points = points.kept(_kept(settings, points.xyz, system.scenes[scene].offset))
     write_atomically(out, lambda file: write_ply(file, points, system.scenes[scene].offset))
     log.info("%d points: %s", len(points), out)
 
@@ -63,6 +76,7 @@ def splats(settings: SplatExport, overrides: list[str]) -> None:
     system, scene = _rebuilt(settings, overrides)
     out = settings.file(f"{scene}.ply", splat_files.SUFFIXES)
     gaussians = system.gaussian_cloud(scene)
+    gaussians = gaussians.kept(_kept(settings, gaussians.means, system.scenes[scene].offset))
     splat_files.write_splats(out, gaussians)
     offset = system.scenes[scene].offset
     if offset is not None:  # the formats have single precision
@@ -152,6 +166,17 @@ def _box(settings: BoxExport, grid: OccupancyGrid | None) -> Box:
     ranges = (settings.x_range, settings.y_range, settings.z_range)
     low, high = zip(*(given or end for given, end in zip(ranges, whole, strict=True)), strict=True)
     return Box(low, high, settings.n_grid)
+
+
+def _kept(settings: CroppedExport, xyz: Float[Tensor, "n 3"], offset: Offset | None) -> Bool[Tensor, " n"]:
+    """Which points are written. Raises InputError when none is."""
+    kept = torch.ones(len(xyz), dtype=torch.bool, device=xyz.device)
+    for along, ends, shift in zip(xyz.detach().double().unbind(1), settings.ranges(), offset or (0.0, 0.0, 0.0), strict=True):
+        if ends is not None:
+            kept &= (along + shift >= ends[0]) & (along + shift <= ends[1])
+    if not kept.any():
+        raise InputError(f"x_range, y_range, z_range: expected a box with points of the scene in it, got none of {len(xyz)}; widen it")
+    return kept
 
 
 def _rebuilt(settings: CloudExport, overrides: list[str]) -> tuple[System, str]:

@@ -186,7 +186,28 @@ class CloudExport(WeightsExport, SceneSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplatExport(CloudExport):
+class CroppedExport(CloudExport):
+    """The part of a scene that is written, in the coordinates of the scene's files."""
+
+    x_range: tuple[float, float] | None = key(
+        None, help="ends of the box along x that is written; null: everything. The viewer shows a box"
+    )
+    y_range: tuple[float, float] | None = key(None, help="ends of the box along y; null: everything")
+    z_range: tuple[float, float] | None = key(None, help="ends of the box along z; null: everything")
+
+    def __post_init__(self) -> None:
+        for name in ("x_range", "y_range", "z_range"):
+            ends = getattr(self, name)
+            if ends is not None and not ends[0] < ends[1]:
+                raise InputError(f"{name}: expected [low,high] in ascending order, got [{ends[0]:g},{ends[1]:g}]")
+
+    def ranges(self) -> tuple[tuple[float, float] | None, ...]:
+        """Ends along x, y and z."""
+        return self.x_range, self.y_range, self.z_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplatExport(CroppedExport):
     """Arguments of ``npbgpp export splats``."""
 
 

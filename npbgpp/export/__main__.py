@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from npbgpp.cli.command import Command, read_subcommand, user_errors
-from npbgpp.cli.settings import CameraExport, CloudExport, MeshExport, PageExport, SplatExport, VolumeExport, WeightsExport
+from npbgpp.cli.settings import CameraExport, CroppedExport, MeshExport, PageExport, SplatExport, VolumeExport, WeightsExport
 
 
 def _command(name: str, summary: str, schema: type, example: str, config_keys: bool = True) -> Command[Any]:
@@ -23,7 +23,7 @@ COMMANDS = {
         config_keys=False,
     ),
     "cloud": _command(
-        "cloud", "Writes the points of a scene in the colours of their descriptors (NPBG, NPBG++).", CloudExport, "experiments/demo/npbg"
+        "cloud", "Writes the points of a scene in the colours of their descriptors (NPBG, NPBG++).", CroppedExport, "experiments/demo/npbg"
     ),
     "splats": _command(
         "splats",

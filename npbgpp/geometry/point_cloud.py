@@ -50,6 +50,10 @@ class PointCloud:
     def __len__(self) -> int:
         return self.xyz.shape[0]
 
+    def kept(self, which: Bool[Tensor, " n"]) -> "PointCloud":
+        """The points for which ``which`` says so."""
+        return PointCloud(self.xyz[which], None if self.rgb_u8 is None else self.rgb_u8[which])
+
 
 def transformed(xyz: Float[np.ndarray, "n 3"], transform: Transform | None) -> Float[Tensor, "n 3"]:
     """Points in single precision; a transformation is applied in double precision before."""

@@ -35,7 +35,7 @@ from npbgpp.viewer.pictures import (
     swiped,
 )
 from npbgpp.viewer.poses import Pose, ViewerFrame, Window, top_of_cloud
-from npbgpp.viewer.scene_nodes import cloud_arguments, frustums
+from npbgpp.viewer.scene_nodes import box_edges, cloud_arguments, frustums, scene_box
 
 log = logging.getLogger("npbgpp.view")
 
@@ -139,6 +139,8 @@ class Panel:
             with gui.add_folder("In the scene"):
                 self._cloud = gui.add_checkbox("point cloud", False)
                 self._frustums = gui.add_checkbox("cameras", False, hint="a click goes there")
+            with gui.add_folder("Crop box", expand_by_default=False):
+                self._add_crop_controls()
         with tabs.add_tab("Photos"):
             self._add_photo_controls()
         self._layout: Any = None
@@ -180,6 +182,30 @@ class Panel:
         self._fly.on_update(lambda _: self._set_pivot())
         gui.add_markdown("WASD, QE and arrows fly; shift and click on a point turns around it.")
         gui.add_button("screenshot", hint="PNG in full resolution, and its pose").on_click(self.guarded(self._screenshot))
+
+    def _add_crop_controls(self) -> None:
+        gui: Any = self.client.gui
+        self._crop = gui.add_checkbox("show", False)
+        low, high = scene_box(self.runs[0].scene)
+        self._low = gui.add_vector3("low", low, step=0.01)
+        self._high = gui.add_vector3("high", high, step=0.01)
+        self._crop_words = gui.add_markdown("")
+        for handle in (self._crop, self._low, self._high):
+            handle.on_update(lambda _: self._show_crop())
+
+    def _show_crop(self) -> None:
+        """The box in the scene, and the command that exports what it holds."""
+        self.client.scene.remove_by_name("/crop")
+        self.nodes.discard("crop")
+        if self._crop.value:
+            ends = np.array([self._low.value, self._high.value])
+            offset = np.asarray(self.runs[0].scene.offset or (0.0, 0.0, 0.0))
+            edges = box_edges(ends - offset) * self.frame.scale
+            self.client.scene.add_line_segments("/crop", edges, (240, 60, 160), thickness=2.0)
+            self.nodes.add("crop")
+            words = " ".join(f"{axis}_range=[{low:g},{high:g}]" for axis, low, high in zip("xyz", *ends.tolist(), strict=True))
+            self._crop_words.content = f"```\nnpbgpp export splats {self.runs[0].folder} {words}\n```\nor `export cloud`, `export mesh`"
+        self.refresh()
 
     def _add_photo_controls(self) -> None:
         gui: Any = self.client.gui

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npbgpp.data import Scene
 from npbgpp.viewer.pictures import ViewedRun
 from npbgpp.viewer.poses import ViewerFrame
 
 LARGEST_FRUSTUMS = 512
+_SHARE = 0.01  # of the points that lie outside of the box, along each axis and direction
 _COLOURS = {"train": (60, 120, 220), "val": (230, 160, 40), "test": (220, 60, 60)}
 _GREY = 160  # of points without colour
 
@@ -55,6 +57,25 @@ def cloud_arguments(run: ViewedRun, frame: ViewerFrame, largest: int) -> dict[st
     xyz = points.xyz[::every]
     colours = np.full((len(xyz), 3), _GREY, np.uint8) if points.rgb is None else _bytes(points.rgb[::every])
     return {"points": frame.to_viewer(xyz), "colors": colours, "point_size": 0.01, "precision": "float32"}
+
+
+def scene_box(scene: Scene) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """(low, high) ends of a box around nearly all points of a scene, else around its cameras, in the coordinates of its files."""
+    if scene.cloud.path.is_file():
+        xyz = scene.cloud.read().xyz.numpy()
+        ends = np.quantile(xyz[:: max(1, len(xyz) // 100_000)], [_SHARE, 1 - _SHARE], axis=0)
+    else:
+        centres = torch.cat([view.camera.centers() for view in scene.views]).numpy()
+        ends = np.stack([centres.min(0), centres.max(0)])
+    (x0, y0, z0), (x1, y1, z1) = (ends + np.asarray(scene.offset or (0.0, 0.0, 0.0))).round(3).tolist()
+    return (x0, y0, z0), (x1, y1, z1)
+
+
+def box_edges(ends: np.ndarray) -> np.ndarray:
+    """The 12 edges (12, 2, 3) of a box, given its lowest and highest corner (2, 3)."""
+    corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    pairs = [(a, b) for a in range(8) for b in range(a) if np.abs(corners[a] - corners[b]).sum() == 1]
+    return np.array([[[ends[corners[k, axis], axis] for axis in range(3)] for k in pair] for pair in pairs])
 
 
 def _bytes(colours: Tensor) -> np.ndarray:
