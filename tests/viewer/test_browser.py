@@ -163,6 +163,36 @@ def test_drag_and_keys_move_the_camera(browser, server):
     page.close()
 
 
+def test_turning_in_place_keeps_the_position(browser, server):
+    page, panel = opened(browser, server)
+    panel._fly.value = True
+    panel._set_pivot()
+    page.wait_for_timeout(300)
+    before = panel._pose()
+    page.mouse.move(200, 240)
+    page.mouse.down()
+    page.mouse.move(260, 240, steps=5)
+    page.mouse.up()
+    until(lambda: panel._pose().wxyz != before.wxyz and resting(panel), page=page)
+    assert np.linalg.norm(np.subtract(before.position, panel._pose().position)) < 0.11, "twice the distance of the pivot"
+    assert (panel._pose().rotation()[:, 2] @ before.rotation()[:, 2]) < 0.999
+    page.close()
+
+
+def test_a_point_that_is_clicked_becomes_the_pivot(browser, server):
+    page, panel = opened(browser, server)
+    height, width = panel.last[1].depth.shape
+    row, column = (int(k) for k in (panel.last[1].depth > 0).nonzero()[len((panel.last[1].depth > 0).nonzero()) // 3])
+    before = panel.client.camera.look_at.copy()
+    page.keyboard.down("Shift")
+    page.mouse.click(column * panel.client.camera.image_width / width, row * panel.client.camera.image_height / height)
+    page.keyboard.up("Shift")
+    until(lambda: np.abs(panel.client.camera.look_at - before).max() > 1e-3, page=page)
+    distance = np.linalg.norm(panel.client.camera.look_at / panel.frame.scale)
+    assert distance < 1.6, "on the ball of radius 1, as far as a few steps of training go"
+    page.close()
+
+
 def test_modes_change_the_picture(browser, server):
     page, panel = opened(browser, server)
     first = canvas(panel, shot(page, "picture"))
