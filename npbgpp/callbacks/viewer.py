@@ -60,6 +60,10 @@ class Turn:
         """Whether somebody wants to render, and training has waited for less than its share of the time."""
         return self.waiting > 0 and self.seconds < self.share * (time.perf_counter() - self._began)
 
+    def spent_share(self) -> float:
+        """The share of the time that training has waited."""
+        return self.seconds / max(time.perf_counter() - self._began, 1e-9)
+
     def give(self, timeout: float) -> None:
         """Lets one other thread render once, or returns after ``timeout`` seconds in which nobody began to."""
         start = time.perf_counter()
@@ -175,6 +179,7 @@ class TrainingViewer(Callback):
         if self._server is not None:
             self._server.stop()
             self._server = None
+            log.info("pictures for browsers took %.1f %% of the time of training", 100 * self.turn.spent_share())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)

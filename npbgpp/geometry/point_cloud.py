@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from plyfile import PlyData, PlyElement, PlyHeaderParseError, PlyParseError
 from torch import Tensor
 

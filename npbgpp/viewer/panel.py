@@ -33,6 +33,7 @@ from npbgpp.viewer.pictures import (
     nearest_view,
     photo_of,
     swiped,
+    thumbnail,
 )
 from npbgpp.viewer.poses import Pose, ViewerFrame, Window, top_of_cloud
 from npbgpp.viewer.scene_nodes import box_edges, cloud_arguments, frustums, scene_box
@@ -300,7 +301,7 @@ class Panel:
         return run
 
     def _render(self, job: Job[Request], stop: Callable[[], bool]) -> bool | None:
-        request = job.view
+        start, request = time.perf_counter(), job.view
         window = self._window(request.window)
         full_pixels = window.picture[0] * window.picture[1]
         share = 1.0 if job.full else self.control.moving_share(full_pixels)
@@ -309,11 +310,12 @@ class Panel:
         picture, remark = self._draw(request, placed, stop)
         if picture is None:
             return None
-        self.control.measured(placed.picture[0] * placed.picture[1], picture.seconds)
         self._show(picture, placed, full)
+        seconds = time.perf_counter() - start
+        self.control.measured(placed.picture[0] * placed.picture[1], seconds)
         self.last = request, picture, placed
         self.rendered += 1
-        speed, now = self._meter.shown(picture.seconds, time.monotonic()), time.monotonic()
+        speed, now = self._meter.shown(seconds, time.monotonic()), time.monotonic()
         if full or now - self._told_at > _STATUS_S:
             self._told_at = now
             height, width = placed.picture

@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from npbgpp.cli.settings import SceneSettings
 from npbgpp.geometry import fit_to_size
 
 from ..conftest import TINY_GAUSSIANS, TINY_OVERRIDES
-from ..run_folders import remember
+from ..run_folders import REPOSITORY, remember
 
 pytest.importorskip("viser", reason="the extra viewer is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -211,8 +213,23 @@ def test_a_click_on_a_camera_goes_there(browser, server):
     panel._cloud.value = True
     panel._show_cloud()
     shot(page, "frustums")
-    panel.go_to_view(5)
-    until(lambda: resting(panel) and panel.last[0].view == 5, page=page)
+    views, split = server.runs[0].scene.views, server.runs[0].scene.splits["train"]
+    here = panel.camera_of(panel.last[0], panel.last[2])
+    height, width = here.image_size
+    for index in split:  # one that is in the picture, off the middle, so that no other is before it
+        (uv,), (depth,) = here.project(views[index].camera.centers())
+        (u, v), z = uv[0].tolist(), depth.item()
+        if z > 0.5 and 20 < u < width - 20 and 20 < v < height - 20:
+            break
+    else:
+        pytest.fail("no camera is in the picture")
+    page.mouse.click(u, v)
+    until(lambda: resting(panel) and panel.last[0].view is not None and panel.last[0].view != split[0], page=page)
+    arrived = panel.last[0].view
+    assert (views[arrived].camera.centers() - views[index].camera.centers()).norm() < 1.5, "that camera or one beside it"
+    panel._frustums.value = panel._cloud.value = False
+    panel._show_frustums()
+    panel._show_cloud()
     panel._photo.value = "error map"
     panel.refresh()
     until(lambda: "dB" in panel._status.content, page=page)
@@ -279,6 +296,52 @@ def test_clients_come_and_go(browser, server):
     page, panel = opened(browser, server)
     assert panel.last is not None
     page.close()
+
+
+def test_the_trackball_turns_over_the_pole(browser, server):
+    page, panel = opened(browser, server)
+    panel._roll.value = True
+    before = panel._pose()
+    for _ in range(4):
+        page.mouse.move(250, 60)
+        page.mouse.down()
+        for k in range(20):
+            page.mouse.move(250, 60 + 18 * k)
+            page.wait_for_timeout(30)
+        page.mouse.up()
+        page.wait_for_timeout(300)
+    up = -panel._pose().rotation()[:, 1]
+    shot(page, "trackball")
+    assert up @ np.asarray(panel.frame.up) < 0.2 or np.dot(-before.rotation()[:, 1], up) < 0, "beyond the pole the picture is upside down"
+    page.close()
+
+
+def test_a_training_is_paused_and_goes_on(browser, tiny_root, tmp_path):
+    words = [*TINY_GAUSSIANS, f"datasets.data_root={tiny_root}", f"hydra.run.dir={tmp_path / 'run'}", "test_after_fit=false"]
+    words += ["callbacks=viewer", "callbacks.fit.viewer.paused=true", "callbacks.fit.viewer.port=18400", "datasets.train_num_samples=200"]
+    command = [sys.executable, str(REPOSITORY / "train_net.py"), *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        link = None
+        for line in process.stdout:
+            if "the training in the browser: " in line:
+                link = line.rpartition(": ")[2].strip()
+                break
+        assert link is not None
+        page = browser.new_page(viewport={"width": 860, "height": 480})
+        page.goto(link)
+        button = page.get_by_role("button", name="resume")
+        button.wait_for(timeout=60_000)
+        page.get_by_text("pixels").wait_for(timeout=60_000)
+        shot(page, "training")
+        assert process.poll() is None
+        button.click()
+        output = process.stdout.read()
+        assert process.wait(120) == 0, output
+        assert "pictures for browsers took" in output
+        page.close()
+    finally:
+        process.kill()
 
 
 def test_a_page_opens_from_disk(browser, run, tmp_path):
