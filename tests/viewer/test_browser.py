@@ -301,18 +301,20 @@ def test_clients_come_and_go(browser, server):
 def test_the_trackball_turns_over_the_pole(browser, server):
     page, panel = opened(browser, server)
     panel._roll.value = True
-    before = panel._pose()
-    for _ in range(4):
-        page.mouse.move(250, 60)
+    upright = []
+    panel.client.camera.on_update(lambda _: upright.append(float(-panel._pose().rotation()[:, 1] @ np.asarray(panel.frame.up))))
+    for _ in range(3):
+        page.mouse.move(250, 240)
         page.mouse.down()
         for k in range(20):
-            page.mouse.move(250, 60 + 18 * k)
+            page.mouse.move(250, 240 + 10 * k)
             page.wait_for_timeout(30)
         page.mouse.up()
         page.wait_for_timeout(300)
-    up = -panel._pose().rotation()[:, 1]
-    shot(page, "trackball")
-    assert up @ np.asarray(panel.frame.up) < 0.2 or np.dot(-before.rotation()[:, 1], up) < 0, "beyond the pole the picture is upside down"
+        shot(page, "trackball")
+        if min(upright) < -0.1:
+            break
+    assert min(upright) < -0.1, "beyond the pole the picture is upside down"
     page.close()
 
 
@@ -353,7 +355,7 @@ def test_a_page_opens_from_disk(browser, run, tmp_path):
     page, requests = browser.new_page(viewport={"width": 800, "height": 900}), []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(out.as_uri())
-    page.frame_locator("iframe").locator("canvas").wait_for(timeout=60_000)
+    page.frame_locator("iframe").locator("canvas[data-engine]").wait_for(timeout=60_000)
     page.wait_for_timeout(3000)
     seen = shot(page, "page")
     assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in requests), "asks no server"
