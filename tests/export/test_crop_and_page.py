@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from npbgpp.cli.export import page as export_page
 from npbgpp.cli.export import splats
 from npbgpp.cli.settings import CroppedExport, PageExport, SplatExport
 from npbgpp.errors import InputError
-from npbgpp.export.page import read_scores
+from npbgpp.export.page import Scores, read_scores
 from npbgpp.geometry import read_gaussian_ply
 from npbgpp.viewer.scene_nodes import box_edges
 
@@ -49,13 +50,15 @@ def test_edges_of_a_box():
 
 def test_a_page_holds_everything(run, tmp_path):
     pytest.importorskip("viser", reason="the extra viewer is not installed")
+    (run / "metrics.json").write_text(json.dumps({"datasets": {"ball": {"psnr": 12.345, "ssim": 0.5, "lpips": None, "views": 2}}}))
+    Image.new("RGB", (20, 10)).save(run / "report.png")
     film = tmp_path / "film.mp4"
     film.write_bytes(b"a film")
     out = tmp_path / "page.html"
     export_page(PageExport(run=run, out=out, film=film, points=100), [])
     text = out.read_text(encoding="utf-8")
-    (scores,) = read_scores(run / "metrics.json")
-    assert scores.psnr in text and "Gaussians" in text
+    assert read_scores(run / "metrics.json") == [Scores("ball", "2", "12.35", "0.500", "")]
+    assert "12.35" in text and "Gaussians" in text
     assert "data:video/mp4;base64,YSBmaWxt" in text and "data:image/jpeg;base64," in text
     assert "__VISER_EMBED_DATA__" in text
     assert 'src="http' not in text and 'href="http' not in text
