@@ -185,7 +185,9 @@ def test_installed_versions_are_the_pins() -> None:
 def test_imports_are_declared(scripts: bool) -> None:
     arguments = setup_arguments()
     extras = arguments["extras_require"]
-    declared = arguments["install_requires"] + (extras["test"] + extras["plots"] if scripts else extras["scatter"] + extras["pytorch3d"])
+    declared = arguments["install_requires"] + (
+        extras["test"] + extras["plots"] if scripts else extras["scatter"] + extras["pytorch3d"] + extras["viewer"]
+    )
     folders = SCRIPT_FOLDERS if scripts else ("npbgpp",)
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")] + [ROOT / "train_net.py"]
     assert imported_packages(files) - {canonicalize_name(Requirement(line).name) for line in declared} == set()

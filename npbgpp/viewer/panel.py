@@ -108,7 +108,7 @@ class Panel:
         self.last: tuple[Request, Picture, Window] | None = None  # what is shown
         self.rendered = 0
         self._told_at = 0.0
-        self._closed = threading.Event()
+        self._closed, self._built = threading.Event(), False
         self.nodes: set[str] = set()
         self.frustums: dict[str, tuple[Any, Any]] = {}  # positions and handles of the cameras in the scene
         self._flipped = False
@@ -164,8 +164,8 @@ class Panel:
         self._frustums.on_update(lambda _: self._show_frustums())
         self.client.scene.on_click(modifier="shift")(self._turn_around)
         self.client.camera.on_update(self._moved)
+        self._built = True
         self.go_to(self._start, self._at[0])
-        self.refresh()
 
     def _add_camera_buttons(self) -> None:
         gui: Any = self.client.gui
@@ -269,7 +269,7 @@ class Panel:
 
     def refresh(self, moving: bool = False) -> None:
         """Asks for a new picture."""
-        if not self._closed.is_set():
+        if self._built and not self._closed.is_set():
             self.hide_near_frustums()
             self._thread.ask(self._request(), moving)
 
@@ -394,6 +394,7 @@ class Panel:
             camera.position = pose.position
             camera.look_at = self.frame.pivot(pose)
             camera.fov = pose.fov
+        self._fov.value = round(float(np.rad2deg(pose.fov)), 1)
         self._set_pivot()
 
     def pose_of(self, camera: Cameras) -> Pose:

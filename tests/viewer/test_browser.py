@@ -374,11 +374,9 @@ def test_other_origins_are_refused(server):
     with pytest.raises(HTTPError) as missing:
         urlopen(f"{address}../../../../etc/passwd")
     assert missing.value.code == 404
-    websockets = pytest.importorskip("websockets.sync.client")
-    from websockets.exceptions import InvalidStatus
-
-    with pytest.raises(InvalidStatus):
-        websockets.connect(address.replace("http", "ws"), origin="http://elsewhere.example", subprotocols=["viser-v1.1.1"])
+    connections, exceptions = (pytest.importorskip(f"websockets.{name}") for name in ("sync.client", "exceptions"))
+    with pytest.raises(exceptions.InvalidStatus):
+        connections.connect(address.replace("http", "ws"), origin="http://elsewhere.example", subprotocols=["viser-v1.1.1"])
 
 
 def test_a_taken_port_is_passed_over(server, caplog):
