@@ -94,12 +94,15 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=[*find_packages(include=["npbgpp", "npbgpp.*"]), *DATA_PACKAGES],
     package_dir=DATA_PACKAGES,
-    package_data={package: DATA_FILES for package in DATA_PACKAGES} | {"npbgpp.compare": ["*.jinja"], "npbgpp.prepare": ["*.jinja"]},
+    package_data={package: DATA_FILES for package in DATA_PACKAGES}
+    | {f"npbgpp.{package}": ["*.jinja"] for package in ("compare", "export", "prepare")},
     install_requires=INSTALL_REQUIRES,
     entry_points=ENTRY_POINTS,
     extras_require={
         "test": TEST_REQUIRES,
         "dev": TEST_REQUIRES + DEV_REQUIRES,
+        # npbgpp view, npbgpp export page and callbacks=viewer.
+        "viewer": ["viser>=1.1,<2", "websockets>=13.1,<17"],
         # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
         "cluster": ["hydra-submitit-launcher>=1.2,<2"],
         # Clouds in .las and .laz files.

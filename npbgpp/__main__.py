@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "train NPBG++ and NPBG on the example scene, and compare them",
     "train": "train or evaluate a system",
     "render": "render images and a video of a trained run along a camera path",
+    "view": "show trained runs in the browser",
     "export": "write weights, point clouds, meshes, volumes or cameras of a trained run",
     "prepare": "make a scene from photos, check it, make its point cloud, prepare videos",
     "compare": "compare evaluated runs in tables and images",

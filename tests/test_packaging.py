@@ -186,7 +186,9 @@ def test_imports_are_declared(scripts: bool) -> None:
     arguments = setup_arguments()
     extras = arguments["extras_require"]
     declared = arguments["install_requires"] + (
-        extras["test"] + extras["plots"] if scripts else extras["scatter"] + extras["pytorch3d"] + extras["heif"] + extras["las"]
+        extras["test"] + extras["plots"]
+        if scripts
+        else extras["scatter"] + extras["pytorch3d"] + extras["heif"] + extras["las"] + extras["viewer"]
     )
     folders = SCRIPT_FOLDERS if scripts else ("npbgpp",)
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")] + [ROOT / "train_net.py"]

@@ -4,9 +4,22 @@ import logging
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from npbgpp.cli.settings import BoxExport, CameraExport, CloudExport, MeshExport, SplatExport, VolumeExport, WeightsExport
+from npbgpp.cli.settings import (
+    BoxExport,
+    CameraExport,
+    CloudExport,
+    CroppedExport,
+    MeshExport,
+    PageExport,
+    SplatExport,
+    VolumeExport,
+    WeightsExport,
+)
 from npbgpp.cli.trajectory import trajectory_frames
+from npbgpp.cli.view import require_viser, viewed_run
 from npbgpp.core.bundle import BUNDLE_SUFFIX
 from npbgpp.core.files import write_atomically
 from npbgpp.data import write_npcr_cameras
@@ -15,13 +28,15 @@ from npbgpp.engine.run import build_run, method_of
 from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
 from npbgpp.export import mesh, volume
+from npbgpp.export import page as pages
 from npbgpp.export import splats as splat_files
 from npbgpp.export.bundle import write_bundle
 from npbgpp.export.mesh import Box, DensityField, OcclusionTest, photo_colours, rendered_colours
 from npbgpp.export.volume import mean_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
-from npbgpp.geometry import write_ply
+from npbgpp.geometry import Offset, write_ply
 from npbgpp.methods.base import FieldExport, System
+from npbgpp.viewer.poses import frame_of
 from npbgpp.volume import OccupancyGrid
 
 log = logging.getLogger("npbgpp.export")
@@ -58,11 +73,12 @@ def weights(settings: WeightsExport) -> None:
         log.info("descriptors of scenes are not among them, as in a %s file; they lie in %s", BUNDLE_SUFFIX, run / "descriptors")
 
 
-def cloud(settings: CloudExport, overrides: list[str]) -> None:
+def cloud(settings: CroppedExport, overrides: list[str]) -> None:
     """Writes the points of a scene in the colours of their descriptors."""
     system, scene = _rebuilt(settings, overrides)
     out = settings.file(f"{scene}_cloud.ply", (".ply",))
     points = system.coloured_cloud(scene)
+    points = points.kept(_kept(settings, points.xyz, system.scenes[scene].offset))
     write_atomically(out, lambda file: write_ply(file, points, system.scenes[scene].offset))
     log.info("%d points: %s", len(points), out)
 
@@ -72,6 +88,7 @@ def splats(settings: SplatExport, overrides: list[str]) -> None:
     system, scene = _rebuilt(settings, overrides)
     out = settings.file(f"{scene}.ply", splat_files.SUFFIXES)
     gaussians = system.gaussian_cloud(scene)
+    gaussians = gaussians.kept(_kept(settings, gaussians.means, system.scenes[scene].offset))
     splat_files.write_splats(out, gaussians)
     offset = system.scenes[scene].offset
     if offset is not None:  # the formats have single precision
@@ -81,6 +98,20 @@ def splats(settings: SplatExport, overrides: list[str]) -> None:
             ", ".join(f"{part:.0f}" for part in offset),
         )
     log.info("%d gaussians of degree %d: %s", len(gaussians), gaussians.sh_degree, out)
+
+
+def page(settings: PageExport, overrides: list[str]) -> None:
+    """Writes a run as one HTML page. Raises InputError without the extra ``viewer``."""
+    require_viser("npbgpp export page")
+    # viser is an extra
+    from npbgpp.viewer.static import scene_page
+
+    out = settings.file(f"{settings.folder().name}{pages.SUFFIX}", (pages.SUFFIX,))
+    run = viewed_run(settings, overrides)
+    scene = scene_page(run, frame_of(run.scene), settings.points, settings.photos)
+    text = pages.page(run.folder, type(run.system).__name__, run.scene.name, scene, settings.film)
+    write_atomically(out, lambda file: file.write(text.encode()))
+    log.info("page of %.1f MB: %s", len(text) / 1e6, out)
 
 
 def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:
@@ -151,6 +182,17 @@ def _box(settings: BoxExport, grid: OccupancyGrid | None) -> Box:
     ranges = (settings.x_range, settings.y_range, settings.z_range)
     low, high = zip(*(given or end for given, end in zip(ranges, whole, strict=True)), strict=True)
     return Box(low, high, settings.n_grid)
+
+
+def _kept(settings: CroppedExport, xyz: Float[Tensor, "n 3"], offset: Offset | None) -> Bool[Tensor, " n"]:
+    """Which points are written. Raises InputError when none is."""
+    kept = torch.ones(len(xyz), dtype=torch.bool, device=xyz.device)
+    for along, ends, shift in zip(xyz.detach().double().unbind(1), settings.ranges(), offset or (0.0, 0.0, 0.0), strict=True):
+        if ends is not None:
+            kept &= (along + shift >= ends[0]) & (along + shift <= ends[1])
+    if not kept.any():
+        raise InputError(f"x_range, y_range, z_range: expected a box with points of the scene in it, got none of {len(xyz)}; widen it")
+    return kept
 
 
 def _rebuilt(settings: CloudExport, overrides: list[str]) -> tuple[System, str]:

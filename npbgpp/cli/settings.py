@@ -187,8 +187,44 @@ class CloudExport(WeightsExport):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplatExport(CloudExport):
+class CroppedExport(CloudExport):
+    """The part of a scene that is written, in the coordinates of the scene's files."""
+
+    x_range: tuple[float, float] | None = key(
+        None, help="ends of the box along x that is written; null: everything. The viewer shows a box"
+    )
+    y_range: tuple[float, float] | None = key(None, help="ends of the box along y; null: everything")
+    z_range: tuple[float, float] | None = key(None, help="ends of the box along z; null: everything")
+
+    def __post_init__(self) -> None:
+        for name in ("x_range", "y_range", "z_range"):
+            ends = getattr(self, name)
+            if ends is not None and not ends[0] < ends[1]:
+                raise InputError(f"{name}: expected [low,high] in ascending order, got [{ends[0]:g},{ends[1]:g}]")
+
+    def ranges(self) -> tuple[tuple[float, float] | None, ...]:
+        """Ends along x, y and z."""
+        return self.x_range, self.y_range, self.z_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplatExport(CroppedExport):
     """Arguments of ``npbgpp export splats``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageExport(CloudExport):
+    """Arguments of ``npbgpp export page``."""
+
+    points: int = key(200_000, help="at most so many points or gaussians, of these the largest and most opaque")
+    photos: bool = key(True, help="photos in the cameras, small")
+    film: Path | None = key(None, help="film to put into the page, .mp4; null: film.mp4 of the run, where there is one")
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise InputError(f"points: expected a positive number, got {self.points}")
+        if self.film is not None and self.film.suffix != ".mp4":
+            raise InputError(f"film: expected a file that ends in .mp4, got {self.film}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,3 +268,41 @@ class CameraExport(PathSettings, SceneSettings):
     path: str = key("turn", help="camera path as for npbgpp render")
     out: Path | None = key(None, help="folder of CamPose.inf and Intrinsic.inf; null: <run>/export")
     overwrite: bool = key(False, help="replace existing files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Arguments of ``npbgpp view``."""
+
+    runs: tuple[Path, ...] = key(help="folders of runs of one scene, the first one on the left")
+    checkpoint: str = key("last", help="name of a file in the checkpoints of the runs")
+    scene: str | None = key(None, help="name of the scene; needed when a run has several")
+    trust_config: bool = key(
+        False,
+        help="let the configs of the runs name any code and compute values; true only for folders of people whose programs you would run",
+    )
+    host: str = key("127.0.0.1", help="address to bind to; 0.0.0.0 lets everyone in who reaches this machine")
+    port: int = key(8080, help="port, or the next free one")
+    viewport: str | None = key(
+        None, help="w,h of the pictures in pixels, rounded down to multiples of 16, such as 1280,720; null: as large as the window"
+    )
+    view: str | None = key(None, help="name or index of the view to start at; null: the first training view")
+    origin_view: bool = key(False, help="start above the cloud, looking down along the z axis, as --origin-view of NPBG")
+    mode: str = key("picture", help="what is shown first: picture, depth, normals, opacity, or a layer of the method such as descriptors")
+    speed: float = key(1.0, help="of the keys, relative to the size of the scene")
+    replay: Path | None = key(None, help="file of poses to play, as for npbgpp render path=file")
+    screenshot: Path | None = key(None, help="write the first picture into this PNG file and end, without a browser")
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InputError("runs: expected the folder of at least one run, got none")
+        if not 0 < self.port < 1 << 16:
+            raise InputError(f"port: expected a number from 1 to {(1 << 16) - 1}, got {self.port}")
+        if not 0.01 <= self.speed <= 100:
+            raise InputError(f"speed: expected a number from 0.01 to 100, got {self.speed:g}")
+        if self.view is not None and self.origin_view:
+            raise InputError("view: expected one place to start at, got view and origin_view; leave one of them out")
+        if self.screenshot is not None and self.screenshot.suffix != ".png":
+            raise InputError(f"screenshot: expected a file name that ends in .png, got {self.screenshot}")
+        if self.screenshot is not None and (self.replay is not None or len(self.runs) > 1):
+            raise InputError("screenshot: expected one run and no replay with it; render a path with npbgpp render path=file")

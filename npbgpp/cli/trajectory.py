@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from npbgpp.cli.settings import ONE_CAMERA_PATHS, SAMPLED_PATHS, SPLITS, PathSettings, VideoPath
-from npbgpp.data import LARGEST_SIDE, Scene, read_poses
+from npbgpp.data import LARGEST_SIDE, Scene, read_poses, read_track
 from npbgpp.errors import InputError
 from npbgpp.geometry import (
     Cameras,
     TimedCamera,
+    at_time,
     average_pose,
     fit_to_size,
     interpolate_path,
@@ -89,12 +90,20 @@ def _moved(settings: PathSettings, base: Cameras) -> Cameras:
 
 
 def moving_frames(settings: PathSettings, scene: Scene) -> list[Frame]:
-    """The frames of a path through a moving scene: views at their time steps, other cameras at evenly spaced times. Raises InputError as ``trajectory_frames``."""
+    """The frames of a path through a moving scene: views at their time steps, cameras of a file at its times, others at evenly spaced times.
+
+    Raises:
+        InputError: as ``trajectory_frames``.
+    """
     _check_size(settings.size)
     if VideoPath.parse(settings.path) is not None or (settings.path == "spiral" and settings.views is None):
         timed = timed_path(settings.path, scene, settings.frames, settings.size)
         return [Frame(t, f"{t.time_step}+{t.share:.2f}" if t.share else str(t.time_step)) for t in timed]
     frames = trajectory_frames(settings, scene)
+    if settings.poses is not None and settings.path == "file":
+        times = read_track(settings.poses, scene.views[0].camera, scene.offset).times
+        if times is not None:
+            return [Frame(at_time(frame.camera, time, len(scene.frames)), frame.label) for frame, time in zip(frames, times, strict=True)]
     if settings.path in SPLITS:
         time_steps = {view.name: view.time_step for view in scene.views if view.time_step is not None}
         return [Frame(TimedCamera(f.camera, time_steps[f.label]), f.label) for f in frames]

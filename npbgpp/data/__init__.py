@@ -28,7 +28,16 @@ from npbgpp.data.lens import Lens, pinhole
 from npbgpp.data.motion_maps import check_flow, read_disparity, read_flow, read_numbers, read_static, read_uv, required_map, write_flow
 from npbgpp.data.normalisation import SceneNormalisation, corner_directions, double, mean_pose, scene_normalisation
 from npbgpp.data.point_files import CLOUD_SUFFIXES, CloudFile, CloudManifest, cloud_checksum, file_sha256, manifest_path, read_cloud
-from npbgpp.data.pose_files import LARGEST_SIDE, check_rigid, read_poses, write_npcr_cameras, write_poses
+from npbgpp.data.pose_files import (
+    LARGEST_SIDE,
+    PoseTrack,
+    check_rigid,
+    read_poses,
+    read_track,
+    write_npcr_cameras,
+    write_poses,
+    write_track,
+)
 from npbgpp.data.scene import WHITE, Batch, DepthMap, MotionMaps, Scene, Stage, View, ViewChoice, Views, rule_splits
 from npbgpp.data.video_sampling import VideoSampling
 
@@ -50,6 +59,7 @@ __all__ = [
     "MotionMaps",
     "Photo",
     "PhotoCache",
+    "PoseTrack",
     "SceneNormalisation",
     "Scene",
     "Stage",
@@ -91,6 +101,7 @@ __all__ = [
     "read_photo",
     "read_points",
     "read_poses",
+    "read_track",
     "read_static",
     "read_uv",
     "required_map",
@@ -98,4 +109,5 @@ __all__ = [
     "write_flow",
     "write_npcr_cameras",
     "write_poses",
+    "write_track",
 ]

@@ -6,7 +6,8 @@ JSON, with intrinsics::
      "image_size": [height, width]}, ...]}
 
 ``cam_to_world`` acts on columns, camera axes right, up, backward (OpenGL). Focal length and principal point are in pixels from the top-left corner of the
-image. Numbers are written in double precision, so that single precision is restored exactly, apart from zeros (below 1e-15).
+image. Numbers are written in double precision, so that single precision is restored exactly, apart from zeros (below 1e-15). A camera may have a ``time``, time
+steps of a moving scene and shares of them, and ``"keyframe": true`` where the cameras between such ones were interpolated.
 
 Text, with poses alone: rows of 4 numbers are stacked camera-to-world matrices (4, 4) in the same axes, as in NPBG; rows of 12 are ``CamPose.inf`` of NPCR (see
 ``npbgpp.parsers.npcr``).
@@ -14,6 +15,7 @@ Text, with poses alone: rows of 4 numbers are stacked camera-to-world matrices (
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +35,42 @@ _LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision
 _OPENGL_FROM_OPENCV = (1.0, -1.0, -1.0, 1.0)  # signs of the columns of a camera-to-world matrix
 
 
+@dataclass(frozen=True)
+class PoseTrack:
+    """A camera trajectory.
+
+    Attributes:
+        cameras: f single cameras.
+        times: time of each in time steps of a moving scene; None where the file says nothing.
+        keyframes: indices of the cameras that the others were interpolated from; empty where the file says nothing.
+    """
+
+    cameras: tuple[Cameras, ...]
+    times: tuple[float, ...] | None = None
+    keyframes: tuple[int, ...] = ()
+
+
 def write_poses(path: Path, cameras: Sequence[Cameras], offset: Offset | None = None) -> None:
     """Writes cameras as JSON, their positions plus an offset. Raises InputError when the file cannot be written."""
-    entries = [
+    write_track(path, PoseTrack(tuple(one[k] for one in cameras for k in range(len(one)))), offset)
+
+
+def write_track(path: Path, track: PoseTrack, offset: Offset | None = None) -> None:
+    """Writes a trajectory as ``write_poses`` does. Raises InputError when the file cannot be written."""
+    entries: list[dict[str, Any]] = [
         {
             "cam_to_world": pose.tolist(),
             "focal_length": focal.tolist(),
             "principal_point": principal.tolist(),
             "image_size": list(some.image_size),
         }
-        for some in cameras
+        for some in track.cameras
         for pose, focal, principal in zip(_placed(some, offset), some.focal_length, some.principal_point, strict=True)
     ]
+    for entry, time in zip(entries, track.times or (), strict=False):
+        entry["time"] = time
+    for k in track.keyframes:
+        entries[k]["keyframe"] = True
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     content = f'{{"format": {json.dumps(_FORMAT)}, "cameras": [\n{lines}\n]}}\n'
     write_atomically(path, lambda file: file.write(content.encode()))
@@ -88,17 +114,22 @@ def read_poses(path: Path, like: Cameras, offset: Offset | None = None) -> tuple
     Raises:
         InputError: a missing or damaged file, another format, no camera, or an invalid one: not rigid, focal length or size not positive.
     """
+    return read_track(path, like, offset).cameras
+
+
+def read_track(path: Path, like: Cameras, offset: Offset | None = None) -> PoseTrack:
+    """Reads a camera trajectory with its times and keyframes. Arguments and errors as ``read_poses``."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"poses {path}: expected a file with poses, got none that can be read ({error}); correct the path") from error
-    cameras = _from_json(path, text, offset) if text.lstrip().startswith("{") else _from_text(path, text, like, offset)
-    if not cameras:
+    track = _from_json(path, text, offset) if text.lstrip().startswith("{") else PoseTrack(_from_text(path, text, like, offset))
+    if not track.cameras:
         raise InputError(f"poses {path}: expected at least one pose, got none; add some")
-    return cameras
+    return track
 
 
-def _from_json(path: Path, text: str, offset: Offset | None) -> tuple[Cameras, ...]:
+def _from_json(path: Path, text: str, offset: Offset | None) -> PoseTrack:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -109,7 +140,21 @@ def _from_json(path: Path, text: str, offset: Offset | None) -> tuple[Cameras, .
             f'poses {path}: expected "format": "{_FORMAT}" and a list "cameras", got {sorted(content)[:5]}; see docs/conventions.md, '
             "or write stacked camera-to-world matrices (4, 4) as text"
         )
-    return tuple(_camera(entry, f"poses {path}: camera {k}", offset) for k, entry in enumerate(entries))
+    cameras = tuple(_camera(entry, f"poses {path}: camera {k}", offset) for k, entry in enumerate(entries))
+    times = [entry.get("time") for entry in entries]
+    timed = [k for k, time in enumerate(times) if time is not None]
+    for k in timed if len(timed) == len(times) else timed[:1]:
+        if (
+            len(timed) != len(times)
+            or isinstance(times[k], bool)
+            or not isinstance(times[k], int | float)
+            or not 0 <= times[k] < _LARGEST_NUMBER
+        ):
+            raise InputError(
+                f"poses {path}: camera {k}: time: expected a number, 0 or more, for every camera or for none, got {times[k]}; correct the file"
+            )
+    keyframes = tuple(k for k, entry in enumerate(entries) if entry.get("keyframe") is True)
+    return PoseTrack(cameras, tuple(map(float, times)) if timed else None, keyframes)
 
 
 def _camera(entry: Any, where: str, offset: Offset | None) -> Cameras:

@@ -1,10 +1,13 @@
-"""``npbgpp export weights|cloud|splats|mesh|volume|cameras <run> [key=value ...]``, the same as ``python -m npbgpp.export``: files of a run for other programs."""
+"""``npbgpp export weights|cloud|splats|mesh|volume|cameras|page <run> [key=value ...]``: files of a run for other programs.
+
+The same as ``python -m npbgpp.export``.
+"""
 
 import sys
 from typing import Any
 
 from npbgpp.cli.command import Command, read_subcommand, user_errors
-from npbgpp.cli.settings import CameraExport, CloudExport, MeshExport, SplatExport, VolumeExport, WeightsExport
+from npbgpp.cli.settings import CameraExport, CroppedExport, MeshExport, PageExport, SplatExport, VolumeExport, WeightsExport
 
 
 def _command(name: str, summary: str, schema: type, example: str, config_keys: bool = True) -> Command[Any]:
@@ -20,7 +23,7 @@ COMMANDS = {
         config_keys=False,
     ),
     "cloud": _command(
-        "cloud", "Writes the points of a scene in the colours of their descriptors (NPBG, NPBG++).", CloudExport, "experiments/demo/npbg"
+        "cloud", "Writes the points of a scene in the colours of their descriptors (NPBG, NPBG++).", CroppedExport, "experiments/demo/npbg"
     ),
     "splats": _command(
         "splats",
@@ -34,6 +37,12 @@ COMMANDS = {
     "volume": _command("volume", "Writes the voxels of a radiance field (NeRF).", VolumeExport, "experiments/nerf_lego n_grid=128"),
     "cameras": _command(
         "cameras", "Writes the cameras of a path as CamPose.inf and Intrinsic.inf of NPCR.", CameraExport, "experiments/npcr_hair path=turn"
+    ),
+    "page": _command(
+        "page",
+        "Writes a run as one HTML page: scores, the scene in 3D, contact sheet and film. Needs the extra viewer.",
+        PageExport,
+        "experiments/demo/gaussians",
     ),
 }
 
@@ -57,6 +66,8 @@ def main() -> None:
             export.extract_mesh(settings, overrides)
         elif name == "volume":
             export.extract_volume(settings, overrides)
+        elif name == "page":
+            export.page(settings, overrides)
         else:
             export.cameras(settings, overrides)
 

@@ -8,6 +8,7 @@ from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection, Proje
 from npbgpp.geometry.point_cloud import PointCloud, Transform, in_8_bits, read_ply, transformed, write_ply
 from npbgpp.geometry.trajectories import (
     TimedCamera,
+    at_time,
     average_pose,
     common_up,
     fit_to_size,
@@ -42,6 +43,7 @@ __all__ = [
     "far_offset",
     "reduced",
     "world_to_cam_from",
+    "at_time",
     "average_pose",
     "crop_to_points",
     "fit_to_size",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from plyfile import PlyData, PlyElement, PlyHeaderParseError, PlyParseError
 from torch import Tensor
 
@@ -54,6 +54,10 @@ class GaussianCloud:
     def colours(self) -> Float[Tensor, "n c"]:
         """Mean colours over all directions, in [0, 1]."""
         return (0.5 + SH_DC * self.sh[:, 0]).clamp(0, 1)
+
+    def kept(self, which: Bool[Tensor, " n"]) -> "GaussianCloud":
+        """The gaussians for which ``which`` says so."""
+        return GaussianCloud(self.means[which], self.log_scales[which], self.quaternions[which], self.opacity_logits[which], self.sh[which])
 
     def points(self, least_opacity: float = 0.0) -> PointCloud:
         """Centres and colours of the gaussians of at least this opacity."""

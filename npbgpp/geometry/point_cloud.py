@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from plyfile import PlyData, PlyElement, PlyHeaderParseError, PlyParseError
 from torch import Tensor
 
@@ -49,6 +49,10 @@ class PointCloud:
 
     def __len__(self) -> int:
         return self.xyz.shape[0]
+
+    def kept(self, which: Bool[Tensor, " n"]) -> "PointCloud":
+        """The points for which ``which`` says so."""
+        return PointCloud(self.xyz[which], None if self.rgb_u8 is None else self.rgb_u8[which])
 
 
 def transformed(xyz: Float[np.ndarray, "n 3"], transform: Transform | None) -> Float[Tensor, "n 3"]:

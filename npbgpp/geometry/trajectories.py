@@ -342,3 +342,9 @@ class TimedCamera:
     camera: Cameras
     time_step: int = 0
     share: float = 0.0
+
+
+def at_time(camera: Cameras, time: float, time_steps: int) -> TimedCamera:
+    """A camera at a time in time steps, such as 2.5 between two of them; times after the last time step are that one."""
+    step = min(int(time), time_steps - 1)
+    return TimedCamera(camera, step, 0.0 if step == time_steps - 1 else time - step)

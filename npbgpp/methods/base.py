@@ -246,6 +246,8 @@ class System(LightningModule):
     renders_time: ClassVar[bool] = False
     supports_history: ClassVar[bool] = False
     scene_parts: ClassVar[tuple[str, ...]] = ("full",)
+    # every pixel is rendered on its own, so that an image can be rendered in parts
+    renders_pixels_alone: ClassVar[bool] = False
     # keeps data per scene in files beside the checkpoints, which hold those of the last epoch only
     has_scene_files: ClassVar[bool] = False
 
@@ -324,6 +326,14 @@ class System(LightningModule):
         """Renders the frames of a trajectory one after another."""
         for timed in path:
             yield self.render(timed.camera, scene, depth=options.depth)
+
+    def layers(self) -> tuple[str, ...]:
+        """Names of the pictures of what the method renders from, such as its points, for viewers; empty for methods without."""
+        return ()
+
+    def render_layer(self, cameras: Cameras, scene: str, layer: str) -> Float[Tensor, "b 3 h2 w2"]:
+        """Colours in [0, 1] of one of ``layers``, in its own resolution."""
+        raise NotImplementedError(f"{type(self).__name__} has no layer {layer}")
 
     def can_render(self, scene: str) -> bool:
         """Whether a scene can be evaluated now. Validation skips scenes that have not been trained yet."""

@@ -292,6 +292,7 @@ class PointSystem(ManualOptimizationSystem):
         )
         self.cloud_checksums: dict[str, str] = {}
         self._objective: Objective | None = None
+        self._descriptor_axes: dict[str, tuple[Tensor, Tensor]] = {}
 
     def require_channels(self, key: str, channels: int) -> None:
         """Raises InputError if a network expects another number of channels than ``descriptor_dim``."""
@@ -409,6 +410,34 @@ class PointSystem(ManualOptimizationSystem):
                 colours = self.rgb_converter(visible.descriptors)
                 points = feature_image(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)))[:, :3]
             return Render(rgb, render.alpha, points, depths)
+
+    def layers(self) -> tuple[str, ...]:
+        return (*(f"points, level {k + 1}" for k in range(len(self.rasterizer.levels))), "descriptors")
+
+    @torch.no_grad()
+    def render_layer(self, cameras: Cameras, scene: str, layer: str) -> Float[Tensor, "b 3 h2 w2"]:
+        """The points of a level in the colours of their descriptors on white, or the descriptors themselves: their three main axes as red, green and blue."""
+        wanted, cameras = self.layers().index(layer), cameras.to(self.device)
+        is_colour = wanted < len(self.rasterizer.levels)
+        level = self.rasterizer.levels[wanted] if is_colour else Level(1.0)
+        with self.autocast_free():
+            visible = self.visible(AlignedCameras(cameras, cameras, None), [scene] * len(cameras), [level])
+            colours = self.rgb_converter(visible.descriptors) if is_colour else self._main_axes(scene, visible.descriptors)
+            return feature_image(visible.rows[0], feature_table(colours, colours.new_ones(1, 3, 1, 1)), level.supersampling)[:, :3].clamp(
+                0, 1
+            )
+
+    def _main_axes(self, scene: str, descriptors: Float[Tensor, "m c"]) -> Float[Tensor, "m 3"]:
+        """Descriptors along the main axes of those that the first view of a scene showed; two standard deviations are the range of a colour."""
+        if scene not in self._descriptor_axes and len(descriptors) > 1:
+            mean = descriptors.mean(0)
+            spread, directions = torch.linalg.eigh(torch.cov(descriptors.T.double()))
+            axes = (directions[:, -3:] / (4 * spread[-3:].clamp(min=1e-12).sqrt())).flip(1)
+            self._descriptor_axes[scene] = mean, axes.float()
+        if scene not in self._descriptor_axes:
+            return descriptors.new_full((len(descriptors), 3), 0.5)
+        mean, axes = self._descriptor_axes[scene]
+        return (0.5 + (descriptors.float() - mean) @ axes).clamp(0, 1)
 
     def _depths(self, cameras: Cameras, scene: str) -> Float[Tensor, "b 1 h w"]:
         cloud = self.rendered_cloud(scene)

@@ -87,6 +87,7 @@ class RadianceSystem(System):
     """
 
     unit = "rays"
+    renders_pixels_alone = True
     display_keys = (*System.display_keys, "chunk")
     field: nn.Module
 
