@@ -113,6 +113,7 @@ def _inspect(folder: Path) -> tuple[Scene, SceneReport]:
 
 
 def _facts(manifest: PhotosManifest, report: SceneReport) -> list[tuple[str, str]]:
+    assert report.cloud is not None, "the reconstruction has points"
     sizes = ", ".join(f"{width}x{height} ({count})" for (height, width), count in report.sizes)
     low, high = report.cameras.field_of_view
     angle = f"{low:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
