@@ -9,7 +9,7 @@ from npbgpp import __version__
 
 COMMANDS = {
     "auto": "make new views from photos or a video: poses, cloud, training, film, report",
-    "demo": "train NPBG++ and NPBG on the example scene, and compare them",
+    "demo": "train gaussians, NPBG and NPBG++ on the example scene, and compare them",
     "train": "train or evaluate a system",
     "render": "render images and a video of a trained run along a camera path",
     "view": "show trained runs in the browser",
@@ -27,7 +27,7 @@ def usage() -> str:
         [
             "usage: npbgpp <command> [arguments]",
             "",
-            "Novel-view synthesis from photos: NPBG, NPBG++, NPCR, NeRF and NSFF.",
+            "Novel-view synthesis from photos: NPBG, NPBG++, NPCR, NeRF, NSFF and gaussians.",
             "",
             "commands:",
             *lines,
