@@ -252,7 +252,7 @@ def test_panoramas_are_split_into_views(prepare, tmp_path):
     room = Room()
     for k, centre in enumerate([(1.6, 1.7, 1.5), (2.2, 1.8, 1.6), (2.3, 2.4, 1.4), (1.7, 2.3, 1.7)]):
         room.panorama(np.array(centre), 512).save(tmp_path / "input" / f"{k}.jpg", quality=95)
-    prepare("photos", "input", "scene", "max_image_size=256")
+    prepare("photos", "input", "scene", "max_image_size=256", "panoramas=true")
     model = ColmapModel.read(tmp_path / "scene" / "sparse" / "0")
     assert len(model.images) >= 40 and {image.name.split("/")[0] for image in model.images} == {f"pano_camera{k}" for k in range(12)}
     centres = {}
