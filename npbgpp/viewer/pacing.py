@@ -50,11 +50,11 @@ class ResolutionControl:
     def measured(self, pixels: int, seconds: float) -> None:
         """Takes over how long a picture of so many pixels took."""
         self._sums = _MEMORY * self._sums + np.array([1.0, pixels, seconds, pixels**2, pixels * seconds])
-        weight, mean_pixels, mean_seconds = self._sums[0], *(self._sums[1:3] / self._sums[0])
-        variance = self._sums[3] / weight - mean_pixels**2
+        mean_pixels, mean_seconds, mean_square, mean_product = (self._sums[1:] / self._sums[0]).tolist()
+        variance = mean_square - mean_pixels**2
         per_pixel = mean_seconds / mean_pixels
         if variance > (_SPREAD * mean_pixels) ** 2:
-            slope = (self._sums[4] / weight - mean_pixels * mean_seconds) / variance
+            slope = (mean_product - mean_pixels * mean_seconds) / variance
             per_pixel = min(max(slope, _LEAST_SLOPE * per_pixel), per_pixel)
         constant = max(mean_seconds - per_pixel * mean_pixels, 0.0)
         wanted = max(1 / self.target_fps - constant, constant) / per_pixel
