@@ -102,7 +102,7 @@ setup(
         "test": TEST_REQUIRES,
         "dev": TEST_REQUIRES + DEV_REQUIRES,
         # npbgpp view, npbgpp export page and callbacks=viewer.
-        "viewer": ["viser>=1.1,<2", "websockets>=13.1,<17"],
+        "viewer": ["msgspec>=0.18.6,<1", "viser>=1.1,<2", "websockets>=13.1,<17"],
         # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
         "cluster": ["hydra-submitit-launcher>=1.2,<2"],
         # Clouds in .las and .laz files.

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("npbgpp.auto")
 
 _EXPERIMENTS = {"gaussians": "gaussians_quick", "npbg": "npbg_quick", "npbgpp": "npbgpp_quick"}
-_SIZE_CPU, _SIZE_GPU = 400, 1600  # longest side of the photos in training, pixels
+_SIZE_CPU, _SIZE_GPU = 400, 1600  # longest side of the photos in stereo and training, pixels
 _PROBE_STEPS = 20  # that measure the speed
 _FEWEST_STEPS, _MOST_STEPS = 300, 30_000
 _LEAST_SHARE = 0.3  # of the minutes that training gets, also if the stages before took longer
 _START_SECONDS = 15.0  # of a command, and of an evaluation
-_DENSE_SECONDS = 5.0  # per megapixel of a photo on two cores
+_DENSE_SECONDS = 10.0  # per megapixel of depth maps on two cores
+_MANY_PHOTOS = 10  # with fewer, three that agree on a point are enough
 _FILM_FRAMES, _FILM_SECONDS = 90, 40.0
 _AROUND = 120.0  # degrees, largest gap between cameras around the scene that a circle may cross
 _STOPS = 8  # views that the film of other scenes goes through
@@ -46,7 +47,7 @@ class AutoSettings:
     out: Path | None = key(None, help="folder of the results; null: experiments/auto/<name of the photos>")
     minutes: float = key(10.0, help="time for all stages together; training gets what poses and cloud leave, at least 30 % of it")
     system: Literal["gaussians", "npbg", "npbgpp"] = key("gaussians", help="method to train")
-    size: int | None = key(None, help=f"longest side of the photos in training, pixels; null: {_SIZE_CPU}, with a GPU {_SIZE_GPU}")
+    size: int | None = key(None, help=f"longest side of the photos in stereo and training, pixels; null: {_SIZE_CPU}, with a GPU {_SIZE_GPU}")
     masks: Path | None = key(None, help="folder of masks, see npbgpp prepare photos --help")
     max_image_size: int = key(1600, help="longest side of the photos of the scene, pixels")
     frames: int = key(100, help="largest number of frames that are taken from a video")
@@ -93,7 +94,7 @@ def run_stages(settings: AutoSettings, command: str) -> Path:
     scene = out / "scene"
     _forecast(settings, scene)
     _poses(settings, scene, command)
-    _cloud(scene, command)
+    _cloud(settings, scene, command)
     run = out / settings.system
     if not (run / "metrics.json").is_file():
         left = max(settings.minutes * 60 - (time.monotonic() - start), _LEAST_SHARE * settings.minutes * 60)
@@ -141,7 +142,8 @@ def _forecast(settings: AutoSettings, scene: Path) -> None:
 
     root = settings.photos.expanduser().absolute()
     _, megapixels, seconds = forecast(_photo_settings(settings, scene), PhotoSource.find(root, own_files(scene, root)))
-    poses, cloud = sum(seconds.values()), _DENSE_SECONDS * sum(megapixels)
+    reduced = min(1.0, _size(settings) / settings.max_image_size) ** 2
+    poses, cloud = sum(seconds.values()), _DENSE_SECONDS * reduced * sum(megapixels)
     training = max(settings.minutes * 60 - poses - cloud - _FILM_SECONDS, _LEAST_SHARE * settings.minutes * 60)
     parts = {"poses": poses, "dense cloud": cloud, f"training of {settings.system}": training, "film": _FILM_SECONDS}
     text = ", ".join(f"{name} {duration(expected)}" for name, expected in parts.items())
@@ -159,7 +161,7 @@ def _poses(settings: AutoSettings, scene: Path, command: str) -> None:
     prepare_photos(_photo_settings(settings, scene), command)
 
 
-def _cloud(scene: Path, command: str) -> None:
+def _cloud(settings: AutoSettings, scene: Path, command: str) -> None:
     from npbgpp.data import CloudManifest
     from npbgpp.prepare.photos_report import CLOUD
 
@@ -167,14 +169,24 @@ def _cloud(scene: Path, command: str) -> None:
     if found is not None and (scene / CLOUD).is_file():
         log.info("dense cloud: %d points, from the call before", found.points)
         return
-    _make_cloud(scene, command)
+    _make_cloud(settings, scene, command)
 
 
-def _make_cloud(scene: Path, command: str) -> None:
+def _make_cloud(settings: AutoSettings, scene: Path, command: str) -> None:
     from npbgpp.prepare.cloud import make_dense_cloud
+    from npbgpp.prepare.photos_manifest import PhotosManifest
     from npbgpp.prepare.settings import DenseSettings
 
-    make_dense_cloud(DenseSettings(scene=str(scene)), command)
+    manifest = PhotosManifest.read(scene)
+    assert manifest is not None
+    min_views = 4 if len(manifest.registered) >= _MANY_PHOTOS else 3
+    make_dense_cloud(DenseSettings(scene=str(scene), size=_size(settings), min_views=min_views), command)
+
+
+def _size(settings: AutoSettings) -> int:
+    import torch
+
+    return settings.size or (_SIZE_GPU if torch.cuda.is_available() else _SIZE_CPU)
 
 
 def _train(settings: AutoSettings, out: Path, run: Path, seconds: float) -> None:
@@ -220,12 +232,10 @@ def _training(settings: AutoSettings, out: Path, run: Path, steps: int, epochs: 
 
 
 def _downscale(settings: AutoSettings, scene: Path) -> float:
-    import torch
-
     from npbgpp.data import image_size
     from npbgpp.prepare.photos_manifest import PhotosManifest
 
-    size = settings.size or (_SIZE_GPU if torch.cuda.is_available() else _SIZE_CPU)
+    size = _size(settings)
     manifest = PhotosManifest.read(scene)
     assert manifest is not None
     largest = max(max(image_size(scene / "images" / photo.name)) for photo in manifest.registered if photo.name is not None)

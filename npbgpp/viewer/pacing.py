@@ -12,18 +12,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
+import numpy as np
+
 log = logging.getLogger(__name__)
 
 V = TypeVar("V")
 
 REST_S = 0.25  # without a new camera, before a picture in full
 _SMALLEST_PIXELS = 48 * 48
-_LARGEST_STEP = 2.0  # by which the number of pixels grows or shrinks from one picture to the next
+_LARGEST_STEP = 4.0  # by which the number of pixels grows or shrinks from one picture to the next
+_MEMORY = 0.8  # weight of a picture relative to the next one
+_SPREAD = 0.1  # of pixel numbers around their mean, relative to it, from which on their influence is fitted
+_LEAST_SLOPE = 0.01  # of the time of a picture that depends on its pixels
 _SMOOTHING = 0.3  # weight of the newest time in the rate that the panel shows
 
 
 class ResolutionControl:
     """Number of pixels at which a picture takes the time of a frame.
+
+    The time of a picture is taken to be a constant and a share for every pixel, both fitted to the last pictures. Where the constant alone is longer than a
+    frame, pictures take twice the constant: fewer pixels would cost quality and bring no speed.
 
     Args:
         target_fps: pictures per second while the camera moves.
@@ -32,17 +40,25 @@ class ResolutionControl:
     def __init__(self, target_fps: float = 15.0) -> None:
         self.target_fps = target_fps
         self.pixels: float | None = None
+        self._sums = np.zeros(5)  # of weights, pixels, seconds, pixels squared, pixels times seconds
 
-    def moving_share(self, full_pixels: int, largest_share: float = 1.0) -> float:
-        """Factor of both sides of a full picture while the camera moves, at most ``largest_share``."""
+    def moving_share(self, full_pixels: int) -> float:
+        """Factor of both sides of a full picture while the camera moves."""
         pixels = full_pixels / 16 if self.pixels is None else self.pixels
-        share = (max(pixels, _SMALLEST_PIXELS) / full_pixels) ** 0.5
-        return min(share, largest_share, 1.0)
+        return min((max(pixels, _SMALLEST_PIXELS) / full_pixels) ** 0.5, 1.0)
 
     def measured(self, pixels: int, seconds: float) -> None:
         """Takes over how long a picture of so many pixels took."""
-        wanted = 1 / self.target_fps / max(seconds, 1e-4)
-        self.pixels = pixels * min(max(wanted, 1 / _LARGEST_STEP), _LARGEST_STEP)
+        self._sums = _MEMORY * self._sums + np.array([1.0, pixels, seconds, pixels**2, pixels * seconds])
+        mean_pixels, mean_seconds, mean_square, mean_product = (self._sums[1:] / self._sums[0]).tolist()
+        variance = mean_square - mean_pixels**2
+        per_pixel = mean_seconds / mean_pixels
+        if variance > (_SPREAD * mean_pixels) ** 2:
+            slope = (mean_product - mean_pixels * mean_seconds) / variance
+            per_pixel = min(max(slope, _LEAST_SLOPE * per_pixel), per_pixel)
+        constant = max(mean_seconds - per_pixel * mean_pixels, 0.0)
+        wanted = max(1 / self.target_fps - constant, constant) / per_pixel
+        self.pixels = min(max(wanted, pixels / _LARGEST_STEP), pixels * _LARGEST_STEP)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Stages:
         similarity = Similarity(1.0, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (0.0, 0.0, 0.0))
         PhotosManifest("photos", photos, 400, 0.5, (), similarity, {}, {}, (), command).write(settings.scene)
 
-    def cloud(self, scene: Path, command: str) -> None:
+    def cloud(self, settings: auto.AutoSettings, scene: Path, command: str) -> None:
         self.done.append("cloud")
         write_ply(scene / "mvs_pc.ply", PointCloud(torch.randn(50, 3), torch.zeros(50, 3, dtype=torch.uint8)), None)
 

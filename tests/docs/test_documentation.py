@@ -201,7 +201,7 @@ def keys_of(*overrides: str) -> frozenset[str]:
 def all_keys() -> frozenset[str]:
     systems = ("npbg", "npbgpp_sphere", "coefficients_ft", "npcr", "nerf", "nsff", "gaussians")
     return frozenset().union(
-        keys_of("callbacks=viewer", "datasets=monocular", "system=npbg"),
+        keys_of("datasets=monocular", "system=npbg", "callbacks=viewer"),
         *(keys_of("datasets=monocular", f"system={name}", "loggers=[tensorboard,csv]") for name in systems),
     )
 

@@ -57,11 +57,21 @@ def test_resolution_reaches_the_frame_rate(per_pixel, overhead):
     assert seconds == pytest.approx(0.1, rel=0.05) or (pixels == pytest.approx(full) and seconds < 0.1)
 
 
-def test_resolution_has_a_lower_bound():
-    control = ResolutionControl(60.0)
+def test_resolution_is_kept_where_less_would_not_be_faster():
+    control, full = ResolutionControl(30.0), 512 * 512
+    control.measured(full, 0.2 + 1e-5 * full)
     for _ in range(20):
-        control.measured(round(512 * 512 * control.moving_share(512 * 512) ** 2), 10.0)
-    assert 512 * control.moving_share(512 * 512) == pytest.approx(48)
+        pixels = full * control.moving_share(full) ** 2
+        control.measured(round(pixels), 0.2 + 1e-5 * pixels)
+    assert 1e-5 * pixels == pytest.approx(0.2, rel=0.2)
+
+
+def test_resolution_has_a_lower_bound():
+    control, full = ResolutionControl(60.0), 512 * 512
+    for _ in range(20):
+        pixels = full * control.moving_share(full) ** 2
+        control.measured(round(pixels), 1e-2 * pixels)
+    assert 512 * control.moving_share(full) == pytest.approx(48)
 
 
 def test_the_thread_stops_full_pictures_for_newer_requests():
