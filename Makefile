@@ -21,7 +21,7 @@ CHECK_VERSION := import sys; v = tuple(sys.version_info[:2]); \
 	(3, 10) <= v <= (3, 12) or sys.exit("error: Python 3.10, 3.11 or 3.12 is needed, but %s is %d.%d." % ((sys.executable,) + v))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock bench docs clean
+.PHONY: help install browser demo test lint format lock bench docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ demo: $(INSTALLED)  ## train gaussians, NPBG and NPBG++ on the scene in example/
 
 test: $(INSTALLED)  ## run the tests in two processes (PYTEST_ARGS="-k name ...", PYTEST_WORKERS=0 for one)
 	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+browser:  ## install Chromium for the tests of the viewer and of pages (Debian, Ubuntu; as root)
+	command -v chromium || { timeout 300 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq --no-install-recommends chromium; }
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

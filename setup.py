@@ -41,9 +41,16 @@ TEST_REQUIRES = [
     "hydra-submitit-launcher>=1.2,<2",
     "hypothesis>=6.140,<7",
     "packaging>=25",
+    "playwright>=1.50,<2",
     "pytest>=9,<10",
     "pytest-xdist>=3.6,<4",
     "setuptools>=77.0.3",
+]
+
+VIEWER_REQUIRES = [
+    "msgspec>=0.18.6,<1",
+    "viser>=1.1,<2",
+    "websockets>=13.1,<17",
 ]
 
 DEV_REQUIRES = [
@@ -99,10 +106,10 @@ setup(
     install_requires=INSTALL_REQUIRES,
     entry_points=ENTRY_POINTS,
     extras_require={
-        "test": TEST_REQUIRES,
-        "dev": TEST_REQUIRES + DEV_REQUIRES,
+        "test": TEST_REQUIRES + VIEWER_REQUIRES,
+        "dev": TEST_REQUIRES + VIEWER_REQUIRES + DEV_REQUIRES,
         # npbgpp view, npbgpp export page and callbacks=viewer.
-        "viewer": ["msgspec>=0.18.6,<1", "viser>=1.1,<2", "websockets>=13.1,<17"],
+        "viewer": VIEWER_REQUIRES,
         # Sweeps as jobs: hydra/launcher=submitit_slurm and submitit_local.
         "cluster": ["hydra-submitit-launcher>=1.2,<2"],
         # Clouds in .las and .laz files.

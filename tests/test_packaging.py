@@ -239,6 +239,7 @@ def test_make_clean_removes_only_what_make_created(tmp_path: Path, created_by_ma
 # The stand-in for .venv/bin/python is a script, since a link into another environment would lose that environment's packages.
 STAND_IN_MAKEFILE = """\
 install: ; mkdir -p .venv/bin && printf '#!/bin/sh\\nexec {python} "$$@"\\n' > .venv/bin/python && chmod +x .venv/bin/python && {install}
+browser: ; {browser}
 lint: ; {lint}
 test: ; {test}
 demo: ; folder='$(DEMO_DIR)'; mkdir -p $$folder/gaussians $$folder/npbgpp $$folder/npbg $$folder/video; {demo}
@@ -254,7 +255,7 @@ WRITE_ALL = f"{WRITE_METRICS} && {WRITE_REPORT} && {WRITE_COMPARISON} && {WRITE_
 
 def run_ci(folder: Path, **steps: str) -> subprocess.CompletedProcess[str]:
     """Run a copy of .ci/run on a Makefile whose steps are stand-ins; a step that is not given succeeds."""
-    commands = {"install": "true", "lint": "true", "test": "true", "demo": WRITE_ALL} | steps
+    commands = {"install": "true", "browser": "true", "lint": "true", "test": "true", "demo": WRITE_ALL} | steps
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
     (folder / "Makefile").write_text(STAND_IN_MAKEFILE.format(python=sys.executable, **commands))
@@ -287,6 +288,11 @@ def test_ci_leaves_no_environment_behind(tmp_path: Path, case: str | None) -> No
     assert (result.returncode == 0) == (case is None) and reason in result.stderr, result.stdout + result.stderr
     assert ("all passed" in result.stdout) == (case is None)
     assert not (tmp_path / ".venv").exists() and not list((tmp_path / "tmp").iterdir())
+
+
+def test_ci_goes_on_without_a_browser(tmp_path: Path) -> None:
+    result = run_ci(tmp_path, browser="false")
+    assert result.returncode == 0 and "no browser" in result.stdout
 
 
 def test_ci_keeps_an_environment_that_was_there_before(tmp_path: Path) -> None:
