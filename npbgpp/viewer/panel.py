@@ -202,7 +202,7 @@ class Panel:
             ends = np.array([self._low.value, self._high.value])
             offset = np.asarray(self.runs[0].scene.offset or (0.0, 0.0, 0.0))
             edges = box_edges(ends - offset) * self.frame.scale
-            self.client.scene.add_line_segments("/crop", edges, (240, 60, 160), thickness=2.0)
+            self.client.scene.add_line_segments("/crop", edges, (240, 60, 160), thickness=2.0, thickness_units="screen")
             self.nodes.add("crop")
             words = " ".join(f"{axis}_range=[{low:g},{high:g}]" for axis, low, high in zip("xyz", *ends.tolist(), strict=True))
             self._crop_words.content = f"```\nnpbgpp export splats {self.runs[0].folder} {words}\n```\nor `export cloud`, `export mesh`"

@@ -177,7 +177,9 @@ class PathPanel:
         self._scrub.max = max(len(track.cameras) - 1, 1)
         points = np.array([frame.pose(camera, 1.0).position for camera in track.cameras])
         if len(points) > 1:
-            scene.add_line_segments("/path/line", np.stack([points[:-1], points[1:]], 1), (240, 120, 20), thickness=2.0)
+            scene.add_line_segments(
+                "/path/line", np.stack([points[:-1], points[1:]], 1), (240, 120, 20), thickness=2.0, thickness_units="screen"
+            )
         for k, key in enumerate(self.keys):
             pose = frame.pose(key.camera, key.camera.image_size[1] / key.camera.image_size[0])
             handle = scene.add_camera_frustum(

@@ -33,6 +33,7 @@ if CHROMIUM is None:
 from npbgpp.viewer.poses import frame_of  # noqa: E402
 from npbgpp.viewer.server import ViewerOptions, ViewerServer  # noqa: E402
 
+pytestmark = pytest.mark.slow
 _FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 _SHOTS = os.environ.get("NPBGPP_VIEWER_SHOTS")  # a folder: keeps the screenshots
 
