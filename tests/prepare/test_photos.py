@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from pycolmap import CancellationToken
 
 from npbgpp.data import CloudFile, ColmapModel, read_points
 from npbgpp.parsers.colmap import parse_colmap
@@ -181,7 +182,7 @@ def test_interruption_waits_for_colmap():
     """Otherwise the interpreter ends below a thread that writes into the database."""
     ended = []
 
-    def slow(cancellation_token) -> None:
+    def slow(cancellation_token: CancellationToken) -> None:
         while not cancellation_token.is_cancelled():
             time.sleep(0.01)
         time.sleep(0.5)
