@@ -183,7 +183,7 @@ def test_interruption_waits_for_colmap():
     ended = []
 
     def slow(cancellation_token: CancellationToken) -> None:
-        while not cancellation_token.is_cancelled():
+        while not cancellation_token.is_cancelled:
             time.sleep(0.01)
         time.sleep(0.5)
         ended.append(True)
