@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("npbgpp.auto")
 
-_EXPERIMENTS = {"gaussians": "gaussians_quick", "npbg": "npbg_quick", "npbgpp": "npbgpp_quick"}
+_EXPERIMENTS = {"gaussians": "gaussians_quick", "npbg": "npbg_quick", "npbgpp_sphere": "npbgpp_quick"}
 _SIZE_CPU, _SIZE_GPU = 400, 1600  # longest side of the photos in stereo and training, pixels
 _PROBE_STEPS = 20  # that measure the speed
 _FEWEST_STEPS, _MOST_STEPS = 300, 30_000
@@ -46,7 +46,7 @@ class AutoSettings:
     photos: Path = key(help="folder of photos, or a video file")
     out: Path | None = key(None, help="folder of the results; null: experiments/auto/<name of the photos>")
     minutes: float = key(10.0, help="time for all stages together; training gets what poses and cloud leave, at least 30 % of it")
-    system: Literal["gaussians", "npbg", "npbgpp"] = key("gaussians", help="method to train")
+    system: Literal["gaussians", "npbg", "npbgpp_sphere"] = key("gaussians", help="method to train")
     size: int | None = key(
         None, help=f"longest side of the photos in stereo and training, pixels; null: {_SIZE_CPU}, with a GPU {_SIZE_GPU}"
     )

@@ -186,17 +186,19 @@ def _interruptible(call: Callable[..., _T], report: Callable[[], None] | None = 
             outcome["result"] = call(**arguments, cancellation_token=token) if call is not pycolmap.global_mapping else call(**arguments)
         except Exception as error:
             outcome["error"] = error
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    # an event, since Thread.join counts a thread as ended when it is interrupted itself
+    done = threading.Event()
+    threading.Thread(target=run).start()
     try:
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
+        while not done.wait(_POLL_SECONDS):
             if report is not None:
                 report()
     except KeyboardInterrupt:
         token.cancel()
-        thread.join()
+        done.wait()
         raise
     if "error" in outcome:
         error = outcome["error"]

@@ -1,13 +1,18 @@
 """``npbgpp prepare photos``: scenes from photos and videos of a textured room, compared with the true poses; and every kind of bad input."""
 
 import json
+import os
 import shutil
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from pycolmap import CancellationToken
 
 from npbgpp.data import CloudFile, ColmapModel, read_points
 from npbgpp.parsers.colmap import parse_colmap
@@ -171,6 +176,22 @@ def test_interrupted_call_continues(prepare, good, tmp_path, monkeypatch, stage)
     assert written
     assert "8 of 10 photos registered" in prepare("photos", good / "input", "scene")
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_interruption_waits_for_colmap():
+    """Otherwise the interpreter ends below a thread that writes into the database."""
+    ended = []
+
+    def slow(cancellation_token: CancellationToken) -> None:
+        while not cancellation_token.is_cancelled:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        ended.append(True)
+
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        photo_poses._interruptible(slow)
+    assert ended
 
 
 def test_full_disk(prepare, good, tmp_path, monkeypatch):
