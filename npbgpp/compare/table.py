@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from npbgpp.compare.runs import RunSummary
 
 _NONE = "-"
+_SETTINGS = 2  # columns of settings in the table; more stand below it
 
 
 @dataclass(frozen=True)
@@ -116,20 +118,33 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def terminal(runs: Sequence[RunSummary]) -> Table:
-    """Table for the terminal. Columns that are equal in all rows go to the caption, which keeps it narrow."""
+def terminal(runs: Sequence[RunSummary]) -> Group:
+    """Tables for the terminal, scores and costs, and below them settings in which runs differ. What is equal in all rows goes to the captions."""
     titles, found = columns(runs), rows(runs)
-    same = [len(found) > 1 and len({row.cells[k].text for row in found}) == 1 for k in range(len(titles))]
-    same[1] = False
-    shared = ", ".join(f"{column.title} {found[0].cells[k].text}" for k, column in enumerate(titles) if same[k])
-    table = Table(title="comparison", caption=f"in every row: {escape(shared)}" if shared else None)
-    for k, column in enumerate(titles):
-        if not same[k]:
-            numeric = any(row.cells[k].number is not None for row in found)
-            table.add_column(escape(column.title), justify="right" if numeric else "left", overflow="fold")
+    first_score, first_cost = titles.index(_SCORES[0]), titles.index(_SCORES[0]) + len(_SCORES)
+    many = first_score - 2 > _SETTINGS
+    settings = range(2, first_score)
+    parts: list[RenderableType] = [
+        _table("comparison", titles, found, [0, 1, *(() if many else settings), *range(first_score, first_cost)])
+    ]
+    if first_cost < len(titles):
+        parts.append(_table("costs", titles, found, [0, 1, *range(first_cost, len(titles))]))
+    if many:
+        for run, row in {row.cells[1].text: row for row in found}.items():
+            parts.append(escape(f"{run}: {', '.join(f'{titles[k].title}={row.cells[k].text}' for k in settings)}"))
+    return Group(*parts)
+
+
+def _table(title: str, titles: Sequence[Column], found: Sequence[Row], chosen: Sequence[int]) -> Table:
+    same = [k for k in chosen if k != 1 and len(found) > 1 and len({row.cells[k].text for row in found}) == 1]
+    shared = ", ".join(f"{titles[k].title} {found[0].cells[k].text}" for k in same)
+    table = Table(title=title, caption=f"in every row: {escape(shared)}" if shared else None)
+    shown = [k for k in chosen if k not in same]
+    for k in shown:
+        numeric = any(row.cells[k].number is not None for row in found)
+        table.add_column(escape(titles[k].title), justify="right" if numeric else "left", overflow="fold")
     for row in found:
-        shown = [(f"[bold]{escape(c.text)}[/bold]" if best else escape(c.text)) for c, best in zip(row.cells, row.best, strict=True)]
-        table.add_row(*(text for text, hidden in zip(shown, same, strict=True) if not hidden))
+        table.add_row(*(f"[bold]{escape(row.cells[k].text)}[/bold]" if row.best[k] else escape(row.cells[k].text) for k in shown))
     return table
 
 

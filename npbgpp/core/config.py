@@ -135,10 +135,6 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             except InputError:
                 continue
         raise failure
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise failure
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise failure
@@ -193,7 +189,9 @@ def literals(hint: Any) -> tuple[str, ...]:
 
 
 def _missing(hint: Any, name: str) -> InputError:
-    return InputError(f"{name}: expected {describe(hint)}, got nothing; set it on the command line or in the yaml")
+    # names of keys are words and dots; those of values in other files begin with a path
+    advice = "set it on the command line or in the yaml" if re.fullmatch(r"[\w.]+", name) else "add it to the file"
+    return InputError(f"{name}: expected {describe(hint)}, got nothing; {advice}")
 
 
 def describe(hint: Any) -> str:

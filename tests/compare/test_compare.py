@@ -1,5 +1,6 @@
 """Comparison of runs: table, HTML page, contact sheet, settings in which runs differ, and folders without runs."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -11,11 +12,12 @@ from urllib.parse import unquote
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from npbgpp.compare.__main__ import compare
 from npbgpp.compare.page import page
 from npbgpp.compare.runs import FAILURE, read_runs, runs_below
-from npbgpp.compare.table import columns, markdown, rows
+from npbgpp.compare.table import columns, markdown, rows, terminal
 from npbgpp.compare.views import shared_views
 from npbgpp.errors import InputError
 
@@ -203,3 +205,18 @@ def test_the_command_prints_one_message(tmp_path):
         [sys.executable, "-m", "npbgpp.compare", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
     assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path}: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_tables_fit_a_terminal(tmp_path):
+    """Runs that differ in ten keys, with costs: no word is cut, settings stand below the tables."""
+    for k, name in enumerate(("first", "second")):
+        run = write_run(tmp_path / name, 20.0 + k, (0, 0, 0), costs=COSTS | {"train_seconds": 60.0 + k, "units_per_s": 1e6 * (k + 1)})
+        settings = {f"rather_long_name_of_a_key_{n}": k * 10 + n for n in range(10)}
+        write_hydra_files(run, [f"system.{key}={value}" for key, value in settings.items()], {"system": settings}, {})
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal(read_runs([tmp_path / "first", tmp_path / "second"], must_be_evaluated=True)))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(word in text for word in ("PSNR [dB]", "20.00", "21.00", "training [s]", "61.0", "2 M points")), text
+    below = " ".join(text.partition("costs")[2].split())
+    assert all(f"system.rather_long_name_of_a_key_{n}={10 + n}" in below for n in range(10)), below

@@ -433,3 +433,18 @@ def test_names_that_look_like_numbers_stay_as_typed(key, name):
 )
 def test_other_words_are_left_alone(word, expected):
     assert as_typed(word) == expected
+
+
+def test_missing_keys_of_files_are_to_be_added_to_the_file():
+    """Layouts read their files with ``typed``, too: the command line has no such key."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Entry:
+        focal: float
+
+    with pytest.raises(
+        InputError, match=r"^/data/garden/cameras\.json: frames\[2\]\.focal: expected a number, got nothing; add it to the file$"
+    ):
+        typed(Entry, {}, "/data/garden/cameras.json: frames[2]")
+    with pytest.raises(InputError, match=r"^system\.focal: expected a number, got nothing; set it on the command line or in the yaml$"):
+        typed(Entry, {}, "system")

@@ -16,6 +16,7 @@ from npbgpp.data import Scene, SceneNormalisation, scene_normalisation
 from npbgpp.data.rays import RayBatch, RayDataset, RaySampling
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
+from npbgpp.io import depth_range
 from npbgpp.methods.base import FieldExport, Render, RunContext, TrainingViews
 from npbgpp.methods.nerf.model import Nerf, NerfRender
 from npbgpp.methods.radiance import RadianceSettings, RadianceSystem
@@ -40,6 +41,7 @@ class NerfSettings(RadianceSettings):
 
 
 _SYNTHETIC_BOX = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)  # bounds of the objects of NeRF-Synthetic
+_DARKEST = 0.9  # of the brightness, subtracted at the farthest surfaces
 _STOPPED = 0.5  # opacity of a ray that has a depth
 _NDC_BOX = (-1.5, -1.5, -1.0, 1.5, 1.5, 1.0)  # other cameras than the mean one see a little beyond -1..1
 
@@ -97,7 +99,7 @@ class NeRF(RadianceSystem):
 
     # --------------------------------------------------------------- rendering
     def render(self, cameras: Cameras, scene: str, raster: bool = False, depth: bool = False) -> Render:
-        """``raster`` shows nearness, near bright, empty black; depths are expected depths, 0 for rays with an opacity below a half."""
+        """``raster`` shows nearness, near bright, far dark, empty black; depths are expected depths, 0 for rays with an opacity below a half."""
         colours, nearness, depths = [], [], []
         with torch.no_grad(), self.autocast_free():
             for k in range(len(cameras)):
@@ -111,8 +113,10 @@ class NeRF(RadianceSystem):
                 colours.append(seen.rgb.T.view(3, height, width).clamp(0, 1))
                 t = seen.normalised_depth()
                 if raster:
-                    near = 1 - (t - self.normalisation.near) / (self.normalisation.far - self.normalisation.near)
-                    nearness.append((near.clamp(0, 1) * seen.opacity.clamp(0, 1)).nan_to_num().view(1, height, width).expand(3, -1, -1))
+                    # between percentiles of what is seen: the bounds of rays may be far from it
+                    low, high = depth_range(torch.where(seen.opacity >= _STOPPED, t, 0.0))
+                    near = 1 - _DARKEST * ((t - low) / max(high - low, 1e-6)).clamp(0, 1)
+                    nearness.append((near * seen.opacity.clamp(0, 1)).nan_to_num().view(1, height, width).expand(3, -1, -1))
                 if depth:
                     xyz_world = self.normalisation.world(rays.origins + t[:, None] * rays.directions)
                     stopped = seen.opacity >= _STOPPED
