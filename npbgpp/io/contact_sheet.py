@@ -1,11 +1,13 @@
 """Contact sheets: rows of captioned images below a title."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from npbgpp.io.images import to_pil
@@ -15,6 +17,9 @@ _TILE_WIDTH = 256
 _GAP = 8
 _HEADER = 64
 _CAPTION = 22
+_SPARSE = 0.25  # share of pixels that points cover, below which they are drawn larger
+_WANTED = 0.3  # share that they then cover, if they lie apart
+_LARGEST_RADIUS = 6.0  # pixels
 _BACKGROUND, _TEXT = (250, 250, 248), (30, 30, 34)
 
 
@@ -65,7 +70,9 @@ class EvaluationRow:
 def evaluation_sheet(title: str, rows: Sequence[EvaluationRow]) -> Image.Image:
     """The contact sheet of an evaluation: ground truth, rendering, points and error of each view. ``rows`` must not be empty."""
     columns = ("ground truth", "rendering", "points", f"error (white: {ERROR_RANGE:g} or more)")
-    tiles = [SheetRow(row.caption, (row.target, row.rendered, row.raster, error_map(row.rendered, row.target))) for row in rows]
+    tiles = [
+        SheetRow(row.caption, (row.target, row.rendered, enlarged_points(row.raster), error_map(row.rendered, row.target))) for row in rows
+    ]
     return contact_sheet(title, columns, tiles)
 
 
@@ -73,3 +80,20 @@ def error_map(rendered: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"]) 
     """Mean absolute difference over the channels, from black (0) over red and yellow to white (ERROR_RANGE or more)."""
     heat = (rendered - target).abs().mean(0) / ERROR_RANGE
     return torch.stack([(3 * heat - k).clamp(0, 1) for k in range(3)])
+
+
+def enlarged_points(raster: Float[Tensor, "3 h w"] | None) -> Float[Tensor, "3 h w"] | None:
+    """Points of a sparse cloud as discs that can be seen; each pixel near points takes the colour of the nearest one. Dense rasters are as they are.
+
+    Args:
+        raster: points on white, one pixel each; None gives None.
+    """
+    if raster is None:
+        return None
+    empty = (raster == 1).all(0)
+    covered = 1 - float(empty.float().mean())
+    if not 0 < covered < _SPARSE:
+        return raster
+    distance, (row, column) = distance_transform_edt(empty.numpy(), return_indices=True)
+    radius = min(max(1.0, (_WANTED / covered / math.pi) ** 0.5), _LARGEST_RADIUS)
+    return torch.where(torch.from_numpy(distance <= radius), raster[:, row, column], raster)

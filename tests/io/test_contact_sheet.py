@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.io.contact_sheet import ERROR_RANGE, EvaluationRow, error_map, evaluation_sheet
+from npbgpp.io.contact_sheet import ERROR_RANGE, EvaluationRow, enlarged_points, error_map, evaluation_sheet
 
 
 def flat(value: float, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
@@ -50,3 +50,19 @@ def test_each_view_has_target_rendering_points_and_error():
 def test_tiles_keep_their_aspect_ratio():
     sheet = evaluation_sheet("title", [row(0.5, (32, 64)), row(0.5, (64, 32)), row(0.5, (300, 600))])
     assert sheet.size == (1064, 64 + (128 + 30) + (512 + 30) + (128 + 30))
+
+
+def test_points_of_sparse_clouds_are_drawn_larger():
+    raster = flat(1.0, (40, 60))
+    raster[:, 10, 15] = torch.tensor([1.0, 0.0, 0.0])
+    raster[:, 30, 45] = torch.tensor([0.0, 0.0, 1.0])
+    drawn = enlarged_points(raster)
+    red, blue = (drawn == torch.tensor(colour)[:, None, None] for colour in ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0]))
+    assert 80 < red.all(0).sum() == blue.all(0).sum() < 140 and red.all(0)[10, 20] and not red.all(0)[10, 25]
+    assert (drawn == 1).all(0).sum() == 40 * 60 - red.all(0).sum() - blue.all(0).sum()
+
+
+def test_dense_and_empty_rasters_stay():
+    raster = torch.rand(3, 20, 30)
+    assert enlarged_points(raster) is raster and enlarged_points(None) is None
+    assert torch.equal(enlarged_points(flat(1.0)), flat(1.0))
