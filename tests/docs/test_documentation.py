@@ -122,7 +122,8 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     except SystemExit as ended:
         # a field after two steps has no surface: the command exits with the range of densities
         is_untrained_mesh = "export mesh" in command and "sigma_threshold" in str(ended.code)
-        assert not ended.code or is_untrained_mesh, f"{command}\n{ended.code}"
+        found_problems = "prepare check" in command and ended.code == 2  # the tiny scene has some
+        assert not ended.code or is_untrained_mesh or found_problems, f"{command}\n{ended.code}"
 
 
 def test_commands_run_in_order(tiny_root, tmp_path, run_line, monkeypatch):
