@@ -249,10 +249,14 @@ def _operations() -> dict[str, Any]:
             for k in range(LANES):
                 at = builder.insert_element(at, width, llvm_index(k))
             at = builder.add(builder.mul(down, at), across)
-            quads = ir.Constant(quads_type, ir.Undefined)
-            for k in range(LANES):
-                place = builder.sext(builder.extract_element(at, llvm_index(k)), wide)
-                quads = builder.insert_element(quads, builder.load(builder.gep(data, [place])), llvm_index(k))
+            first = builder.insert_element(ir.Constant(quads_type, ir.Undefined), builder.ptrtoint(data, wide), llvm_index(0))
+            start = builder.shuffle_vector(first, ir.Constant(quads_type, ir.Undefined), ir.Constant(llvm_integers, [0] * LANES))
+            address = builder.add(start, builder.shl(builder.sext(at, quads_type), ir.Constant(quads_type, [3] * LANES)))
+            places = builder.inttoptr(address, ir.VectorType(wide.as_pointer(), LANES))
+            kind = ir.FunctionType(quads_type, [places.type, llvm_index, ir.VectorType(ir.IntType(1), LANES), quads_type])
+            gather = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.gather.v16i64.v16p0")
+            all_lanes = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [True] * LANES)
+            quads = builder.call(gather, [places, llvm_index(8), all_lanes, ir.Constant(quads_type, ir.Undefined)])
             upper = builder.trunc(quads, llvm_integers)
             lower = builder.trunc(builder.lshr(quads, ir.Constant(quads_type, [32] * LANES)), llvm_integers)
             right, below = (builder.fsub(value, builder.sitofp(cell, llvm_vector)) for value, cell in ((args[3], across), (args[4], down)))

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 
 from npbgpp.kernels import cpu
 from npbgpp.kernels.cpu import kernel
 from npbgpp.kernels.vectors import (
+    bilinear,
     exp2,
     lanes,
     largest,
@@ -59,3 +61,21 @@ def test_nan_and_extremes():
     _all_operations(a, b, out, sums)
     assert out[48] == np.float32(2.0**126) and out[49] == np.float32(2.0**-126) and np.isnan(out[50:64]).all()
     assert np.isnan(out[18:32]).all() and (out[34:48] == 1).all()
+
+
+@kernel()
+def _sample(image, begin, columns, x, y, out):
+    store(out, 0, bilinear(image, begin, columns, load(x, 0), load(y, 0)))
+
+
+def test_bilinear_samples():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 1 << 16, (7, 9)).astype(np.uint64)
+    right, below = np.roll(picture, -1, 1), np.roll(picture, -1, 0)
+    quads = picture | right << np.uint64(16) | below << np.uint64(32) | np.roll(right, -1, 0) << np.uint64(48)
+    image = np.concatenate([np.zeros(5, np.uint64), quads.reshape(-1)])
+    x, y = rng.uniform(0, 7.99, 16).astype(np.float32), rng.uniform(0, 5.99, 16).astype(np.float32)
+    x[:2], y[:2] = (0, 7), (0, 5)
+    out = np.zeros(16, np.float32)
+    _sample(image, 5, 9, x, y, out)
+    np.testing.assert_allclose(out, map_coordinates(picture.astype(float), [y, x], order=1), rtol=1e-5)
