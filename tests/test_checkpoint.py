@@ -337,7 +337,7 @@ def test_our_checkpoints_are_plain_and_named_like_the_released_ones(run_here, pa
     folder = run_here(*QUIET, *sizes)
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["npbgpp"].items() >= {"format": CHECKPOINT_FORMAT, "system": "NPBG"}.items()
-    assert content["npbgpp"].keys() == {"format", "system", "training", "clouds", "descriptors"}
+    assert content["npbgpp"].keys() == {"format", "system", "training", "processes", "clouds", "descriptors"}
     weights = content["state_dict"]
     assert all(name.startswith(RELEASED_PREFIXES) for name in weights)
     recorded = parity("h_ckpt_npbg_without_refiner.pt")["state_dict"]

@@ -102,7 +102,9 @@ def read_tiny_scene(folder: Path) -> Scene:
 def test_mesh_in_the_colours_of_the_photos(trained, export, tiny_root, tmp_path):
     shutil.copytree(tiny_root / "ball", tmp_path / "drawn" / "ball")
     draw_octahedron(tmp_path / "drawn" / "ball")
-    output = export("mesh", f"run={trained['nerf']}", "out=deep/mesh.ply", *RANGES, f"datasets.data_root={tmp_path / 'drawn'}")
+    # the density of the surface that is drawn: another one is nearer to or farther from the centre
+    words = (*RANGES, "sigma_threshold=20", f"datasets.data_root={tmp_path / 'drawn'}")
+    output = export("mesh", f"run={trained['nerf']}", "out=deep/mesh.ply", *words)
     assert "deep/mesh.ply" in output and "no training photo" not in output and "x_range" not in output
     xyz, rgb = read_mesh(tmp_path / "deep" / "mesh.ply")
     assert_octahedron(xyz)
