@@ -116,6 +116,10 @@ def with_cloud(scene: Scene, root: Path) -> Scene:
     if scene.carried_points is None:
         raise InputError(f"point cloud {path}: no such file; name the cloud of scene {scene.name} with datasets.pc_name=<file> ({make})")
     denser = any(view.depth is not None or view.mask is not None or view.alpha_is_mask for view in scene.views)
-    more = f" (npbgpp prepare cloud scene={root} makes one from depth maps or masks)" if denser else ""
-    note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used{more}"
+    make = (
+        f"npbgpp prepare cloud scene={root} makes one from depth maps or masks"
+        if denser
+        else f"npbgpp prepare dense scene={root} makes one"
+    )
+    note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used ({make})"
     return replace(scene, cloud=scene.cloud.of_points(scene.carried_points, scene.carried_transform), notes=(*scene.notes, note))

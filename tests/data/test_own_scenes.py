@@ -40,7 +40,7 @@ def test_points_of_colmap_stand_in_for_a_missing_cloud(build, tmp_path, caplog):
     scene = build(n_point=50).scenes["scene"]
     assert scene.cloud.path.name == "points3D.bin" and len(scene.cloud.read()) == 50
     (said,) = [m for m in caplog.messages if "points3D" in m]
-    assert "mvs_pc.ply" in said and "npbgpp prepare cloud scene=" in said
+    assert "mvs_pc.ply" in said and "npbgpp prepare dense scene=" in said
 
 
 def test_a_scene_without_points_names_the_command_that_makes_them(build, tmp_path):
