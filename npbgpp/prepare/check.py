@@ -91,9 +91,7 @@ def _camera_rows(r: SceneReport) -> list[tuple[str, str]]:
 def _cloud_rows(r: SceneReport) -> list[tuple[str, str]]:
     cloud, consistency = r.cloud, "not compared"
     if cloud is None:
-        return [
-            ("cloud", "none: NeRF, NSFF and gaussians need none; npbgpp prepare cloud makes one from depth maps, masks or a COLMAP model")
-        ]
+        return [("cloud", "none: NeRF, NSFF and gaussians need none; npbgpp prepare dense and prepare cloud make one")]
     if r.colours is not None:
         consistency = (
             f"difference {r.colours.at:.3f} at the projection, {r.colours.beside:.3f} at {r.colours.shift} pixels beside it: ratio {r.colours.ratio:.2f} "

@@ -60,7 +60,7 @@ def _sparse_cloud(r: SceneReport) -> str | None:
         return None
     return (
         f"The cloud is too sparse for NPBG and NPBG++: points cover {100 * share:.0f} % of the cells of 8x8 pixels in the median view, and are single there. "
-        "Make a dense cloud (COLMAP: patch_match_stereo and stereo_fusion; Metashape: Build Dense Cloud; npbgpp prepare cloud fuses depth maps or masks), or use "
+        "Make a dense cloud (npbgpp prepare dense; npbgpp prepare cloud fuses depth maps or masks; Metashape: Build Dense Cloud), or use "
         "system=gaussians or system=nerf."
     )
 

@@ -55,7 +55,7 @@ def test_check_decodes_every_photo(prepare, tmp_path):
 def test_check_says_that_a_cloud_is_too_sparse(prepare, tmp_path):
     colmap.write(tmp_path / "scene", 12, (480, 640))
     output = checked(prepare, 2, "scene=scene")
-    assert "too sparse for NPBG" in output and "stereo_fusion" in output and "system=gaussians" in output
+    assert "too sparse for NPBG" in output and "npbgpp prepare dense" in output and "system=gaussians" in output
 
 
 def test_check_recommends_one_near_plane(prepare, tmp_path):
