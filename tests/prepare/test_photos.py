@@ -188,9 +188,14 @@ def test_interruption_waits_for_colmap():
         time.sleep(0.5)
         ended.append(True)
 
-    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        photo_poses._interruptible(slow)
+    # processes of pytest-xdist, and those in the background, have no handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            photo_poses._interruptible(slow)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended
 
 
