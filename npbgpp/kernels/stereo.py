@@ -12,12 +12,13 @@ neighbours, pyramid).
 Symbols: h, w image size; s sources. Coordinates in pixels from the corner of the image, pixel centres at +0.5.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8, UInt64
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, UInt8, UInt64
 from scipy import ndimage
 
 from npbgpp.kernels.backend import backend
@@ -75,7 +76,7 @@ class StereoView:
     world_to_cam: Float64[np.ndarray, "4 4"]
 
     def halved(self) -> "StereoView":
-        """The view at half the size, rounded up; every pixel is the mean of four. Masked pixels are those with any of the four."""
+        """The view at half the size, rounded up; every pixel is the mean of four. A pixel is estimated if any of the four is."""
         grey = _blocks(self.grey).mean((1, 3))
         mask = None if self.mask is None else np.asarray(_blocks(self.mask).any((1, 3)))
         return StereoView(np.ascontiguousarray(grey, np.float32), mask, np.diag([0.5, 0.5, 1.0]) @ self.K, self.world_to_cam)
@@ -211,22 +212,21 @@ class _Level:
 
             run_threads(work, len(parts))
 
-    def _sweep_cuda(self, plane: np.ndarray, cost: np.ndarray, mode: int, draw: int, numbers: tuple[float, ...]) -> None:
-        def there(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
-
-        planes, costs = there(plane), there(cost)
+    @functools.cached_property
+    def _on_device(self) -> tuple[torch.Tensor, ...]:
+        """What all sweeps read."""
         pixels = np.bitwise_and(self.images, np.uint64(0xFFFF)).astype(np.float32) / np.float32(65535)
-        shared = (
-            there(self.view.grey),
-            there(self.mask.astype(np.uint8)),
-            there(pixels),
-            there(self.starts),
-            there(self.sizes.astype(np.int32)),
-        )
-        matrices = (there(self.A), there(self.q), there(np.array(numbers, np.float32)))
+        arrays = (self.view.grey, self.mask.astype(np.uint8), pixels, self.starts, self.sizes.astype(np.int32), self.A, self.q)
+        return tuple(self._there(values) for values in arrays)
+
+    def _there(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def _sweep_cuda(self, plane: np.ndarray, cost: np.ndarray, mode: int, draw: int, numbers: tuple[float, ...]) -> None:
+        planes, costs = self._there(plane), self._there(cost)
+        values = self._there(np.array(numbers, np.float32))
         for colour in (0, 1):
-            arguments = (*shared, *matrices, planes, costs, mode, draw + colour, colour, *cost.shape, len(self.starts))
+            arguments = (*self._on_device, values, planes, costs, mode, draw + colour, colour, *cost.shape, len(self.starts))
             _CUDA.launch("sweep", cost.size, *arguments, block=64)
         plane[:], cost[:] = planes.cpu().numpy(), costs.cpu().numpy()
 
@@ -570,7 +570,7 @@ struct Window {
     float weight[SAMPLES], product[SAMPLES], mean;
 };
 
-__device__ void look(const Task& t, int row, int column, Window& window) {
+__device__ void read_window(const Task& t, int row, int column, Window& window) {
     float centre = t.grey[(long long)row * t.width + column], sum_w = 0.0f, sum_r = 0.0f;
     for (int k = 0; k < SAMPLES; k++) {
         int du = OFFSETS[k][0], dv = OFFSETS[k][1];
@@ -640,7 +640,7 @@ extern "C" __global__ void sweep(const float* grey, const unsigned char* mask, c
     Task t = {grey, images, A, q, mask, starts, sizes, height, width, sources};
     float low = numbers[0], high = numbers[1], focal = numbers[2], range_w = numbers[3], range_slope = numbers[4];
     Window window;
-    look(t, row, column, window);
+    read_window(t, row, column, window);
     float u = column + 0.5f, v = row + 0.5f, best = WORST + 1.0f;
     u64 state = mixed((u64)pixel + (u64)draw * 0x9E3779B97F4A7C15ull);
     float w = plane[pixel], a = plane[count + pixel], b = plane[2 * count + pixel];
@@ -827,6 +827,19 @@ class FusedPoints:
     seen: Int32[np.ndarray, "m k"]
 
 
+def plane_normals(
+    inverse_depth: Float[np.ndarray, "*n"],
+    slope: Float32[np.ndarray, "2 *n"],
+    u: Float64[np.ndarray, "*n"],
+    v: Float64[np.ndarray, "*n"],
+    K: Float64[np.ndarray, "3 3"],
+) -> Float64[np.ndarray, "*n 3"]:
+    """Normals of planes at pixels (u, v) in camera axes (OpenCV), of unit length, towards the camera."""
+    a, b = slope.astype(np.float64)
+    normal = -np.stack([a, b, inverse_depth - a * u - b * v], -1) @ K
+    return normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-30)
+
+
 def fuse_view(
     index: int,
     views: Sequence[StereoView],
@@ -875,9 +888,7 @@ def fuse_view(
     rays_cam = uv_px @ np.linalg.inv(view.K).T
     R, t = view.world_to_cam[:3, :3], view.world_to_cam[:3, 3]
     xyz = (rays_cam / inverse_depth[:, None].astype(np.float64) - t) @ R
-    a, b = slopes[:, row, column].astype(np.float64)
-    normal = -np.stack([a, b, inverse_depth - a * uv_px[:, 0] - b * uv_px[:, 1]], 1) @ view.K @ R
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-30)
+    normal = plane_normals(inverse_depth, slopes[:, row, column], uv_px[:, 0], uv_px[:, 1], view.K) @ R
     seen = np.full((len(row), len(neighbours) + 1), -1, np.int32)
     seen[:, 0] = index
     for k, j in enumerate(neighbours):

@@ -25,8 +25,18 @@ from npbgpp.data import ColmapModel, ModelImage, Scene, View, read_cloud, read_p
 from npbgpp.data.colmap_model import read_points
 from npbgpp.errors import InputError
 from npbgpp.geometry import PointCloud
-from npbgpp.kernels.stereo import Neighbour, PlaneMap, StereoPyramid, StereoView, consistent_depth, estimate_planes, fuse_view
+from npbgpp.kernels.stereo import (
+    Neighbour,
+    PlaneMap,
+    StereoPyramid,
+    StereoView,
+    consistent_depth,
+    estimate_planes,
+    fuse_view,
+    plane_normals,
+)
 from npbgpp.parsers.colmap import photos_of_model
+from npbgpp.prepare.depth_fusion import fuse_depth
 from npbgpp.prepare.visual_hull import masks_carve, visual_hull
 
 log = logging.getLogger("npbgpp.prepare")
@@ -153,7 +163,8 @@ class SparsePoints:
 
 
 def _sparse_points(scene: Scene, folder: Path, downscale: float, views: Sequence[View], shots: Sequence[_Shot]) -> SparsePoints:
-    """From the tracks of a COLMAP model; else the points of the poses, a cloud, or the visual hull of the masks, seen by all views that show their place."""
+    """From the tracks of a COLMAP model; else the points of the poses, a cloud, the visual hull of the masks or fused depth maps, seen by all views that show
+    their place."""
     points_file = scene.carried_points
     if scene.layout == "colmap" and points_file is not None and points_file.suffix in (".bin", ".txt"):
         return _tracks(scene, points_file, photos_of_model(folder, downscale, ColmapModel.read(points_file.parent)), views)
@@ -163,10 +174,12 @@ def _sparse_points(scene: Scene, folder: Path, downscale: float, views: Sequence
         cloud = read_cloud(scene.cloud.path, scene.cloud.transform)
     elif masks_carve(views):
         cloud = visual_hull(views, _SPARSE_POINTS)
+    elif any(view.depth is not None for view in views):
+        cloud = fuse_depth(views, None)
     else:
         raise InputError(
-            f"scene {scene.name}: expected a COLMAP model, sparse points or masks, which tell the photos that show the same from others, got none of them; "
-            "make poses with npbgpp prepare photos"
+            f"scene {scene.name}: expected a COLMAP model, a cloud, masks or depth maps, which tell the photos that show the same from others, got none of them; "
+            "make poses and points with npbgpp prepare photos"
         )
     drawn = np.random.default_rng(0).permutation(len(cloud))[:_SPARSE_POINTS]
     xyz_world = cloud.xyz.numpy()[drawn].astype(np.float64)
@@ -333,8 +346,7 @@ def _keep_depth(folder: Path, shot: _Shot, inverse_depth: Float32[np.ndarray, "h
     height, width = inverse_depth.shape
     known = inverse_depth > 0
     v, u = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
-    normal = -np.stack([slope[0], slope[1], inverse_depth - slope[0] * u - slope[1] * v], -1) @ shot.K
-    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-30)
+    normal = plane_normals(inverse_depth, slope, u, v, shot.K)
     with np.errstate(divide="ignore"):
         depth = np.where(known, 1 / inverse_depth, 0)
     name = f"{shot.view.image.name}.geometric.bin"

@@ -8,56 +8,22 @@ from shutil import copytree
 
 import numpy as np
 import pytest
-from PIL import Image
 from plyfile import PlyData
-from pycolmap import Camera
 
 from npbgpp.errors import InputError
 from npbgpp.geometry import read_ply
 from npbgpp.prepare import dense
 from npbgpp.prepare.__main__ import main
 
-from ..helpers.layouts.colmap import write_text
+from ..helpers.layouts.textured_colmap import SIZE, write
 from ..helpers.room import ROOM, distance_to_room
-
-VIEWS, SIZE = 8, (96, 128)
-
-
-def write_scene(folder: Path) -> None:
-    """Photos, and a model whose points are those of pixels of the first photos, observed where they are not occluded."""
-    room = ROOM.rendered(VIEWS, *SIZE)
-    (folder / "images").mkdir(parents=True)
-    for k, view in enumerate(room.views):
-        grey = np.round(view.grey * 255).astype(np.uint8)
-        Image.fromarray(np.stack([grey, grey // 2 + 60, 255 - grey], -1)).save(folder / "images" / f"view_{k}.png")
-    rng = np.random.default_rng(0)
-    xyz = []
-    for view, depth in zip(room.views[:3], room.depths[:3], strict=True):
-        row, column = rng.integers(0, SIZE[0], 120), rng.integers(0, SIZE[1], 120)
-        xyz_cam = np.stack([column + 0.5, row + 0.5, np.ones(120)], 1) @ np.linalg.inv(view.K).T * depth[row, column][:, None]
-        xyz.append((xyz_cam - view.world_to_cam[:3, 3]) @ view.world_to_cam[:3, :3])
-    points = np.concatenate(xyz)
-    images, tracks = {}, [[] for _ in points]
-    for k, (view, depth) in enumerate(zip(room.views, room.depths, strict=True)):
-        uvw = (points @ view.world_to_cam[:3, :3].T + view.world_to_cam[:3, 3]) @ view.K.T
-        uv = uvw[:, :2] / uvw[:, 2:]
-        inside = (uvw[:, 2] > 0) & (uv >= 0).all(1) & (uv < SIZE[::-1]).all(1)
-        row, column = (np.where(inside, part, 0).astype(int) for part in (uv[:, 1], uv[:, 0]))
-        shown = np.flatnonzero(inside & (np.abs(depth[row, column] / uvw[:, 2] - 1) < 0.02))
-        for place, j in enumerate(shown):
-            tracks[j].append((k + 1, place))
-        images[k + 1] = (f"view_{k}.png", view.world_to_cam, uv[shown], [int(j) + 1 for j in shown])
-    K = room.views[0].K
-    camera = Camera(model="PINHOLE", width=SIZE[1], height=SIZE[0], params=[K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
-    (folder / "sparse" / "0").mkdir(parents=True)
-    write_text(folder / "sparse" / "0", camera, images, {j + 1: (points[j], (200, 100, 50), track) for j, track in enumerate(tracks)})
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
     """The scene, with the cloud that the first call made: all views but the last train, and its photo cannot be read."""
     folder = tmp_path_factory.mktemp("dense") / "room"
-    write_scene(folder)
+    write(folder)
     (folder / "images" / "view_7.png").write_bytes((folder / "images" / "view_7.png").read_bytes()[:300])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["prepare", "dense", str(folder), "val_indices=[]", "holdout_indices=[7]", "keep_depth=true"])
