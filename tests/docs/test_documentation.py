@@ -22,7 +22,7 @@ from npbgpp.__main__ import COMMANDS
 from npbgpp.__main__ import main as npbgpp_main
 from npbgpp.errors import InputError
 
-from ..helpers.layouts import colmap
+from ..helpers.layouts import textured_colmap
 from ..helpers.scenes import write_dtu
 from ..run_folders import REPOSITORY, remember
 
@@ -135,8 +135,7 @@ def test_commands_run_in_order(tiny_root, tmp_path, run_line, monkeypatch):
     shutil.copytree(tiny_root / "ball", tmp_path / "example" / "still_life")
     shutil.copytree(REPOSITORY / "example" / "hair", tmp_path / "example" / "hair")
     write_dtu(tmp_path / "data" / "DTU_masked" / "scan65", views=49, size=(32, 48))
-    colmap.write(tmp_path / "data" / "my_scene", views=20, size=(48, 64))
-    (tmp_path / "data" / "my_scene" / "mvs_pc.ply").unlink()
+    textured_colmap.write(tmp_path / "data" / "my_scene")
     written = commands([*RUN_ORDER, *(name for name in OWN if name not in RUN_ORDER)])
     written = [c for c in written if c.startswith(("npbgpp ", "python train_net.py", "python example/")) and c != "npbgpp demo"]
     if find_spec("viser") is None:  # an extra
