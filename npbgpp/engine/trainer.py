@@ -78,7 +78,7 @@ class _TranslatedKeys:
     plugins: Any
     requeue_signal: str | None
     resume_from_checkpoint: str | None
-    rendezvous_seconds: float = 600.0
+    rendezvous_seconds: float = 600.0  # configs of runs of earlier versions do not have it
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class TrainerPlan:
     checkpoint: str | None
     monitor_devices: bool
     summary_depth: int | None
-    requeue_signal: str | None = None
-    rendezvous_seconds: float = 600.0
+    requeue_signal: str | None
+    rendezvous_seconds: float
 
     def build(self, **further: Any) -> Trainer:
         """The Trainer, with further arguments. Raises InputError when Lightning refuses the configuration."""

@@ -26,7 +26,7 @@ from scipy.spatial.transform import Rotation
 
 from npbgpp.core.config import typed
 from npbgpp.core.files import write_atomically
-from npbgpp.data import ColmapModel
+from npbgpp.data import ColmapModel, ModelImage
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras, common_up
 from npbgpp.prepare.photo_import import ImportedPhoto, panorama_rotations
@@ -590,28 +590,7 @@ class PoseEstimator:
                 f"poses={folder}: expected poses of the photos, got {len(found)} of {len(self.photos)} (the model has {listing(list(poses), 3)}); its photos need "
                 "the names of the files"
             )
-        database = self.database
-        model = pycolmap.Reconstruction()
-        with closing(pycolmap.Database.open(database.path)) as stored:
-            images, cameras = stored.read_all_images(), stored.read_all_cameras()
-        for camera in cameras:
-            lenses = [given.lenses[found[i.name].camera] for i in images if i.camera_id == camera.camera_id and i.name in found]
-            for lens in lenses:
-                if abs(lens.image_size[1] * camera.height / lens.image_size[0] - camera.width) > 0.02 * camera.width:
-                    raise InputError(
-                        f"poses={folder}: expected cameras of the aspect ratio of the photos ({camera.width}x{camera.height}), got "
-                        f"{lens.image_size[1]}x{lens.image_size[0]}; export the model for the upright photos"
-                    )
-            if lenses:
-                focal = float(np.median([sum(lens.focal_length) / 2 * camera.width / lens.image_size[1] for lens in lenses]))
-                camera.params = [focal if k in camera.focal_length_idxs() else value for k, value in enumerate(camera.params)]
-            model.add_camera_with_trivial_rig(camera)
-        for image in images:
-            if image.name in found:
-                pose = found[image.name].world_to_cam.numpy()
-                model.add_image_with_trivial_frame(
-                    pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image.image_id), pycolmap.Rigid3d(pose[:3])
-                )
+        model = self._posed(folder, given, found)
         start, progress = time.perf_counter(), self.stage("adjusting the poses")
         adjustment = pycolmap.BundleAdjustmentOptions()
         adjustment.print_summary = False
@@ -625,7 +604,7 @@ class PoseEstimator:
             progress(rounds["done"], len(_ADJUSTED_ERRORS_PX))
 
         for error_px in _ADJUSTED_ERRORS_PX:
-            mapping = self._options(database)
+            mapping = self._options(self.database)
             mapping.mapper.filter_max_reproj_error = error_px
             mapping.triangulation.merge_max_reproj_error = mapping.triangulation.complete_max_reproj_error = error_px
             mapping.triangulation.create_max_angle_error = mapping.triangulation.continue_max_angle_error = error_px / 2
@@ -633,7 +612,7 @@ class PoseEstimator:
                 pycolmap.triangulate_points,
                 report,
                 reconstruction=model,
-                database_path=database.path,
+                database_path=self.database.path,
                 image_path=self.images,
                 output_path=out,
                 options=mapping,
@@ -660,6 +639,33 @@ class PoseEstimator:
         seconds = round(time.perf_counter() - start, 1)
         error_px = float(model.compute_mean_reprojection_error())
         return PoseResult(out, names, left_out, model.num_points3D(), error_px, (("given poses, adjusted", len(names), seconds),), ())
+
+    def _posed(self, folder: Path, given: ColmapModel, found: Mapping[str, ModelImage]) -> Any:
+        """A reconstruction without points, with the given poses and focal lengths. Raises InputError for photos of another aspect ratio."""
+        import pycolmap
+
+        model = pycolmap.Reconstruction()
+        with closing(pycolmap.Database.open(self.database.path)) as stored:
+            images, cameras = stored.read_all_images(), stored.read_all_cameras()
+        for camera in cameras:
+            lenses = [given.lenses[found[i.name].camera] for i in images if i.camera_id == camera.camera_id and i.name in found]
+            for lens in lenses:
+                if abs(lens.image_size[1] * camera.height / lens.image_size[0] - camera.width) > 0.02 * camera.width:
+                    raise InputError(
+                        f"poses={folder}: expected cameras of the aspect ratio of the photos ({camera.width}x{camera.height}), got "
+                        f"{lens.image_size[1]}x{lens.image_size[0]}; export the model for the upright photos"
+                    )
+            if lenses:
+                focal = float(np.median([sum(lens.focal_length) / 2 * camera.width / lens.image_size[1] for lens in lenses]))
+                camera.params = [focal if k in camera.focal_length_idxs() else value for k, value in enumerate(camera.params)]
+            model.add_camera_with_trivial_rig(camera)
+        for image in images:
+            if image.name in found:
+                pose = found[image.name].world_to_cam.numpy()
+                model.add_image_with_trivial_frame(
+                    pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image.image_id), pycolmap.Rigid3d(pose[:3])
+                )
+        return model
 
 
 def _silence_colmap(seed: int) -> None:

@@ -15,6 +15,7 @@ from npbgpp.geometry import PointCloud, write_ply
 from npbgpp.prepare.photo_poses import Similarity
 from npbgpp.prepare.photos_manifest import PhotosManifest, ScenePhoto
 
+from ..helpers.commands import exit_of
 from ..helpers.layouts import colmap
 
 VIEWS = 12
@@ -94,18 +95,8 @@ def stages(monkeypatch, tmp_path) -> Stages:
     return found
 
 
-def call(monkeypatch, *arguments: str) -> object:
-    """Exit code or message."""
-    monkeypatch.setattr(sys, "argv", ["auto", *arguments])
-    try:
-        auto.main()
-    except SystemExit as ended:
-        return ended.code
-    return 0
-
-
 def test_stages_in_order(stages, monkeypatch, tmp_path):
-    assert call(monkeypatch, "photos", "out=there", "minutes=10", "size=32") == 0
+    assert exit_of(auto.main, monkeypatch, "photos", "out=there", "minutes=10", "size=32") == 0
     assert stages.done == ["poses", "cloud", "train gaussians_speed", "train gaussians", "render gaussians_film"]
     assert stages.keys["experiment"] == "gaussians_quick" and stages.keys["datasets.downscale"] == "2" and stages.keys["resume"] == "auto"
     steps = int(stages.keys["datasets.train_num_samples"])
@@ -117,10 +108,10 @@ def test_stages_in_order(stages, monkeypatch, tmp_path):
 
 
 def test_a_second_call_repeats_nothing(stages, monkeypatch, tmp_path):
-    call(monkeypatch, "photos", "out=there")
+    exit_of(auto.main, monkeypatch, "photos", "out=there")
     stages.done.clear()
-    assert call(monkeypatch, "photos", "out=there") == 0 and stages.done == ["cloud"]  # this cloud has no manifest
-    assert call(monkeypatch, "photos", "out=there", "system=npbg") == 0
+    assert exit_of(auto.main, monkeypatch, "photos", "out=there") == 0 and stages.done == ["cloud"]  # this cloud has no manifest
+    assert exit_of(auto.main, monkeypatch, "photos", "out=there", "system=npbg") == 0
     assert stages.done[-3:] == ["train npbg_speed", "train npbg", "render npbg_film"]
 
 
@@ -128,11 +119,11 @@ def test_a_second_call_repeats_nothing(stages, monkeypatch, tmp_path):
 def test_a_stage_that_failed_is_repeated(stages, monkeypatch, tmp_path, stage):
     """A training continues with the number of steps that was chosen before."""
     stages.fails_at = stage
-    assert call(monkeypatch, "photos", "out=there") == 75 and not (tmp_path / "there" / "report.html").exists()
+    assert exit_of(auto.main, monkeypatch, "photos", "out=there") == 75 and not (tmp_path / "there" / "report.html").exists()
     steps = json.loads((tmp_path / "there" / "gaussians.json").read_text())["steps"]
     stages.fails_at = None
     stages.done.clear()
-    assert call(monkeypatch, "photos", "out=there") == 0
+    assert exit_of(auto.main, monkeypatch, "photos", "out=there") == 0
     assert stages.done[-1] == "render gaussians_film" and "train gaussians_speed" not in stages.done
     assert int(stages.keys["datasets.train_num_samples"]) == steps
 
@@ -150,7 +141,7 @@ def test_film_of_cameras_on_one_side(stages, monkeypatch, tmp_path):
         PhotosManifest(**{**manifest.__dict__, "photos": kept}).write(settings.scene)
 
     monkeypatch.setattr("npbgpp.prepare.photos.prepare_photos", half)
-    assert call(monkeypatch, "photos", "out=there") == 0
+    assert exit_of(auto.main, monkeypatch, "photos", "out=there") == 0
     assert stages.film[1] == "path=interpolate" and stages.film[2] == "views=[0,1,2,3,4,5]"
 
 
@@ -167,12 +158,12 @@ def test_film_of_cameras_on_one_side(stages, monkeypatch, tmp_path):
 def test_refusals(stages, monkeypatch, tmp_path, arguments, named):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
-    message = call(monkeypatch, *arguments)
+    message = exit_of(auto.main, monkeypatch, *arguments)
     assert str(message).startswith("error: ") and named in str(message) and not stages.done
 
 
 def test_results_of_other_keys_are_kept(stages, monkeypatch, tmp_path):
-    call(monkeypatch, "photos", "out=there")
+    exit_of(auto.main, monkeypatch, "photos", "out=there")
     shutil.copytree(tmp_path / "photos", tmp_path / "others")
     for arguments in (["others", "out=there"], ["photos", "out=there", "minutes=3"]):
-        assert "choose another folder" in str(call(monkeypatch, *arguments))
+        assert "choose another folder" in str(exit_of(auto.main, monkeypatch, *arguments))

@@ -7,6 +7,8 @@ import pytest
 
 from npbgpp import demo
 
+from ..helpers.commands import exit_of
+
 
 @pytest.fixture
 def started(monkeypatch) -> list[list[str]]:
@@ -22,20 +24,10 @@ def started(monkeypatch) -> list[list[str]]:
     return found
 
 
-def call(monkeypatch, *arguments: str) -> object:
-    """Runs the command; returns its exit code or message."""
-    monkeypatch.setattr(sys, "argv", ["demo", *arguments])
-    try:
-        demo.main()
-    except SystemExit as ended:
-        return ended.code
-    return 0
-
-
 @pytest.mark.parametrize(("arguments", "out"), [((), "experiments/demo"), (("out=there",), "there")])
 def test_trainings_comparison_and_video(started, monkeypatch, capsys, arguments, out):
     overrides = ["trainer.max_epochs=1", "seed=3"]
-    assert call(monkeypatch, overrides[0], *arguments, overrides[1]) == 0
+    assert exit_of(demo.main, monkeypatch, overrides[0], *arguments, overrides[1]) == 0
     assert started == [
         ["train", "experiment=demo_gaussians", f"hydra.run.dir={out}/gaussians", *overrides],
         ["train", "experiment=demo_npbg", f"hydra.run.dir={out}/npbg", *overrides],
@@ -48,7 +40,7 @@ def test_trainings_comparison_and_video(started, monkeypatch, capsys, arguments,
 
 
 def test_the_first_failure_ends_it(started, monkeypatch):
-    assert call(monkeypatch, "out=bad") == 3
+    assert exit_of(demo.main, monkeypatch, "out=bad") == 3
     assert [arguments[0] for arguments in started] == ["train", "train", "train", "compare"]
 
 
@@ -61,15 +53,15 @@ def test_the_first_failure_ends_it(started, monkeypatch):
     ],
 )
 def test_mistakes_are_named_before_anything_starts(started, monkeypatch, argument, named):
-    message = str(call(monkeypatch, argument))
+    message = str(exit_of(demo.main, monkeypatch, argument))
     assert message.startswith("error: ") and argument.partition("=")[0] in message and named in message and not started
 
 
 def test_without_the_example_scene(started, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "project_folder", lambda: tmp_path)
-    assert "example/still_life" in str(call(monkeypatch)) and not started
+    assert "example/still_life" in str(exit_of(demo.main, monkeypatch)) and not started
 
 
 def test_help(started, monkeypatch, capsys):
-    assert call(monkeypatch, "--help") == 0 and not started
+    assert exit_of(demo.main, monkeypatch, "--help") == 0 and not started
     assert "out=experiments/demo" in capsys.readouterr().out

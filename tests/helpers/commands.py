@@ -38,3 +38,13 @@ class Command:
         message = str(caught.value.code)
         assert message.startswith("error: ") and "\n" not in message.strip()
         return message
+
+
+def exit_of(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    """Runs a command; returns its exit code or message, 0 where it ends without one."""
+    monkeypatch.setattr(sys, "argv", ["npbgpp", *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code
+    return 0

@@ -377,6 +377,18 @@ def test_photos_of_two_scenes(prepare, tmp_path):
     assert any("other models" in warning for warning in PhotosManifest.read(tmp_path / "scene").warnings)
 
 
+def estimated(good: Path, work: Path, features: int) -> photo_poses.PoseResult:
+    """Poses of the imported photos of the good scene, in a folder of its own."""
+    journal = [json.loads(line) for line in (good / "scene" / "reconstruction" / "photos.jsonl").read_text().splitlines()[1:]]
+    imported = [photo_poses.ImportedPhoto(**photo) for record in journal for photo in record["photos"]]
+    options = photo_poses.PoseOptions("SIMPLE_RADIAL", features, sequential=True, retries=True, seed=0)
+    images = good / "scene" / "images"
+    estimator = photo_poses.PoseEstimator(
+        work, images, work / "masks", imported, options, lambda name: lambda done, total: None, lambda line: None
+    )
+    return estimator.estimate()
+
+
 # ------------------------------------------------------------------ retries
 def test_ladder_of_retries(good, tmp_path, monkeypatch):
     """Each way is tried while too few photos are registered; the best one is kept, also if it is not the last."""
@@ -390,14 +402,7 @@ def test_ladder_of_retries(good, tmp_path, monkeypatch):
         return photo_poses.Attempt(name, database.path.name, (names,), (f"{name}/0",), (100,), (0.5,), 1.0)
 
     monkeypatch.setattr(photo_poses.PoseEstimator, "_attempt", attempt)
-    journal = [json.loads(line) for line in (good / "scene" / "reconstruction" / "photos.jsonl").read_text().splitlines()[1:]]
-    imported = [photo_poses.ImportedPhoto(**photo) for record in journal for photo in record["photos"]]
-    options = photo_poses.PoseOptions("SIMPLE_RADIAL", 500, sequential=True, retries=True, seed=0)
-    images = good / "scene" / "images"
-    estimator = photo_poses.PoseEstimator(
-        tmp_path, images, tmp_path / "masks", imported, options, lambda name: lambda done, total: None, lambda line: None
-    )
-    result = estimator.estimate()
+    result = estimated(good, tmp_path, features=500)
     assert len(result.registered) == 5 and result.model.parent.name == "more and affine features"
     assert tried == [
         *("incremental mapping", "all pairs matched", "more and affine features"),
@@ -410,14 +415,7 @@ def test_ladder_of_retries(good, tmp_path, monkeypatch):
 def test_every_retry_works(good, tmp_path, monkeypatch):
     """All ways of mapping give the same poses on good photos."""
     monkeypatch.setattr(photo_poses, "ENOUGH", 2.0)
-    journal = [json.loads(line) for line in (good / "scene" / "reconstruction" / "photos.jsonl").read_text().splitlines()[1:]]
-    imported = [photo_poses.ImportedPhoto(**photo) for record in journal for photo in record["photos"]]
-    options = photo_poses.PoseOptions("SIMPLE_RADIAL", 1000, sequential=True, retries=True, seed=0)
-    images = good / "scene" / "images"
-    estimator = photo_poses.PoseEstimator(
-        tmp_path, images, tmp_path / "masks", imported, options, lambda name: lambda done, total: None, lambda line: None
-    )
-    result = estimator.estimate()
+    result = estimated(good, tmp_path, features=1000)
     assert len(result.attempts) == 7 and all(count == COUNT for _, count, _ in result.attempts)
 
 
