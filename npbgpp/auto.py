@@ -116,18 +116,19 @@ def _remember(settings: AutoSettings, out: Path) -> None:
     path = out / "auto.json"
     values = {name: str(value) for name, value in asdict(settings).items() if name not in ("out", "system")}
     values["photos"] = str(settings.photos.expanduser().absolute())
-    if path.is_file():
+    others = [entry for entry in out.iterdir() if entry != path] if out.is_dir() else []
+    if path.is_file() and others:
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, value in values.items():
             if found.get(name) != value:
                 raise InputError(
                     f"out={out}: has results of {name}={found.get(name)}, got {name}={value}; choose another folder with out=<folder>"
                 )
-    elif out.is_dir() and any(out.iterdir()):
+    elif others:
         raise InputError(
             f"out={out}: expected a new folder, or one of an earlier call of npbgpp auto, got one with other files; choose another"
         )
-    else:
+    else:  # new, or of a call that ended before it had results
         write_atomically(path, lambda file: file.write(json.dumps(values, indent=1).encode()))
 
 

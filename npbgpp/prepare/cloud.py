@@ -14,6 +14,8 @@ from npbgpp.geometry import PointCloud, write_ply
 from npbgpp.parsers.colmap import photos_of_model
 from npbgpp.prepare.dense import DenseOptions, dense_points, write_visibility
 from npbgpp.prepare.depth_fusion import check_voxel, decimate, fuse_depth
+from npbgpp.prepare.photos_manifest import PhotosManifest
+from npbgpp.prepare.photos_report import CLOUD, write_report
 from npbgpp.prepare.settings import CloudSettings, DenseSettings
 from npbgpp.prepare.triangulation import triangulate_points
 from npbgpp.prepare.visual_hull import masks_carve, visual_hull
@@ -189,3 +191,6 @@ def _write_cloud(path: Path, points: PointCloud, scene: Scene, normals: np.ndarr
     )
     manifest.write(path)
     log.info("%d points: %s; manifest: %s", len(points), path, manifest_path(path))
+    photos = PhotosManifest.read(path.parent) if path.name == CLOUD else None
+    if photos is not None:  # its report shows the cloud
+        write_report(path.parent, photos)

@@ -530,8 +530,8 @@ class PoseEstimator:
                 "neighbouring photos with at least 60 % overlap"
             )
         return (
-            f"photos: expected photos from different places, COLMAP found no pose for {len(self.photos)} photos although {len(links)} pairs match; move "
-            "sideways between photos, turning the camera in one place shows no depth"
+            f"photos: expected photos from different places, COLMAP found no pose for {len(self.photos)} photos although some match (pairs: {len(links)}); take 20 "
+            "or more, and move sideways between them: turning the camera in one place shows no depth"
         )
 
     def _left_out(self, attempt: Attempt, database: Database) -> dict[str, str]:

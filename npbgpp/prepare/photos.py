@@ -103,12 +103,13 @@ def prepare_photos(settings: PhotoSettings, command: str) -> PhotosManifest:
         scene,
     )
     for photo in manifest.photos:
-        if not photo.registered:
+        if not photo.registered and photo.source not in failures:  # the others are named above
             log.info("left out: %s: %s", photo.source, photo.reason)
     for warning in manifest.warnings:
         log.warning("problem: %s", warning)
     write_report(scene, manifest)
     log.info("report: %s; contact sheet: %s", scene / "report.html", scene / "report.png")
+    log.info("next, a dense cloud: npbgpp prepare dense %s", settings.scene)
     return manifest
 
 
@@ -233,7 +234,9 @@ def _import(settings: PhotoSettings, source: PhotoSource, scene: Path, stages: _
     failures = {of.rpartition(" | ")[0]: reason for of in wanted if (reason := journal.failure(of)) is not None}
     cameras = len({photo.camera for photo in photos})
     known = sum(photo.focal_px is not None for photo in photos)
-    log.info("photos: %d read, %d left out, %d cameras, %d with a focal length", len(photos), len(failures), cameras, known)
+    log.info("photos: %d read, %d left out; cameras: %d; focal length from EXIF data: %d", len(photos), len(failures), cameras, known)
+    for name, reason in failures.items():
+        log.info("left out: %s: %s", name, reason)
     if source.ignored:
         log.info("other files, which are not used: %s", listing(source.ignored))
     return photos, failures

@@ -162,6 +162,12 @@ def test_refusals(stages, monkeypatch, tmp_path, arguments, named):
     assert str(message).startswith("error: ") and named in str(message) and not stages.done
 
 
+def test_a_call_without_results_does_not_bind_the_next(stages, monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "expected" in str(exit_of(auto.main, monkeypatch, "empty", "out=there"))
+    assert exit_of(auto.main, monkeypatch, "photos", "out=there", "minutes=3") == 0
+
+
 def test_results_of_other_keys_are_kept(stages, monkeypatch, tmp_path):
     exit_of(auto.main, monkeypatch, "photos", "out=there")
     shutil.copytree(tmp_path / "photos", tmp_path / "others")
