@@ -64,6 +64,7 @@ class EvaluationWriter(Callback):
         self.save_images, self.transform, self.film = save_images, transform, film
         self._scores: dict[str, dict[str, _Scored]] = {}
         self._rows: dict[str, list[EvaluationRow]] = {}
+        self._lpips_noted = False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins an evaluation."""
@@ -183,8 +184,9 @@ class EvaluationWriter(Callback):
             extra = {key: summary[name][key] for view in views.values() for key in view.extra}
             if extra:
                 log.info("%s, further scores: %s", name, ", ".join(_described(extra)))
-        if any(row["lpips"] is None for row in summary.values()):
-            log.info("LPIPS %s", self.metrics.protocol().lpips)
+        if any(row["lpips"] is None for row in summary.values()) and not self._lpips_noted:
+            self._lpips_noted = True
+            log.info("LPIPS needs the weights of VGG-16, which are not here; metrics.json says where they were looked for")
         log.info(
             "pictures: %s; contact sheet: %s; numbers: %s",
             self.run_dir / "rendered",

@@ -124,20 +124,31 @@ class LoadReport:
 
 
 def find_weights(path: str, search_paths: SearchPaths, key: str = "weights_path") -> Path:
-    """The checkpoint file at a path relative to the launch folder; ``/result/checkpoints/``, a known slip, is read as ``/checkpoints/``.
+    """The checkpoint file at a path relative to the launch folder, or the weights of that name that come with the project.
+
+    ``/result/checkpoints/``, a known slip, is read as ``/checkpoints/``.
 
     Raises:
-        InputError: no such file; the message names ``key``.
+        InputError: no such file, or shipped weights without their card; the message names ``key``.
     """
     found = search_paths.output(path)
     if found.is_file():
         return found
+    shipped = search_paths.project / "checkpoints" / f"{path}.safetensors"
+    if shipped.parent == search_paths.project / "checkpoints" and shipped.is_file():
+        card = shipped.with_suffix(".md")
+        if not card.is_file():
+            raise InputError(
+                f"{key}={path}: expected the card of these weights beside them, there is none at {card}; install the project again"
+            )
+        return shipped
     mended = Path(str(found).replace("/result/checkpoints/", "/checkpoints/"))
     if mended != found and mended.is_file():
         log.warning("%s: %s does not exist, using %s", key, found, mended)
         return mended
     siblings = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
-    close = difflib.get_close_matches(found.name, siblings, n=1)
+    names = [p.stem for p in (search_paths.project / "checkpoints").glob("*.safetensors")] if Path(path).name == path else []
+    close = difflib.get_close_matches(found.name, [*siblings, *names], n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     also = ", or the folder of a run" if key == "resume" else ""
     raise InputError(f"{key}={path}: expected a checkpoint file{also}, there is none at {found}{hint}")

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from npbgpp.errors import InputError
 from npbgpp.nets.blocks import NORMALIZATIONS, choose
+from npbgpp.nets.plain_encoder import PlainEncoder
 from npbgpp.nets.pretrained import PublishedEncoder, find_encoder, read_encoder
 from npbgpp.nets.unet import LAST_ACTIVATIONS, LEVELS, to_fast_layout
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
 STRIDE = 1 << LEVELS
+PLAIN = "plain"
 ENCODER_EXAMPLES = ("spnasnet_100", "resnet18", "efficientnet_b0", "mobilenetv3_large_100", "regnety_008")
 
 
@@ -115,7 +117,7 @@ def encoder_channels(name: str) -> list[int]:
 
 
 class FeatureExtractor(nn.Module):
-    """U-Net with a timm encoder (shipped size: 1 415 088 parameters in the decoder, 128 in `final`).
+    """U-Net with a timm encoder (shipped size: 1 415 088 parameters in the decoder, 128 in `final`), or with the one of `plain_encoder`.
 
     The image is padded symmetrically by replication (odd remainders at the bottom and right) and normalised as `(image - mean) / std` for the encoder.
     Decoder block i has encoder map 4 - i as its skip; the last one has the padded, not normalised image if skip_rgb. A 1x1 convolution without bias yields
@@ -125,7 +127,8 @@ class FeatureExtractor(nn.Module):
 
     Args:
         out_channels: c, including the three channels of append_rgb.
-        encoder: a classifier of timm with feature maps at strides 2, 4, 8, 16 and 32 for any image size.
+        encoder: a classifier of timm with feature maps at strides 2, 4, 8, 16 and 32 for any image size; 'plain' for `PlainEncoder`, which has no published
+            weights.
         pretrained_encoder: normalise for the published weights of the encoder (otherwise `mean` and `std` are 0 and 1), which
             `load_pretrained_encoder` reads. The constructor reads no weights, since a checkpoint may provide them.
         encoder_weights: file with these weights; None searches the caches of timm.
@@ -174,12 +177,20 @@ class FeatureExtractor(nn.Module):
         self.skip_rgb, self.encoder_name = skip_rgb, encoder
         self.pretrained_encoder, self.encoder_weights = pretrained_encoder, encoder_weights
 
-        channels = encoder_channels(encoder)
-        import timm
+        mean, std = (0.0,) * 3, (1.0,) * 3
+        if encoder == PLAIN:
+            if pretrained_encoder:
+                raise InputError(f"pretrained_encoder: expected false with encoder={PLAIN}, which has no published weights, got true.")
+            self.encoder: nn.Module = PlainEncoder()
+            channels = list(self.encoder.channels)
+        else:
+            channels = encoder_channels(encoder)
+            import timm
 
-        self.encoder = timm.create_model(encoder, features_only=True, pretrained=False)
-        config: Any = self.encoder.pretrained_cfg
-        mean, std = (config["mean"], config["std"]) if pretrained_encoder else ((0.0,) * 3, (1.0,) * 3)
+            self.encoder = timm.create_model(encoder, features_only=True, pretrained=False)
+            if pretrained_encoder:
+                config: Any = self.encoder.pretrained_cfg
+                mean, std = config["mean"], config["std"]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.decoder = Decoder(

@@ -1,14 +1,14 @@
 """Scenes reconstructed by COLMAP: a sparse model, and photos in ``images`` or, downscaled, in ``images_8``.
 
 Of several sub-models the largest is used. Each photo has the size and the lens of its camera, and is undistorted when it is read. Masks lie in ``masks``
-(``masks_8`` for ``images_8``): ``x.jpg.png`` as in COLMAP, or ``x.png``, for the photo ``x.jpg``. Views are in natural order of their names.
+(``masks_8`` for ``images_8``); ``npbgpp.parsers.masks`` has their names. Views are in natural order of their names.
 
 Splits: test views 10, 20, ..., validation views 5, 15, ..., as the NPBG++ authors have for 100 views.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jaxtyping import Float
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from npbgpp.data import (
     IMAGE_SUFFIXES,
-    WHITE,
     CloudFile,
     ColmapModel,
     Layout,
@@ -24,7 +23,6 @@ from npbgpp.data import (
     ModelImage,
     Scene,
     View,
-    check_mask_size,
     find_models,
     fitted,
     image_size,
@@ -37,7 +35,8 @@ from npbgpp.data import (
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
 from npbgpp.parsers.alpha import with_alpha
-from npbgpp.parsers.posed_photos import files_by_last_parts, without_suffix
+from npbgpp.parsers.masks import files_in, find_masks, with_mask, without_suffix
+from npbgpp.parsers.posed_photos import files_by_last_parts
 
 _HELD_OUT, _VALIDATION = "every:10+10", "every:10+5"
 
@@ -60,7 +59,8 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
     model, notes = _largest_model(root)
     photos, photo_notes = _find_photos(images_root, downscale, model)
     places = dict.fromkeys((images_root / photos.folder.name.replace("images", "masks", 1), images_root / "masks"))
-    masks, mask_notes = max((_find_masks(folder, photos, white_bg) for folder in places), key=lambda found: len(found[0]))
+    both = [(image.name, path.relative_to(photos.folder).as_posix()) for image, path in zip(photos.images, photos.files, strict=True)]
+    masks, mask_notes = max((find_masks(folder, both, white_bg) for folder in places), key=lambda found: len(found[0]))
     names = _view_names([image.name for image in photos.images])
     pinholes = _pinholes(model, {image.camera for image in photos.images})
     views = []
@@ -70,8 +70,7 @@ def parse_colmap(root: Path, images_root: Path, name: str, cloud: CloudFile, dow
         camera = Cameras.from_opencv(image.world_to_cam.float()[None], focal_length, principal_point, lens.image_size)
         view = View(names[k], path, camera, lens=lens if lens.distorts else None)
         if masks:
-            check_mask_size(masks[k], path)
-            view = replace(view, mask=masks[k], background=WHITE if white_bg else None)
+            view = with_mask(view, masks[k], white_bg)
         views.append(fitted(view, downscale))
     found, alpha_notes = with_alpha(views, white_bg)
     return Scene(
@@ -117,7 +116,7 @@ class _Photos:
     def of(cls, folder: Path, model: ColmapModel) -> "_Photos":
         """Matches photos to files by name, else by name without suffix (.png for .jpg), else by the last parts of their names, if that is unambiguous."""
         names = [image.name for image in model.images]
-        files = _files(folder, names)
+        files = files_in(folder, names)
         found = {name: files[name] for name in names if name in files}
         spare = {name: path for name, path in files.items() if path.suffix.lower() in IMAGE_SUFFIXES and name not in found}
         by_stem = {without_suffix(name): name for name in sorted(spare, reverse=True)}
@@ -163,31 +162,6 @@ def _find_photos(images_root: Path, downscale: float, model: ColmapModel) -> tup
             f"{len(photos.others)} of {count + len(photos.others)} photos are not registered and are left out: {listing(photos.others)}"
         )
     return photos, tuple(notes)
-
-
-def _find_masks(folder: Path, photos: _Photos, white_bg: bool) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """One mask per photo, or none at all if some photo has none; and a note."""
-    names = [(image.name, path.relative_to(photos.folder).as_posix()) for image, path in zip(photos.images, photos.files, strict=True)]
-    files = _files(folder, [name for both in names for name in both])
-    masks: list[Path] = []
-    for both in names:
-        stems = [without_suffix(name) for name in both]
-        rules = [f"{name}.png" for name in both] + [stem + suffix for suffix in IMAGE_SUFFIXES for stem in stems]
-        masks += [files[rule] for rule in rules if rule in files][:1]
-    if len(masks) == len(names):
-        return tuple(masks), (f"the photos are white outside the masks in {folder.name}",) if white_bg else ()
-    return (), (f"{len(masks)} of {len(names)} photos have a mask in {folder.name}: no mask is used",) if masks else ()
-
-
-def _files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Files in the folders of these names, by their name relative to ``folder``; hidden files are ignored."""
-    files = {}
-    for place in dict.fromkeys((PurePosixPath(), *(PurePosixPath(name).parent for name in names))):
-        try:
-            files.update({str(place / path.name): path for path in sorted((folder / place).iterdir()) if not path.name.startswith(".")})
-        except OSError:
-            continue  # reported by the caller as photos without file
-    return files
 
 
 def _view_names(names: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 Splits: test views 0, 8, 16, ..., validation views 4, 12, 20, ...
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from npbgpp.data import IMAGE_SUFFIXES, CloudFile, Lens, Scene, View, check_rigi
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import cam_to_world_from, far_offset
 from npbgpp.parsers.alpha import with_alpha
+from npbgpp.parsers.masks import find_masks, with_mask, without_suffix
 from npbgpp.parsers.transforms_file import frame_camera, view_name
 
 _FEWEST = 2  # photos
@@ -61,12 +61,14 @@ def posed_scene(
         folder: that has the photos, in folders or not.
         photos: photos with a pose.
         cloud: point cloud of the scene.
-        white_bg: white where photos are transparent; otherwise keep the stored colours.
+        white_bg: white outside the masks, if there are masks, and where photos are transparent; otherwise keep the stored colours.
         points: points of the file.
         notes: remarks.
 
+    Masks lie in ``masks`` beside the folder of the photos, or in it where the photos lie in the folder of the scene.
+
     Raises:
-        InputError: fewer than two photos with a file, several of one name, an invalid pose or lens.
+        InputError: fewer than two photos with a file, several of one name, an invalid pose or lens, a mask of another aspect ratio.
     """
     for photo in photos:
         check_rigid(photo.cam_to_world, f"{file}: {photo.name}")
@@ -91,10 +93,15 @@ def posed_scene(
     twice = sorted(view for view, count in Counter(view.name for view in views).items() if count > 1)
     if twice:
         raise InputError(f"{file}: expected photos whose names differ without suffix, got several of {listing(twice)}; rename the photos")
+    relative = [view.image.relative_to(folder).as_posix() for view in views]
+    beside = folder if folder == file.parent else folder.parent
+    masks, mask_notes = find_masks(beside / "masks", [(name, name) for name in relative], white_bg)
+    if masks:
+        views = [with_mask(view, mask, white_bg) for view, mask in zip(views, masks, strict=True)]
     left_out = [f"{len(absent)} of {len(photos)} cameras have no photo and are left out: {listing(absent)}"] if absent else []
     found, alpha_notes = with_alpha(views, white_bg)
     splits = rule_splits(len(found), "every:8", "every:8+4")
-    return Scene(name, found, splits, cloud, carried_points=points, notes=(*notes, *left_out, *alpha_notes)).reduced_by(offset)
+    return Scene(name, found, splits, cloud, carried_points=points, notes=(*notes, *left_out, *mask_notes, *alpha_notes)).reduced_by(offset)
 
 
 def files_by_last_parts(names: Sequence[str], folder: Path, taken: set[Path]) -> dict[str, Path]:
@@ -119,8 +126,3 @@ def files_by_last_parts(names: Sequence[str], folder: Path, taken: set[Path]) ->
             found[name] = best[0]
     claims = Counter(found.values())
     return {name: path for name, path in found.items() if claims[path] == 1}
-
-
-def without_suffix(name: str) -> str:
-    """Without the suffix of an image: 2021.05.00 has none."""
-    return re.sub(r"\.[A-Za-z][A-Za-z0-9]{0,4}$", "", name)

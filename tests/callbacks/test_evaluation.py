@@ -1,6 +1,7 @@
 """metrics.json, the written images and the contact sheet of an evaluation."""
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def test_metrics_and_contact_sheet(tested):
         assert scores[mean] == pytest.approx(sum(view[key] for view in scores["per_view"].values()) / 2)
     with Image.open(tested / "report.png") as sheet:
         assert sheet.size == (1064, 64 + 2 * 286)
+
+
+def test_missing_lpips_weights_are_noted_once(run_here, caplog, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    with caplog.at_level(logging.INFO):
+        run_here("test_after_fit=true")  # a validation and a test
+    assert sum("LPIPS" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_scores_match_the_written_images(tested):

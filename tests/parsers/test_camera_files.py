@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from npbgpp.data import CloudFile, Scene
+from npbgpp.data import CloudFile, Scene, read_photo
 from npbgpp.errors import InputError
 from npbgpp.parsers import read_scene, recognise, with_cloud
 
@@ -71,6 +72,32 @@ def test_undistorted_photos_of_metashape(tmp_path):
     move("images", "images_undistorted")(tmp_path / "scene")
     scene = parse(tmp_path / "scene")
     assert all(view.lens is None for view in scene.views) and projection_errors(scene).abs().max() < 1
+
+
+@pytest.mark.parametrize("write", [write_bundler, write_metashape, write_reality_capture])
+@pytest.mark.parametrize("in_root", [False, True], ids=["images", "root"])
+@pytest.mark.parametrize("name", ["{stem}.png", "{stem}_mask.png", "{stem}.png.png"])
+def test_masks_beside_the_photos_are_used(tmp_path, write, in_root, name):
+    scene_folder = tmp_path / "scene"
+    write(scene_folder, 3, SIZE)
+    if in_root:
+        for photo in sorted((scene_folder / "images").iterdir()):
+            photo.rename(scene_folder / photo.name)
+        (scene_folder / "images").rmdir()
+    assert all(view.mask is None for view in parse(scene_folder).views)
+    (scene_folder / "masks").mkdir()
+    half = np.zeros((*SIZE, 1), np.uint8).squeeze(-1)
+    half[:, : SIZE[1] // 2] = 255
+    for k in range(3):
+        path = scene_folder / "masks" / name.format(stem=f"view_{k}")
+        Image.fromarray(half).save(path)
+    scene = parse(scene_folder)
+    photo = read_photo(scene.views[1])
+    assert photo.mask is not None and torch.equal(photo.mask[0], torch.from_numpy(half))
+    assert (photo.image[:, :, SIZE[1] // 2 :] == 255).all() and not (photo.image[:, :, : SIZE[1] // 2] == 255).all()
+    path.unlink()  # one photo without a mask
+    scene = parse(scene_folder)
+    assert all(view.mask is None for view in scene.views) and any("mask" in note for note in scene.notes)
 
 
 def test_points_of_bundler_are_carried(tmp_path):
