@@ -62,9 +62,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         # torch.save masks the error of the disk with a RuntimeError about file positions
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         kept = "the file that was there before is unchanged" if path.exists() else "no file was left behind"
-        raise InputError(
-            f"{path}: cannot be written ({reason}); {kept}: free space or choose another folder with out=, in a training with hydra.run.dir="
-        ) from error
+        raise InputError(f"{path}: cannot be written ({reason}); {kept}: free space, or choose a folder that can be written to") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

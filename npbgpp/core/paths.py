@@ -1,5 +1,7 @@
 """Folders of the installation, and relative paths of a config; neither depends on the working directory of the process."""
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,18 @@ def conf_folder() -> Path:
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: expected config.yaml and its groups, which come with npbgpp; reinstall the package")
     return folder
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Creates a folder if it does not exist. Raises InputError that names ``key`` where no file can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))  # on a full disk, an empty file can still be created
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise InputError(f"{key}={folder}: expected a writable folder, got {error}; free space or choose another one") from error
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ Hydra builds these callbacks before it has parsed the command line, so modules t
 """
 
 import logging
-import os
 import sys
-import tempfile
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from npbgpp.compare.runs import FAILURE, read_runs, runs_below
+from npbgpp.core.paths import require_writable
 from npbgpp.core.run_folder import is_first_process, lock_run_folder, remove_parts, require_no_run
 from npbgpp.errors import InputError
 
@@ -31,10 +30,10 @@ class WritableRunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
-        _require_writable(folder, "hydra.run.dir")
-        if not is_first_process():
-            return
         try:
+            require_writable(folder, "hydra.run.dir")
+            if not is_first_process():
+                return
             lock_run_folder(folder, "hydra.run.dir")
             goes_on = any((config.get("resume"), config.get("eval_only"), config.get("trainer", {}).get("resume_from_checkpoint")))
             if not goes_on and not config.get("overwrite"):
@@ -44,22 +43,11 @@ class WritableRunFolder(Callback):
         remove_parts(folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _require_writable(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
         try:
+            require_writable(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
             lock_run_folder(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
         except InputError as error:
             sys.exit(f"error: {error}")
-
-
-def _require_writable(folder: Path, key: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(4096))  # on a full disk, an empty file can still be created
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        sys.exit(f"{key}={folder}: expected a writable folder, got {error}; free space or choose another one")
 
 
 def record_failure(error: Exception, message: str) -> bool:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from npbgpp.core.paths import require_writable
 from npbgpp.data import CloudManifest
 from npbgpp.io import write_png
 from npbgpp.parsers import with_cloud
@@ -29,6 +30,8 @@ def check(settings: CheckSettings) -> int:
     named = settings.pc_name != CheckSettings(scene=settings.scene).pc_name
     if named or scene.cloud.path.exists() or scene.carried_points is not None:
         scene = with_cloud(scene, settings.folder())
+    folder = settings.out or settings.folder() / "check"
+    require_writable(folder, "out")
     manifest = CloudManifest.read(scene.cloud.path)
     report = inspect_scene(scene, settings.near, settings.pictures, manifest.used_views if manifest else ())
     table = Table("property", "value", title=escape(f"scene {report.scene}"))
@@ -38,7 +41,7 @@ def check(settings: CheckSettings) -> int:
     problems = diagnose(report)
     for message in problems.values():
         log.warning("problem: %s", message)
-    path = (settings.out or settings.folder() / "check") / f"{scene.name}.png"
+    path = folder / f"{scene.name}.png"
     write_png(path, check_sheet(scene, report))
     found = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "no problems"
     log.info("%s; contact sheet: %s", found, path)

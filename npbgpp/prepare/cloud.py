@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from npbgpp.core.files import write_atomically
+from npbgpp.core.paths import require_writable
 from npbgpp.data import CloudManifest, ColmapModel, Scene, View, file_sha256, find_models, manifest_path, read_cloud
 from npbgpp.errors import InputError
 from npbgpp.geometry import PointCloud, write_ply
@@ -87,6 +88,7 @@ def _free_path(scene: Scene, settings: CloudSettings | DenseSettings) -> Path:
     path = scene.cloud.path
     if path.exists() and not settings.overwrite:
         raise InputError(f"pc_name={settings.pc_name}: {path} exists; choose another name, or overwrite=true")
+    require_writable(path.parent, "scene")
     CloudManifest.read(path)  # raises now rather than after minutes if another file has the name of the manifest
     return path
 
