@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 DEMO_ARGS ?=
+PRETRAIN_ARGS ?=
 PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 LOCK_ARGS ?=
@@ -21,14 +22,14 @@ CHECK_VERSION := import sys; v = tuple(sys.version_info[:2]); \
 	(3, 10) <= v <= (3, 12) or sys.exit("error: Python 3.10, 3.11 or 3.12 is needed, but %s is %d.%d." % ((sys.executable,) + v))
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test lint format lock bench docs clean
+.PHONY: help install browser demo test lint format lock bench pretrain docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED)  ## make the environment .venv (every other command does so when needed)
 
-demo: $(INSTALLED)  ## train gaussians, NPBG and NPBG++ on the scene in example/, compare them (DEMO_ARGS="key=value ...")
+demo: $(INSTALLED)  ## NPBG++, NPBG and gaussians on the scene in example/, side by side (DEMO_ARGS="key=value ...")
 	$(BIN)/python -m npbgpp demo out=$(DEMO_DIR) $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## run the tests in two processes (PYTEST_ARGS="-k name ...", PYTEST_WORKERS=0 for one)
@@ -57,6 +58,11 @@ bench: $(INSTALLED)  ## measure the rasterizer, peeling, a training step, view s
 	$(BIN)/python benchmarks/view_selection.py
 	$(BIN)/python benchmarks/aggregation.py
 	$(BIN)/python benchmarks/loading.py
+
+pretrain: $(INSTALLED)  ## make random scenes and train NPBG++ on them; can be stopped and repeated (PRETRAIN_ARGS="key=value ...")
+	$(BIN)/python example/make_pretraining_scenes.py --out data/pretraining --scenes 40
+	$(BIN)/python -m npbgpp train experiment=npbgpp_pretrain resume=auto $(PRETRAIN_ARGS)
+	$(BIN)/python -m npbgpp export weights run=experiments/npbgpp_pretrain out=experiments/npbgpp_pretrain/npbgpp_small.safetensors overwrite=true
 
 # In an environment of its own. The variable silences a notice about the next version of mkdocs.
 docs: $(UV)  ## build the documentation in site/

@@ -1,7 +1,7 @@
 """Kills trainings, fills their disk and flips bits of their files, and counts after how many faults a run still ends as if nothing had happened.
 
-Run: ``python benchmarks/faults.py [--seed 0] [--tries 3] [--methods npbg nerf ...]``; prints the table of docs/reliability.md. For each method a run of three
-epochs is trained without faults. Then, per try:
+Run: ``python benchmarks/faults.py [--seed 0] [--tries 3] [--methods npbg nerf ...] [--faults kill disk bits]``; prints the table of
+docs/reliability.md. For each method a run of three epochs is trained without faults. Then, per try:
 
 * kill: the same run is killed at one to three random times, and started again each time with ``resume=auto``.
 * disk: its files cannot grow beyond a random size, as on a full disk; it is started again without the limit.
@@ -235,6 +235,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tries", type=int, default=3)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--faults", nargs="*", choices=_FAULTS, default=list(_FAULTS))
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
@@ -246,7 +247,7 @@ def main() -> None:
     torch.set_num_threads(1)
     started = time.perf_counter()
     total: Counter[str] = Counter()
-    print(f"| method | {' | '.join(_FAULTS)} |\n|---|{'---|' * len(_FAULTS)}")
+    print(f"| method | {' | '.join(options.faults)} |\n|---|{'---|' * len(options.faults)}")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         if "nsff" in options.methods:
@@ -256,7 +257,7 @@ def main() -> None:
             trial = Trial(name, words, folder / name)
             calls: dict[str, Callable[[str, random.Random], str]] = {"kill": trial.kill, "disk": trial.disk, "bits": trial.bits}
             row = []
-            for fault in _FAULTS:
+            for fault in options.faults:
                 held = 0
                 for k in range(options.tries):
                     wrong = calls[fault](f"{fault}{k}", random.Random(f"{options.seed} {name} {fault} {k}"))

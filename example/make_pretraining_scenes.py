@@ -77,11 +77,11 @@ def write_scene(folder: Path, seed: int, arguments: argparse.Namespace, dense: b
     count = int(arguments.points * rng.uniform(1.0 / 3.0, 1.0))
     faults = draw_faults(rng)
     views = np.array(splits["train"])
-    write_cloud(folder / "exact_pc.ply", *scene_cloud(scene, views, count, Faults(), rng))
-    write_cloud(folder / "mvs_pc.ply", *scene_cloud(scene, views, count, faults, rng))
-    if dense:
-        words = ["prepare", "dense", f"scene={folder}", "pc_name=exact_pc.ply", "overwrite=true"]
-        subprocess.run([sys.executable, "-m", "npbgpp", *words], check=True)
+    exact = scene_cloud(scene, views, count, Faults(), rng)
+    write_cloud(folder / "exact_pc.ply", *exact)
+    write_cloud(folder / "mvs_pc.ply", *(exact if dense else scene_cloud(scene, views, count, faults, rng)))
+    if dense:  # stereo takes the points that are there to find views that show the same
+        subprocess.run([sys.executable, "-m", "npbgpp", "prepare", "dense", str(folder), f"count={count}", "overwrite=true"], check=True)
     about = {"seed": seed, "room": scene.room, "solids": len(scene.solids.kind), "faults": "stereo" if dense else vars(faults)}
     (folder / DONE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 

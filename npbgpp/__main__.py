@@ -9,7 +9,7 @@ from npbgpp import __version__
 
 COMMANDS = {
     "auto": "make new views from photos or a video: poses, cloud, training, film, report",
-    "demo": "train gaussians, NPBG and NPBG++ on the example scene, and compare them",
+    "demo": "run NPBG++, NPBG and gaussians on the example scene, and compare them",
     "train": "train or evaluate a system",
     "render": "render images and a video of a trained run along a camera path",
     "view": "show trained runs in the browser",
@@ -33,6 +33,7 @@ def usage() -> str:
             *lines,
             "",
             "npbgpp <command> --help explains the arguments of a command. python -m npbgpp.<command> is the same.",
+            "npbgpp --version prints the version.",
         ]
     )
 

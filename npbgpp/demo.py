@@ -1,4 +1,4 @@
-"""``npbgpp demo [out=<folder>] [key=value ...]``: trains three methods on the example scene, compares them and renders a video."""
+"""``npbgpp demo [out=<folder>] [key=value ...]``: four methods on the example scene, their comparison and a video."""
 
 import shlex
 import signal
@@ -24,12 +24,13 @@ class DemoSettings:
 
 COMMAND = Command(
     "demo",
-    "Trains gaussians, NPBG and NPBG++ on the example scene, four minutes on two CPU cores, compares their held-out views and renders a video.",
+    "Describes the example scene with the pretrained NPBG++ in one pass, finetunes its coefficients, trains NPBG from its refiner and gaussians, four minutes on "
+    "two CPU cores in all, compares their held-out views and renders a video.",
     DemoSettings,
     example="out=experiments/short trainer.max_epochs=1 datasets.train_num_samples=20",
-    notes=("All other keys are those of npbgpp train, for all runs: npbgpp train --help experiment=demo lists them.",),
+    notes=("All other keys are those of npbgpp train, for all runs: npbgpp train --help experiment=demo_npbg lists them.",),
 )
-EXPERIMENTS = {"gaussians": "demo_gaussians", "npbg": "demo_npbg", "npbgpp": "demo"}
+RUNS = ("npbgpp", "coefficients", "npbg", "gaussians")  # of the experiments demo_<run>
 _FILMED = "gaussians"
 _SCENE = "example/still_life"
 
@@ -38,9 +39,10 @@ def demo_commands(arguments: Sequence[str]) -> tuple[Path, list[list[str]]]:
     """The folder, and arguments of ``npbgpp`` for trainings, comparison and video. Raises InputError for mistakes in those of the demo."""
     own = [word for word in arguments if word.startswith("out=")]
     settings, _ = COMMAND.read(own)
-    runs = {name: settings.out / name for name in EXPERIMENTS}
+    runs = {name: settings.out / name for name in RUNS}
     overrides = [word for word in arguments if word not in own]
-    trainings = [[f"experiment={experiment}", f"hydra.run.dir={runs[name]}", *overrides] for name, experiment in EXPERIMENTS.items()]
+    trainings = [[f"experiment=demo_{name}", f"hydra.run.dir={folder}", *overrides] for name, folder in runs.items()]
+    trainings[RUNS.index("coefficients")].append(f"system.descriptors_pretrained_dir={runs['npbgpp'] / 'descriptors'}")
     for words in trainings:
         read_train_arguments(words)
     compare = ["compare", *map(str, runs.values()), f"out={settings.out}"]

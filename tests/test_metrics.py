@@ -17,7 +17,7 @@ from torch import Tensor
 from npbgpp import metrics as metrics_module
 from npbgpp.errors import InputError
 from npbgpp.losses import ssim, ssim_map
-from npbgpp.metrics import BACKGROUNDS, PSNR_CAP_DB, ImageMetrics, composite_over, matte_scores, moving_scores
+from npbgpp.metrics import BACKGROUNDS, PSNR_CAP_DB, ImageMetrics, colour_corrected_psnr, composite_over, matte_scores, moving_scores
 
 from .pretend_gpu import pretended_gpu
 
@@ -312,3 +312,14 @@ def test_composite_over_an_example():
     assert (over[:, 0] == 1).all() and over[:, 1, 1].tolist() == pytest.approx([0.2, 0.4, 0.8])
     assert over[:, 1, 0].tolist() == pytest.approx([0.15, 0.3, 0.6])
     assert math.isclose(float(composite_over(image[None], (1.0, 1.0, 1.0))[0, 0, 1, 0]), 0.75)
+
+
+def test_colour_correction_undoes_affine_changes_of_colour_and_nothing_else():
+    generator = torch.Generator().manual_seed(0)
+    target = 0.2 + 0.6 * torch.rand(3, 20, 24, generator=generator)
+    mixed = torch.einsum("dc,chw->dhw", torch.tensor([[0.8, 0.1, 0.0], [0.0, 0.9, 0.1], [0.1, 0.0, 0.7]]), target) + 0.05
+    assert colour_corrected_psnr(mixed, target) > 80
+    noisy = (target + 0.1 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
+    plain = float(-10 * torch.log10((noisy - target).square().mean()))
+    assert plain <= colour_corrected_psnr(noisy, target) < plain + 1.5
+    assert 5 < colour_corrected_psnr(torch.full_like(target, 0.5), target) < 20  # one colour

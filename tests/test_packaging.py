@@ -151,7 +151,11 @@ def test_supported_pythons_are_3_10_to_3_12() -> None:
 def test_every_subpackage_is_installed() -> None:
     folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in (ROOT / "npbgpp").rglob("*.py")}
     arguments = setup_arguments()
-    assert set(arguments["packages"]) == folders | set(arguments["package_dir"]) == folders | {"npbgpp.conf", "npbgpp.example"}
+    assert (
+        set(arguments["packages"])
+        == folders | set(arguments["package_dir"])
+        == folders | {"npbgpp.checkpoints", "npbgpp.conf", "npbgpp.example"}
+    )
 
 
 def test_data_files_of_the_package_are_installed() -> None:
@@ -199,7 +203,7 @@ def test_no_registry_is_named() -> None:
 
 
 def test_make_targets_and_their_arguments() -> None:
-    for target in ("help", "install", "demo", "test", "lint", "format", "lock", "bench", "clean"):
+    for target in ("help", "install", "demo", "test", "lint", "format", "lock", "bench", "pretrain", "clean"):
         result = make(ROOT, "--dry-run", target)
         assert result.returncode == 0, result.stderr
     demo = make(ROOT, "--dry-run", "demo", "DEMO_DIR=there", "DEMO_ARGS=a=1 b=2").stdout
@@ -242,12 +246,12 @@ install: ; mkdir -p .venv/bin && printf '#!/bin/sh\\nexec {python} "$$@"\\n' > .
 browser: ; {browser}
 lint: ; {lint}
 test: ; {test}
-demo: ; folder='$(DEMO_DIR)'; mkdir -p $$folder/gaussians $$folder/npbgpp $$folder/npbg $$folder/video; {demo}
+demo: ; folder='$(DEMO_DIR)'; for run in npbgpp coefficients npbg gaussians video; do mkdir -p $$folder/$$run; done; {demo}
 """
 METRICS = '{\\"datasets\\": {\\"a\\": {\\"psnr\\": 20.0, \\"views\\": 2}}}'
-WRITE_METRICS = f'for run in gaussians npbgpp npbg; do echo "{METRICS}" > $$folder/$$run/metrics.json; done'
+WRITE_METRICS = f'for run in npbgpp coefficients npbg gaussians; do echo "{METRICS}" > $$folder/$$run/metrics.json; done'
 DRAW = f"{sys.executable} -c \"import sys; from PIL import Image; [Image.new('RGB', (4, 3)).save(p) for p in sys.argv[1:]]\""
-WRITE_REPORT = f"{DRAW} $$folder/gaussians/report.png $$folder/npbgpp/report.png $$folder/npbg/report.png"
+WRITE_REPORT = f"{DRAW} $$folder/gaussians/report.png $$folder/coefficients/report.png $$folder/npbgpp/report.png $$folder/npbg/report.png"
 WRITE_COMPARISON = f"{DRAW} $$folder/compare.png"
 WRITE_VIDEO = "head -c 20000 /dev/zero > $$folder/video/film.mp4"
 WRITE_ALL = f"{WRITE_METRICS} && {WRITE_REPORT} && {WRITE_COMPARISON} && {WRITE_VIDEO}"
@@ -309,7 +313,7 @@ WHEEL_LIMIT = 15_000_000  # bytes
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout, built from a copy."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("npbgpp", "conf", "example"):
+    for name in ("npbgpp", "checkpoints", "conf", "example"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -353,7 +357,8 @@ def test_wheel_holds_configs_and_example_scenes(wheel: Path) -> None:
     for folder in ("conf", "example/still_life", "example/hair"):
         files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
         assert files and {f"npbgpp/{path.relative_to(ROOT).as_posix()}" for path in files} <= names
-    assert "npbgpp/example/style.png" in names and wheel.stat().st_size < WHEEL_LIMIT
+    assert {"npbgpp/example/style.png", "npbgpp/checkpoints/npbgpp_small.safetensors", "npbgpp/checkpoints/npbgpp_small.md"} <= names
+    assert wheel.stat().st_size < WHEEL_LIMIT
 
 
 @pytest.mark.slow
@@ -373,7 +378,7 @@ def test_installed_wheel_trains_from_an_empty_folder(programs: Path, tmp_path: P
     [
         "npbgpp --help",
         "npbgpp demo --help",
-        "npbgpp train --help experiment=demo",
+        "npbgpp train --help experiment=demo_npbg",
         "python -m npbgpp.render --help",
         "python -m npbgpp --version",
     ],

@@ -29,10 +29,14 @@ def test_trainings_comparison_and_video(started, monkeypatch, capsys, arguments,
     overrides = ["trainer.max_epochs=1", "seed=3"]
     assert exit_of(demo.main, monkeypatch, overrides[0], *arguments, overrides[1]) == 0
     assert started == [
-        ["train", "experiment=demo_gaussians", f"hydra.run.dir={out}/gaussians", *overrides],
+        ["train", "experiment=demo_npbgpp", f"hydra.run.dir={out}/npbgpp", *overrides],
+        [
+            *("train", "experiment=demo_coefficients", f"hydra.run.dir={out}/coefficients", *overrides),
+            f"system.descriptors_pretrained_dir={out}/npbgpp/descriptors",
+        ],
         ["train", "experiment=demo_npbg", f"hydra.run.dir={out}/npbg", *overrides],
-        ["train", "experiment=demo", f"hydra.run.dir={out}/npbgpp", *overrides],
-        ["compare", f"{out}/gaussians", f"{out}/npbg", f"{out}/npbgpp", f"out={out}"],
+        ["train", "experiment=demo_gaussians", f"hydra.run.dir={out}/gaussians", *overrides],
+        ["compare", f"{out}/npbgpp", f"{out}/coefficients", f"{out}/npbg", f"{out}/gaussians", f"out={out}"],
         ["render", f"run={out}/gaussians", "path=circle", "frames=60", "images=false", f"out={out}/video", "overwrite=true"],
     ]
     last = capsys.readouterr().out.splitlines()[-1]
@@ -41,7 +45,7 @@ def test_trainings_comparison_and_video(started, monkeypatch, capsys, arguments,
 
 def test_the_first_failure_ends_it(started, monkeypatch):
     assert exit_of(demo.main, monkeypatch, "out=bad") == 3
-    assert [arguments[0] for arguments in started] == ["train", "train", "train", "compare"]
+    assert [arguments[0] for arguments in started] == ["train"] * 4 + ["compare"]
 
 
 @pytest.mark.parametrize(

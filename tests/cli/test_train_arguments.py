@@ -19,7 +19,7 @@ REFUSED = [
     ("system=npbg", ["datasets", "llff_one_scene", "dtu_pretrain"]),
     ("datasets=llff_one_scene", ["system", "npbgpp_sphere", "nerf"]),
     ("datasets=llf_one_scene system=npbg", ["datasets=llf_one_scene", "did you mean llff_one_scene?", "dtu_pretrain"]),
-    ("experiment=dem", ["experiment=dem", "did you mean demo?"]),
+    ("experiment=npbg_quik", ["experiment=npbg_quik", "did you mean npbg_quick?"]),
     ("dataset=llff_one_scene system=npbg", ["dataset", "did you mean datasets?"]),
     ("datasets=llff_one_scene sytem=npbg", ["sytem", "did you mean system?"]),
     (f"{CHOSEN} system/refinr=unet", ["system/refinr", "did you mean system/refiner?"]),
@@ -58,7 +58,7 @@ def test_mistakes_are_named_in_one_line(line, named):
     "line",
     [
         CHOSEN,
-        "experiment=demo trainer.max_epochs=1 datasets.train_image_size=null ~callbacks.fit.training_strip",
+        "experiment=demo_npbg trainer.max_epochs=1 datasets.train_image_size=null ~callbacks.fit.training_strip",
         f"{CHOSEN} +system.anything=1 ++seed=2 system.refiner._target_=a.b.C weights_path='${{hydra:runtime.cwd}}/a.ckpt' --cfg job",
         f"{CHOSEN} loggers=[] test_video=null hydra.verbose=true system.loss_factors={{vgg_loss:0}}",
         f"-m {CHOSEN} seed=range(1,4) system=npbg,npbgpp_rgb hydra/launcher=submitit_slurm hydra.launcher.partition=gpu",
@@ -73,7 +73,13 @@ def test_other_command_lines_are_left_to_hydra(line):
 
 def test_hydra_gets_its_options_first():
     """Its parser refuses words on both sides of an option."""
-    assert hydra_arguments(shlex.split("experiment=demo --cfg job seed=3 -m")) == ["--cfg", "job", "-m", "experiment=demo", "seed=3"]
+    assert hydra_arguments(shlex.split("experiment=demo_npbg --cfg job seed=3 -m")) == [
+        "--cfg",
+        "job",
+        "-m",
+        "experiment=demo_npbg",
+        "seed=3",
+    ]
     assert hydra_arguments(["a=1", "b=2"]) == ["a=1", "b=2"]
     assert hydra_arguments(["datasets.scene_name=2024_05_01", "seed=1_0"]) == ["datasets.scene_name='2024_05_01'", "seed=1_0"]
 
@@ -124,7 +130,7 @@ def test_help_of_chosen_groups_shows_their_values():
     ):
         assert f"  {shown}" in text
     assert "trainer.max_epochs" not in text and "_target_" not in text
-    assert "trainer.max_epochs" in str(read_train_arguments(["--help", "experiment=demo"]))
+    assert "trainer.max_epochs" in str(read_train_arguments(["--help", "experiment=demo_npbg"]))
 
 
 def test_a_mistake_beside_help_is_named():
@@ -139,10 +145,10 @@ def test_a_mistake_beside_help_is_named():
         ("npbgpp", "train --help", 0, "npbg_quick"),
         ("npbgpp.train", "--help datasets=llff_one_scene system=nerf", 0, "system.lr="),
         (str(ROOT / "train_net.py"), "--help", 0, "npbg_quick"),
-        (str(ROOT / "train_net.py"), "--help experiment=demo", 0, "trainer.max_epochs="),
+        (str(ROOT / "train_net.py"), "--help experiment=demo_npbg", 0, "trainer.max_epochs="),
         (str(ROOT / "train_net.py"), "", 1, "experiment=<choice>"),
-        ("npbgpp", "train experiment=demo system.nea=2", 1, "did you mean system.near?"),
-        ("npbgpp", "trian experiment=demo", 1, "did you mean train?"),
+        ("npbgpp", "train experiment=demo_npbg system.nea=2", 1, "did you mean system.near?"),
+        ("npbgpp", "trian experiment=demo_npbg", 1, "did you mean train?"),
         ("npbgpp", "", 1, "train"),
     ],
 )

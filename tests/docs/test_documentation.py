@@ -61,8 +61,11 @@ SMALL_NPCR = """
 SMALL_VIDEO = ["--frames", "9", "--size", "24", "16", "--samples", "1"]
 # run folders of experiments in which they differ from experiments/<name of the experiment>
 EXPERIMENT_FOLDERS = {
-    "demo": "experiments/demo/npbgpp",
+    "demo_npbgpp": "experiments/demo/npbgpp",
     "demo_npbg": "experiments/demo/npbg",
+    "npbgpp_small": "experiments/npbgpp_small_lego",
+    "coefficients_small": "experiments/coefficients_small_lego",
+    "npbg_small": "experiments/npbg_small_lego",
     "nsff_quick": "experiments/nsff_hop",
     "gaussians_quick": "experiments/gaussians_still_life",
     "npcr_quick": "experiments/npcr_hair",
@@ -101,7 +104,9 @@ def small(overrides: list[str]) -> list[str]:
         added = [word for word in added if not word.startswith("trainer.max_epochs")] + ["trainer.max_epochs=2"]
     if "trainer.devices=2" in overrides:
         added = [word for word in added if "total_batch_size" not in word] + ["dataloader.train_total_batch_size=2"]
-    if any("npbgpp_" in word and word.startswith(("system=", "experiment=")) or word == "experiment=demo" for word in overrides):
+    if any(word.startswith("experiment=") and word.endswith(("_small", "=demo_npbg", "=demo_npbgpp")) for word in overrides):
+        return [word for word in added if not word.startswith("system.refiner")]  # of the size of the shipped weights
+    if any("npbgpp_" in word and word.startswith(("system=", "experiment=")) for word in overrides):
         added += SMALL_NPBGPP
     return added
 
@@ -140,7 +145,7 @@ def test_commands_run_in_order(tiny_root, tmp_path, run_line, monkeypatch):
     written = [c for c in written if c.startswith(("npbgpp ", "python train_net.py", "python example/")) and c != "npbgpp demo"]
     if find_spec("viser") is None:  # an extra
         written = [c for c in written if not c.startswith("npbgpp export page")]
-    demo = ["npbgpp train experiment=demo", "npbgpp train experiment=demo_npbg"]
+    demo = ["npbgpp train experiment=demo_npbgpp", "npbgpp train experiment=demo_npbg"]
     recipes = demo + [command for command in written if command not in demo]
     assert len(recipes) >= 30
     for number, command in enumerate(recipes):
@@ -164,9 +169,10 @@ def test_commands_run_in_order(tiny_root, tmp_path, run_line, monkeypatch):
             folder = run_line(tmp_path, *overrides, *run_folder(overrides))
             remember(folder, tmp_path, *overrides)
         weights = tmp_path / "checkpoints" / "npbgpp_dtu_nm_mvs_ft_epoch35.ckpt"
-        if not weights.exists():  # released weights are not shipped: those just trained replace them
+        trained = tmp_path / "experiments" / "npbgpp_lego" / "checkpoints" / "last.ckpt"
+        if trained.exists() and not weights.exists():  # released weights are not shipped: those just trained replace them
             weights.parent.mkdir()
-            shutil.copy(tmp_path / "experiments" / "demo" / "npbgpp" / "checkpoints" / "last.ckpt", weights)
+            shutil.copy(trained, weights)
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -230,7 +236,7 @@ def test_key_tables_list_keys_of_the_system(page: str):
 
 @pytest.mark.parametrize("name", OWN)
 def test_group_choices_exist(name: str):
-    """Spans such as ``system=npbg`` and ``experiment=demo``."""
+    """Spans such as ``system=npbg`` and ``experiment=demo_npbg``."""
     words = [word for span in spans(TEXTS[name]) for word in span.split()]
     found = [
         re.fullmatch(r"(datasets|system|experiment|trainer|loggers|system/loss_factors|hydra/launcher)=([a-z_0-9]+)", word)

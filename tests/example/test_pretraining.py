@@ -209,6 +209,17 @@ def test_scenes_that_are_there_are_kept(written, capsys):
     assert capsys.readouterr().out.splitlines() == [str(written / "scene_000")]
 
 
+@pytest.mark.slow
+def test_clouds_of_stereo(tmp_path):
+    words = ["--scenes", "1", "--first", "1", "--dense", "2", "--views", "16", "--size", "64", "--points", "2000", "--samples", "1"]
+    make_pretraining_scenes.main(["--out", str(tmp_path), *words])
+    folder = tmp_path / "scene_001"
+    exact, stereo = (load_cloud(folder / f"{name}_pc.ply").xyz for name in ("exact", "mvs"))
+    gaps = cKDTree(exact).query(stereo)[0]
+    assert 300 < len(stereo) <= 2000 and json.loads((folder / "scene.json").read_text())["faults"] == "stereo"
+    assert 1e-4 < np.median(gaps) < 0.1
+
+
 @pytest.mark.parametrize("word", ["--scenes=0", "--views=3", "--size=x", "--seed=-1"])
 def test_wrong_numbers_are_refused(word, tmp_path):
     with pytest.raises(SystemExit) as stopped:

@@ -103,6 +103,8 @@ def test_options_train(run_gaussians, tmp_path, words):
         change = state["exposure.change"]
         assert change.abs().max() > 0 and change.mean(0).abs().max() < 1e-6
         assert state["background.coefficients"].abs().max() > 0
+        (scores,) = json.loads((run / "metrics.json").read_text())["datasets"].values()
+        assert scores["cc_psnr"] >= scores["psnr"] - 1e-3
     if "system.refine_cameras=true" in words:
         assert state["motions"].abs().max() > 0 and state["motions"].mean(0).abs().max() < 1e-6
 

@@ -29,6 +29,7 @@ from npbgpp.methods.gaussians.appearance import Background, Exposure, choose_bac
 from npbgpp.methods.gaussians.initial import Start, check_memory, choose_count, initial_gaussians, scene_extent
 from npbgpp.methods.gaussians.model import GAUSSIAN_FIELDS, GaussianAdam, GaussianModel
 from npbgpp.methods.gaussians.relocation import add_noise, copies_like, draw_relocation, morton_order
+from npbgpp.metrics import colour_corrected_psnr
 
 log = logging.getLogger(__name__)
 
@@ -312,6 +313,10 @@ class Gaussians(ManualOptimizationSystem):
         for _ in self._channels[1:]:
             levels.append(torch.nn.functional.avg_pool2d(levels[-1], 2))
         return self.refiner(levels)[0, :3]
+
+    def extra_scores(self, render: Render, batch: Batch, k: int) -> dict[str, Any]:
+        """With ``exposure`` also the PSNR after a fit of the colours: test photos have no learned exposure."""
+        return {} if self.exposure is None else {"cc_psnr": colour_corrected_psnr(render.rgb[0], batch.target.image[k])}
 
     # ----------------------------------------------------------------- export
     def coloured_cloud(self, scene: str) -> PointCloud:
