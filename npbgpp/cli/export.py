@@ -1,6 +1,8 @@
 """``npbgpp export``: files of a trained run for other programs: weights, point clouds, gaussians, meshes, volumes and cameras."""
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,20 +29,21 @@ from npbgpp.engine.checkpoint import find_weights
 from npbgpp.engine.run import build_run, method_of
 from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
-from npbgpp.export import mesh, volume
+from npbgpp.export import fusion, mesh, volume
 from npbgpp.export import page as pages
 from npbgpp.export import splats as splat_files
 from npbgpp.export.bundle import write_bundle
 from npbgpp.export.mesh import Box, DensityField, OcclusionTest, photo_colours, rendered_colours
 from npbgpp.export.volume import mean_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
-from npbgpp.geometry import Offset, write_ply
-from npbgpp.methods.base import FieldExport, System
+from npbgpp.geometry import Cameras, Offset, write_ply
+from npbgpp.methods.base import FieldExport, Render, System
 from npbgpp.viewer.poses import frame_of
 from npbgpp.volume import OccupancyGrid
 
 log = logging.getLogger("npbgpp.export")
 
+_OF_FIELDS = ("sigma_threshold", "occ_threshold", "samples", "use_vertex_normal", "near_t")  # keys of meshes of radiance fields
 _MARGIN_CELLS = 4  # before a vertex that do not hide it: fields thin out over some cells in front of their surfaces
 
 
@@ -115,8 +118,12 @@ def page(settings: PageExport, overrides: list[str]) -> None:
 
 
 def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:
-    """Writes the surface of a scene with its colours."""
-    system, scene, export, densities = _radiance_field(settings, overrides)
+    """Writes the surface of a scene with its colours: of a radiance field, or fused from depth maps."""
+    system, scene = _rebuilt(settings, overrides)
+    if system.meshes_from_depth:
+        _fuse_mesh(settings, system, scene)
+        return
+    export, densities = _radiance_field(system)
     out, box = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES), _box(settings, export.grid)
     occlusion = OcclusionTest(densities, export.normalisation, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
     values = densities.on_grid(box)
@@ -136,18 +143,42 @@ def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:
         if not known.all():
             log.warning("%d of %d vertices are in no training photo: they are grey", (~known).sum(), len(known))
     mesh.write_mesh(out, found.to_world(export.normalisation), (colours * 255).round().byte().cpu().numpy(), system.scenes[scene].offset)
-    log.info(
-        "%d vertices, %d triangles, the largest of %d pieces: %s",
-        len(found.vertices),
-        len(found.faces),
-        len(np.unique(whole.components())),
-        out,
-    )
+    _report(whole, found, out)
+
+
+def _fuse_mesh(settings: MeshExport, system: System, scene: str) -> None:
+    """Writes the surface that the depth maps of the training views show."""
+    ignored = [name for name in _OF_FIELDS if getattr(settings, name) != MeshExport.__dataclass_fields__[name].default]
+    if ignored:
+        raise InputError(f"{ignored[0]}: {type(system).__name__} has no radiance field, its meshes are fused from depth maps; leave it out")
+    out = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES)
+    found = system.scenes[scene]
+    cameras = [found.views[k].camera.to(system.device) for k in found.splits["train"]]
+
+    def render(camera: Cameras) -> Render:
+        return system.render(camera, scene, depth=True)
+
+    around = fusion.surface_box(render, cameras, settings.n_grid)
+    box = _chosen_box(settings, around.low, around.high)
+    fused = fusion.fuse_depth_maps(render, cameras, box, system.device)
+    inside = -fused.distance
+    if not (inside[fused.known] > 0).any():
+        raise InputError(f"export mesh: expected a surface in {box}, got none; change x_range, y_range and z_range")
+    whole = mesh.extract_surface(inside, box, 0.0, fused.known)
+    largest = whole.largest_component()
+    mesh.write_mesh(out, largest, fused.colours_at(largest.vertices, box), found.offset)
+    _report(whole, largest, out)
+
+
+def _report(whole: mesh.Mesh, largest: mesh.Mesh, out: Path) -> None:
+    pieces = len(np.unique(whole.components()))
+    log.info("%d vertices, %d triangles, the largest of %d pieces: %s", len(largest.vertices), len(largest.faces), pieces, out)
 
 
 def extract_volume(settings: VolumeExport, overrides: list[str]) -> None:
     """Writes the voxels of a scene."""
-    system, scene, export, densities = _radiance_field(settings, overrides)
+    system, scene = _rebuilt(settings, overrides)
+    export, densities = _radiance_field(system)
     out, box = settings.file(f"{scene}.vol", volume.SUFFIXES), _box(settings, export.grid)
     field = export.field
     count = write_volume(out, densities.on_grid(box), box, lambda xyz: mean_colours(field, xyz), densities.device)
@@ -169,18 +200,23 @@ def cameras(settings: CameraExport, overrides: list[str]) -> None:
     log.info("%d cameras: %s, %s", len(frames), poses, intrinsics)
 
 
-def _radiance_field(settings: BoxExport, overrides: list[str]) -> tuple[System, str, FieldExport, DensityField]:
-    """The method, the name of the scene, its radiance field and the densities of that."""
-    system, scene = _rebuilt(settings, overrides)
+def _radiance_field(system: System) -> tuple[FieldExport, DensityField]:
+    """The radiance field of a method and its densities."""
     export = system.field_export()
-    return system, scene, export, DensityField(export.field.density, export.grid, export.chunk, system.device)
+    return export, DensityField(export.field.density, export.grid, export.chunk, system.device)
 
 
 def _box(settings: BoxExport, grid: OccupancyGrid | None) -> Box:
     """The box to evaluate a field in. Raises InputError for an empty one."""
-    whole = [(-1.0, 1.0)] * 3 if grid is None else list(zip(grid.low.tolist(), grid.high.tolist(), strict=True))
+    if grid is None:
+        return _chosen_box(settings, (-1.0,) * 3, (1.0,) * 3)
+    return _chosen_box(settings, grid.low.tolist(), grid.high.tolist())
+
+
+def _chosen_box(settings: BoxExport, low: Sequence[float], high: Sequence[float]) -> Box:
+    """The box of the settings; ends that they leave out are those given. Raises InputError for an empty one."""
     ranges = (settings.x_range, settings.y_range, settings.z_range)
-    low, high = zip(*(given or end for given, end in zip(ranges, whole, strict=True)), strict=True)
+    low, high = zip(*(given or ends for given, ends in zip(ranges, zip(low, high, strict=True), strict=True)), strict=True)
     return Box(low, high, settings.n_grid)
 
 

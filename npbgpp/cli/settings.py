@@ -229,10 +229,13 @@ class PageExport(CloudExport):
 
 @dataclass(frozen=True, kw_only=True)
 class BoxExport(CloudExport):
-    """Where a radiance field is evaluated, in its coordinates: those of the world unless it was trained with ``system.ray_frame=inward``."""
+    """Where a radiance field is evaluated, in its coordinates: those of the world unless it was trained with ``system.ray_frame=inward``. For meshes from depth
+    maps, where these are fused, in the coordinates of the scene.
+    """
 
     x_range: tuple[float, float] | None = key(
-        None, help="ends of the box along x; null: those of the occupancy grid, or -1 to 1 without one"
+        None,
+        help="ends of the box along x; null: those of the occupancy grid, -1 to 1 without one; of meshes from depth maps, of what the photos show",
     )
     y_range: tuple[float, float] | None = key(None, help="ends of the box along y; null: as x_range")
     z_range: tuple[float, float] | None = key(None, help="ends of the box along z; null: as x_range")
@@ -243,7 +246,9 @@ class BoxExport(CloudExport):
 class MeshExport(BoxExport):
     """Arguments of ``npbgpp export mesh``."""
 
-    sigma_threshold: float | None = key(None, help="density of the surface; null: between the densities of empty and of dense space")
+    sigma_threshold: float | None = key(
+        None, help="radiance fields: density of the surface; null: between the densities of empty and of dense space"
+    )
     occ_threshold: float = key(0.2, help="opacity in front of a vertex that hides it from a photo")
     samples: int = key(64, help="depths at which that opacity is evaluated")
     use_vertex_normal: bool = key(False, help="colours of the field seen along the normals, in place of those of the photos")

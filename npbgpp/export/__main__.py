@@ -32,7 +32,10 @@ COMMANDS = {
         "experiments/gaussians_still_life out=still_life.splat",
     ),
     "mesh": _command(
-        "mesh", "Writes the coloured surface of a radiance field (NeRF).", MeshExport, "experiments/nerf_lego n_grid=128 sigma_threshold=10"
+        "mesh",
+        "Writes the coloured surface of a radiance field (NeRF), or fuses it from depth maps (gaussians).",
+        MeshExport,
+        "experiments/nerf_lego n_grid=128 sigma_threshold=10",
     ),
     "volume": _command("volume", "Writes the voxels of a radiance field (NeRF).", VolumeExport, "experiments/nerf_lego n_grid=128"),
     "cameras": _command(

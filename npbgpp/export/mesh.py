@@ -156,13 +156,16 @@ class Mesh:
         return replace(self, vertices=vertices, normals=self.normals @ normalisation.rotation.numpy().T)
 
 
-def extract_surface(densities: Float[np.ndarray, "g g g"], box: Box, threshold: float) -> Mesh:
+def extract_surface(
+    densities: Float[np.ndarray, "g g g"], box: Box, threshold: float, known: Bool[np.ndarray, "g g g"] | None = None
+) -> Mesh:
     """The isosurface of a density (marching cubes; Lewiner et al., Journal of Graphics Tools, 2003), open at the border of the box.
 
     Args:
         densities: at the nodes of the box, indexed by x, y and z.
         box: coordinates of the nodes.
         threshold: density of the surface.
+        known: nodes whose density counts; the surface is open before others. None: all.
 
     Raises:
         InputError: the threshold is outside the range of the densities.
@@ -174,7 +177,7 @@ def extract_surface(densities: Float[np.ndarray, "g g g"], box: Box, threshold: 
             f"sigma_threshold: expected a density in the range found in {box}, {lowest:.4g} to {highest:.4g}, got {threshold:g}; {advice}"
         )
     # "ascent" orders the vertices counter-clockwise seen from the low side and does not change the normals, which point to it
-    vertices, faces, normals, _ = marching_cubes(densities, threshold, spacing=box.steps(), gradient_direction="ascent")
+    vertices, faces, normals, _ = marching_cubes(densities, threshold, spacing=box.steps(), gradient_direction="ascent", mask=known)
     return Mesh(vertices.astype(np.float64) + np.array(box.low), normals.astype(np.float64), faces)
 
 

@@ -29,7 +29,7 @@ from npbgpp.methods.base import CHECKPOINT_FORMAT
 from npbgpp.parsers import read_scene
 from npbgpp.render import main as render_main
 
-from ..conftest import REPOSITORY, TINY_NPBGPP, TINY_OVERRIDES, ring_pose
+from ..conftest import REPOSITORY, TINY_GAUSSIANS, TINY_NPBGPP, TINY_OVERRIDES, ring_pose
 from ..helpers.commands import Command
 from ..helpers.fields import octahedron_weights
 from ..run_folders import remember
@@ -137,6 +137,19 @@ def test_default_box_is_that_of_the_occupancy_grid(trained, export, tmp_path):
     assert "x -1 to 1, y -2 to 2, z -1 to 1" in output
     values = np.load(tmp_path / "scene.npy")
     assert values.shape == (16, 16, 16) and values.max() > 20 and values.min() == 0
+
+
+def test_mesh_of_gaussians_is_fused_from_depth_maps(run_gaussians, export, tiny_root, tmp_path):
+    launch, words = tmp_path / "launch", ("trainer.limit_val_batches=0", "datasets.train_num_samples=20", "trainer.max_epochs=2")
+    run = run_gaussians(launch, *words)
+    remember(run, launch, *TINY_GAUSSIANS, f"datasets.data_root={tiny_root}", *words)
+    export("mesh", f"run={run}", "n_grid=40", "out=mesh.ply")
+    vertices, colours = read_mesh(tmp_path / "mesh.ply")
+    distance = np.linalg.norm(vertices, axis=1)
+    assert len(vertices) > 200 and 0.5 < np.median(distance) < 1.3  # the ball has radius 1
+    assert colours.std() > 1
+    assert "sigma_threshold" in export.refused("mesh", f"run={run}", "n_grid=40", "sigma_threshold=3", "out=other.ply")
+    assert not (tmp_path / "other.ply").exists()
 
 
 def test_volume(trained, export):

@@ -159,6 +159,7 @@ class Gaussians(ManualOptimizationSystem):
 
     settings: GaussianSettings
     settings_class = GaussianSettings
+    meshes_from_depth = True
     extent: Tensor
     failures: Tensor
 
