@@ -92,7 +92,7 @@ def splats(settings: SplatExport, overrides: list[str]) -> None:
     out = settings.file(f"{scene}.ply", splat_files.SUFFIXES)
     gaussians = system.gaussian_cloud(scene)
     gaussians = gaussians.kept(_kept(settings, gaussians.means, system.scenes[scene].offset))
-    splat_files.write_splats(out, gaussians)
+    splat_files.write_splats(out, gaussians, frame_of(system.scenes[scene]).up)
     offset = system.scenes[scene].offset
     if offset is not None:  # the formats have single precision
         log.warning(

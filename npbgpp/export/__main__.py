@@ -27,7 +27,7 @@ COMMANDS = {
     ),
     "splats": _command(
         "splats",
-        "Writes the gaussians of a scene (gaussians) as .ply of 3D Gaussian Splatting or .splat.",
+        "Writes the gaussians of a scene (gaussians) as .ply of 3D Gaussian Splatting, .splat or .glb (glTF).",
         SplatExport,
         "experiments/gaussians_still_life out=still_life.splat",
     ),

@@ -241,7 +241,7 @@ def test_default_files_are_in_the_run(trained, export, tmp_path):
         ("npbg", "mesh", "NPBG"),
         ("npbg", "volume", "NPBG"),
         ("npbg", "splats", "NPBG"),
-        ("nerf", "splats out=scene.obj", "scene.obj: .* .ply or .splat"),
+        ("nerf", "splats out=scene.obj", "scene.obj: .* .ply or .splat or .glb"),
         ("npbg", "cloud out=cloud.obj", "cloud.obj: .* .ply"),
         ("npbg", "weights checkpoint=best", "checkpoint: .* epoch0, last .* best"),
         ("npbg", "weights out=weights.ckpt", "weights.ckpt: .* .safetensors"),

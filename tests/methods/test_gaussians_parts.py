@@ -1,6 +1,8 @@
 """Parts of gaussians: files, relocation, order, start, appearance."""
 
+import json
 import math
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plyfile import PlyData
+from scipy.spatial.transform import Rotation
 
 from npbgpp.data import CloudFile, Scene, View
 from npbgpp.errors import InputError
-from npbgpp.export.splats import splat_bytes, write_splats
+from npbgpp.export.splats import glb_bytes, splat_bytes, write_splats
 from npbgpp.geometry import SH_DC, Cameras, GaussianCloud, read_gaussian_ply, write_gaussian_ply
 from npbgpp.kernels.gaussians import SplattingSettings, render_gaussians
 from npbgpp.methods.gaussians.appearance import Background, Exposure
@@ -81,9 +84,57 @@ def test_splat_files_have_32_bytes_for_each_gaussian(tmp_path):
     np.testing.assert_allclose(numbers["rotation"] / 128.0 - 1, unit, atol=0.01)
 
 
+@pytest.mark.parametrize("degree", [0, 3])
+def test_gltf_files_follow_the_extension(tmp_path, degree):
+    """Read as the glTF 2.0 specification defines files, accessors and attributes."""
+    cloud = random_cloud(degree=degree)
+    write_splats(tmp_path / "a.glb", cloud, (0.0, 0.0, 1.0))
+    content = (tmp_path / "a.glb").read_bytes()
+    magic, version, length, json_length, json_kind = struct.unpack_from("<4sIII4s", content)
+    assert (magic, version, length, json_kind) == (b"glTF", 2, len(content), b"JSON") and len(content) % 4 == json_length % 4 == 0
+    document = json.loads(content[20 : 20 + json_length])
+    binary_length, binary_kind = struct.unpack_from("<I4s", content, 20 + json_length)
+    binary = content[28 + json_length :]
+    assert binary_kind == b"BIN\0" and len(binary) == binary_length >= document["buffers"][0]["byteLength"]
+    (primitive,) = document["meshes"][0]["primitives"]
+    assert primitive["mode"] == 0 and document["extensionsUsed"] == ["KHR_gaussian_splatting"]
+    assert primitive["extensions"]["KHR_gaussian_splatting"] == {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+
+    def values(name: str) -> np.ndarray:
+        accessor = document["accessors"][primitive["attributes"][name]]
+        view = document["bufferViews"][accessor["bufferView"]]
+        assert view["byteOffset"] % 4 == 0 and accessor["count"] == len(cloud)
+        kind = {5126: "<f4", 5121: "u1"}[accessor["componentType"]]
+        part = np.frombuffer(binary, kind, view["byteLength"] // np.dtype(kind).itemsize, view["byteOffset"])
+        return part.reshape(len(cloud), {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor["type"]])
+
+    position = document["accessors"][primitive["attributes"]["POSITION"]]
+    np.testing.assert_array_equal(values("POSITION"), cloud.means)
+    np.testing.assert_allclose([position["min"], position["max"]], [cloud.means.amin(0).tolist(), cloud.means.amax(0).tolist()], rtol=1e-6)
+    prefix = "KHR_gaussian_splatting:"
+    np.testing.assert_allclose(values(prefix + "SCALE"), cloud.log_scales.exp(), rtol=1e-6)
+    np.testing.assert_allclose(values(prefix + "OPACITY")[:, 0], cloud.opacity_logits.sigmoid(), rtol=1e-6)
+    unit = torch.nn.functional.normalize(cloud.quaternions, dim=1)
+    np.testing.assert_allclose(values(prefix + "ROTATION"), unit[:, [1, 2, 3, 0]], atol=1e-6)
+    names = [f"{prefix}SH_DEGREE_{k}_COEF_{n}" for k in range(degree + 1) for n in range(2 * k + 1)]
+    np.testing.assert_array_equal(np.stack([values(name) for name in names], 1), cloud.sh)
+    assert set(primitive["attributes"]) == {"POSITION", "COLOR_0", *names, *(prefix + n for n in ("SCALE", "OPACITY", "ROTATION"))}
+    np.testing.assert_allclose(values("COLOR_0")[:, :3] / 255, cloud.colours(), atol=0.003)
+    turned = Rotation.from_quat(document["nodes"][0]["rotation"]).apply([0.0, 0.0, 1.0])
+    np.testing.assert_allclose(turned, [0.0, 1.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("up", [(0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.6, -0.8, 0.0)])
+def test_gltf_files_are_upright(up):
+    cloud = random_cloud()
+    content = glb_bytes(cloud, up)
+    document = json.loads(content[20 : 20 + struct.unpack_from("<I", content, 12)[0]])
+    np.testing.assert_allclose(Rotation.from_quat(document["nodes"][0]["rotation"]).apply(up), [0.0, 1.0, 0.0], atol=1e-6)
+
+
 def test_features_are_no_colours(tmp_path):
     cloud = replace(random_cloud(degree=0), sh=torch.zeros(20, 1, 8))
-    for name in ("a.ply", "a.splat"):
+    for name in ("a.ply", "a.splat", "a.glb"):
         with pytest.raises(InputError, match="8 channels"):
             write_splats(tmp_path / name, cloud)
 
