@@ -109,6 +109,21 @@ def test_options_train(run_gaussians, tmp_path, words):
         assert state["motions"].abs().max() > 0 and state["motions"].mean(0).abs().max() < 1e-6
 
 
+def test_random_backgrounds_leave_the_photos_background_for_evaluation(run_gaussians, tmp_path):
+    """The same steps reach about the same scores on white, and gaussians do not turn white to hide before it."""
+    words = ("datasets.train_num_samples=60", "trainer.max_epochs=2", "trainer.limit_val_batches=0", "test_after_fit=true")
+    plain = run_gaussians(tmp_path, *words, name="plain")
+    random = run_gaussians(tmp_path, *words, "system.random_background=true", name="random")
+    assert psnr(random) > psnr(plain) - 2
+    assert not torch.equal(weights(random)["gaussians.means"], weights(plain)["gaussians.means"])
+
+
+def test_random_backgrounds_need_photos_that_can_be_composited(run_gaussians, tmp_path):
+    for words in (("datasets.white_bg=false", "system.use_masks=true"), ("system.use_masks=true",)):
+        with pytest.raises(InputError, match="random_background"):
+            run_gaussians(tmp_path, *words, "system.random_background=true")
+
+
 def test_auto_chooses_a_number_and_says_why(run_gaussians, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run = run_gaussians(tmp_path, "system.gaussians=auto", "datasets.train_num_samples=1", "trainer.limit_val_batches=0")

@@ -25,7 +25,7 @@ from npbgpp.geometry import LARGEST_SH_DEGREE, SH_DC, Cameras, GaussianCloud, Po
 from npbgpp.kernels.gaussians import GaussianImage, SplattingSettings
 from npbgpp.kernels.photometric import photometric_loss
 from npbgpp.methods.base import DataNeeds, ManualOptimizationSystem, Render, RunContext, SystemSettings
-from npbgpp.methods.gaussians.appearance import Background, Exposure, choose_background
+from npbgpp.methods.gaussians.appearance import BACKGROUNDS, Background, Exposure, choose_background
 from npbgpp.methods.gaussians.initial import Start, check_memory, choose_count, initial_gaussians, scene_extent
 from npbgpp.methods.gaussians.model import GAUSSIAN_FIELDS, GaussianAdam, GaussianModel
 from npbgpp.methods.gaussians.relocation import add_noise, copies_like, draw_relocation, morton_order
@@ -94,6 +94,7 @@ class GaussianSettings(SystemSettings):
     sh_every: int
     background: Literal["auto", "white", "black", "learned", "environment"]
     environment_degree: int
+    random_background: bool
     exposure: bool
     refine_cameras: bool
     use_masks: bool
@@ -174,6 +175,8 @@ class Gaussians(ManualOptimizationSystem):
         self._resumes, self._start_seed = context.resumed_run is not None, context.seed
         kind = choose_background(settings.background, self._views, self.scene.name, settings.use_masks)
         names = [view.name for view in self._views]
+        if settings.random_background:
+            self._check_random_background(kind)
         self.refiner = refiner
         self._channels = (3,) if refiner is None else _pyramid_channels(refiner)
         self.gaussians = GaussianModel(settings.sh_degree, 3 if refiner is None else self._channels[0] - 1)
@@ -192,6 +195,15 @@ class Gaussians(ManualOptimizationSystem):
     @classmethod
     def data_needs(cls, settings: GaussianSettings) -> DataNeeds:
         return DataNeeds(needs_cloud=False)
+
+    def _check_random_background(self, kind: str) -> None:
+        """Raises InputError where training photos cannot be composited on another colour."""
+        bare = next((view for view in self._views if view.background is None or not (view.alpha_is_mask or view.mask is not None)), None)
+        if bare is not None or kind not in BACKGROUNDS or self.settings.use_masks:
+            raise InputError(
+                f"system.random_background: expected photos with alpha or masks that are composited on white, without system.use_masks, got "
+                f"{'others' if bare is None else bare.image.name}; set system.random_background=false"
+            )
 
     # ------------------------------------------------------------------ start
     def check_before_training(self, trained: Sequence[str], validated: Sequence[str]) -> None:
@@ -301,9 +313,12 @@ class Gaussians(ManualOptimizationSystem):
             near = torch.stack([_nearness(part) for part in depths]) if raster else None
         return Render(torch.stack(colours), torch.stack([part.alpha for part in found]), near, torch.stack(depths) if depth else None)
 
-    def _splat(self, camera: Cameras, means: Float[Tensor, "n 3"] | None = None) -> GaussianImage:
-        """The gaussians before the background; descriptors before nothing."""
-        behind, colours = (self.background(camera), True) if self.refiner is None else (None, False)
+    def _splat(
+        self, camera: Cameras, means: Float[Tensor, "n 3"] | None = None, colour: Float[Tensor, " 3"] | None = None
+    ) -> GaussianImage:
+        """The gaussians before the background, or before ``colour``; descriptors before nothing."""
+        colours = self.refiner is None
+        behind = None if not colours else self.background(camera) if colour is None else colour
         return self.gaussians.render(camera, int(self.gaussians.active_degree), behind, self._splatting, means, colours)
 
     def _decode(self, found: GaussianImage) -> Float[Tensor, "3 h w"]:
@@ -363,7 +378,12 @@ class Gaussians(ManualOptimizationSystem):
         """The rendering of view k, with the exposure of its photo, and the weighted terms of its loss."""
         s, target = self.settings, batch.target
         camera, name, photo = target.cameras[k], target.names[k], target.image[k]
-        found = self._splat(camera, self._moved_means(camera, name))
+        colour = None
+        if s.random_background:
+            assert target.mask is not None
+            colour = torch.rand(3).to(photo)  # the generator is seeded for every batch
+            photo = photo + (1 - target.mask[k]) * (colour - self.background.fixed)[:, None, None]
+        found = self._splat(camera, self._moved_means(camera, name), colour)
         self._touched = found.visible if self._touched is None else self._touched | found.visible
         image = self._decode(found)
         if self.exposure is not None:
