@@ -80,12 +80,12 @@ def train(method: Method, scene: tuple[str, ...], steps: int, folder: Path) -> d
     return {"cpu_seconds": measured["cpu_seconds"], "steps": measured["batches"], "psnr": scores["psnr"], "ssim": scores["ssim"]}
 
 
-def measure(name: str, scene: str, minutes: list[float], out: Path, words: tuple[str, ...]) -> None:
+def measure(name: str, method: Method, scene: str, minutes: list[float], out: Path, words: tuple[str, ...]) -> None:
     """Adds missing results of one method on one scene."""
     missing = [m for m in minutes if not (out / f"{scene}_{name}_{m:g}.json").is_file()]
     if not missing:
         return
-    method, work = METHODS[name], out / "runs" / f"{scene}_{name}"
+    work = out / "runs" / f"{scene}_{name}"
     seconds_per_step = 0.0
     for steps in (PILOT_STEPS, 4 * PILOT_STEPS):  # the first one also compiles kernels
         shutil.rmtree(work, ignore_errors=True)
@@ -145,7 +145,7 @@ def main() -> None:
     minutes = [float(m) for m in words.get("minutes", "1,5,20").split(",")]
     for scene in words.get("scenes", ",".join(SCENES)).split(","):
         for method in words.get("methods", ",".join(METHODS)).split(","):
-            measure(method, scene, minutes, out, tuple(word.format(data=data) for word in SCENES[scene]))
+            measure(method, METHODS[method], scene, minutes, out, tuple(word.format(data=data) for word in SCENES[scene]))
     report(out)
 
 

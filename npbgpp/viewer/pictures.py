@@ -1,4 +1,4 @@
-"""What the viewer shows of a run: colours, depth, normals, opacity, layers of the method, and comparisons of two pictures or with a photo."""
+"""What the viewer shows of a run: colours, depth, normals, opacity, photos per point, layers of the method, and comparisons of two pictures or with a photo."""
 
 import math
 import threading
@@ -20,8 +20,9 @@ from npbgpp.geometry import Cameras, TimedCamera, fit_to_size
 from npbgpp.io import depth_colormap, depth_range
 from npbgpp.io.images import to_pil
 from npbgpp.methods.base import Precision, Render, System, VideoOptions
+from npbgpp.viewer.seen_points import SeenPoints
 
-PICTURE, DEPTH, NORMALS, OPACITY = "picture", "depth", "normals", "opacity"
+PICTURE, DEPTH, NORMALS, OPACITY, SEEN = "picture", "depth", "normals", "opacity", "photos per point"
 BACKGROUNDS = {"as trained": None, "white": 1.0, "black": 0.0, "checkerboard": None}
 _ERROR_RANGE = 0.25  # mean absolute difference of the channels that has the last colour of the error map
 _BAND_PIXELS = 4096  # rendered between two questions whether to stop
@@ -87,6 +88,7 @@ class ViewedRun:
         self.precision = precision
         self.turn = turn if turn is not None else _ONE_AT_A_TIME
         self._history: _History | None = None
+        self._seen: SeenPoints | None = None
         self._modes: tuple[str, ...] = (PICTURE,)
 
     @property
@@ -113,6 +115,7 @@ class ViewedRun:
         modes = [PICTURE]
         modes += [DEPTH, NORMALS] if probe.depth is not None else []
         modes += [OPACITY] if probe.alpha is not None else []
+        modes += [SEEN] if self.scene.cloud.path.is_file() else []
         self._modes = (*modes, *self.system.layers())
 
     def rendering(self) -> "_Rendering":
@@ -122,6 +125,10 @@ class ViewedRun:
     def draw(self, timed: TimedCamera, look: Look, stop: Callable[[], bool] = lambda: False) -> Picture | None:
         """Draws a view; None if ``stop`` said so, which is asked between parts of the picture where the method renders pixels alone."""
         start = time.perf_counter()
+        if look.mode == SEEN:
+            with self.rendering():
+                self._seen = self._seen or SeenPoints(self.scene)
+                return Picture(self._seen.picture(timed.camera), None, time.perf_counter() - start)
         layer = look.mode if look.mode in self.system.layers() else None
         if layer is not None:
             with self.rendering():

@@ -9,6 +9,7 @@ from npbgpp.cli.view import view, viewed_run
 from npbgpp.errors import InputError
 from npbgpp.geometry import TimedCamera, at_time
 from npbgpp.viewer.pictures import Look, ViewedRun, error_colours, fitted_photo, nearest_view, normal_colours, photo_of, shown, swiped
+from npbgpp.viewer.seen_points import SeenPoints
 
 from ..conftest import SMALL_HAIR, TINY_GAUSSIANS, TINY_NERF, TINY_NSFF, TINY_OVERRIDES
 from ..run_folders import REPOSITORY, remember
@@ -49,6 +50,7 @@ def test_every_mode_of_every_method(viewed, name):
     height, width = first(run).camera.image_size
     seen = {mode: run.draw(first(run), Look(mode)).rgb for mode in run.modes}
     expected = {"picture", "depth", "normals"} | ({"opacity"} if run.has_opacity else set())
+    expected |= {"photos per point"} if run.scene.cloud.path.is_file() else set()
     assert expected <= set(seen)
     for mode, rgb in seen.items():
         assert rgb.shape == (3, height, width) and rgb.isfinite().all(), mode
@@ -116,6 +118,25 @@ def test_normals_of_a_plane_that_faces_the_camera(viewed):
     rows = torch.arange(camera.image_size[0])[:, None].expand(camera.image_size)
     slope = normal_colours(2 + 0.02 * (camera.image_size[0] - rows).float(), camera)
     assert slope[1, 10, 10] > 0.51, "a floor faces up"
+
+
+def test_photos_per_point(viewed):
+    """At most the photos whose image a point is in, and on a ball fewer, since it hides its far side."""
+    scene = viewed("npbg").scene
+    seen = SeenPoints(scene)
+    train = [scene.views[k].camera for k in scene.splits["train"]]
+    xyz = scene.cloud.read().xyz
+    inside = torch.zeros(len(xyz), dtype=torch.int64)
+    for camera in train:
+        uv, depth = (part[0] for part in camera.project(xyz))
+        size = torch.tensor(camera.image_size[::-1])
+        inside += (depth > 0) & (uv > 0).all(1) & (uv < size).all(1)
+    assert (seen.counts <= inside).all() and 0 < seen.counts.max() <= len(train)
+    outside = xyz.norm(dim=1) > 0.9 * xyz.norm(dim=1).max()  # of the ball, half of the ring of cameras sees a point at most
+    assert seen.counts[outside].float().mean() < 0.7 * len(train)
+    picture = seen.picture(train[0])
+    assert picture.shape == (3, *train[0].image_size) and picture.min() >= 0 and picture.max() <= 1
+    assert (picture.sum(0) > 0).float().mean() > 0.2
 
 
 def test_errors_and_swipes():

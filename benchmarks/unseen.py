@@ -1,0 +1,57 @@
+"""The pretrained NPBG++ on scenes that it has not seen: one pass over their photos, then finetuned coefficients and NPBG from its refiner, beside NPBG from scratch.
+
+The budgets are those of ``budgets.py``: CPU seconds of training, with the whole schedule of learning rates for every budget.
+
+Run: ``python benchmarks/unseen.py out=experiments/unseen [minutes=1,5] [scenes=still_life,lego] [data=<folder>]``. Results that are in ``out`` are not measured
+again. The bust needs the cloud of ``npbgpp prepare dense`` in its folder.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from budgets import SCENES, Method, measure, run_train
+
+NAMES = ("still_life", "lego", "dtu65", "bust")
+TRAINED = {"npbg from scratch": Method(("experiment=npbg_quick",)), "npbg from the refiner": Method(("experiment=npbg_small",))}
+
+
+def one_pass(scene: str, words: tuple[str, ...], out: Path) -> Path:
+    """Evaluates the weights, unless that has been done; the folder of the run."""
+    run, result = out / "runs" / f"{scene}_one_pass", out / f"{scene}_one_pass.json"
+    if not result.is_file():
+        begin = time.monotonic()
+        done = run_train(["experiment=npbgpp_small", *words, "loggers=none", "test_video=null", f"hydra.run.dir={run}"])
+        if done.returncode:
+            sys.exit(done.stdout[-2000:] + done.stderr[-3000:])
+        (scores,) = json.loads((run / "metrics.json").read_text())["datasets"].values()
+        found = {"method": "one pass", "scene": scene, "minutes": 0, "seconds": time.monotonic() - begin}
+        result.write_text(json.dumps(found | {"psnr": scores["psnr"], "ssim": scores["ssim"]}))
+        print(f"{scene}: {result.read_text()}", flush=True)
+    return run
+
+
+def main() -> None:
+    """Measures what is asked for, then writes table.md."""
+    words = dict(word.split("=", 1) for word in sys.argv[1:])
+    out = Path(words.get("out", "experiments/unseen")).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    data = words.get("data") or f"{os.environ.get('NPBGPP_SHARED', '')}/data"
+    minutes = [float(m) for m in words.get("minutes", "1,5").split(",")]
+    for scene in words.get("scenes", ",".join(NAMES)).split(","):
+        chosen = tuple(word.format(data=data) for word in SCENES[scene])
+        run = one_pass(scene, chosen, out)
+        finetuned = Method(("experiment=coefficients_small", f"system.descriptors_pretrained_dir={run / 'descriptors'}"))
+        for name, method in {"coefficients": finetuned, **TRAINED}.items():
+            measure(name, method, scene, minutes, out, chosen)
+    results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    lines = ["| scene | method | minutes | PSNR | SSIM |", "|---|---|---|---|---|"]
+    lines += [f"| {r['scene']} | {r['method']} | {r['minutes']:g} | {r['psnr']:.2f} | {r['ssim']:.3f} |" for r in results]
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
