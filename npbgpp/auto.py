@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("npbgpp.auto")
 
-_EXPERIMENTS = {"gaussians": "gaussians_quick", "npbg": "npbg_quick", "npbgpp_sphere": "npbgpp_quick"}
+# of NPBG++ all networks are finetuned from the weights that come with the project, of NPBG the refiner
+_TRAININGS = {"gaussians": ("gaussians_quick",), "npbg": ("npbg_small",), "npbgpp_sphere": ("npbgpp_small", "eval_only=false")}
 _SIZE_CPU, _SIZE_GPU = 400, 1600  # longest side of the photos in stereo and training, pixels
 _PROBE_STEPS = 20  # that measure the speed
 _FEWEST_STEPS, _MOST_STEPS = 300, 30_000
@@ -221,8 +222,10 @@ def _affordable_steps(settings: AutoSettings, out: Path, seconds: float) -> int:
 
 def _training(settings: AutoSettings, out: Path, run: Path, steps: int, epochs: int = 1) -> list[str]:
     """Arguments of ``npbgpp train`` for epochs of so many steps."""
+    experiment, *further = _TRAININGS[settings.system]
     return [
-        f"experiment={_EXPERIMENTS[settings.system]}",
+        f"experiment={experiment}",
+        *further,
         "datasets=colmap_one_scene",
         f"datasets.data_root={out}",
         "datasets.scene_name=scene",
