@@ -61,7 +61,18 @@ DEV_REQUIRES = [
 
 # conf/, example/ and checkpoints/ lie beside the package in a checkout, and inside of it in a wheel: npbgpp.core.paths.project_folder finds them in both.
 DATA_PACKAGES = {"npbgpp.checkpoints": "checkpoints", "npbgpp.conf": "conf", "npbgpp.example": "example"}
-DATA_FILES = ["**/*.yaml", "**/*.json", "**/*.png", "**/*.jpg", "**/*.ply", "**/*.inf", "**/*.xzy", "**/*.py", "*.md", "npbgpp_small.safetensors"]
+DATA_FILES = [
+    "**/*.yaml",
+    "**/*.json",
+    "**/*.png",
+    "**/*.jpg",
+    "**/*.ply",
+    "**/*.inf",
+    "**/*.xzy",
+    "**/*.py",
+    "*.md",
+    "npbgpp_small.safetensors",
+]
 
 # The same door that other packages use: docs/add_a_method.md and docs/add_a_dataset.md.
 ENTRY_POINTS = {

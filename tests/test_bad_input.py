@@ -134,7 +134,7 @@ def test_checkpoint_that_cannot_be_written(run_here, files_of_at_most_200_kb):
     folder = run_here(*QUIET)
     before = {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
     files_of_at_most_200_kb()
-    with pytest.raises(InputError, match="cannot be written .*the file that was there before is unchanged.*hydra.run.dir"):
+    with pytest.raises(InputError, match="cannot be written .*the file that was there before is unchanged"):
         run_here(*QUIET, "system.overwrite_descriptors=true", "seed=5")
     assert {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before
 

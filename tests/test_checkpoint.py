@@ -296,7 +296,7 @@ def test_files_are_whole_or_absent(tmp_path):
 
     with pytest.raises(InputError, match="No space left on device.*the file that was there before is unchanged") as caught:
         write_atomically(path, fail)
-    assert str(path) in str(caught.value) and "hydra.run.dir" in str(caught.value)
+    assert str(path) in str(caught.value)
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file.bin"]
     with pytest.raises(InputError, match="no file was left behind"):
         write_atomically(path.with_name("second"), fail)

@@ -193,6 +193,9 @@ SCENES_TO_NAME = {
     "npbg_quick": ("datasets=llff_one_scene",),
     "nerf_quick": ("datasets=llff_one_scene",),
     "npbgpp_quick": ("datasets=llff_one_scene",),
+    "npbg_small": ("datasets=llff_one_scene",),
+    "npbgpp_small": ("datasets=llff_one_scene",),
+    "coefficients_small": ("datasets=llff_one_scene",),
     "gaussians_quick": ("datasets=llff_one_scene",),
     "gaussians_published": ("datasets=llff_one_scene",),
 }
