@@ -173,23 +173,26 @@ def moving_scores(rendering: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h 
     if not moving.any():
         return MovingScores(None, None, (1 + whole_image) / 2)
     error = ((rendering.clamp(0, 1) - target) ** 2)[:, moving].double().mean()
-    psnr = min(PSNR_CAP_DB, -10 * math.log10(max(error.item(), 1e-300)))
-    return MovingScores(psnr, similarity[:, moving].mean().item(), (1 + whole_image) / 2)
+    return MovingScores(_psnr(error), similarity[:, moving].mean().item(), (1 + whole_image) / 2)
 
 
 @torch.no_grad()
-def colour_corrected_psnr(rendering: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"]) -> float:
+def colour_corrected_psnr(metrics: ImageMetrics, rendering: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"]) -> float:
     """PSNR in dB after the affine change of the colours of the rendering that fits best, for photos of changing exposure and white balance.
 
-    The change (3x4) is the least-squares solution over all pixels; corrected colours are clamped to [0, 1]. Known as ``cc_psnr``, for example in gsplat.
+    The change (3x4) is the least-squares solution over the pixels inside the margin of ``metrics``; corrected colours are clamped to [0, 1]. Known as
+    ``cc_psnr``, for example in gsplat.
     """
-    colours = rendering.clamp(0, 1).double().flatten(1).T.cpu()
-    wanted = target.double().flatten(1).T.cpu()
-    colours = torch.cat([colours, torch.ones(len(colours), 1, dtype=torch.float64)], 1)
-    # a tiny ridge: an image of one colour leaves the change undetermined
-    change = torch.linalg.solve(colours.T @ colours + 1e-9 * len(colours) * torch.eye(4, dtype=torch.float64), colours.T @ wanted)
-    error = ((colours @ change).clamp(0, 1) - wanted).square().mean()
-    return min(PSNR_CAP_DB, -10 * math.log10(max(error.item(), 1e-300)))
+    margin = metrics.protocol().margin
+    inner = (..., slice(margin, rendering.shape[1] - margin), slice(margin, rendering.shape[2] - margin))
+    colours, wanted = (image[inner].double().cpu().clamp(0, 1).flatten(1).T for image in (rendering, target))
+    colours = torch.cat([colours, colours.new_ones(len(colours), 1)], 1)
+    change = torch.linalg.lstsq(colours, wanted, driver="gelsd").solution  # also where an image of one colour leaves it undetermined
+    return _psnr(((colours @ change).clamp(0, 1) - wanted).square().mean())
+
+
+def _psnr(mse: Float[Tensor, ""]) -> float:
+    return min(PSNR_CAP_DB, -10 * math.log10(max(mse.item(), 1e-300)))
 
 
 BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5), "white": (1.0, 1.0, 1.0)}

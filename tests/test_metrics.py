@@ -315,11 +315,13 @@ def test_composite_over_an_example():
 
 
 def test_colour_correction_undoes_affine_changes_of_colour_and_nothing_else():
-    generator = torch.Generator().manual_seed(0)
+    metrics, generator = ImageMetrics(), torch.Generator().manual_seed(0)
     target = 0.2 + 0.6 * torch.rand(3, 20, 24, generator=generator)
     mixed = torch.einsum("dc,chw->dhw", torch.tensor([[0.8, 0.1, 0.0], [0.0, 0.9, 0.1], [0.1, 0.0, 0.7]]), target) + 0.05
-    assert colour_corrected_psnr(mixed, target) > 80
+    assert colour_corrected_psnr(metrics, mixed, target) > 80
     noisy = (target + 0.1 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
     plain = float(-10 * torch.log10((noisy - target).square().mean()))
-    assert plain <= colour_corrected_psnr(noisy, target) < plain + 1.5
-    assert 5 < colour_corrected_psnr(torch.full_like(target, 0.5), target) < 20  # one colour
+    assert plain <= colour_corrected_psnr(metrics, noisy, target) < plain + 1.5
+    assert 5 < colour_corrected_psnr(metrics, torch.full_like(target, 0.5), target) < 20  # one colour
+    mixed[:, 0] = 1.0  # a border that does not count
+    assert colour_corrected_psnr(metrics, mixed, target) < 30 and colour_corrected_psnr(ImageMetrics(image_margin=1), mixed, target) > 80

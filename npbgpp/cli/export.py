@@ -38,7 +38,7 @@ from npbgpp.export.volume import mean_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
 from npbgpp.geometry import Cameras, Offset, write_ply
 from npbgpp.methods.base import FieldExport, Render, System
-from npbgpp.viewer.poses import frame_of
+from npbgpp.viewer.poses import frame_of, viewer_frame
 from npbgpp.volume import OccupancyGrid
 
 log = logging.getLogger("npbgpp.export")
@@ -92,7 +92,7 @@ def splats(settings: SplatExport, overrides: list[str]) -> None:
     out = settings.file(f"{scene}.ply", splat_files.SUFFIXES)
     gaussians = system.gaussian_cloud(scene)
     gaussians = gaussians.kept(_kept(settings, gaussians.means, system.scenes[scene].offset))
-    splat_files.write_splats(out, gaussians, frame_of(system.scenes[scene]).up)
+    splat_files.write_splats(out, gaussians, viewer_frame([view.camera for view in system.scenes[scene].views], None).up)
     offset = system.scenes[scene].offset
     if offset is not None:  # the formats have single precision
         log.warning(

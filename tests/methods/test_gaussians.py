@@ -119,7 +119,7 @@ def test_random_backgrounds_leave_the_photos_background_for_evaluation(run_gauss
 
 
 def test_random_backgrounds_need_photos_that_can_be_composited(run_gaussians, tmp_path):
-    for words in (("datasets.white_bg=false", "system.use_masks=true"), ("system.use_masks=true",)):
+    for words in (("datasets.white_bg=false", "system.use_masks=true"), ("system.use_masks=true",), ("system/refiner=unet",)):
         with pytest.raises(InputError, match="random_background"):
             run_gaussians(tmp_path, *words, "system.random_background=true")
 

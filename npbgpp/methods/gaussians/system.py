@@ -175,9 +175,9 @@ class Gaussians(ManualOptimizationSystem):
         self._resumes, self._start_seed = context.resumed_run is not None, context.seed
         kind = choose_background(settings.background, self._views, self.scene.name, settings.use_masks)
         names = [view.name for view in self._views]
+        self.refiner = refiner
         if settings.random_background:
             self._check_random_background(kind)
-        self.refiner = refiner
         self._channels = (3,) if refiner is None else _pyramid_channels(refiner)
         self.gaussians = GaussianModel(settings.sh_degree, 3 if refiner is None else self._channels[0] - 1)
         self.background = Background(kind, settings.environment_degree)
@@ -199,10 +199,17 @@ class Gaussians(ManualOptimizationSystem):
     def _check_random_background(self, kind: str) -> None:
         """Raises InputError where training photos cannot be composited on another colour."""
         bare = next((view for view in self._views if view.background is None or not (view.alpha_is_mask or view.mask is not None)), None)
-        if bare is not None or kind not in BACKGROUNDS or self.settings.use_masks:
+        reason = None
+        if bare is not None or kind not in BACKGROUNDS:
+            reason = f"photos without, such as {(bare or self._views[0]).image.name}"
+        elif self.settings.use_masks:
+            reason = "system.use_masks, which compares inside the masks only"
+        elif self.refiner is not None:
+            reason = "system/refiner, which learns the background itself"
+        if reason is not None:
             raise InputError(
-                f"system.random_background: expected photos with alpha or masks that are composited on white, without system.use_masks, got "
-                f"{'others' if bare is None else bare.image.name}; set system.random_background=false"
+                f"system.random_background: expected photos with alpha or masks that are composited on white, and colours to composite, got {reason}; set "
+                "system.random_background=false"
             )
 
     # ------------------------------------------------------------------ start
@@ -332,7 +339,7 @@ class Gaussians(ManualOptimizationSystem):
 
     def extra_scores(self, render: Render, batch: Batch, k: int) -> dict[str, Any]:
         """With ``exposure`` also the PSNR after a fit of the colours: test photos have no learned exposure."""
-        return {} if self.exposure is None else {"cc_psnr": colour_corrected_psnr(render.rgb[0], batch.target.image[k])}
+        return {} if self.exposure is None else {"cc_psnr": colour_corrected_psnr(self.metrics, render.rgb[0], batch.target.image[k])}
 
     # ----------------------------------------------------------------- export
     def coloured_cloud(self, scene: str) -> PointCloud:
