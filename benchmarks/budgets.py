@@ -134,18 +134,31 @@ def report(out: Path) -> None:
     print("\n".join(lines))
 
 
+def read_words(name: str, minutes: str, scenes: tuple[str, ...]) -> tuple[dict[str, str], Path, list[float], dict[str, tuple[str, ...]]]:
+    """The words of a command line, the folder for results, the budgets, and the words of ``npbgpp train`` of each scene.
+
+    Args:
+        name: of the default folder.
+        minutes: default budgets.
+        scenes: default scenes.
+    """
+    words = dict(word.split("=", 1) for word in sys.argv[1:])
+    out = Path(words.get("out", f"experiments/{name}")).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    data = words.get("data") or f"{os.environ.get('NPBGPP_SHARED', '')}/data"
+    chosen = words.get("scenes", ",".join(scenes)).split(",")
+    budgets = [float(m) for m in words.get("minutes", minutes).split(",")]
+    return words, out, budgets, {scene: tuple(word.format(data=data) for word in SCENES[scene]) for scene in chosen}
+
+
 def main() -> None:
     """Measures what is asked for, then writes table and plot."""
     if find_spec("matplotlib") is None:
         sys.exit("error: matplotlib: expected the package for the plot, got none; pip install matplotlib")
-    words = dict(word.split("=", 1) for word in sys.argv[1:])
-    out = Path(words.get("out", "experiments/budgets")).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    data = words.get("data") or f"{os.environ.get('NPBGPP_SHARED', '')}/data"
-    minutes = [float(m) for m in words.get("minutes", "1,5,20").split(",")]
-    for scene in words.get("scenes", ",".join(SCENES)).split(","):
+    words, out, minutes, scenes = read_words("budgets", "1,5,20", tuple(SCENES))
+    for scene, chosen in scenes.items():
         for method in words.get("methods", ",".join(METHODS)).split(","):
-            measure(method, METHODS[method], scene, minutes, out, tuple(word.format(data=data) for word in SCENES[scene]))
+            measure(method, METHODS[method], scene, minutes, out, chosen)
     report(out)
 
 

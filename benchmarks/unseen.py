@@ -7,12 +7,11 @@ again. The bust needs the cloud of ``npbgpp prepare dense`` in its folder.
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
-from budgets import SCENES, Method, measure, run_train
+from budgets import Method, measure, read_words, run_train
 
 NAMES = ("still_life", "lego", "dtu65", "bust")
 TRAINED = {"npbg from scratch": Method(("experiment=npbg_quick",)), "npbg from the refiner": Method(("experiment=npbg_small",))}
@@ -35,13 +34,8 @@ def one_pass(scene: str, words: tuple[str, ...], out: Path) -> Path:
 
 def main() -> None:
     """Measures what is asked for, then writes table.md."""
-    words = dict(word.split("=", 1) for word in sys.argv[1:])
-    out = Path(words.get("out", "experiments/unseen")).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    data = words.get("data") or f"{os.environ.get('NPBGPP_SHARED', '')}/data"
-    minutes = [float(m) for m in words.get("minutes", "1,5").split(",")]
-    for scene in words.get("scenes", ",".join(NAMES)).split(","):
-        chosen = tuple(word.format(data=data) for word in SCENES[scene])
+    _, out, minutes, scenes = read_words("unseen", "1,5", NAMES)
+    for scene, chosen in scenes.items():
         run = one_pass(scene, chosen, out)
         finetuned = Method(("experiment=coefficients_small", f"system.descriptors_pretrained_dir={run / 'descriptors'}"))
         for name, method in {"coefficients": finetuned, **TRAINED}.items():

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from plyfile import PlyData, PlyElement
 
+from blender_layout import write_cloud, write_transforms
 from pretraining_maker.clouds import Faults, draw_faults, scene_cloud
 from pretraining_maker.scenes import RandomScene, draw_scene
 from pretraining_maker.tracer import render
@@ -69,9 +69,7 @@ def write_scene(folder: Path, seed: int, arguments: argparse.Namespace, dense: b
         for job in jobs:
             job.result()
     for split, views in splits.items():
-        frames = [{"file_path": f"./{split}/r_{i}", "transform_matrix": scene.poses[view].tolist()} for i, view in enumerate(views)]
-        text = json.dumps({"camera_angle_x": scene.angle_x, "frames": frames}, indent=1)
-        (folder / f"transforms_{split}.json").write_text(text + "\n", encoding="utf-8")
+        write_transforms(folder / f"transforms_{split}.json", split, scene.poses[list(views)], scene.angle_x)
 
     rng = np.random.default_rng([seed, 1])
     count = int(arguments.points * rng.uniform(1.0 / 3.0, 1.0))
@@ -90,15 +88,6 @@ def write_view(path: Path, scene: RandomScene, view: int, arguments: argparse.Na
     """Renders one image and writes it as PNG."""
     image = render(scene.solids, scene.light, scene.poses[view], scene.angle_x, arguments.size, arguments.samples)
     Image.fromarray(image).save(path)
-
-
-def write_cloud(path: Path, xyz: np.ndarray, rgb: np.ndarray) -> None:
-    """Writes (n, 3) float32 positions and (n, 3) uint8 colours as little-endian binary PLY."""
-    names = ("x", "y", "z", "red", "green", "blue")
-    vertices = np.empty(len(xyz), dtype=[(name, "<f4" if name in "xyz" else "u1") for name in names])
-    for name, values in zip(names, [*xyz.T, *rgb.T], strict=True):
-        vertices[name] = values
-    PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

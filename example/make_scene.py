@@ -7,7 +7,6 @@ sets the cameras and the points of the cloud. Needs numpy, torch, Pillow and ply
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from plyfile import PlyData, PlyElement
 
+from blender_layout import write_cloud, write_transforms
 from still_life_maker.cloud import surface_cloud
 from still_life_maker.views import ANGLE_X, poses, render, spread
 
@@ -65,21 +64,6 @@ def write_view(path: Path, pose: np.ndarray, size: int, samples: int) -> None:
     Image.fromarray(render(pose, size, samples)).save(path, optimize=True)
 
 
-def write_transforms(path: Path, split: str, cameras: np.ndarray) -> None:
-    """Writes the cameras (k, 4, 4) of one split."""
-    frames = [{"file_path": f"./{split}/r_{i}", "transform_matrix": camera.tolist()} for i, camera in enumerate(cameras)]
-    path.write_text(json.dumps({"camera_angle_x": ANGLE_X, "frames": frames}, indent=1) + "\n", encoding="utf-8")
-
-
-def write_cloud(path: Path, xyz: np.ndarray, rgb: np.ndarray) -> None:
-    """Writes (n, 3) float32 positions and (n, 3) uint8 colours as little-endian binary PLY."""
-    names = ("x", "y", "z", "red", "green", "blue")
-    vertices = np.empty(len(xyz), dtype=[(name, "<f4" if name in "xyz" else "u1") for name in names])
-    for name, values in zip(names, [*xyz.T, *rgb.T], strict=True):
-        vertices[name] = values
-    PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(path)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the whole scene; `argv` replaces the arguments of the command line."""
     arguments = parse_arguments(argv)
@@ -90,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         jobs = []
         for split in SPLITS:
             (arguments.out / split).mkdir(parents=True, exist_ok=True)
-            write_transforms(arguments.out / f"transforms_{split}.json", split, cameras[split])
+            write_transforms(arguments.out / f"transforms_{split}.json", split, cameras[split], ANGLE_X)
             for i, pose in enumerate(cameras[split]):
                 jobs.append(pool.submit(write_view, arguments.out / split / f"r_{i}.png", pose, arguments.size, arguments.samples))
         cloud = pool.submit(surface_cloud, cameras["train"], arguments.size, arguments.points, arguments.seed)

@@ -6,7 +6,7 @@ import numpy as np
 
 from pretraining_maker.scenes import RandomScene
 from pretraining_maker.textures import fractal_noise
-from pretraining_maker.tracer import surface_points, to_srgb
+from pretraining_maker.tracer import surface_points
 
 RAYS_PER_POINT = 3.0
 EXACT_SHARE = 0.3  # of the clouds that are drawn
@@ -75,7 +75,7 @@ def scene_cloud(
     wrong = rng.random(len(xyz)) < faults.outliers
     stretch[wrong] += rng.uniform(-0.2, 0.2, wrong.sum())
     moved = centre + stretch[:, None] * (xyz - centre)
-    return moved.astype(np.float32), (255.0 * to_srgb(rgb) + 0.5).astype(np.uint8)
+    return moved.astype(np.float32), (255.0 * rgb + 0.5).astype(np.uint8)
 
 
 def one_per_cell(xyz: np.ndarray, count: int) -> np.ndarray:

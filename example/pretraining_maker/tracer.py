@@ -73,17 +73,28 @@ class Light(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def _distance_to(solids: Solids, k: int, x: float, y: float, z: float) -> float:
+def _local(solids: Solids, k: int, x: float, y: float, z: float) -> tuple[float, float, float]:
+    """A point in the frame of solid k."""
     r = solids.rotation[k]
     px, py, pz = x - solids.position[k, 0], y - solids.position[k, 1], z - solids.position[k, 2]
-    return distance(
-        solids.kind[k],
-        solids.size[k],
-        solids.rounding[k],
+    return (
         r[0, 0] * px + r[1, 0] * py + r[2, 0] * pz,
         r[0, 1] * px + r[1, 1] * py + r[2, 1] * pz,
         r[0, 2] * px + r[1, 2] * py + r[2, 2] * pz,
     )
+
+
+@njit(nogil=True, cache=True)
+def _distance_to(solids: Solids, k: int, x: float, y: float, z: float) -> float:
+    x, y, z = _local(solids, k, x, y, z)
+    return distance(solids.kind[k], solids.size[k], solids.rounding[k], x, y, z)
+
+
+@njit(nogil=True, cache=True)
+def _albedo_at(solids: Solids, k: int, p: np.ndarray, out: np.ndarray) -> None:
+    """Writes the linear colour (3,) of solid k at a point (3,)."""
+    x, y, z = _local(solids, k, p[0], p[1], p[2])
+    albedo(solids.pattern[k], solids.colours[k], solids.frequency[k], k, x, y, z, out)
 
 
 @njit(nogil=True, cache=True)
@@ -191,18 +202,7 @@ def _radiance(solids: Solids, light: Light, o: np.ndarray, d: np.ndarray, lamp_u
         for axis in range(3):
             p[axis] = o[axis] + t * d[axis]
         normal_at(solids, k, p, n)
-        r = solids.rotation[k]
-        x, y, z = p[0] - solids.position[k, 0], p[1] - solids.position[k, 1], p[2] - solids.position[k, 2]
-        albedo(
-            solids.pattern[k],
-            solids.colours[k],
-            solids.frequency[k],
-            k,
-            r[0, 0] * x + r[1, 0] * y + r[2, 0] * z,
-            r[0, 1] * x + r[1, 1] * y + r[2, 1] * z,
-            r[0, 2] * x + r[1, 2] * y + r[2, 2] * z,
-            base,
-        )
+        _albedo_at(solids, k, p, base)
         for axis in range(3):
             o[axis] = p[axis] + OFFSET * n[axis]
             to_lamp[axis] = light.lamp[axis] + lamp_u * light.lamp_axes[0, axis] + lamp_v * light.lamp_axes[1, axis] - o[axis]
@@ -293,7 +293,7 @@ def surface_points(solids: Solids, pose: np.ndarray, angle_x: float, uv: np.ndar
         uv: (n, 2) positions in the image, in [0, 1], columns first, rows downwards.
 
     Returns:
-        (n, 3) positions, NaN without a surface; (n, 3) linear colours without light; (n,) solids.
+        (n, 3) positions, NaN without a surface; (n, 3) sRGB colours without light, in [0, 1]; (n,) solids.
     """
     points, colours = np.full((len(uv), 3), np.nan), np.zeros((len(uv), 3))
     which = np.full(len(uv), -1)
@@ -309,24 +309,9 @@ def surface_points(solids: Solids, pose: np.ndarray, angle_x: float, uv: np.ndar
         if k < 0:
             continue
         which[i] = k
-        r = solids.rotation[k]
         for axis in range(3):
             points[i, axis] = o[axis] + t * d[axis]
-        x, y, z = points[i, 0] - solids.position[k, 0], points[i, 1] - solids.position[k, 1], points[i, 2] - solids.position[k, 2]
-        albedo(
-            solids.pattern[k],
-            solids.colours[k],
-            solids.frequency[k],
-            k,
-            r[0, 0] * x + r[1, 0] * y + r[2, 0] * z,
-            r[0, 1] * x + r[1, 1] * y + r[2, 1] * z,
-            r[0, 2] * x + r[1, 2] * y + r[2, 2] * z,
-            colours[i],
-        )
+        _albedo_at(solids, k, points[i], colours[i])
+        for c in range(3):
+            colours[i, c] = _srgb(colours[i, c])
     return points, colours, which
-
-
-def to_srgb(colour: np.ndarray) -> np.ndarray:
-    """sRGB values, clamped to [0, 1], of linear colours (IEC 61966-2-1)."""
-    c = np.clip(colour, 0.0, 1.0)
-    return np.where(c <= 0.0031308, 12.92 * c, 1.055 * np.maximum(c, 1e-9) ** (1.0 / 2.4) - 0.055)
