@@ -1,7 +1,9 @@
 """``npbgpp <command> ...``, the same as ``python -m npbgpp.<command> ...``; ``npbgpp <command> --help`` explains the arguments of a command."""
 
 import difflib
+import os
 import runpy
+import select
 import signal
 import sys
 
@@ -58,6 +60,18 @@ def main() -> None:
         except KeyboardInterrupt:  # while it starts
             print("interrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError:
+            if not _reader_has_ended():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+            sys.exit(128 + signal.SIGPIPE)
+
+
+def _reader_has_ended() -> bool:
+    """Whether the program that reads the output has ended, as in ``npbgpp train --help | head``."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Command lines of training: mistakes are named before anything slow is imported, and help covers every key."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,9 @@ def test_answers_come_at_once(tmp_path, name, arguments, code, shown):
     if code == 1 and arguments:
         assert done.err.startswith("error: ") and done.err.count("\n") == 1 and done.out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_help_whose_reader_has_ended():
+    line = f"{sys.executable} -m npbgpp train --help experiment=demo_npbg | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, timeout=100)
+    assert done.stdout.startswith("usage:") and done.stderr == "" and done.returncode in (0, 141)
