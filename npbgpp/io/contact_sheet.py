@@ -68,8 +68,8 @@ class EvaluationRow:
 
 
 def evaluation_sheet(title: str, rows: Sequence[EvaluationRow]) -> Image.Image:
-    """The contact sheet of an evaluation: ground truth, rendering, points (or depth, of methods without) and error of each view. ``rows`` must not be empty."""
-    columns = ("ground truth", "rendering", "points or depth", f"error (white: {ERROR_RANGE:g} or more)")
+    """The contact sheet of an evaluation: photo (gt), rendering, points (or depth, of methods without) and error of each view. ``rows`` must not be empty."""
+    columns = ("gt", "rendering", "points or depth", f"error (white: {ERROR_RANGE:g} or more)")
     tiles = [
         SheetRow(row.caption, (row.target, row.rendered, enlarged_points(row.raster), error_map(row.rendered, row.target))) for row in rows
     ]
