@@ -17,8 +17,7 @@ from torch import Tensor
 from npbgpp.data import PoseTrack
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, TimedCamera, at_time, fit_to_size
-from npbgpp.io import write_png
-from npbgpp.io.images import to_pil
+from npbgpp.io import to_pil, write_png
 from npbgpp.viewer.keyframes import save_track
 from npbgpp.viewer.pacing import Job, RenderThread, ResolutionControl, SpeedMeter
 from npbgpp.viewer.path_panel import PathPanel

@@ -17,8 +17,7 @@ from torch import Tensor
 from npbgpp.data import Scene, View, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, TimedCamera, fit_to_size
-from npbgpp.io import depth_colormap, depth_range
-from npbgpp.io.images import to_pil
+from npbgpp.io import depth_colormap, depth_range, to_pil
 from npbgpp.methods.base import Precision, Render, System, VideoOptions
 from npbgpp.viewer.seen_points import SeenPoints
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npbgpp.io.contact_sheet import ERROR_RANGE, EvaluationRow, enlarged_points, error_map, evaluation_sheet
+from npbgpp.io import ERROR_RANGE, EvaluationRow, enlarged_points, error_map, evaluation_sheet
 
 
 def flat(value: float, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
