@@ -132,7 +132,9 @@ def _is_network_of_ours(target: str) -> bool:
     from torch import nn  # slow to import
 
     found = _class(target)
-    return found is not None and found.__module__.startswith(_OURS) and (issubclass(found, nn.Module) or dataclasses.is_dataclass(found))
+    return (
+        found is not None and f"{found.__module__}.".startswith(_OURS) and (issubclass(found, nn.Module) or dataclasses.is_dataclass(found))
+    )
 
 
 def _is_class_of_plugin(target: str) -> bool:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.export.mesh import DensityField
-from npbgpp.volume.field import RadianceField
+from npbgpp.volume import RadianceField
 
 THRESHOLD = 20.0
 STEEPNESS = 200.0  # fall of the density per radius

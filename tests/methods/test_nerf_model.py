@@ -9,10 +9,7 @@ import torch
 
 from npbgpp.errors import InputError
 from npbgpp.methods.nerf.model import Nerf, NerfSampling
-from npbgpp.volume.compositing import composite
-from npbgpp.volume.field import RadianceField
-from npbgpp.volume.occupancy import OccupancyGrid
-from npbgpp.volume.sampling import Rays
+from npbgpp.volume import OccupancyGrid, RadianceField, Rays, composite
 
 SMALL = {"depth": 3, "width": 16, "skips": (1,), "xyz_frequencies": 3, "dir_frequencies": 2}
 FEW = NerfSampling(samples=6, importance=5, marched=40)

@@ -10,7 +10,7 @@ import torch
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff.compositing import interpolate_outputs
 from npbgpp.methods.nsff.model import SAME_AS_NSFF_PL, Nsff, NsffSampling, architecture_of
-from npbgpp.volume.sampling import Rays
+from npbgpp.volume import Rays
 
 SMALL = {"depth": 3, "width": 16, "skips": (1,), "xyz_frequencies": 3, "dir_frequencies": 2, "time_channels": 5}
 D = torch.float64

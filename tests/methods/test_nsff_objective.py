@@ -9,7 +9,7 @@ import torch
 from npbgpp.methods.nsff.data import HardSampling, PixelWeights, VideoBatch
 from npbgpp.methods.nsff.model import Nsff, NsffSampling, Training
 from npbgpp.methods.nsff.objective import LossSchedule, LossWeights, loss_terms, weighted_means
-from npbgpp.volume.sampling import Rays
+from npbgpp.volume import Rays
 
 from ..helpers.settings import system_settings
 from .moving_camera import TIME_STEPS, moving_camera

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npbgpp.volume.compositing import composite, composite_layers, composite_packed
-from npbgpp.volume.sampling import PackedSamples
+from npbgpp.volume import PackedSamples, composite, composite_layers, composite_packed
 
 
 def example(seed: int = 0, n: int = 4, s: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.volume.field import RadianceField, positional_encoding
+from npbgpp.volume import RadianceField, positional_encoding
 
 
 def embedded(x: list[float], frequencies: int) -> list[float]:

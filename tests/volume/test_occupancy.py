@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.volume.compositing import composite, composite_packed
-from npbgpp.volume.occupancy import OccupancyGrid
-from npbgpp.volume.sampling import Rays, stratified
+from npbgpp.volume import OccupancyGrid, Rays, composite, composite_packed, stratified
 
 RADIUS = 0.5
 

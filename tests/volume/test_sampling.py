@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npbgpp.errors import InputError
-from npbgpp.volume.sampling import PackedSamples, Rays, intervals, sample_pdf, stratified, to_ndc
+from npbgpp.volume import PackedSamples, Rays, intervals, sample_pdf, stratified, to_ndc
 
 
 def seeded(seed: int = 0) -> torch.Generator:
