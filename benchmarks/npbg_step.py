@@ -13,8 +13,7 @@ import torch
 import plain
 from measure import camera, in_process, machine, surface_cloud
 from npbgpp.geometry.pixels import PixelConvention, ProjectionSettings
-from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterization import Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.nets.unet import NPBGPlusPlusUNet
 from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
 from npbgpp.points.feature_pyramid import FeaturePyramid

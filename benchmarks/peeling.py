@@ -10,8 +10,8 @@ import torch
 
 import plain
 from measure import camera, in_turn, machine, print_timings, surface_cloud
-from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.peeling import Footprint, peel
+from npbgpp.kernels.rasterization import ChunkedCloud
 
 NEAR, FAR, MAX_SPLAT = 3.0, 7.0, 1.0
 

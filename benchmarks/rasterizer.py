@@ -14,8 +14,7 @@ import torch
 import plain
 from measure import camera, interleaved_ms, machine, surface_cloud
 from npbgpp.geometry.pixels import PixelConvention, ProjectionSettings
-from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterization import Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.points.descriptor_tables import ResidentScene, gather_visible
 from npbgpp.points.feature_pyramid import feature_image, feature_table
 from npbgpp.points.sparse_optim import SparseParameter

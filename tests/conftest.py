@@ -37,8 +37,11 @@ from PIL import Image  # noqa: E402
 from npbgpp.geometry.cameras import Cameras  # noqa: E402
 from npbgpp.geometry.pixels import ProjectionSettings  # noqa: E402
 from npbgpp.geometry.point_cloud import PointCloud, write_ply  # noqa: E402
-from npbgpp.kernels.chunks import ChunkedCloud  # noqa: E402
-from npbgpp.kernels.rasterization import Level, rasterize  # noqa: E402
+from npbgpp.kernels.rasterization import (  # noqa: E402
+    ChunkedCloud,
+    Level,
+    rasterize,
+)
 
 from .run_folders import REPOSITORY, run_words  # noqa: E402
 

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from npbgpp.kernels.backend import backend
-from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
+from npbgpp.kernels.backend import backend, kernel, run_threads, spans, thread_count
 from npbgpp.kernels.vectors import load, splat, square_root, store
 
 f32 = np.float32

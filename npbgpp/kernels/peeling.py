@@ -18,12 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from npbgpp.geometry import Cameras, PixelGrid, ProjectionSettings
-from npbgpp.kernels.backend import backend
-from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
-from npbgpp.kernels.cuda import CudaModule
-from npbgpp.kernels.projection import chunk_state, homogeneous, projection_numbers
-from npbgpp.kernels.rasterization import EMPTY_KEY, Fragments
+from npbgpp.kernels.backend import CudaModule, backend, kernel, run_threads, spans, thread_count
+from npbgpp.kernels.rasterization import EMPTY_KEY, ChunkedCloud, Fragments, chunk_state, homogeneous, projection_numbers
 
 MAX_LAYERS = 8
 _INDEX_BITS = 0xFFFFFFFF
@@ -255,7 +251,7 @@ def _merge(buffers, begin, end):
 # CUDA: one thread per point
 
 _SOURCE = r"""
-// Numbers of a camera as in npbgpp/kernels/projection.py; sizes: near, far - near, largest radius, height, width.
+// Numbers of a camera as in npbgpp/kernels/rasterization.py; sizes: near, far - near, largest radius, height, width.
 extern "C" __global__ void project_squares(
     const float* xyz, const int* index, const float* numbers, const float* sizes, long long* keys, int* squares, const long long* counts)
 {

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from npbgpp.errors import InputError
-from npbgpp.kernels.backend import backend
-from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
+from npbgpp.kernels.backend import backend, kernel, run_threads, spans, thread_count
 from npbgpp.kernels.vectors import load, maximum, splat, store, total, where_less
 
 f32 = np.float32

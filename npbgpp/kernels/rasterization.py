@@ -1,26 +1,191 @@
-"""Point rasterization: the nearest point of every pixel at several scales.
+"""Point rasterization: the nearest point of every pixel at several scales, and the features of these points.
 
 Keys are 64 bits, depth bits above the point index, so that one minimum finds both and the lowest index wins ties. The CPU kernel projects the points of the
 visible chunks of a cloud once, and compares every point with the key of its cell in every level; threads draw into buffers of their own, which are merged.
 With the exact convention, cells of a level whose scale is a power of two are minima of blocks of cells of a finer one, so that only the finest is drawn.
+
+Symbols: k chunks of p points, m rows of a table of features, c channels.
 """
 
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding
 
-from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, ProjectionSettings
-from npbgpp.kernels.backend import backend
-from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
-from npbgpp.kernels.cuda import CudaModule
-from npbgpp.kernels.projection import chunk_state, homogeneous, projection_numbers
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, Projection, ProjectionSettings
+from npbgpp.kernels.backend import CudaModule, backend, fma, kernel, run_threads, spans, thread_count
+
+# ----------------------------------------------------------------------
+# Clouds in spatially compact chunks.
+#
+# Built once per scene: points are sorted along a Morton curve (Morton 1966) and split into chunks of equal length with bounding boxes, so that a view projects
+# only the chunks it can see.
+
+
+_CHUNK_SIZE = 2048
+_MORTON_BITS = 10  # per axis: cells are much smaller than chunks
+
+
+@dataclass(frozen=True)
+class ChunkedCloud:
+    """A point cloud in chunks.
+
+    Attributes:
+        xyz_world: coordinates, one plane per axis, so that projection vectorises; the last chunk is padded with its last point.
+        index: row of each point in the original cloud.
+        corners: the 8 corners of the bounding box of each chunk, one plane per axis as well.
+        count: n, number of points.
+        rows: points in the original cloud, more than ``count`` for a subset.
+    """
+
+    xyz_world: Float[Tensor, "3 k p"]
+    index: Int32[Tensor, "k p"]
+    corners: Float[Tensor, "3 8 k"]
+    count: int
+    rows: int
+
+    @classmethod
+    def build(cls, xyz_world: Float[Tensor, "n 3"], chunk_size: int = _CHUNK_SIZE, rows: Int[Tensor, " r"] | None = None) -> "ChunkedCloud":
+        """Sorts and splits a cloud of finite points; an empty cloud has no chunks.
+
+        Args:
+            xyz_world: the points.
+            chunk_size: p.
+            rows: the subset of points to take, None for all; their index remains the row in ``xyz_world``.
+        """
+        order = _morton_order(xyz_world if rows is None else xyz_world[rows])
+        if rows is not None:
+            order = rows.to(torch.int64)[order]
+        count = len(order)
+        chunks = -(-count // chunk_size)
+        if chunks:
+            order = torch.cat([order, order[-1:].expand(chunks * chunk_size - count)])
+        index = order.view(chunks, chunk_size)
+        xyz = xyz_world[order].view(chunks, chunk_size, 3)
+        low, high = (xyz.amin(1), xyz.amax(1)) if chunks else (xyz.new_zeros(0, 3), xyz.new_zeros(0, 3))
+        picks = torch.cartesian_prod(*[torch.tensor([False, True], device=xyz.device)] * 3)
+        corners = torch.where(picks.t()[..., None], high.t()[:, None], low.t()[:, None]).contiguous()
+        return cls(xyz.permute(2, 0, 1).contiguous(), index.to(torch.int32), corners, count, len(xyz_world))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def to(self, device: torch.device | str) -> "ChunkedCloud":
+        """The same cloud on another device."""
+        return replace(self, xyz_world=self.xyz_world.to(device), index=self.index.to(device), corners=self.corners.to(device))
+
+
+def _morton_order(xyz_world: Float[Tensor, "n 3"]) -> Int[Tensor, " n"]:
+    """Indices that sort points along a Morton curve; ties keep their order."""
+    if len(xyz_world) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=xyz_world.device)
+    low, high = xyz_world.amin(0), xyz_world.amax(0)
+    cells = (xyz_world - low) / (high - low).max().clamp_min(1e-30) * (2**_MORTON_BITS - 1)
+    code = torch.zeros(len(xyz_world), dtype=torch.int32, device=xyz_world.device)
+    for axis in range(3):
+        code |= _spread_bits(cells[:, axis].to(torch.int32)) << axis
+    return torch.sort(code, stable=True).indices
+
+
+def _spread_bits(value: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Moves bit i of 10-bit integers to bit 3 i."""
+    for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
+        value = (value | (value << shift)) & mask
+    return value
+
+
+# ----------------------------------------------------------------------
+# Projection and frustum culling of chunks on the CPU, shared by the kernels that draw points
+
+
+OUTSIDE, BORDER, INSIDE = 0, 1, 2
+
+# positions in the array of ``projection_numbers``
+_MATRIX, _OFFSET, _SCALE, _SHIFT, _EPSILON, _NEAR, _LOW, _HIGH, _MARGIN = 0, 9, 12, 14, 16, 17, 18, 20, 22
+
+
+def projection_numbers(projection: Projection, grid: PixelGrid, near: float) -> np.ndarray:
+    """The numbers of one camera that the kernels read, float32: see the positions above. Points lie in the image between ``low`` and ``high``, both included."""
+    numbers = np.zeros(24, dtype=np.float32)
+    numbers[_MATRIX:_OFFSET] = projection.matrix[0].cpu().flatten().numpy()
+    numbers[_OFFSET:_SCALE] = projection.offset[0].cpu().numpy()
+    numbers[_SCALE:_SHIFT] = 1.0 if projection.scale is None else projection.scale[0].cpu().numpy()
+    numbers[_SHIFT:_EPSILON] = 0.0 if projection.shift is None else projection.shift[0].cpu().numpy()
+    numbers[_EPSILON], numbers[_NEAR] = projection.epsilon, near
+    low, high = grid.closed_extent()
+    numbers[_LOW:_HIGH], numbers[_HIGH:_MARGIN] = low, high
+    numbers[_MARGIN:] = [1e-3 * (last - first) for first, last in zip(low, high, strict=True)]
+    return numbers
+
+
+@kernel()
+def homogeneous(px, py, pz, numbers):
+    """x times depth, y times depth, and depth, rounded like PyTorch's sums with a factor (``add`` with ``alpha``)."""
+    x = fma(pz, numbers[6], fma(py, numbers[3], px * numbers[0])) + numbers[9]
+    y = fma(pz, numbers[7], fma(py, numbers[4], px * numbers[1])) + numbers[10]
+    depth = fma(pz, numbers[8], fma(py, numbers[5], px * numbers[2])) + numbers[11]
+    return fma(depth, numbers[14], x * numbers[12]), fma(depth, numbers[15], y * numbers[13]), depth
+
+
+@kernel()
+def chunk_state(corners, chunk, numbers, radius):
+    """OUTSIDE, BORDER or INSIDE: where a chunk lies in the view frustum, for points drawn with a radius in normalised coordinates.
+
+    Errs on the side of BORDER by more than the rounding errors of corners and points.
+    """
+    largest_x = largest_y = largest_z = np.float32(0)
+    nearest, furthest = np.float32(np.inf), np.float32(-np.inf)
+    low_x = low_y = np.float32(np.inf)
+    high_x = high_y = np.float32(-np.inf)
+    total = np.float32(0)
+    for k in range(8):
+        px, py, pz = corners[0, k, chunk], corners[1, k, chunk], corners[2, k, chunk]
+        largest_x, largest_y, largest_z = max(largest_x, abs(px)), max(largest_y, abs(py)), max(largest_z, abs(pz))
+        total += abs(px) + abs(py) + abs(pz)
+        x, y, depth = homogeneous(px, py, pz, numbers)
+        nearest, furthest = min(nearest, depth), max(furthest, depth)
+        x, y = x / (depth + numbers[16]), y / (depth + numbers[16])
+        low_x, high_x, low_y, high_y = min(low_x, x), max(high_x, x), min(low_y, y), max(high_y, y)
+    rounding = np.float32(4e-7) * (
+        largest_x * abs(numbers[2]) + largest_y * abs(numbers[5]) + largest_z * abs(numbers[8]) + abs(numbers[11])
+    )
+    near = numbers[17]
+    if not total < np.float32(np.inf):
+        return 1  # a box with non-finite corners says nothing
+    if not furthest + rounding > near:
+        return 0
+    if not nearest - rounding > near:
+        return 1  # projected corners bound the points only if the whole chunk lies in front of the camera
+    low_x, high_x, low_y, high_y = low_x - radius, high_x + radius, low_y - radius, high_y + radius
+    margin_x, margin_y = numbers[22], numbers[23]
+    if (
+        high_x < numbers[18] - margin_x
+        or low_x > numbers[20] + margin_x
+        or high_y < numbers[19] - margin_y
+        or low_y > numbers[21] + margin_y
+    ):
+        return 0
+    if (
+        low_x >= numbers[18] + margin_x
+        and high_x <= numbers[20] - margin_x
+        and low_y >= numbers[19] + margin_y
+        and high_y <= numbers[21] - margin_y
+    ):
+        return 2
+    return 1
+
+
+# ----------------------------------------------------------------------
+# Rasterization
+
 
 EMPTY_KEY = 2**63 - 1
 _INFINITE_DEPTH_BITS = 0x7F800000
@@ -250,7 +415,7 @@ def _block_minima(keys, factor, out):
 # CUDA
 
 _SOURCE = r"""
-// Numbers of a camera as in npbgpp/kernels/projection.py; levels: 5 steps each, then height, width and first cell in sizes.
+// Numbers of a camera as in npbgpp/kernels/rasterization.py; levels: 5 steps each, then height, width and first cell in sizes.
 extern "C" __global__ void draw_points(
     const float* xyz, const int* index, const float* numbers, const float* steps, const long long* sizes, long long* keys,
     const long long* count_and_levels)
@@ -313,3 +478,85 @@ def _check_cuda(device: torch.device) -> str | None:
 
 
 _CUDA = CudaModule("rasterization", _SOURCE, ("draw_points",), _check_cuda)
+
+
+# ----------------------------------------------------------------------
+# Features by row for the cells of a raster, with the gradient of the table.
+#
+# On GPUs and for other types this is PyTorch's ``embedding``, one kernel for values and one for gradients; on the CPU its gradient takes several times as long as
+# the additions need.
+
+
+_LEAST_CELLS = 1 << 13  # per thread
+
+
+def look_up(row: Int[Tensor, "*cells"], table: Float[Tensor, "m c"]) -> Float[Tensor, "*cells c"]:
+    """Row ``row + 1`` of the table for every cell, so that -1 is the first one; differentiable once with respect to the table.
+
+    The gradient adds the cells of a row in order, however many threads there are.
+
+    Raises:
+        IndexError: a row outside of the table.
+    """
+    if backend(table.device) == "numba" and table.dtype in (torch.float32, torch.float64):
+        return _LookUp.apply(row, table)
+    return look_up_reference(row, table)
+
+
+def look_up_reference(row: Int[Tensor, "*cells"], table: Float[Tensor, "m c"]) -> Float[Tensor, "*cells c"]:
+    """``look_up`` in plain PyTorch."""
+    return embedding(row + 1, table)
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, row: Tensor, table: Tensor) -> Tensor:
+        out = table.new_empty(*row.shape, table.shape[1])
+        cells = row.contiguous().view(-1)
+        ctx.save_for_backward(cells)
+        ctx.rows = len(table)
+        arrays = (cells.numpy(), table.detach().contiguous().numpy(), out.view(len(cells), table.shape[1]).numpy())
+        parts = spans(len(cells), thread_count(len(cells), _LEAST_CELLS))
+        valid = [True] * len(parts)
+
+        def copy(k: int) -> None:
+            valid[k] = _copy_rows(*arrays, *parts[k])
+
+        run_threads(copy, len(parts))
+        if not all(valid):
+            raise IndexError(f"look_up: expected rows from -1 to {len(table) - 2}, got {cells.min().item()} to {cells.max().item()}")
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        (cells,) = ctx.saved_tensors
+        of_table = gradient.new_zeros(ctx.rows, gradient.shape[-1])
+        arrays = (cells.numpy(), gradient.contiguous().view(len(cells), gradient.shape[-1]).numpy(), of_table.numpy())
+        # every thread reads all cells and adds those of its part of the table
+        parts = spans(ctx.rows, thread_count(len(cells), _LEAST_CELLS))
+        run_threads(lambda k: _add_cells(*arrays, *parts[k]), len(parts))
+        return None, of_table
+
+
+@kernel()
+def _copy_rows(cells, table, out, begin, end):
+    """Whether all rows are in the table; cells of others are not written."""
+    valid = True
+    for k in range(begin, end):
+        row = cells[k] + 1
+        if row < 0 or row >= len(table):
+            valid = False
+            continue
+        for channel in range(table.shape[1]):
+            out[k, channel] = table[row, channel]
+    return valid
+
+
+@kernel()
+def _add_cells(cells, gradient, of_table, begin, end):
+    for k in range(len(cells)):
+        row = cells[k] + 1
+        if row >= begin and row < end:
+            for channel in range(of_table.shape[1]):
+                of_table[row, channel] += gradient[k, channel]

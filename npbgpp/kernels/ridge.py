@@ -15,9 +15,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from npbgpp.kernels.backend import Backend, backend
-from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
-from npbgpp.kernels.cuda import CudaModule
+from npbgpp.kernels.backend import Backend, CudaModule, backend, kernel, run_threads, spans, thread_count
 
 _ONE = np.float32(1)
 _LEAST_ROWS = 512  # per thread

@@ -21,9 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, UInt8, UInt64
 from scipy import ndimage
 
-from npbgpp.kernels.backend import backend
-from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
-from npbgpp.kernels.cuda import CudaModule
+from npbgpp.kernels.backend import CudaModule, backend, kernel, run_threads, spans, thread_count
 from npbgpp.kernels.vectors import bilinear, load, maximum, splat, total, where_less
 
 LEVELS = 3  # of the pyramid, each half the size of the one below

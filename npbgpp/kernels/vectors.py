@@ -10,7 +10,7 @@ import math
 import operator
 from typing import Any
 
-from npbgpp.kernels.cpu import Kernel
+from npbgpp.kernels.backend import Kernel
 
 LANES = 16
 _FLAGS = ("contract", "arcp", "nsz", "reassoc")

@@ -6,10 +6,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, ProjectionSettings
-from npbgpp.kernels.backend import backend
-from npbgpp.kernels.cpu import kernel, run_threads, thread_count
-from npbgpp.kernels.cuda import BLOCK, CudaModule
-from npbgpp.kernels.projection import homogeneous, projection_numbers
+from npbgpp.kernels.backend import BLOCK, CudaModule, backend, kernel, run_threads, thread_count
+from npbgpp.kernels.rasterization import homogeneous, projection_numbers
 
 _POINTS_PER_THREAD = 1 << 14  # at least
 
@@ -107,7 +105,7 @@ def _mark_visible(xyz, numbers, steps, height, width, nearest, cells, depths, vi
 # CUDA: a thread per point and camera
 
 _SOURCE = r"""
-// Whether a point lies in a cell of the depth buffer of a camera; numbers of a camera as in npbgpp/kernels/projection.py.
+// Whether a point lies in a cell of the depth buffer of a camera; numbers of a camera as in npbgpp/kernels/rasterization.py.
 __device__ bool find_cell(const float* p, const float* numbers, const float* steps, int height, int width, long long* cell, int* order) {
     const float px = p[0], py = p[1], pz = p[2];
     // the order of operations and the fused multiply-adds of the matrix product on the CPU

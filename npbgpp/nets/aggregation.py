@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from npbgpp.errors import InputError
-from npbgpp.kernels.aggregation import add_observations, observation_products
+from npbgpp.kernels.aggregation import add_observations, learned_basis_numba, observation_products
 from npbgpp.kernels.backend import backend
-from npbgpp.kernels.learned_basis import learned_basis_numba
 from npbgpp.kernels.ridge import ridge_solve, ridge_solve_rows, sums_length
 
 # type -> inputs of the learned basis beside the viewing direction: (distance, optical axis)

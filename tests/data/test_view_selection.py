@@ -20,8 +20,7 @@ from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, ProjectionSettings
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
-from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterization import Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 
 SIZE = (64, 80)
 VIEWS = 10

@@ -5,8 +5,7 @@ import torch
 
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ProjectionSettings, ndc_bounds
-from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterization import Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 
 
 def some_cameras(count: int = 3) -> Cameras:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.kernels import cpu
+from npbgpp.kernels import backend as backends
 from npbgpp.kernels.aggregation import observation_products, observation_products_reference
 from npbgpp.kernels.backend import CHOICES, backend
 
@@ -27,9 +27,9 @@ EXPECTED = "96.0"  # 3 (1 + 2 + 2 + 3 + 4 + 4 + 6 + 4 + 6)
 @pytest.fixture
 def asked_again():
     """Forgets whether numba can be imported, before and after."""
-    cpu.is_available.cache_clear()
+    backends.numba_is_available.cache_clear()
     yield
-    cpu.is_available.cache_clear()
+    backends.numba_is_available.cache_clear()
 
 
 @pytest.mark.parametrize("choice", [None, *CHOICES])
@@ -110,7 +110,7 @@ def test_a_full_disk_counts_as_a_folder_without_access(tmp_path, monkeypatch, ca
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(cpu.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(backends.tempfile, "TemporaryFile", full)
     with caplog.at_level(logging.WARNING):
-        assert cpu._prepare_cache.__wrapped__() is False
+        assert backends._prepare_cache.__wrapped__() is False
     assert "No space left on device" in caplog.text

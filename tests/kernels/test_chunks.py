@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from npbgpp.kernels.chunks import ChunkedCloud
+from npbgpp.kernels.rasterization import ChunkedCloud
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])

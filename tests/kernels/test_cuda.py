@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from npbgpp import kernels
-from npbgpp.kernels import cuda
-from npbgpp.kernels.cuda import CudaModule, compile_for
+from npbgpp.kernels import backend as backends
+from npbgpp.kernels.backend import CudaModule, compile_for
 
 for module in pkgutil.walk_packages(kernels.__path__, "npbgpp.kernels."):
     importlib.import_module(module.name)
-FAMILIES = dict(cuda.MODULES)
+FAMILIES = dict(backends.MODULES)
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch without NVRTC")
@@ -33,17 +33,17 @@ def test_every_kernel_passes_its_check(family, caplog):
 
 
 def test_kernels_that_fail_are_not_used_and_say_so_once(monkeypatch, caplog):
-    monkeypatch.setattr(cuda, "MODULES", {})
-    monkeypatch.setattr(cuda.CudaModule, "_problem", lambda self, device: "the values differ")
+    monkeypatch.setattr(backends, "MODULES", {})
+    monkeypatch.setattr(backends.CudaModule, "_problem", lambda self, device: "the values differ")
     family = CudaModule("example", "", (), lambda device: None)
-    assert list(cuda.MODULES) == ["example"]
+    assert list(backends.MODULES) == ["example"]
     with caplog.at_level(logging.WARNING):
         assert not any(family.usable(torch.device("cuda", 0)) for _ in range(3))
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["CUDA kernel example cannot be used on cuda"]
 
 
 def test_problems_are_one_line_each(monkeypatch):
-    monkeypatch.setattr(cuda, "MODULES", {})
+    monkeypatch.setattr(backends, "MODULES", {})
 
     def check(device):
         raise RuntimeError("error: expected a semicolon\nin line 3")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from npbgpp.kernels import feature_lookup as module
-from npbgpp.kernels.feature_lookup import look_up, look_up_reference
+from npbgpp.kernels import rasterization as module
+from npbgpp.kernels.rasterization import look_up, look_up_reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

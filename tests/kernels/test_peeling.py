@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import ProjectionSettings
 from npbgpp.kernels import peeling as module
-from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.peeling import Footprint, peel
-from npbgpp.kernels.rasterization import Fragments, Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Fragments, Level, rasterize
 from npbgpp.points.feature_pyramid import feature_image, feature_table
 
 FOCAL = 16.0

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ProjectionSettings
 from npbgpp.kernels import rasterization as module
-from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.projection import INSIDE, OUTSIDE, chunk_state, projection_numbers
-from npbgpp.kernels.rasterization import Level, rasterize
+from npbgpp.kernels.rasterization import INSIDE, OUTSIDE, ChunkedCloud, Level, chunk_state, projection_numbers, rasterize
 
 from ..helpers.rasterize_reference import rasterize_reference
 

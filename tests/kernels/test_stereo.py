@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.kernels import cpu
+from npbgpp.kernels import backend as backends
 from npbgpp.kernels.stereo import (
     WORST,
     Neighbour,
@@ -20,7 +20,7 @@ from npbgpp.kernels.stereo import (
 
 from ..helpers.room import ROOM, Room
 
-needs_numba = pytest.mark.skipif(not cpu.is_available(), reason="needs numba")
+needs_numba = pytest.mark.skipif(not backends.numba_is_available(), reason="needs numba")
 RANGE = (1 / 6.0, 1 / 0.8)
 
 

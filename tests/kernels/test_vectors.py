@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from npbgpp.kernels import cpu
-from npbgpp.kernels.cpu import kernel
+from npbgpp.kernels import backend as backends
+from npbgpp.kernels.backend import kernel
 from npbgpp.kernels.vectors import (
     bilinear,
     exp2,
@@ -24,7 +24,7 @@ from npbgpp.kernels.vectors import (
     where_less,
 )
 
-pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="needs numba")
+pytestmark = pytest.mark.skipif(not backends.numba_is_available(), reason="needs numba")
 TWO, THREE = np.float32(2), np.float32(3)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.kernels.chunks import ChunkedCloud
 from npbgpp.kernels.peeling import Footprint, peel
+from npbgpp.kernels.rasterization import ChunkedCloud
 from npbgpp.methods.npcr.temporal import finetune, flicker, reproject, world_points
 
 SIZE = (24, 32)

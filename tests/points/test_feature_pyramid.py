@@ -12,8 +12,7 @@ from torch import Tensor
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, ProjectionSettings
-from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterization import Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.points.feature_pyramid import FeaturePyramid, RGBConverter, feature_image, feature_table
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, ProjectionSettings
-from npbgpp.kernels.chunks import ChunkedCloud
-from npbgpp.kernels.rasterization import Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.kernels.visibility import visible_points
 from npbgpp.points import visibility as module
 from npbgpp.points.visibility import cloud_coverage

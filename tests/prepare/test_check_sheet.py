@@ -9,7 +9,7 @@ import torch
 from npbgpp.data.scene import Scene
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.point_cloud import PointCloud
-from npbgpp.kernels.chunks import ChunkedCloud
+from npbgpp.kernels.rasterization import ChunkedCloud
 from npbgpp.prepare.check_sheet import (
     STAGE_COLOURS,
     OrthographicView,

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.geometry import Cameras
-from npbgpp.kernels.cpu import kernel, run_threads, spans, thread_count
+from npbgpp.kernels.backend import kernel, run_threads, spans, thread_count
 from npbgpp.kernels.gaussians.camera_values import camera_values
 from npbgpp.kernels.gaussians.types import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, SplattingSettings
 from npbgpp.kernels.vectors import (

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbgpp.geometry import Cameras
-from npbgpp.kernels.cuda import CudaModule
+from npbgpp.kernels.backend import CudaModule
 from npbgpp.kernels.gaussians.camera_values import camera_values
 from npbgpp.kernels.gaussians.reference import render_reference
 from npbgpp.kernels.gaussians.types import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, TILE, SplattingSettings
