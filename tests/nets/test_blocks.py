@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from npbgpp.errors import InputError
-from npbgpp.nets.blocks import BLOCKS, NORMALIZATIONS, PADDING_MODES, GatedBlock, elu, median_filter
+from npbgpp.nets.unet import BLOCKS, NORMALIZATIONS, PADDING_MODES, GatedBlock, elu, median_filter
 
 GATED = [name for name in BLOCKS if name != "basic"]
 
