@@ -1,6 +1,5 @@
 """Scenes, photos, lenses, point files and ray coordinates. Datasets, samplers and view selection are imported from their modules."""
 
-from npbgpp.data.bundler_file import BundlerFile, is_bundler
 from npbgpp.data.colmap_model import ColmapModel, ModelImage, find_models, model_file, read_points
 from npbgpp.data.images import (
     DECODER_ERRORS,
@@ -25,13 +24,25 @@ from npbgpp.data.images import (
 )
 from npbgpp.data.layout import Layout
 from npbgpp.data.lens import Lens, pinhole
-from npbgpp.data.motion_maps import check_flow, read_disparity, read_flow, read_numbers, read_static, read_uv, required_map, write_flow
+from npbgpp.data.motion_maps import (
+    VideoSampling,
+    check_flow,
+    read_disparity,
+    read_flow,
+    read_numbers,
+    read_static,
+    read_uv,
+    required_map,
+    write_flow,
+)
 from npbgpp.data.normalisation import SceneNormalisation, corner_directions, double, mean_pose, scene_normalisation
 from npbgpp.data.point_files import CLOUD_SUFFIXES, CloudFile, CloudManifest, cloud_checksum, file_sha256, manifest_path, read_cloud
 from npbgpp.data.pose_files import (
     LARGEST_SIDE,
+    BundlerFile,
     PoseTrack,
     check_rigid,
+    is_bundler,
     read_poses,
     read_track,
     write_npcr_cameras,
@@ -39,7 +50,6 @@ from npbgpp.data.pose_files import (
     write_track,
 )
 from npbgpp.data.scene import WHITE, Batch, DepthMap, MotionMaps, Scene, Stage, View, ViewChoice, Views, rule_splits
-from npbgpp.data.video_sampling import VideoSampling
 
 __all__ = [
     "Batch",

@@ -76,7 +76,7 @@ class ColmapModel:
         folder: the folder of its files.
         lenses: camera models by number.
         images: registered photos, sorted by name.
-        offset: by which the coordinates of the poses are reduced, see ``npbgpp.geometry.origin``; None for coordinates as in the files.
+        offset: by which the coordinates of the poses are reduced, see ``npbgpp.geometry.point_cloud``; None for coordinates as in the files.
     """
 
     folder: Path

@@ -105,7 +105,7 @@ class Scene:
         carried_transform: takes them to the world of the poses; None: they are in it.
         notes: remarks on how the folder was read, such as photos left out; one sentence each.
         layout: name of the layout.
-        offset: by which the coordinates of cameras and points are reduced, see ``npbgpp.geometry.origin``; None for those of the files.
+        offset: by which the coordinates of cameras and points are reduced, see ``npbgpp.geometry.point_cloud``; None for those of the files.
         holds_out: validation and test views of the layout do not train; False: only views chosen in ``with_splits`` do not.
     """
 

@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, CloudFile, CloudManifest, PhotoCache, Scene, Stage, ViewChoice, available_bytes
-from npbgpp.data.batches import BatchDataset, BatchEpochs
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
-from npbgpp.data.sampling import DrawnItems, ResumableLoader, SceneSampler, Shard, ignore_foreign_sigterm
+from npbgpp.data.sampling import BatchDataset, BatchEpochs, DrawnItems, ResumableLoader, SceneSampler, Shard, ignore_foreign_sigterm
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError

@@ -3,9 +3,21 @@
 from npbgpp.geometry.cameras import Cameras, rigid_defect
 from npbgpp.geometry.gaussian_cloud import LARGEST_SH_DEGREE, SH_DC, GaussianCloud, read_gaussian_ply, write_gaussian_ply
 from npbgpp.geometry.image_warp import Alignment, align_vertically, crop_to_points, resample
-from npbgpp.geometry.origin import Offset, cam_to_world_from, centres_of, far_offset, reduced, world_to_cam_from
 from npbgpp.geometry.pixels import PixelConvention, PixelGrid, Projection, ProjectionSettings
-from npbgpp.geometry.point_cloud import PointCloud, Transform, in_8_bits, read_ply, transformed, write_ply
+from npbgpp.geometry.point_cloud import (
+    Offset,
+    PointCloud,
+    Transform,
+    cam_to_world_from,
+    centres_of,
+    far_offset,
+    in_8_bits,
+    read_ply,
+    reduced,
+    transformed,
+    world_to_cam_from,
+    write_ply,
+)
 from npbgpp.geometry.trajectories import (
     TimedCamera,
     at_time,

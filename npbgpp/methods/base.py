@@ -23,7 +23,7 @@ from torch import Tensor
 from npbgpp.core.distributed import broadcast_buffers, process_count, process_rank
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Scene, SceneNormalisation
-from npbgpp.data.batches import BatchDataset
+from npbgpp.data.sampling import BatchDataset
 from npbgpp.data.scene import Batch
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, GaussianCloud, PointCloud, ProjectionSettings, TimedCamera

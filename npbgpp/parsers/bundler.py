@@ -1,4 +1,4 @@
-"""Scenes of Bundler and of programs that export its format: ``bundle.out`` beside the photos, see ``npbgpp.data.bundler_file``.
+"""Scenes of Bundler and of programs that export its format: ``bundle.out`` beside the photos, see ``npbgpp.data.pose_files``.
 
 Photos are listed in ``list.txt`` (one per line, the name first), in the order of the cameras; without a list, cameras belong to the photos in natural order.
 """

@@ -98,7 +98,7 @@ def read_rows(path: Path, count: int) -> Float64[Tensor, "n 17"]:
 
 
 def without_offset(rows: Float64[Tensor, "n 17"]) -> tuple[Float64[Tensor, "n 17"], Offset | None]:
-    """Rows whose positions are reduced by an offset, and the offset, see ``npbgpp.geometry.origin``."""
+    """Rows whose positions are reduced by an offset, and the offset, see ``npbgpp.geometry.point_cloud``."""
     position = [3, 8, 13]
     offset = far_offset(rows[:, position])
     if offset is not None:

@@ -226,7 +226,7 @@ class Shots:
         unposed: labels of the others.
         distortion: coefficients of the lens as text; empty without distortion.
         notes: remarks on ignored input.
-        offset: by which the coordinates of the cameras are reduced, see ``npbgpp.geometry.origin``.
+        offset: by which the coordinates of the cameras are reduced, see ``npbgpp.geometry.point_cloud``.
     """
 
     shots: tuple[Shot, ...]

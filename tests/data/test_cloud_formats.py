@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npbgpp.data import read_cloud
-from npbgpp.data.cloud_formats import decompress_lzf
-from npbgpp.data.point_files import CLOUD_SUFFIXES
+from npbgpp.data.point_files import CLOUD_SUFFIXES, decompress_lzf
 from npbgpp.errors import InputError
 from npbgpp.geometry import GaussianCloud, PointCloud, write_gaussian_ply
 

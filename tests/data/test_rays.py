@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from npbgpp.data import images as photo_cache
-from npbgpp.data.batches import BatchEpochs
 from npbgpp.data.images import read_photo
 from npbgpp.data.normalisation import SceneNormalisation, scene_normalisation
 from npbgpp.data.point_files import CloudFile
 from npbgpp.data.rays import PixelOrder, RayBatch, RayDataset, RaySampling
-from npbgpp.data.sampling import Shard
+from npbgpp.data.sampling import BatchEpochs, Shard
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
 from npbgpp.parsers import read_scene

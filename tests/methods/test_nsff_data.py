@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from npbgpp.data.batches import BatchEpochs
-from npbgpp.data.motion_maps import read_disparity, read_flow, read_static, write_flow
+from npbgpp.data.motion_maps import VideoSampling, read_disparity, read_flow, read_static, write_flow
 from npbgpp.data.point_files import CloudFile
-from npbgpp.data.sampling import Shard
+from npbgpp.data.sampling import BatchEpochs, Shard
 from npbgpp.data.scene import Scene
-from npbgpp.data.video_sampling import VideoSampling
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff import data as frame_table
 from npbgpp.methods.nsff.data import FrameOrder, PixelWeights, VideoBatch, VideoDataset
