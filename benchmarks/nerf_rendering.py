@@ -12,8 +12,7 @@ from torch import Tensor
 
 from measure import machine
 from npbgpp.data.images import read_photo
-from npbgpp.engine.run import build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config
+from npbgpp.engine.run import build_run, evaluation_of, run_config
 from npbgpp.methods.nerf.system import NeRF
 
 

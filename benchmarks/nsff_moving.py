@@ -17,8 +17,7 @@ from torch import Tensor
 from measure import machine
 from npbgpp.data.images import read_photo
 from npbgpp.data.motion_maps import read_static, read_uv
-from npbgpp.engine.run import build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config
+from npbgpp.engine.run import build_run, evaluation_of, run_config
 from npbgpp.methods.nsff.system import NSFF
 
 

@@ -18,8 +18,7 @@ import torch
 
 from npbgpp.core.bundle import run_folder
 from npbgpp.data import CloudFile, Scene, Stage, read_cloud
-from npbgpp.engine.run import Run, build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
+from npbgpp.engine.run import Run, build_run, evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PointCloud
 from npbgpp.methods.base import Render

@@ -21,7 +21,7 @@ def main() -> None:
     settings, overrides = read_arguments(COMMAND, sys.argv[1:])
     # torch is imported once the arguments are accepted
     from npbgpp.cli.view import view
-    from npbgpp.engine.trained_run import configure_logging
+    from npbgpp.engine.run import configure_logging
 
     configure_logging()
     with user_errors():

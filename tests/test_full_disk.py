@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from npbgpp.engine.loggers import guard
+from npbgpp.engine.trainer import guard
 from npbgpp.errors import InputError
 
 USUAL = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -112,7 +112,7 @@ def test_a_logger_that_cannot_write_is_left_alone(tmp_path, caplog, kind):
             logger.finalize("success")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, USUAL)
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "npbgpp.engine.loggers"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "npbgpp.engine.trainer"]
     assert f"{kind.__name__} cannot write any more" in message and "training continues" in message
 
 
@@ -123,7 +123,7 @@ def test_training_goes_on_without_its_logger(run_here, monkeypatch, caplog):
     monkeypatch.setattr(CSVLogger, "save", full)
     folder = run_here("loggers=[csv]", "test_after_fit=true", "trainer.log_every_n_steps=1")
     assert {"last.ckpt", "metrics.json"} <= check_whole(folder)
-    assert len([record for record in caplog.records if record.name == "npbgpp.engine.loggers"]) == 1
+    assert len([record for record in caplog.records if record.name == "npbgpp.engine.trainer"]) == 1
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Writes the results of evaluations: images, video, ``metrics.json``, contact sheet, table."""
+"""Writes what a run shows: results of evaluations (images, video, ``metrics.json``, contact sheet, table), and images of training batches."""
 
 import json
 import logging
@@ -16,12 +16,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from npbgpp.callbacks.timing import RunCosts
+from npbgpp.callbacks.resources import RunCosts
 from npbgpp.core.distributed import gather, process_rank
 from npbgpp.core.files import write_atomically
 from npbgpp.io import EvaluationRow, evaluation_sheet, open_video, write_png
-from npbgpp.methods.base import ViewResult
+from npbgpp.methods.base import System, ViewResult
 from npbgpp.metrics import ImageMetrics, ImageScores
 
 log = logging.getLogger(__name__)
@@ -256,3 +257,39 @@ def format_scores(scores: ImageScores) -> str:
     """Scores on one line."""
     lpips = "" if scores.lpips is None else f", LPIPS {scores.lpips:.3f}"
     return f"PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.3f}{lpips}"
+
+
+# ----------------------------------------------------------------------
+# Training batches
+
+
+class TrainingStrip(Callback):
+    """Writes ``train_images/step<batch>_rank<r>.png``: images of the first item of a batch, side by side.
+
+    From left to right: input photos and their features (systems that read photos), the rasterized points of every level, the rendering, the target photo.
+    Features and points are coloured by the RGB converter of the system.
+
+    Args:
+        every_n_batches: batches between two images, the first batch included.
+    """
+
+    def __init__(self, every_n_batches: int = 500) -> None:
+        self.every_n_batches = every_n_batches
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Requests images from the system."""
+        assert isinstance(pl_module, System)
+        pl_module.wants_pictures = trainer.fit_loop.total_batch_idx % self.every_n_batches == 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, System)
+        if not pl_module.pictures:
+            return
+        height = max(image.shape[1] for image in pl_module.pictures)
+        tiles = []
+        for image in pl_module.pictures:
+            width = max(1, round(image.shape[2] * height / image.shape[1]))
+            tiles.append(interpolate(image[None], (height, width), mode="nearest")[0].float().cpu())
+        name = f"step{trainer.fit_loop.total_batch_idx}_rank{trainer.global_rank}.png"
+        write_png(Path(trainer.default_root_dir) / "train_images" / name, torch.cat(tiles, 2))
+        pl_module.pictures = ()

@@ -26,8 +26,7 @@ from npbgpp.core.bundle import BUNDLE_SUFFIX
 from npbgpp.core.files import write_atomically
 from npbgpp.data import write_npcr_cameras
 from npbgpp.engine.checkpoint import find_weights
-from npbgpp.engine.run import build_run, method_of
-from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
+from npbgpp.engine.run import build_run, evaluation_of, method_of, run_config, trainer_of
 from npbgpp.errors import InputError
 from npbgpp.export import fusion, mesh, volume
 from npbgpp.export import page as pages

@@ -14,8 +14,7 @@ from npbgpp.cli.settings import RefineSettings
 from npbgpp.cli.trajectory import trajectory_frames
 from npbgpp.core.files import save_tensors, write_atomically
 from npbgpp.data import write_poses
-from npbgpp.engine.run import Run, build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
+from npbgpp.engine.run import Run, build_run, evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
 
 log = logging.getLogger("npbgpp.refine")

@@ -22,8 +22,7 @@ from tqdm import tqdm
 from npbgpp.cli.settings import RenderSettings, VideoPath
 from npbgpp.cli.trajectory import Frame, moving_frames, trajectory_frames
 from npbgpp.data import write_poses
-from npbgpp.engine.run import Run, build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
+from npbgpp.engine.run import Run, build_run, evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
 from npbgpp.io import (
     DEPTH_FORMATS,

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from npbgpp.cli.settings import SceneSettings, ViewSettings
 from npbgpp.data import Scene
-from npbgpp.engine.run import build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config, trainer_of
+from npbgpp.engine.run import build_run, evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 from npbgpp.io import write_png

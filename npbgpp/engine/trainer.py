@@ -1,13 +1,16 @@
-"""The ``trainer`` group of the config: arguments of Lightning's Trainer, in the spellings of Lightning 1.4 as well.
+"""Lightning's Trainer: its arguments, its evaluation loops, and its loggers.
 
-``conf/trainer/default.yaml`` has the defaults and says what each key means. Types are those of the signature of ``Trainer``.
+``conf/trainer/default.yaml`` has the defaults of the group ``trainer`` and says what each key means. Types are those of the signature of ``Trainer``; the
+spellings of Lightning 1.4 are read as well.
 """
 
+import contextlib
+import functools
 import inspect
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -17,12 +20,20 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import AcceleratorRegistry
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loops import _EvaluationLoop
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.distributed.constants import default_pg_timeout
+from torch.nn.parallel import DistributedDataParallel
 
 from npbgpp.core.config import convert, require_known, typed
 from npbgpp.errors import InputError
+
+# ----------------------------------------------------------------------
+# Arguments
+
 
 log = logging.getLogger(__name__)
 
@@ -269,3 +280,130 @@ def _check_processes(devices: int | str | list[int], nodes: int) -> None:
         raise InputError(
             f"trainer.devices: expected devices times nodes to equal the {started} processes that were started, got {devices} devices on {nodes} nodes"
         )
+
+
+# ----------------------------------------------------------------------
+# Evaluation by several processes, some of which may have no view
+
+
+class SharedEvaluationLoop(_EvaluationLoop):
+    """Lightning's loop, in which a process without a view takes part in the hooks around the views: they exchange buffers, tables and scores.
+
+    Lightning lets such a process skip the evaluation, and the others wait for it. Views themselves are evaluated without any exchange.
+    """
+
+    def __init__(self, trainer: Trainer, *arguments: Any, **named: Any) -> None:
+        super().__init__(trainer, *arguments, **named)
+        self._batches_of_all = 0  # over all processes
+
+    def setup_data(self) -> None:
+        before = self._combined_loader
+        super().setup_data()
+        if self._combined_loader is not before:  # alike in all processes
+            own = torch.tensor(float(sum(self._max_batches)), device=self.trainer.strategy.root_device)
+            self._batches_of_all = int(self.trainer.strategy.reduce(own, reduce_op="sum"))
+
+    def run(self) -> list[Any]:
+        with _local_forward(self.trainer.strategy.model):
+            return super().run()
+
+    @property
+    def skip(self) -> bool:
+        """Whether no process has anything to evaluate."""
+        return self._batches_of_all == 0 or (self.trainer.sanity_checking and self.trainer.num_sanity_val_steps == 0)
+
+
+@contextmanager
+def _local_forward(model: Any) -> Iterator[None]:
+    """Lets DDP exchange nothing in forward passes: with buffers it broadcasts them in each one, and processes have unequal numbers of views.
+
+    ``System.on_validation_start`` has broadcast them.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    before, model.require_forward_param_sync = model.require_forward_param_sync, False
+    try:
+        yield
+    finally:
+        model.require_forward_param_sync = before
+
+
+def share_evaluations(trainer: Trainer) -> None:
+    """Replaces the loops of a Trainer that validate during training, and that test."""
+    fit = trainer.fit_loop.epoch_loop
+    fit.val_loop = SharedEvaluationLoop(trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False)
+    test = SharedEvaluationLoop(trainer, TrainerFn.TESTING, RunningStage.TESTING, inference_mode=trainer.test_loop.inference_mode)
+    trainer.test_loop = test
+
+
+# ----------------------------------------------------------------------
+# Loggers: one that can no longer write is given up, and the run continues; at the end all are closed
+
+
+def guard(logger: Logger) -> Logger:
+    """Lets a logger fail once for lack of disk space or a missing folder; its methods then do nothing.
+
+    Curves are not worth ending a run for. Checkpoints and scores are: they are not written by loggers.
+    """
+    attempts = _Attempts(logger)
+    for name in ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint"):
+        setattr(logger, name, functools.partial(attempts.call, name))
+    return logger
+
+
+class _Attempts:
+    """Calls methods of a logger until the operating system refuses one. (Not a closure, so that loggers can be pickled.)"""
+
+    def __init__(self, logger: Logger) -> None:
+        self.logger, self.failed = logger, False
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if self.failed:
+            return None
+        try:
+            return getattr(type(self.logger), name)(self.logger, *args, **kwargs)
+        except Exception as error:
+            cause = _system_error(error)
+            if cause is None:
+                raise
+            self.failed = True
+            log.error(
+                "%s cannot write any more (%s): training continues without it; what it has written so far is in %s",
+                type(self.logger).__name__,
+                cause,
+                self.logger.save_dir,
+            )
+            return None
+
+
+def started(loggers: Sequence[Logger]) -> list[Logger]:
+    """The loggers without those of W&B that cannot start, because nobody is logged in or the server cannot be reached."""
+    kept = []
+    for logger in loggers:
+        try:
+            if isinstance(logger, WandbLogger):
+                logger.experiment  # noqa: B018 - starts its run
+            kept.append(logger)
+        except Exception as error:  # wandb has classes of its own for every cause
+            reason = " ".join(str(error).split())
+            log.error(
+                "loggers=[wandb]: W&B cannot start (%s); training continues without it: run wandb login before, or set WANDB_MODE=offline",
+                reason[:300],
+            )
+    return kept
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error of the operating system behind an exception: Lightning's TensorBoard logger wraps it in a ValueError."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def close_loggers(loggers: Sequence[Logger]) -> None:
+    """Finishes W&B runs. Otherwise one would last as long as the process, and receive the next run of a sweep."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            with contextlib.suppress(OSError):
+                logger.experiment.finish()

@@ -55,7 +55,7 @@ def main() -> None:
     name, settings, overrides = read_subcommand("export", "Writes files of a trained run for other programs.", COMMANDS, sys.argv[1:])
     # torch is imported once the arguments are accepted
     from npbgpp.cli import export
-    from npbgpp.engine.trained_run import configure_logging
+    from npbgpp.engine.run import configure_logging
 
     configure_logging()
     with user_errors():

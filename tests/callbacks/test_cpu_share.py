@@ -9,8 +9,8 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from npbgpp.callbacks import cpu_share
-from npbgpp.callbacks.cpu_share import CpuShare, threads_for
+from npbgpp.callbacks import resources
+from npbgpp.callbacks.resources import CpuShare, threads_for
 
 
 def test_threads_follow_the_free_cores():
@@ -26,7 +26,7 @@ def trainer(monkeypatch):
 
 
 def test_busy_processes_take_threads_and_give_them_back(trainer, monkeypatch):
-    if not (cpu_share._PROC / "stat").is_file():
+    if not (resources._PROC / "stat").is_file():
         pytest.skip("no /proc/stat")
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores + 1)
@@ -43,7 +43,7 @@ def test_busy_processes_take_threads_and_give_them_back(trainer, monkeypatch):
         for other in others:
             other.kill()
             other.wait()
-    monkeypatch.setattr(cpu_share, "_now", iter([(time.monotonic() + 10, callback._last[1], callback._last[2])]).__next__)
+    monkeypatch.setattr(resources, "_now", iter([(time.monotonic() + 10, callback._last[1], callback._last[2])]).__next__)
     callback.seconds = 0.0
     callback.on_train_batch_start(trainer, None, None, 2)
     assert torch.get_num_threads() == cores
@@ -60,6 +60,6 @@ def test_fixed_numbers_of_threads_stay(trainer, monkeypatch, fixed):
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     callback = CpuShare(seconds=0.0)
     callback.setup(trainer, None, "fit")
-    monkeypatch.setattr(cpu_share, "_now", lambda: pytest.fail("the load was read"))
+    monkeypatch.setattr(resources, "_now", lambda: pytest.fail("the load was read"))
     callback.on_train_batch_start(trainer, None, None, 0)
     assert torch.get_num_threads() == 3

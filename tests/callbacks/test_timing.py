@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from npbgpp.callbacks.timing import ProgressLines, RunCosts
+from npbgpp.callbacks.resources import ProgressLines, RunCosts
 from npbgpp.core.costs import Costs
 from npbgpp.data.dataset import SceneDataset
 from npbgpp.methods.npbg import NPBG
@@ -175,9 +175,9 @@ def test_the_peak_of_a_device(run_here, monkeypatch):
 def test_time_left_does_not_jump_with_the_last_batches(monkeypatch, caplog):
     """Ten batches of a second, then one of ten: 20 s for 11, not 10 s for each of the 9 that are left."""
     now = [0.0]
-    monkeypatch.setattr("npbgpp.callbacks.timing.time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr("npbgpp.callbacks.timing.total_batches", lambda trainer: 20)
-    monkeypatch.setattr("npbgpp.callbacks.timing._unit", lambda module: "points")
+    monkeypatch.setattr("npbgpp.callbacks.resources.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("npbgpp.callbacks.resources.total_batches", lambda trainer: 20)
+    monkeypatch.setattr("npbgpp.callbacks.resources._unit", lambda module: "points")
     trainer = SimpleNamespace(callback_metrics={}, current_epoch=0, fit_loop=SimpleNamespace(total_batch_idx=0))
     lines = ProgressLines(10.0)
     lines.on_train_start(trainer, None)

@@ -34,6 +34,6 @@ def test_a_run_goes_on_without_wandb_that_nobody_is_logged_in_to(run_here, monke
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     wandb.teardown()  # it reads the environment once per process: a test before this one may have run it offline
     folder = run_here("loggers=[csv,wandb]", "trainer.log_every_n_steps=1", "trainer.limit_val_batches=0")
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "npbgpp.engine.loggers"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "npbgpp.engine.trainer"]
     assert "W&B cannot start" in message and "WANDB_MODE=offline" in message and "\n" not in message
     assert (folder / "csv_logs" / "metrics.csv").is_file()

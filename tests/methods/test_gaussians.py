@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from npbgpp.core.files import load_tensors
-from npbgpp.engine.run import build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config
+from npbgpp.engine.run import build_run, evaluation_of, run_config
 from npbgpp.errors import InputError
 from npbgpp.export.__main__ import main as export
 from npbgpp.geometry import GaussianCloud, PointCloud, read_gaussian_ply, write_gaussian_ply, write_ply

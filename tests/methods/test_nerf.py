@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from npbgpp.core.files import load_tensors
-from npbgpp.engine.run import build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config
+from npbgpp.engine.run import build_run, evaluation_of, run_config
 from npbgpp.errors import InputError
 
 from ..conftest import TINY_NERF

@@ -210,8 +210,7 @@ def system_of(run_here, tiny_root) -> NPCR:
     """A trained system outside of a run."""
     from omegaconf import OmegaConf
 
-    from npbgpp.engine.run import build_run
-    from npbgpp.engine.trained_run import run_config
+    from npbgpp.engine.run import build_run, run_config
 
     from ..conftest import TINY_NPCR
     from ..run_folders import remember

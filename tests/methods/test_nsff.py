@@ -13,8 +13,7 @@ from PIL import Image
 from npbgpp.cli.render import render_video
 from npbgpp.cli.settings import RenderSettings
 from npbgpp.core.files import load_tensors
-from npbgpp.engine.run import build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config
+from npbgpp.engine.run import build_run, evaluation_of, run_config
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff import system as nsff
 from npbgpp.methods.nsff.objective import LossWeights

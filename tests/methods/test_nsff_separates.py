@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from npbgpp.data.motion_maps import read_static, read_uv
-from npbgpp.engine.run import build_run
-from npbgpp.engine.trained_run import evaluation_of, run_config
+from npbgpp.engine.run import build_run, evaluation_of, run_config
 from npbgpp.methods.nsff.system import NSFF
 
 from ..run_folders import remember, run_words
