@@ -80,10 +80,10 @@ ENTRY_POINTS = {
     "npbgpp.methods": [
         "Gaussians = npbgpp.methods.gaussians.system:Gaussians",
         "NPBG = npbgpp.methods.npbg:NPBG",
-        "NPBGPlusPlus = npbgpp.methods.npbgpp.system:NPBGPlusPlus",
+        "NPBGPlusPlus = npbgpp.methods.npbgpp:NPBGPlusPlus",
         "NPCR = npbgpp.methods.npcr.system:NPCR",
         "NSFF = npbgpp.methods.nsff.system:NSFF",
-        "NeRF = npbgpp.methods.nerf.system:NeRF",
+        "NeRF = npbgpp.methods.nerf:NeRF",
     ],
     "npbgpp.layouts": [
         "bundler = npbgpp.parsers.bundler:LAYOUT",

@@ -18,7 +18,7 @@ from torch import Tensor
 from measure import camera, in_process, in_turn, machine, print_timings, surface_cloud
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.pixels import PixelConvention
-from npbgpp.methods.npbgpp.scene_sums import SceneSums
+from npbgpp.methods.npbgpp import SceneSums
 from npbgpp.nets.aggregation import PointDirections, SphereAggregator
 from npbgpp.points import sample_features
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from measure import machine
 from npbgpp.data.images import read_photo
 from npbgpp.engine.run import build_run, evaluation_of, run_config
-from npbgpp.methods.nerf.system import NeRF
+from npbgpp.methods.nerf import NeRF
 
 
 def dense(system: NeRF, origins: Tensor, directions: Tensor, chunk: int = 32768) -> Tensor:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import npbgpp
+from npbgpp.core.saved_config import with_current_classes
 
 from .conftest import TINY_OVERRIDES
 from .run_folders import REPOSITORY, remember, run_words
@@ -80,6 +82,22 @@ def test_runs_of_version_0_1_name_classes_differently(trained, tmp_path):
     (folder / ".hydra" / "hydra.yaml").write_text((trained / ".hydra" / "hydra.yaml").read_text())
     one, two = (npbgpp.load_run(path) for path in (trained, folder))
     assert torch.equal(one.render(one.cameras()).rgb, two.render(two.cameras()).rgb)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "npbgpp.callbacks.training_strip.TrainingStrip",
+        "npbgpp.methods.nerf.model.Nerf",
+        "npbgpp.methods.nerf.model.NerfSampling",
+        "npbgpp.models.nerf.Nerf",
+        "npbgpp.models.rgba_unet.RGBAUNet",
+    ],
+)
+def test_classes_that_have_moved_are_found_by_their_earlier_names(name):
+    config = with_current_classes({"system": {"parts": [{"_target_": name}]}})
+    module, _, cls = config["system"]["parts"][0]["_target_"].rpartition(".")
+    assert cls == name.rpartition(".")[2] and isinstance(getattr(import_module(module), cls), type)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from npbgpp.data.scene import Batch
 from npbgpp.methods.npbg import NPBG
-from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.methods.npbgpp import NPBGPlusPlus
 from npbgpp.methods.points import PointSystem
 
 from .helpers.scenes import write_dtu, write_h3ds, write_scannet

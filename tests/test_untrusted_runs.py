@@ -60,7 +60,7 @@ TARGETS = {
     },
     "npbgpp.nets.unet.partial": {"_target_": "npbgpp.nets.unet.partial", "_args_": [{"_target_": "os.system"}, "touch MARK"]},
     "npbgpp.points.descriptor_tables.Path": {"_target_": "npbgpp.points.descriptor_tables.Path", "_args_": ["MARK"]},
-    "npbgpp.methods.nerf.model.nn.Sequential": {"_target_": "npbgpp.methods.nerf.model.nn.Sequential"},
+    "npbgpp.methods.nerf.nn.Sequential": {"_target_": "npbgpp.methods.nerf.nn.Sequential"},
     "npbgpp.io.VideoWriter": {"_target_": "npbgpp.io.VideoWriter", "path": {"_target_": "pathlib.Path", "_args_": ["MARK"]}, "fps": 10},
     "npbgpp.engine.run.instantiate": {
         "_target_": "npbgpp.engine.run.instantiate",

@@ -28,14 +28,17 @@ _TRAINING_CLASSES = re.compile(r"pytorch_lightning\.(callbacks|loggers)\.[A-Z]\w
 _REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 _ADVICE = "a saved config is data, not code: correct it, or add trust_config=true if you trust whoever made this folder as you would trust a program"
 
-# classes of networks by the names that saved configs of version 0.1 have
+# classes by the names that earlier saved configs have
 _EARLIER_CLASSES = {
+    "npbgpp.callbacks.training_strip.TrainingStrip": "npbgpp.callbacks.evaluation.TrainingStrip",
+    "npbgpp.methods.nerf.model.Nerf": "npbgpp.methods.nerf.Nerf",
+    "npbgpp.methods.nerf.model.NerfSampling": "npbgpp.methods.nerf.NerfSampling",
     "npbgpp.models.aggregation.Mean": "npbgpp.nets.aggregation.MeanAggregator",
     "npbgpp.models.aggregation.Sphere": "npbgpp.nets.aggregation.SphereAggregator",
     "npbgpp.models.feature_extractor.IdentityExtractor": "npbgpp.nets.feature_extractor.IdentityExtractor",
     "npbgpp.models.feature_extractor.UNet": "npbgpp.nets.feature_extractor.FeatureExtractor",
-    "npbgpp.models.nerf.Nerf": "npbgpp.methods.nerf.model.Nerf",
-    "npbgpp.models.nerf.NerfSampling": "npbgpp.methods.nerf.model.NerfSampling",
+    "npbgpp.models.nerf.Nerf": "npbgpp.methods.nerf.Nerf",
+    "npbgpp.models.nerf.NerfSampling": "npbgpp.methods.nerf.NerfSampling",
     "npbgpp.models.nsff.Nsff": "npbgpp.methods.nsff.model.Nsff",
     "npbgpp.models.nsff.NsffSampling": "npbgpp.methods.nsff.model.NsffSampling",
     "npbgpp.models.rasterizer.NearestScatterRasterizer": "npbgpp.points.feature_pyramid.FeaturePyramid",

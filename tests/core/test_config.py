@@ -22,10 +22,10 @@ from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.run import method_of
 from npbgpp.engine.trainer import trainer_plan
 from npbgpp.errors import InputError
-from npbgpp.methods.nerf.system import NerfSettings
+from npbgpp.methods.nerf import NerfSettings
 from npbgpp.methods.npbg import NPBGSettings
-from npbgpp.methods.npbgpp.system import NPBGPlusPlusSettings
-from npbgpp.methods.npcr.losses import NPCRSettings
+from npbgpp.methods.npbgpp import NPBGPlusPlusSettings
+from npbgpp.methods.npcr.system import NPCRSettings
 from npbgpp.parsers import layout_keys
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

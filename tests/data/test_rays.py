@@ -16,10 +16,10 @@ from npbgpp.data import images as photo_cache
 from npbgpp.data.images import read_photo
 from npbgpp.data.normalisation import SceneNormalisation, scene_normalisation
 from npbgpp.data.point_files import CloudFile
-from npbgpp.data.rays import PixelOrder, RayBatch, RayDataset, RaySampling
 from npbgpp.data.sampling import BatchEpochs, Shard
 from npbgpp.data.scene import Scene
 from npbgpp.errors import InputError
+from npbgpp.methods.nerf import PixelOrder, RayBatch, RayDataset, RaySampling
 from npbgpp.parsers import read_scene
 
 from ..helpers.layouts import dtu, llff, nerf_synthetic

@@ -19,7 +19,7 @@ from npbgpp.engine.run import method_of
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.point_cloud import PointCloud, write_ply
 from npbgpp.methods.base import RunContext
-from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.methods.npbgpp import NPBGPlusPlus
 from npbgpp.methods.points import PointSystem
 from npbgpp.metrics import ImageMetrics
 

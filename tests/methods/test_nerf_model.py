@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.methods.nerf.model import Nerf, NerfSampling
+from npbgpp.methods.nerf import Nerf, NerfSampling
 from npbgpp.volume import OccupancyGrid, RadianceField, Rays, composite
 
 SMALL = {"depth": 3, "width": 16, "skips": (1,), "xyz_frequencies": 3, "dir_frequencies": 2}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npbgpp.methods.npbgpp.input_views import ColorJitter
+from npbgpp.methods.npbgpp import ColorJitter
 
 NEUTRAL = ColorJitter(brightness=0.0, saturation=1.0, hue=0.0)
 

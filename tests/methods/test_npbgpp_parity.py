@@ -10,10 +10,8 @@ from torch import Tensor
 
 from npbgpp.core.files import load_tensors
 from npbgpp.geometry.cameras import Cameras
-from npbgpp.methods.npbgpp import system as module
-from npbgpp.methods.npbgpp.input_views import InputViews
-from npbgpp.methods.npbgpp.scene_sums import SceneSums
-from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.methods import npbgpp as module
+from npbgpp.methods.npbgpp import InputViews, NPBGPlusPlus, SceneSums
 from npbgpp.nets.aggregation import PointDirections
 
 from .recorded import SAMPLED, build_npbgpp, build_system, close_to_largest, scene_cameras

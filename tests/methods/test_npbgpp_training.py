@@ -13,9 +13,7 @@ from torch import Tensor
 from npbgpp.data.scene import Batch
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.geometry.point_cloud import read_ply
-from npbgpp.methods.npbgpp.input_views import ColorJitter
-from npbgpp.methods.npbgpp.scene_sums import SceneSums
-from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.methods.npbgpp import ColorJitter, NPBGPlusPlus, SceneSums
 
 from .run_files import descriptors, logged, weights
 

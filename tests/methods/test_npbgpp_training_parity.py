@@ -14,8 +14,8 @@ from npbgpp.data.scene import Batch, Views
 from npbgpp.geometry import ProjectionSettings
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.image_warp import boxes_of_points
-from npbgpp.methods.npbgpp import system as module
-from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.methods import npbgpp as module
+from npbgpp.methods.npbgpp import NPBGPlusPlus
 from npbgpp.methods.points import PointSystem
 from npbgpp.points.feature_pyramid import RGBConverter
 

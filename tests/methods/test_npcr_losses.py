@@ -8,7 +8,7 @@ import torchvision
 
 from npbgpp.errors import InputError
 from npbgpp.losses import RGBAPerceptualLoss
-from npbgpp.methods.npcr.losses import RGBALoss, RGBALosses, premultiply
+from npbgpp.methods.npcr.system import RGBALoss, RGBALosses, premultiply
 
 from ..helpers.settings import system_settings
 

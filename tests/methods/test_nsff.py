@@ -16,7 +16,7 @@ from npbgpp.core.files import load_tensors
 from npbgpp.engine.run import build_run, evaluation_of, run_config
 from npbgpp.errors import InputError
 from npbgpp.methods.nsff import system as nsff
-from npbgpp.methods.nsff.objective import LossWeights
+from npbgpp.methods.nsff.losses import LossWeights
 
 from ..conftest import TINY_NERF, TINY_NSFF
 from ..run_folders import remember

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from npbgpp.errors import InputError
-from npbgpp.methods.nsff.field import SpaceTimeField
+from npbgpp.methods.nsff.model import SpaceTimeField
 
 SMALL = {"depth": 3, "width": 16, "skips": (1,), "xyz_frequencies": 3, "dir_frequencies": 2, "time_channels": 5}
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from npbgpp.methods.nsff.data import HardSampling, PixelWeights, VideoBatch
+from npbgpp.methods.nsff.losses import LossSchedule, LossWeights, loss_terms, weighted_means
 from npbgpp.methods.nsff.model import Nsff, NsffSampling, Training
-from npbgpp.methods.nsff.objective import LossSchedule, LossWeights, loss_terms, weighted_means
 from npbgpp.volume import Rays
 
 from ..helpers.settings import system_settings

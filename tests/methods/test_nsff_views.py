@@ -7,7 +7,7 @@ import torch
 
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.methods.nsff.model import Nsff, NsffSampling, RayOutputs
-from npbgpp.methods.nsff.rendering import FieldRenderer, TimedCamera, flow_image, grey_image
+from npbgpp.methods.nsff.system import FieldRenderer, TimedCamera, flow_image, grey_image
 
 from .moving_camera import TIME_STEPS, moving_camera
 

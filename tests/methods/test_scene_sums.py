@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from npbgpp.methods.npbgpp.scene_sums import SceneSums
-from npbgpp.methods.npbgpp.system import NPBGPlusPlus
+from npbgpp.methods.npbgpp import NPBGPlusPlus, SceneSums
 from npbgpp.nets.aggregation import Aggregator, MeanAggregator, PointDirections, SphereAggregator
 
 POINTS, VIEWS, CHANNELS = 60, 9, 4

@@ -2,28 +2,28 @@
 
 A feature extractor reads every input photo, points sample features in the photos where they are visible, and an aggregator turns these into coefficients,
 which are evaluated for the target view, rasterized and decoded as in NPBG. Symbols: n points of a scene, p points visible in a target, m points that won a
-pixel of it, k input views, b targets, c channels of a feature, q coefficients of a point.
+pixel of it, k input views, v points visible in one of them, b targets, c channels of a feature, q coefficients of a point.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torchvision.transforms.functional import adjust_hue
 from tqdm import tqdm
 
 from npbgpp.core.files import save_tensors
 from npbgpp.data import Batch, Photo, Scene, View, Views, read_photo
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, crop_to_points
+from npbgpp.geometry import Cameras, PixelConvention, align_vertically, crop_to_points
 from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.methods.base import DataNeeds, Render, RunContext
-from npbgpp.methods.npbgpp.input_views import ColorJitter, InputViews, upright
-from npbgpp.methods.npbgpp.scene_sums import SceneSums
 from npbgpp.methods.points import AlignedCameras, PointSettings, PointSystem
 from npbgpp.nets import Aggregator, FeatureExtractor, IdentityExtractor, PointDirections
 from npbgpp.points import (
@@ -38,6 +38,166 @@ from npbgpp.points import (
     sample_features,
     visible_points,
 )
+
+# ----------------------------------------------------------------------
+# Input views: upright alignment (sections 3.2 and 3.4) and colour jitter
+
+
+@dataclass(frozen=True)
+class InputViews:
+    """Photos as the feature extractor reads them.
+
+    Attributes:
+        images: photos, or their upright versions padded to a square; or crops of these.
+        cameras: of these images.
+        centers: camera centres of the photos, world coordinates.
+        axes: optical axes of the photos, world coordinates.
+    """
+
+    images: Float[Tensor, "k 3 h w"]
+    cameras: Cameras
+    centers: Float[Tensor, "k 3"]
+    axes: Float[Tensor, "k 3"]
+
+    def viewing_directions(self, view: int, xyz_world: Float[Tensor, "v 3"]) -> PointDirections:
+        """Viewing directions of points from one view."""
+        return PointDirections(xyz_world - self.centers[view], self.axes[view, None])
+
+
+@torch.no_grad()
+def upright(
+    images: Float[Tensor, "k 3 h w"], cameras: Cameras, convention: PixelConvention, up: tuple[float, float, float], align: bool
+) -> InputViews:
+    """Turns photos upright. With AUTHORS, centres are computed as in the code of the authors: exact only for centred square pixels."""
+    if not align:
+        return InputViews(images, cameras, cameras.centers(), cameras.R[:, :, 2])
+    alignment = align_vertically(cameras, convention, up)
+    turned = alignment.cameras
+    if convention is PixelConvention.EXACT:
+        return InputViews(alignment.apply(images), turned, cameras.centers(), cameras.R[:, :, 2])
+    return InputViews(alignment.apply(images), turned, -(turned.R @ turned.T[:, :, None])[:, :, 0], turned.R[:, :, 2])
+
+
+Operation = Literal["brightness", "saturation", "hue"]
+
+_OPERATIONS: tuple[Operation, ...] = ("brightness", "saturation", "hue")
+_LOWEST, _HIGHEST = (-0.1, 0.5, -0.5), (0.1, 1.5, 0.5)  # of each operation
+_SMALLEST_CHROMA = 1e-12  # avoids a division by zero for grey pixels, which keep their colour
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Random change of colours, drawn once for a target and its input views.
+
+    Attributes:
+        brightness: added to every channel, which then stays within 0..1.
+        saturation: factor of S, which then stays within 0..1.
+        hue: turn of H as a share of the full circle, -0.5..0.5.
+        order: operations in the order of their application.
+    """
+
+    brightness: float
+    saturation: float
+    hue: float
+    order: tuple[Operation, ...] = _OPERATIONS
+
+    @classmethod
+    def draw(cls, generator: torch.Generator | None = None) -> "ColorJitter":
+        """Draws uniformly from the authors' ranges, and the order too. None takes torch's global generator."""
+        low, high = torch.tensor(_LOWEST), torch.tensor(_HIGHEST)
+        brightness, saturation, hue = (low + (high - low) * torch.rand(3, generator=generator)).tolist()
+        order = torch.randperm(3, generator=generator).tolist()
+        return cls(brightness, saturation, hue, tuple(_OPERATIONS[k] for k in order))
+
+    def apply(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The images with changed colours, within 0..1."""
+        for operation in self.order:
+            if operation == "brightness":
+                images = (images + self.brightness).clamp(0.0, 1.0)
+            elif operation == "saturation":
+                images = _saturate(images, self.saturation)
+            else:
+                images = adjust_hue(images, self.hue)
+        return images
+
+
+def _saturate(images: Float[Tensor, "b 3 h w"], factor: float) -> Float[Tensor, "b 3 h w"]:
+    """Multiplies S = chroma / V: at equal H and V the distances of the channels from V grow by one common factor, at most to S = 1."""
+    value = images.amax(1, keepdim=True)
+    chroma = (value - images.amin(1, keepdim=True)).clamp(min=_SMALLEST_CHROMA)
+    growth = (value / chroma).clamp(max=factor)
+    return (value - (value - images) * growth).clamp(min=0.0)
+
+
+# ----------------------------------------------------------------------
+# Sums over views for the points of one scene.
+#
+# Only points that are visible in some view have a row, in the order in which they are first seen; a view updates only the rows of its visible points. On the
+# CPU, the memory of unused rows is reserved but not committed.
+
+
+_POINTS = 1 << 18  # observed at a time, which bounds the memory of intermediate results
+
+
+class SceneSums:
+    """State of one aggregation.
+
+    Args:
+        points: n, points of the scene.
+        aggregator: defines the sums.
+        device: of the sums; the features may be on another one.
+    """
+
+    def __init__(self, points: int, aggregator: Aggregator, device: torch.device | str) -> None:
+        self._aggregator = aggregator
+        self._row = torch.full((points,), -1, dtype=torch.int32, device=device)
+        self._table = torch.empty(points, aggregator.sums, device=device)
+        self._seen = 0
+
+    def __len__(self) -> int:
+        """Points seen so far."""
+        return self._seen
+
+    def bytes_used(self) -> int:
+        """Memory of the state."""
+        return self._table[: self._seen].nbytes + self._row.nbytes
+
+    @torch.no_grad()
+    def add_view(
+        self, points: Int[Tensor, " v"], look: Callable[[Int[Tensor, " w"]], tuple[Float[Tensor, "w c"], PointDirections]]
+    ) -> None:
+        """Adds the observations of one view; ``points`` must be unique. ``look`` returns features and directions of a chunk of them."""
+        for part in points.split(_POINTS):
+            self.add(part, *look(part))
+
+    @torch.no_grad()
+    def add(self, points: Int[Tensor, " v"], features: Float[Tensor, "v c"], directions: PointDirections) -> None:
+        """Adds one observation of each of ``points``, which must be unique."""
+        points = points.to(self._table.device)
+        rows = self._row.index_select(0, points)
+        first = (rows < 0).nonzero()[:, 0]
+        if len(first):
+            start, stop = self._seen, self._seen + len(first)
+            fresh = points.index_select(0, first).long()
+            new = torch.arange(start, stop, dtype=torch.int32, device=rows.device)
+            rows.index_copy_(0, first, new)
+            self._row.index_copy_(0, fresh, new)
+            self._table[start:stop] = 0.0
+            self._seen = stop
+        self._aggregator.add(self._table, rows, features, features.new_ones(len(features)), directions)
+
+    def solve_into(self, coefficients: Float[Tensor, "n q"]) -> Bool[Tensor, " n"]:
+        """Writes the coefficients of all points, zeros for points that no view sees, on the device of the sums; ``coefficients`` need not be initialised.
+
+        Returns:
+            The points that some view sees.
+        """
+        self._aggregator.solve_rows(self._table[: self._seen], self._row, coefficients)
+        return self._row >= 0
+
+
+# ----------------------------------------------------------------------
+# System
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,0 @@
-"""NeRF: system and model."""

@@ -1,1 +1,0 @@
-"""NPBG++: system, input views and sums over views."""
