@@ -277,8 +277,8 @@ def _film_path(scene: Path) -> list[str]:
 def _report(settings: AutoSettings, out: Path, run: Path, film: Path) -> Path:
     from PIL import Image
 
+    from npbgpp.compare.page import read_image, shared_views
     from npbgpp.compare.runs import read_runs
-    from npbgpp.compare.views import read_image, shared_views
     from npbgpp.prepare.photos_manifest import PhotosManifest
     from npbgpp.prepare.photos_report import Outcome, write_report
 

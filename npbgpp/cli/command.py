@@ -1,8 +1,11 @@
 """Commands whose arguments are the fields of a dataclass: reading them, checking them, and help. Nothing here imports torch."""
 
+import difflib
+import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
@@ -12,10 +15,124 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.cli.help import KeyHelp, columns, paragraph, section, typed_value
-from npbgpp.cli.nearest import hint
 from npbgpp.core.config import GROUPS, literals, typed
 from npbgpp.errors import InputError, original_message
+
+# ----------------------------------------------------------------------
+# Hints for misspelt words
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant; None where all are too different.
+
+    Of dotted names, those with the same last part come first, then those in the same place.
+    """
+    known = list(known)
+    place, _, last = word.rpartition(".")
+    same_end = [name for name in known if name.rpartition(".")[2] == last]
+    if same_end:
+        return difflib.get_close_matches(word, same_end, n=1, cutoff=0.0)[0]
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == place}
+    for close in difflib.get_close_matches(last, beside, n=1, cutoff=0.6):
+        return beside[close]
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.8)), None)
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """``did you mean ...?``, or the known words."""
+    known = list(known)
+    close = nearest(word, known)
+    return f"did you mean {close}?" if close is not None else f"expected one of {', '.join(known)}"
+
+
+# ----------------------------------------------------------------------
+# Layout of help texts: keys with their defaults and meaning
+
+
+_WIDEST_NAMES = 34
+_LONGEST_LINE = 140
+
+
+@dataclass(frozen=True)
+class KeyHelp:
+    """One key of a command.
+
+    Attributes:
+        name: as it is typed.
+        default: its value when it is not given, as it would be typed; None: it must be given.
+        help: what it means.
+        choices: all values that it accepts; empty: any of its type.
+        takes_list: it accepts several of the choices.
+    """
+
+    name: str
+    default: str | None
+    help: str
+    choices: tuple[str, ...] = ()
+    takes_list: bool = False
+
+    def entry(self) -> tuple[str, str]:
+        """The key with its default, and the text that explains it."""
+        sentences = [self.help]
+        if self.choices:
+            sentences = [f"{self.help.rstrip('.')}.", f"{'Any' if self.takes_list else 'One'} of {', '.join(self.choices)}."]
+        if self.default is None:
+            sentences.append("(required)")
+        return f"{self.name}={self.default or ''}", " ".join(sentences).strip()
+
+
+def columns(entries: Iterable[tuple[str, str]]) -> list[str]:
+    """Names and the texts that explain them, in two columns; the lines of a text are wrapped one by one."""
+    entries = list(entries)
+    left = min(max((len(name) for name, _ in entries), default=0) + 4, _WIDEST_NAMES)
+    lines = []
+    for name, text in entries:
+        body = [part for line in text.splitlines() for part in _wrapped(line, _width() - left)] or [""]
+        if len(name) + 3 > left:
+            lines.append(f"  {name}")
+        else:
+            lines.append(f"  {name}".ljust(left) + body.pop(0))
+        lines += [" " * left + line for line in body]
+    return [line.rstrip() for line in lines]
+
+
+def section(title: str, keys: Iterable[KeyHelp]) -> list[str]:
+    """A titled list of keys, with an empty line before it."""
+    return ["", f"{title}:", *columns(key.entry() for key in keys)]
+
+
+def paragraph(text: str) -> list[str]:
+    """Running text in lines of the terminal's width."""
+    return _wrapped(text, _width())
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, _LONGEST_LINE) - 1
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 30), break_long_words=False, break_on_hyphens=False)
+
+
+def typed_value(value: Any) -> str:
+    """A value as it would be typed on the command line."""
+    if isinstance(value, str | Path):
+        return str(value) or "''"
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000, sort_keys=False).removesuffix("...\n").strip()
+    return (
+        text.replace(", ", ",") if isinstance(value, tuple | list) else text
+    )  # without spaces, which a shell would take for ends of words
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+# ----------------------------------------------------------------------
+# Commands
+
 
 S = TypeVar("S")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from npbgpp.cli.nearest import nearest
+from npbgpp.cli.command import nearest
 from npbgpp.core.bundle import run_folder
 from npbgpp.core.config import key
 from npbgpp.errors import InputError

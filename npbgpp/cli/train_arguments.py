@@ -12,10 +12,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.cli.config_tree import ConfigTree, config_loader, flattened, plain
-from npbgpp.cli.help import KeyHelp, columns, paragraph, section, typed_value
-from npbgpp.cli.nearest import hint, nearest
-from npbgpp.cli.yaml_docs import choices, first_sentence
+from npbgpp.cli.command import KeyHelp, columns, hint, nearest, paragraph, section, typed_value
+from npbgpp.cli.config_tree import ConfigTree, choices, config_loader, first_sentence, flattened, plain
 from npbgpp.core.config import as_typed
 from npbgpp.core.plugins import LAYOUTS, METHODS, plugins
 from npbgpp.errors import InputError

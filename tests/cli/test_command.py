@@ -6,8 +6,7 @@ from typing import Any, Literal, get_type_hints
 
 import pytest
 
-from npbgpp.cli.command import Command, read_arguments, read_subcommand, user_errors
-from npbgpp.cli.help import KeyHelp, columns
+from npbgpp.cli.command import Command, KeyHelp, columns, read_arguments, read_subcommand, user_errors
 from npbgpp.compare.__main__ import COMMAND as COMPARE
 from npbgpp.core.config import key, literals
 from npbgpp.demo import COMMAND as DEMO

@@ -2,7 +2,7 @@
 
 import pytest
 
-from npbgpp.cli.nearest import hint, nearest
+from npbgpp.cli.command import hint, nearest
 
 KNOWN = ("seed", "system.near", "system.learning_rates.near_field", "datasets.scene_name", "datasets.scenes.train", "trainer.max_epochs")
 

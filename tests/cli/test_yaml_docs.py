@@ -2,7 +2,7 @@
 
 import pytest
 
-from npbgpp.cli.yaml_docs import choices, first_sentence, header, key_comments
+from npbgpp.cli.config_tree import choices, first_sentence, header, key_comments
 
 TEXT = """\
 # @package _global_

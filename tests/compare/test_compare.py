@@ -15,10 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from npbgpp.compare.__main__ import compare
-from npbgpp.compare.page import page
+from npbgpp.compare.page import columns, markdown, page, rows, shared_views, terminal
 from npbgpp.compare.runs import FAILURE, read_runs, runs_below
-from npbgpp.compare.table import columns, markdown, rows, terminal
-from npbgpp.compare.views import shared_views
 from npbgpp.errors import InputError
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from npbgpp.cli.config_tree import ConfigTree, config_loader, flattened, plain
-from npbgpp.cli.yaml_docs import choices as documented_choices
+from npbgpp.cli.config_tree import choices as documented_choices
 from npbgpp.core.config import as_typed, literals, typed
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.run import method_of
