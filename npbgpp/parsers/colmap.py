@@ -34,8 +34,7 @@ from npbgpp.data import (
 )
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
-from npbgpp.parsers.alpha import with_alpha
-from npbgpp.parsers.masks import files_in, find_masks, with_mask, without_suffix
+from npbgpp.parsers.masks import files_in, find_masks, with_alpha, with_mask, without_suffix
 from npbgpp.parsers.posed_photos import files_by_last_parts
 
 _HELD_OUT, _VALIDATION = "every:10+10", "every:10+5"

@@ -32,7 +32,7 @@ from npbgpp.data import (
 )
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, Offset, far_offset
-from npbgpp.parsers.alpha import with_alpha
+from npbgpp.parsers.masks import with_alpha
 
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision

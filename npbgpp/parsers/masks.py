@@ -1,6 +1,6 @@
-"""Masks in a folder of their own, beside the folder of the photos.
+"""Masks of photos, in layouts that do not define them: files in a folder of their own beside the folder of the photos, and alpha channels.
 
-For the photo ``x.jpg``: ``x.jpg.png`` as in COLMAP, ``x_mask.png`` as Metashape exports, or ``x.png`` with any suffix of an image.
+The mask of the photo ``x.jpg`` is ``x.jpg.png`` as in COLMAP, ``x_mask.png`` as Metashape exports, or ``x.png`` with any suffix of an image.
 """
 
 import re
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from npbgpp.data import IMAGE_SUFFIXES, WHITE, View, check_mask_size
+from npbgpp.data import IMAGE_SUFFIXES, WHITE, View, check_mask_size, has_alpha
+from npbgpp.errors import listing
 
 
 def find_masks(folder: Path, names: Sequence[tuple[str, str]], white_bg: bool) -> tuple[tuple[Path, ...], tuple[str, ...]]:
@@ -50,3 +51,20 @@ def files_in(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 def without_suffix(name: str) -> str:
     """Without the suffix of an image: 2021.05.00 has none."""
     return re.sub(r"\.[A-Za-z][A-Za-z0-9]{0,4}$", "", name)
+
+
+def with_alpha(views: Sequence[View], white_bg: bool) -> tuple[tuple[View, ...], tuple[str, ...]]:
+    """Views whose photos have alpha, and a note: alpha is the mask where all photos have it, and transparent pixels are white with ``white_bg``.
+
+    Views with a mask keep it. Where only some photos have alpha there is no mask, and transparent pixels are white.
+    """
+    transparent = [view.mask is None and has_alpha(view.image) for view in views]
+    if not any(transparent):
+        return tuple(views), ()
+    if all(transparent):
+        background = WHITE if white_bg else None
+        note = "the alpha channel of the photos is their mask" + (", transparent pixels are white" if white_bg else "")
+        return tuple(replace(view, alpha_is_mask=True, background=background) for view in views), (note,)
+    names = [view.name for view, clear in zip(views, transparent, strict=True) if clear]
+    note = f"{len(names)} of {len(views)} photos have an alpha channel ({listing(names)}): it is no mask, and their transparent pixels are white"
+    return tuple(replace(view, background=WHITE) if clear else view for view, clear in zip(views, transparent, strict=True)), (note,)

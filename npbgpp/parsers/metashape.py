@@ -1,4 +1,4 @@
-"""Reader of cameras exported by Agisoft Metashape as XML (version 1.2 and later).
+"""Cameras exported by Agisoft Metashape as XML (version 1.2 and later), and scenes of them beside the photos, without the ``scene.yaml`` of NPBG.
 
 Symbols: f, cx, cy, b1, b2 are in pixels, cx and cy relative to the image centre; k1..k4 and p1..p4 have no unit. ``transform`` of a camera is a 4x4 matrix in
 row-major order: camera-to-world acting on columns, axes right, down, forward. Transforms of the chunk and of components georeference the model; as in NPBG
@@ -8,12 +8,15 @@ component has coordinates of its own: those with most cameras are used.
 Cameras of a rig have a ``master_id``: their pose is that of the master camera times ``rotation`` and ``location`` of their sensor (its axes and its centre in
 the coordinates of the master). Fisheye sensors are equidistant: the angle to the optical axis, in radians, takes the place of its tangent, and k1 to k4 are
 coefficients of its powers, as in OpenCV's fisheye model.
+
+Photos in ``images_undistorted`` have the focal length of their sensor and a central principal point; other photos are undistorted when they are read.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,8 +25,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data import Lens, check_rigid
+from npbgpp.data import CloudFile, Layout, Lens, Scene, check_rigid
 from npbgpp.errors import InputError, listing
+from npbgpp.parsers.posed_photos import PosedPhoto, photo_folder, posed_scene
 
 _LARGEST_SIDE = 1 << 16  # pixels
 _LARGEST_FOCAL_LENGTH = 1e9  # pixels; orthographic in single precision
@@ -331,3 +335,66 @@ def _moves(transforms: Iterable[ElementTree.Element]) -> bool:
         if part.tag not in _NEUTRAL or not np.array_equal(numbers, _NEUTRAL[part.tag].ravel()):
             return True
     return False
+
+
+# ----------------------------------------------------------------------
+# Layout
+
+
+_UNDISTORTED = "images_undistorted"
+_OPENGL_FROM_OPENCV = (1.0, -1.0, -1.0, 1.0)  # signs of the columns of a camera-to-world matrix
+
+
+def parse_metashape(root: Path, images_root: Path, name: str, cloud: CloudFile, white_bg: bool = True) -> Scene:
+    """Reads the metadata of one scene.
+
+    Args:
+        root: folder of the scene, with ``cameras.xml`` or one other file of Metashape.
+        images_root: folder with the photos, in ``images_undistorted``, ``images`` or not; usually the same.
+        name: name of the scene.
+        cloud: its point cloud, in the coordinates of the cameras.
+        white_bg: white where photos are transparent; otherwise keep the stored colours.
+
+    Raises:
+        InputError: a missing or damaged file, several of them, an invalid camera, a lens without equivalent, fewer than two photos.
+    """
+    files = _files(root)
+    if len(files) != 1:
+        got = listing(path.name for path in files) if files else "none"
+        raise InputError(
+            f"{root}: expected one file of cameras, such as cameras.xml, got {got}; export the cameras, and move other files away"
+        )
+    path, undistorted = files[0], (images_root / _UNDISTORTED).is_dir()
+    file = MetashapeFile.read(path)
+    signs = torch.tensor(_OPENGL_FROM_OPENCV, dtype=torch.float64)
+
+    def lens_of(sensor: Sensor, size: tuple[int, int]) -> Lens:
+        height, width = sensor.image_size
+        if abs(size[1] / width - size[0] / height) > 1 / width + 1 / height:
+            raise InputError(f"expected a photo of {width}x{height} pixels, or of this ratio, got {size[1]}x{size[0]}; restore the photo")
+        f = sensor.focal_length
+        return (Lens("PINHOLE", (f, f, width / 2, height / 2), sensor.image_size) if undistorted else sensor.lens()).resized(size)
+
+    photos = [PosedPhoto(camera.label, camera.cam_to_world * signs, partial(lens_of, camera.sensor)) for camera in file.cameras]
+    if not photos:
+        raise InputError(f"{path}: expected the poses of cameras, got none of {len(file.unaligned)}; align the photos again")
+    notes = []
+    if file.ignored:
+        notes.append(f"{path.name}: {listing(file.ignored)} have coordinates of their own and are left out")
+    if file.transforms:
+        notes.append(f"{path.name}: the transform of {listing(file.transforms)} is ignored, as the cloud is expected in camera coordinates")
+    if file.unaligned:
+        notes.append(f"{len(file.unaligned)} cameras have no pose and are left out: {listing(file.unaligned)}")
+    folder = images_root / _UNDISTORTED if undistorted else photo_folder(images_root)
+    return posed_scene(name, path, folder, photos, cloud, white_bg, notes=notes)
+
+
+def _files(root: Path) -> list[Path]:
+    """``cameras.xml``, else all files of Metashape."""
+    usual = root / "cameras.xml"
+    if usual.is_file() and is_metashape(usual):
+        return [usual]
+    return [path for path in sorted(root.glob("*.xml")) if not path.name.startswith(".") and is_metashape(path)]
+
+
+LAYOUT = Layout(parse_metashape, (("*.xml",),), precedence=9, accepts=lambda folder: bool(_files(folder)))

@@ -34,7 +34,7 @@ from npbgpp.data import (
 )
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Transform, cam_to_world_from, far_offset
-from npbgpp.parsers.alpha import with_alpha
+from npbgpp.parsers.masks import with_alpha
 from npbgpp.parsers.nerf_synthetic import check_names
 from npbgpp.parsers.transforms_file import TransformsFile, frame_camera, located, view_name
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from npbgpp.data import WHITE, CloudFile, Layout, Lens, Scene, View, check_mask_size, check_rigid, image_size, pinhole, rule_splits
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras, Offset, cam_to_world_from, far_offset
-from npbgpp.parsers.alpha import with_alpha
+from npbgpp.parsers.masks import with_alpha
 from npbgpp.parsers.metashape import MetashapeFile, Sensor
 
 _DEFAULT_PHOTO_NAME = "{:06}.png"

@@ -21,7 +21,7 @@ from torch import Tensor
 from npbgpp.data import WHITE, CloudFile, Layout, Scene, View, check_mask_size, check_rigid, image_size, list_images, rule_splits
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
-from npbgpp.parsers.alpha import with_alpha
+from npbgpp.parsers.masks import with_alpha
 
 _CLOUDS = ("frame1.xzy", "frame1.obj", "frame1.txt", "frame1.ply")
 _LARGEST_NUMBER = 1e30  # products of larger ones overflow in single precision

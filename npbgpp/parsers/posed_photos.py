@@ -15,8 +15,7 @@ from torch import Tensor
 from npbgpp.data import IMAGE_SUFFIXES, CloudFile, Lens, Scene, View, check_rigid, image_size, natural, rule_splits
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import cam_to_world_from, far_offset
-from npbgpp.parsers.alpha import with_alpha
-from npbgpp.parsers.masks import find_masks, with_mask, without_suffix
+from npbgpp.parsers.masks import find_masks, with_alpha, with_mask, without_suffix
 from npbgpp.parsers.transforms_file import frame_camera, view_name
 
 _FEWEST = 2  # photos
