@@ -1,20 +1,235 @@
-"""``npbgpp prepare check``: prints a report of a scene, warns of problems, and draws the cloud over the photos."""
+"""``npbgpp prepare check``: prints a report of a scene, warns of problems, and draws the cloud over the photos.
+
+Symbols: the axes of a view are a matrix (3, 3) whose rows are its right, up and backward direction in the world; uv_px are pixels from the top-left corner.
+"""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float, Shaped
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
 
 from npbgpp.core.paths import require_writable
-from npbgpp.data import CloudManifest
-from npbgpp.io import write_png
+from npbgpp.data import CloudManifest, Scene, Stage, View, read_photo
+from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings
+from npbgpp.io import SheetRow, contact_sheet, depth_colormap, depth_range, write_png
+from npbgpp.kernels import ChunkedCloud, Level, rasterize
 from npbgpp.parsers import with_cloud
-from npbgpp.prepare.check_sheet import check_sheet
-from npbgpp.prepare.diagnostics import diagnose
-from npbgpp.prepare.scene_report import SceneReport, format_number, inspect_scene, nearest_axis
+from npbgpp.points import visible_points
+from npbgpp.prepare.scene_report import SceneReport, ViewReport, coarse_scale, diagnose, format_number, inspect_scene, nearest_axis
 from npbgpp.prepare.settings import CheckSettings
+
+# ----------------------------------------------------------------------
+# Contact sheet: a few photos with the points projected into them, and top and side views of cameras and cloud
+
+
+STAGE_COLOURS: dict[Stage | None, tuple[int, int, int]] = {
+    None: (150, 150, 150),
+    "train": (30, 90, 200),
+    "val": (230, 130, 0),
+    "test": (200, 30, 60),
+}
+_STAGE_NAMES: dict[Stage | None, str] = {None: "unused", "train": "training", "val": "validation", "test": "test"}
+_COLUMNS = ("photo", "projected points: red near, blue far", "points alone")
+_BACKGROUND, _TEXT, _POINT, _FRAME = (250, 250, 248), (30, 30, 34), (140, 140, 140), (200, 200, 200)
+_WIDTH = 256  # of a tile of the contact sheet: other sizes would be resampled
+_DOT = 3  # pixels
+_EMPTY = 0.93  # grey of pixels without a point
+_GAP, _LINE = 8, 24
+_MAX_DRAWN = 100_000  # points in the top and side views
+_FRUSTUM, _SMALL_FRUSTUM, _MANY_VIEWS = 0.07, 0.035, 40  # of the width of the drawing; small ones if there are many views
+_MARGIN = 0.1  # of the drawing
+_OUTLIERS = 0.01  # of the points, on each side, may lie outside the drawing
+
+
+def check_sheet(scene: Scene, report: SceneReport) -> Image.Image:
+    """One row per drawn view, and below them the top and side view. Raises InputError if the cloud or a photo cannot be read."""
+    cloud = PointCloud(torch.zeros(0, 3)) if report.cloud is None else scene.cloud.read()
+    chunks = ChunkedCloud.build(cloud.xyz) if len(cloud) else None
+    rows = []
+    for k in report.drawn:
+        camera, photo = thumbnail(scene.views[k])
+        images: tuple[Float[Tensor, "3 h w"], ...] = (photo,)
+        if chunks is not None:
+            images = (photo, draw_points(photo, camera, cloud.xyz, report.near), render_points(chunks, cloud, camera, report.near))
+        rows.append(SheetRow(_caption(report.views[k]), images))
+    columns = _COLUMNS if chunks is not None else _COLUMNS[:1]
+    tiles = contact_sheet(f"{report.scene}, read as {report.layout}", columns, rows)
+    drawings = top_and_side_view(scene, report, cloud, max(tiles.width, 3 * _WIDTH))
+    sheet = Image.new("RGB", (max(tiles.width, drawings.width), tiles.height + drawings.height), _BACKGROUND)
+    sheet.paste(tiles, (0, 0))
+    sheet.paste(drawings, (0, tiles.height))
+    return sheet
+
+
+def _caption(view: ViewReport) -> str:
+    depth = ""
+    if view.min_depth is not None and view.median_depth is not None:
+        depth = f", depth from {format_number(view.min_depth)}, median {format_number(view.median_depth)}"
+    if not view.in_image:
+        return f"{view.name} ({_STAGE_NAMES[view.stage]})"
+    coverage = f"{100 * view.covered_cells / view.cells:.0f} % covered"
+    return f"{view.name} ({_STAGE_NAMES[view.stage]}): {view.beyond_near} points, {coverage}{depth}"
+
+
+def thumbnail(view: View) -> tuple[Cameras, Float[Tensor, "3 h w"]]:
+    """Camera and photo (0..1) of a view at the width of a tile."""
+    height, width = view.camera.image_size
+    size = max(2, round(_WIDTH * height / width)), _WIDTH
+    image = read_photo(view).image[None].float() / 255
+    return view.camera.resize(size), interpolate(image, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+def draw_points(photo: Float[Tensor, "3 h w"], camera: Cameras, xyz_world: Float[Tensor, "n 3"], near: float) -> Float[Tensor, "3 h w"]:
+    """The photo with a dot, coloured by depth, at the projection of each point that is visible in the coarse depth buffer."""
+    visible = visible_points(xyz_world, camera, coarse_scale(camera.image_size), ProjectionSettings(near))[0]
+    uv_px, depth = (values[0] for values in camera.project(xyz_world[visible]))
+    back_to_front = depth.argsort(descending=True)
+    u, v = uv_px[back_to_front].long().unbind(1)
+    colours = depth_colormap(depth[back_to_front], *depth_range(depth))
+    image = photo.clone()
+    height, width = camera.image_size
+    offsets = range(-(_DOT // 2), _DOT // 2 + 1)
+    for dv in offsets:
+        for du in offsets:
+            image[:, (v + dv).clamp(0, height - 1), (u + du).clamp(0, width - 1)] = colours
+    return image
+
+
+def render_points(chunks: ChunkedCloud, cloud: PointCloud, camera: Cameras, near: float) -> Float[Tensor, "3 h w"]:
+    """The nearest point of each pixel in its own colour, or coloured by depth; holes are filled from half the resolution."""
+    fine, coarse = rasterize(chunks, camera, [Level(1.0), Level(0.5)], ProjectionSettings(near))
+    size = camera.image_size
+    hole = fine.index < 0
+    index = torch.where(hole, _upsample(coarse.index, size, -1), fine.index)
+    covered = index >= 0
+    if cloud.rgb_u8 is None:
+        depth = torch.where(hole, _upsample(coarse.depth, size, torch.inf), fine.depth)
+        colours = depth_colormap(depth, *depth_range(depth[covered]))
+    else:
+        colours = cloud.rgb_u8[index.clamp(min=0)].permute(2, 0, 1).float() / 255
+    return torch.where(covered, colours, _EMPTY)
+
+
+def _upsample(values: Shaped[Tensor, "h2 w2"], size: tuple[int, int], fill: int | float) -> Shaped[Tensor, "h w"]:
+    """Nearest-neighbour upsampling by 2; ``fill`` in the last row or column of an odd size."""
+    doubled = values.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    return pad(doubled, (0, size[1] - doubled.shape[1], 0, size[0] - doubled.shape[0]), value=fill)
+
+
+@dataclass(frozen=True)
+class OrthographicView:
+    """An orthographic view of the scene.
+
+    Attributes:
+        axes: see the module docstring.
+        centre: world point in the centre of the image.
+        extent: from the centre to the border, scene units.
+        size: side of the square image, pixels.
+    """
+
+    axes: Float[Tensor, "3 3"]
+    centre: Float[Tensor, " 3"]
+    extent: float
+    size: int
+
+    def project(self, xyz_world: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+        """uv_px of world points."""
+        right_up = (xyz_world - self.centre) @ self.axes[:2].T / (self.extent or 1.0)
+        return (right_up * right_up.new_tensor([1.0, -1.0]) + 1) * (self.size / 2)
+
+    def draw(self, scene: Scene, report: SceneReport, points: PointCloud) -> Image.Image:
+        """Points, the nearest to the observer on top, and over them the cameras in the colours of their split, test views on top."""
+        image = torch.tensor(_BACKGROUND, dtype=torch.uint8).repeat(self.size, self.size, 1).numpy()
+        uv_px = self.project(points.xyz)
+        back_to_front = (points.xyz @ self.axes[2]).argsort()
+        back_to_front = back_to_front[((uv_px >= 0) & (uv_px < self.size)).all(1)[back_to_front]]
+        u, v = uv_px[back_to_front].long().unbind(1)
+        # NumPy assigns in order: the last point of a pixel stays
+        image[v.numpy(), u.numpy()] = _POINT if points.rgb_u8 is None else points.rgb_u8[back_to_front].numpy()
+        canvas = Image.fromarray(image)
+        draw = ImageDraw.Draw(canvas)
+        height = 2 * self.extent * (_FRUSTUM if len(scene.views) <= _MANY_VIEWS else _SMALL_FRUSTUM)
+        for stage, colour in STAGE_COLOURS.items():
+            for view, view_report in zip(scene.views, report.views, strict=True):
+                if view_report.stage == stage:
+                    self._draw_frustum(draw, view.camera, height, colour)
+        draw.rectangle((0, 0, self.size - 1, self.size - 1), outline=_FRAME)
+        return canvas
+
+    def _draw_frustum(self, draw: ImageDraw.ImageDraw, camera: Cameras, height: float, colour: tuple[int, int, int]) -> None:
+        image_height, image_width = camera.image_size
+        corners = camera.R.new_tensor([[0, 0], [image_width, 0], [image_width, image_height], [0, image_height]])
+        xy = (camera.principal_point - corners) / camera.focal_length * height
+        xyz_cam = torch.cat([xy, torch.full((4, 1), height)], 1).to(camera.R)
+        xyz_world = torch.linalg.solve(camera.R[0].T, (xyz_cam - camera.T).T).T
+        apex, *base = [tuple(position) for position in self.project(torch.cat([camera.centers(), xyz_world])).tolist()]
+        for k, corner in enumerate(base):
+            draw.line([apex, corner], fill=colour)
+            draw.line([corner, base[k - 1]], fill=colour)
+        draw.ellipse((apex[0] - 2, apex[1] - 2, apex[0] + 2, apex[1] + 2), fill=colour)
+
+
+def top_and_side_view(scene: Scene, report: SceneReport, cloud: PointCloud, width: int) -> Image.Image:
+    """Both views side by side above a legend."""
+    size = (width - 3 * _GAP) // 2
+    image = Image.new("RGB", (width, size + 2 * _LINE + _GAP), _BACKGROUND)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    step = max(1, -(-len(cloud) // _MAX_DRAWN))
+    points = PointCloud(cloud.xyz[::step], None if cloud.rgb_u8 is None else cloud.rgb_u8[::step])
+    low, high = _bounds(points.xyz, torch.cat([view.camera.centers() for view in scene.views]))
+    extent = (high - low).max().item() / 2 * (1 + _MARGIN)
+    for k, (title, axes) in enumerate(zip(("top view", "side view"), view_axes(report.cameras.up, high - low), strict=True)):
+        view = OrthographicView(axes, (low + high) / 2, extent, size)
+        left = _GAP + k * (size + _GAP)
+        image.paste(view.draw(scene, report, points), (left, _LINE))
+        right, up = (nearest_axis(axis) for axis in axes[:2].tolist())
+        draw.text((left, 4), f"{title}: {right} right, {up} up, width {format_number(2 * extent)}", fill=_TEXT, font=font)
+    left = _GAP
+    for stage, colour in STAGE_COLOURS.items():
+        if count := report.count(stage):
+            label = f"{count} {_STAGE_NAMES[stage]}"
+            draw.rectangle((left, size + _LINE + 9, left + 10, size + _LINE + 19), fill=colour)
+            draw.text((left + 16, size + _LINE + 5), label, fill=_TEXT, font=font)
+            left += 16 + round(draw.textlength(label, font=font)) + 24
+    return image
+
+
+def _bounds(xyz_world: Float[Tensor, "n 3"], centres: Float[Tensor, "b 3"]) -> tuple[Float[Tensor, " 3"], Float[Tensor, " 3"]]:
+    """Bounding box of the cameras and of the cloud without outliers."""
+    if not len(xyz_world):
+        return centres.amin(0), centres.amax(0)
+    ordered = xyz_world.sort(0).values
+    cut = int(_OUTLIERS * (len(ordered) - 1))
+    return torch.minimum(ordered[cut], centres.amin(0)), torch.maximum(ordered[-1 - cut], centres.amax(0))
+
+
+def view_axes(up: tuple[float, ...] | None, extent: Float[Tensor, " 3"]) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "3 3"]]:
+    """Axes of the top and of the side view.
+
+    Args:
+        up: up direction of the scene; the coordinate axis nearest to it is vertical. None takes +z.
+        extent: of the scene along x, y, z; the longer one of the horizontal axes is to the right.
+    """
+    direction = torch.tensor((0.0, 0.0, 1.0) if up is None else up)
+    vertical = int(direction.abs().argmax())
+    horizontal = max((axis for axis in range(3) if axis != vertical), key=lambda axis: extent[axis].item())
+    up_axis, right = torch.eye(3)[vertical] * direction[vertical].sign(), torch.eye(3)[horizontal]
+    return torch.stack([right, torch.linalg.cross(up_axis, right), up_axis]), torch.stack(
+        [right, up_axis, torch.linalg.cross(right, up_axis)]
+    )
+
+
+# ----------------------------------------------------------------------
+# Command
+
 
 log = logging.getLogger("npbgpp.prepare")
 

@@ -13,10 +13,9 @@ from npbgpp.core.files import write_atomically
 from npbgpp.data import CloudFile, CloudManifest, Scene, open_image
 from npbgpp.io import write_png
 from npbgpp.parsers import read_scene, with_cloud
-from npbgpp.prepare.check_sheet import top_and_side_view
-from npbgpp.prepare.diagnostics import diagnose
+from npbgpp.prepare.check import top_and_side_view
 from npbgpp.prepare.photos_manifest import PhotosManifest, ScenePhoto
-from npbgpp.prepare.scene_report import SceneReport, inspect_scene
+from npbgpp.prepare.scene_report import SceneReport, diagnose, inspect_scene
 
 CLOUD = "mvs_pc.ply"  # the dense cloud, of which the report tells if there is one
 _NEAR = 1.0  # the near plane that trainings have

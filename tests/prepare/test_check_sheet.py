@@ -10,7 +10,7 @@ from npbgpp.data.scene import Scene
 from npbgpp.geometry.cameras import Cameras
 from npbgpp.geometry.point_cloud import PointCloud
 from npbgpp.kernels.rasterization import ChunkedCloud
-from npbgpp.prepare.check_sheet import (
+from npbgpp.prepare.check import (
     STAGE_COLOURS,
     OrthographicView,
     check_sheet,

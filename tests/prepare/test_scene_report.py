@@ -17,8 +17,7 @@ from npbgpp.geometry.point_cloud import PointCloud, read_ply, write_ply
 from npbgpp.parsers import with_cloud
 from npbgpp.prepare import scene_report
 from npbgpp.prepare.check import format_report
-from npbgpp.prepare.diagnostics import diagnose
-from npbgpp.prepare.scene_report import coarse_scale, format_number, inspect_scene, nearest_axis
+from npbgpp.prepare.scene_report import coarse_scale, diagnose, format_number, inspect_scene, nearest_axis
 
 from ..helpers.balls import project
 from ..helpers.scenes import COLOURS, look_at_origin, save_mask, save_picture
