@@ -33,7 +33,7 @@ HEIGHT = {layer: height for height, layers in enumerate(ORDER) for layer in laye
 # commands of a package: they sit above the layer of their package
 COMMANDS = {"prepare.__main__", "compare.__main__", "export.__main__"}
 REPLACED = {"pytorch3d", "torch_scatter"}
-NEED_VISER = {f"npbgpp.viewer.{name}" for name in ("panel", "path_panel", "private_server", "server", "static")}  # an extra
+NEED_VISER = {f"npbgpp.viewer.{name}" for name in ("panel", "path_panel", "server", "static")}  # an extra
 
 
 def imports_of(name: str, source: str, is_package: bool = False) -> list[str]:

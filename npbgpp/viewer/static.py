@@ -14,8 +14,8 @@ from npbgpp.geometry import GaussianCloud
 from npbgpp.viewer.access import free_port
 from npbgpp.viewer.pictures import ViewedRun, thumbnail
 from npbgpp.viewer.poses import ViewerFrame
-from npbgpp.viewer.private_server import open_server
 from npbgpp.viewer.scene_nodes import cloud_arguments, frustums
+from npbgpp.viewer.server import open_server
 
 _PORT = 18800  # of the server that collects the scene; nobody connects to it
 _LEAST_OPACITY = 1 / 255

@@ -8,8 +8,18 @@ from npbgpp.cli.settings import SceneSettings, ViewSettings
 from npbgpp.cli.view import view, viewed_run
 from npbgpp.errors import InputError
 from npbgpp.geometry import TimedCamera, at_time
-from npbgpp.viewer.pictures import Look, ViewedRun, error_colours, fitted_photo, nearest_view, normal_colours, photo_of, shown, swiped
-from npbgpp.viewer.seen_points import SeenPoints
+from npbgpp.viewer.pictures import (
+    Look,
+    SeenPoints,
+    ViewedRun,
+    error_colours,
+    fitted_photo,
+    nearest_view,
+    normal_colours,
+    photo_of,
+    shown,
+    swiped,
+)
 
 from ..conftest import SMALL_HAIR, TINY_GAUSSIANS, TINY_NERF, TINY_NSFF, TINY_OVERRIDES
 from ..run_folders import REPOSITORY, remember
