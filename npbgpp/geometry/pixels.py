@@ -124,15 +124,6 @@ class PixelGrid:
         height, width = level_size
         return -(min(height, width) - 1) / 2, (width - 1) / 2, (height - 1) / 2, _AUTHORS_ROUNDING_SHIFT, 0.5
 
-    def overflows(self, scale: float, level_size: tuple[int, int]) -> bool:
-        """Whether points inside the image can fall outside the level: sizes are rounded down, so border cells can be missing."""
-        if self.convention is PixelConvention.EXACT:
-            return (self.image_size[0] * scale, self.image_size[1] * scale) != level_size
-        half = (min(level_size) - 1) / 2
-        bound_x, bound_y = ndc_bounds(self.image_size)
-        slack = 0.01  # of a cell: more than float32 rounding, so that the answer errs on the side of checking
-        return any(half * bound - (size - 1) / 2 + slack >= 0.5 for bound, size in zip((bound_y, bound_x), level_size, strict=True))
-
     def extent(self, device: torch.device) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
         """Smallest and largest (x, y) of the image."""
         if self.convention is PixelConvention.AUTHORS:

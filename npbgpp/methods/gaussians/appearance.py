@@ -53,11 +53,6 @@ class Background(nn.Module):
         self.coefficients = nn.Parameter(torch.zeros((self.degree + 1) ** 2, 3)) if kind in ("learned", "environment") else None
         self.register_buffer("fixed", torch.tensor(BACKGROUNDS.get(kind, (0.5, 0.5, 0.5))), persistent=False)
 
-    @property
-    def is_learned(self) -> bool:
-        """Whether it has parameters."""
-        return self.coefficients is not None
-
     def forward(self, camera: Cameras) -> Float[Tensor, " 3"] | Float[Tensor, "3 h w"]:
         """One colour, or the image of the environment that a camera sees; not clamped from above."""
         if self.coefficients is None:
