@@ -6,15 +6,13 @@ Views are ordered train, validation, test. ``transforms_val.json`` may be missin
 Splits: all train frames, every tenth validation frame from the first, all test frames.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from npbgpp.data import WHITE, CloudFile, Layout, Scene, Stage, View, has_alpha, image_size
-from npbgpp.errors import InputError, listing
-from npbgpp.parsers.transforms_file import TransformsFile, frame_camera, view_name
+from npbgpp.errors import InputError
+from npbgpp.parsers.transforms_file import TransformsFile, check_names, frame_camera, view_name
 
 _FILES: tuple[Stage, ...] = ("train", "val", "test")
 _VALIDATION_STEP = 10
@@ -87,14 +85,6 @@ def parse_nerf_synthetic(
     elif white_bg:
         views = [replace(view, background=WHITE) for view in views]
     return Scene(name, tuple(views), splits, cloud, notes=notes)
-
-
-def check_names(root: Path, views: Sequence[View]) -> None:
-    """Raises InputError for views of one name."""
-    counts = Counter(view.name for view in views)
-    twice = sorted(name for name, count in counts.items() if count > 1)
-    if twice:
-        raise InputError(f"{root}: expected a different file_path in each frame, got several of {listing(twice)}; correct the files")
 
 
 LAYOUT = Layout(parse_nerf_synthetic, (("transforms_train.json",),), precedence=90)

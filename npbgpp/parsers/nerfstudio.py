@@ -35,8 +35,7 @@ from npbgpp.data import (
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Transform, cam_to_world_from, far_offset
 from npbgpp.parsers.masks import with_alpha
-from npbgpp.parsers.nerf_synthetic import check_names
-from npbgpp.parsers.transforms_file import TransformsFile, frame_camera, located, view_name
+from npbgpp.parsers.transforms_file import TransformsFile, check_names, frame_camera, located, view_name
 
 _FILE = "transforms.json"
 _DEPTH_UNIT = 1e-3  # scene units

@@ -11,7 +11,8 @@ corner, pixel centres at +0.5:
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,8 +21,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from npbgpp.data import IMAGE_SUFFIXES, Lens, check_rigid, pinhole
-from npbgpp.errors import InputError
+from npbgpp.data import IMAGE_SUFFIXES, Lens, View, check_rigid, pinhole
+from npbgpp.errors import InputError, listing
 from npbgpp.geometry import Cameras
 
 _SMALLEST_ANGLE = 1e-6  # radians; smaller ones give focal lengths beyond single precision
@@ -210,6 +211,14 @@ def view_name(file_path: str) -> str:
     path = PurePosixPath(file_path.replace("\\", "/"))
     path = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
     return "-".join(part for part in path.parts if part not in (".", "..", "/") and not part.endswith(":"))
+
+
+def check_names(root: Path, views: Sequence[View]) -> None:
+    """Raises InputError for views of one name."""
+    counts = Counter(view.name for view in views)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise InputError(f"{root}: expected a different file_path in each frame, got several of {listing(twice)}; correct the files")
 
 
 def frame_camera(cam_to_world: Float64[Tensor, "4 4"], lens: Lens) -> Cameras:
