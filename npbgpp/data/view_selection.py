@@ -17,7 +17,7 @@ from torch import Tensor
 from npbgpp.data import Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PixelConvention, PixelGrid, ProjectionSettings
-from npbgpp.kernels import ChunkedCloud, Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.points import visible_points
 
 METHODS = ("multinomial", "best")

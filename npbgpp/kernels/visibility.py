@@ -18,7 +18,7 @@ def visible_points(
 ) -> Bool[Tensor, "k n"]:
     """Whether each point is the nearest of its depth buffer cell, for each of k cameras. Points that tie in depth are all visible.
 
-    Meant for small clouds and many cameras; the winners of ``npbgpp.kernels.rasterize`` are the same points up to ties.
+    Meant for small clouds and many cameras; the winners of ``npbgpp.kernels.rasterization.rasterize`` are the same points up to ties.
 
     Args:
         xyz_world: the points; those with non-finite coordinates are never visible.

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from npbgpp.core.distributed import broadcast_buffers, process_count, process_rank
 from npbgpp.core.paths import SearchPaths
-from npbgpp.data import Scene, SceneNormalisation
+from npbgpp.data import Batch, Scene, SceneNormalisation
 from npbgpp.data.sampling import BatchDataset
-from npbgpp.data.scene import Batch
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, GaussianCloud, PointCloud, ProjectionSettings, TimedCamera
 from npbgpp.metrics import ImageMetrics, ImageScores

@@ -13,7 +13,7 @@ from torch import nn
 
 from npbgpp.data import Batch
 from npbgpp.errors import InputError
-from npbgpp.kernels import ChunkedCloud, Level
+from npbgpp.kernels.rasterization import ChunkedCloud, Level
 from npbgpp.methods.base import DataNeeds, RunContext
 from npbgpp.methods.points import (
     TABLE_DISPLAY_KEYS,

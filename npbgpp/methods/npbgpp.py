@@ -22,7 +22,7 @@ from npbgpp.core.files import save_tensors
 from npbgpp.data import Batch, Photo, Scene, View, Views, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PixelConvention, align_vertically, crop_to_points
-from npbgpp.kernels import ChunkedCloud, Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.methods.base import DataNeeds, Render, RunContext
 from npbgpp.methods.points import AlignedCameras, PointSettings, PointSystem
 from npbgpp.nets import Aggregator, FeatureExtractor, IdentityExtractor, PointDirections

@@ -22,7 +22,7 @@ from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, cloud_checksum
 from npbgpp.errors import InputError
 from npbgpp.geometry import Alignment, Cameras, PixelConvention, PointCloud, ProjectionSettings, align_vertically
-from npbgpp.kernels import ChunkedCloud, Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.losses import VGGLoss, dice_loss, downscaled_l1, ssim_loss
 from npbgpp.methods.base import ManualOptimizationSystem, Render, RunContext, System, SystemSettings
 from npbgpp.nets import find_backbone

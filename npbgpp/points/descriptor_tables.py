@@ -21,7 +21,7 @@ from npbgpp.core.distributed import gather, gather_tensors, process_count, proce
 from npbgpp.core.files import load_tensors, read_mark, save_tensors
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
-from npbgpp.kernels import ChunkedCloud
+from npbgpp.kernels.rasterization import ChunkedCloud
 from npbgpp.nets import Aggregator, PointDirections
 from npbgpp.points.sparse_optim import SparseAdam, SparseParameter, SparseRMSprop
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from npbgpp.errors import InputError
-from npbgpp.kernels import Level
-from npbgpp.kernels.rasterization import look_up
+from npbgpp.kernels.rasterization import Level, look_up
 
 
 def feature_table(descriptors: Float[Tensor, "m c"], background: Float[Tensor, "1 c 1 1"]) -> Float[Tensor, "m1 c1"]:

@@ -20,7 +20,7 @@ from npbgpp.core.paths import require_writable
 from npbgpp.data import CloudManifest, Scene, Stage, View, read_photo
 from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings
 from npbgpp.io import SheetRow, contact_sheet, depth_colormap, depth_range, write_png
-from npbgpp.kernels import ChunkedCloud, Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.parsers import with_cloud
 from npbgpp.points import visible_points
 from npbgpp.prepare.scene_report import SceneReport, ViewReport, coarse_scale, diagnose, format_number, inspect_scene, nearest_axis

@@ -18,7 +18,7 @@ from npbgpp.data import Scene, View, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PixelConvention, ProjectionSettings, TimedCamera, fit_to_size
 from npbgpp.io import depth_colormap, depth_range, to_pil
-from npbgpp.kernels import ChunkedCloud, Level, rasterize
+from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.methods.base import Precision, Render, System, VideoOptions
 
 # ----------------------------------------------------------------------

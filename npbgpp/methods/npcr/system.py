@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from npbgpp.data import Batch, Scene
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, ProjectionSettings, TimedCamera
-from npbgpp.kernels import ChunkedCloud
+from npbgpp.kernels.rasterization import ChunkedCloud
 from npbgpp.losses import RGBAPerceptualLoss, ssim_loss
 from npbgpp.methods.base import (
     DataNeeds,

@@ -112,7 +112,7 @@ def _share(disocclusion: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms of the loss, see ``npbgpp.methods.nsff.losses``; 0 switches a term off."""
+    """Weights of the terms; 0 switches a term off."""
 
     colour: float
     coarse_colour: float
