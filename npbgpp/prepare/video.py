@@ -40,164 +40,6 @@ from npbgpp.prepare.settings import VideoSettings
 from npbgpp.prepare.video_maps import dis_flow, mask_rcnn, network_disparity, quantise, raft_flow, sparse_disparity, static_mask
 
 # ----------------------------------------------------------------------
-# Camera poses of the frames with COLMAP (Schoenberger and Frahm, CVPR 2016), from their static regions
-
-
-# of nsff_pl: many weak features, since videos are small and partly masked
-_PEAK_THRESHOLD, _EDGE_THRESHOLD, _MAX_FEATURES = 0.004, 16.0, 8192
-_FOCAL = 0.95  # initial focal length, of the longer side
-_MAX_MATCHES = 132768
-_STATIC = 0.99  # of an undistorted mask: only static pixels contributed
-
-
-def find_mask(folder: Path, frame: Path) -> Path | None:
-    """The mask of a frame: ``00000.png.png``, as COLMAP names it, or ``00000.png``; None if there is neither."""
-    return next((path for path in (folder / f"{frame.name}.png", folder / f"{frame.stem}.png") if path.is_file()), None)
-
-
-def reconstruct(frames: list[Path], masks: Path | None, out: Path, undistort: bool) -> None:
-    """Estimates the poses of frames and writes an undistorted model to ``sparse`` below ``out``.
-
-    Args:
-        frames: at least three, of one size, in one folder.
-        masks: folder with masks, dark on moving objects; frames without a mask are used as a whole.
-        out: an empty folder. With ``undistort``, also gets ``images``, ``masks`` if there are any, and the distorted model in ``sparse/0``.
-        undistort: estimate one coefficient of radial distortion; otherwise frames are assumed to be pinhole images.
-
-    Raises:
-        InputError: an empty mask, no reconstruction, or frames that are not registered.
-    """
-    import pycolmap
-
-    pycolmap.logging.minloglevel = int(pycolmap.logging.Level.ERROR)
-    pycolmap.set_random_seed(0)
-    work = out / "work"
-    static = {} if masks is None else _static_masks(frames, masks)
-    reader = pycolmap.ImageReaderOptions()
-    reader.camera_model = "SIMPLE_RADIAL" if undistort else "SIMPLE_PINHOLE"
-    reader.default_focal_length_factor = _FOCAL
-    if static:
-        reader.mask_path = str(_write_masks(work / "masks", {f"{name}.png": mask for name, mask in static.items()}))
-    extraction = pycolmap.FeatureExtractionOptions()
-    extraction.sift.peak_threshold, extraction.sift.edge_threshold = _PEAK_THRESHOLD, _EDGE_THRESHOLD
-    extraction.sift.max_num_features = _MAX_FEATURES
-    matching = pycolmap.FeatureMatchingOptions()
-    matching.max_num_matches = _MAX_MATCHES
-    mapping = pycolmap.IncrementalPipelineOptions()
-    mapping.random_seed = 0
-    extraction.num_threads = matching.num_threads = mapping.num_threads = len(os.sched_getaffinity(0))
-    work.mkdir(parents=True, exist_ok=True)
-    database, folder, names = work / "database.db", frames[0].parent, [frame.name for frame in frames]
-    pycolmap.extract_features(database, folder, names, pycolmap.CameraMode.SINGLE, reader, extraction, pycolmap.Device.cpu)
-    pycolmap.match_exhaustive(database, matching, device=pycolmap.Device.cpu)
-    (work / "models").mkdir()
-    found = pycolmap.incremental_mapping(database, folder, work / "models", mapping)
-    if not found:
-        raise InputError(
-            f"stage poses: {folder}: expected frames that COLMAP can reconstruct, got no model; the camera must move, and static regions need enough area and "
-            "texture: choose other frames or smaller masks, or provide poses in sparse or poses_bounds.npy"
-        )
-    model = work / "models" / str(max(found, key=lambda number: found[number].num_reg_images()))
-    registered = {image.name for image in ColmapModel.read(model).images}
-    missing = [name for name in names if name not in registered]
-    if missing:
-        raise InputError(
-            f"stage poses: {folder}: expected poses for all {len(names)} frames, got none for {len(missing)} that COLMAP could not register: "
-            f"{', '.join(missing[:20])}; remove them, or provide better masks"
-        )
-    if not undistort:
-        shutil.move(model, out / "sparse")
-    else:
-        pycolmap.undistort_images(work / "undistorted", model, folder)
-        shutil.move(work / "undistorted" / "images", out / "images")
-        shutil.move(work / "undistorted" / "sparse", out / "sparse")
-        shutil.copytree(model, out / "sparse" / "0")
-        if static:
-            everywhere = np.full(image_size(frames[0]), 255, np.uint8)
-            distorted = _write_masks(work / "distorted masks", {name: static.get(name, everywhere) for name in names})
-            pycolmap.undistort_images(work / "undistorted masks", model, distorted)
-            undistorted = {f"{name}.png": read_numbers(work / "undistorted masks" / "images" / name) for name in names}
-            _write_masks(out / "masks", {name: np.where(mask >= _STATIC, 255, 0).astype(np.uint8) for name, mask in undistorted.items()})
-    shutil.rmtree(work)
-
-
-def _static_masks(frames: list[Path], folder: Path) -> dict[str, UInt8[np.ndarray, "h w"]]:
-    """Masks at the size of the frames, 255 in static regions, by the names of the frames."""
-    masks = {}
-    for frame in frames:
-        path = find_mask(folder, frame)
-        if path is None:
-            continue
-        height, width = image_size(frame)
-        image = Image.fromarray(np.where(read_mask(path) >= 128, 255, 0).astype(np.uint8))
-        mask = np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
-        if not mask.any():
-            raise InputError(
-                f"stage poses: mask {path}: expected some static pixels (255), got none; correct the mask, or remove it if it is inverted"
-            )
-        masks[frame.name] = mask
-    return masks
-
-
-def _write_masks(folder: Path, masks: dict[str, UInt8[np.ndarray, "h w"]]) -> Path:
-    """Writes masks as PNG, whatever the suffix of their names."""
-    folder.mkdir(parents=True)
-    for name, pixels in masks.items():
-        Image.fromarray(pixels).save(folder / name, format="PNG")
-    return folder
-
-
-# ----------------------------------------------------------------------
-# Previews of the stages: contact sheets with a few frames, each beside its result
-
-
-_FRAMES = 4
-_RED = (1.0, 0.1, 0.1)
-_NEAR = 1e-6  # draws all points in front of the camera
-
-
-def write_preview(
-    path: Path, title: str, column: str, frames: Sequence[Path], result: Callable[[int], Float[Tensor, "3 h w"] | None] | None
-) -> None:
-    """Writes a contact sheet of evenly spread frames, beside the result of each if ``result`` is given."""
-    chosen = sorted({round(k * (len(frames) - 1) / (_FRAMES - 1)) for k in range(_FRAMES)})
-    images = [(_read_image(frames[k]),) if result is None else (_read_image(frames[k]), result(k)) for k in chosen]
-    rows = [SheetRow(frames[k].name, row) for k, row in zip(chosen, images, strict=True)]
-    write_png(path, contact_sheet(title, ("frame",) if result is None else ("frame", column), rows))
-
-
-def mask_preview(frame: Path, mask: Path) -> Float[Tensor, "3 h w"]:
-    """The frame, tinted red where the mask is dark."""
-    image, moving = _read_image(frame), torch.from_numpy(read_mask(mask)) < 128
-    return torch.where(moving, 0.4 * image + 0.6 * torch.tensor(_RED)[:, None, None], image)
-
-
-def map_preview(path: Path) -> Float[Tensor, "3 h w"]:
-    """Grey values from the minimum (black) to the maximum (white) of a map."""
-    values = torch.from_numpy(read_numbers(path))
-    values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-12)
-    return values.expand(3, -1, -1)
-
-
-def flow_preview(path: Path) -> Float[Tensor, "3 h w"]:
-    """Optical flow in the colour wheel of the Middlebury benchmark; no motion is white."""
-    from torchvision.utils import flow_to_image  # slow to import
-
-    return flow_to_image(torch.from_numpy(read_flow(path)).permute(2, 0, 1)).float() / 255
-
-
-def points_preview(scene: Scene, k: int) -> Float[Tensor, "3 h w"]:
-    """The points of the reconstruction over a frame; the frame alone if the poses came without points."""
-    camera, photo = thumbnail(scene.views[k])
-    return photo if scene.carried_points is None else draw_points(photo, camera, scene.cloud.read().xyz, _NEAR)
-
-
-def _read_image(path: Path) -> Float[Tensor, "3 h w"]:
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1).float() / 255
-
-
-# ----------------------------------------------------------------------
 # Stages
 
 
@@ -438,3 +280,161 @@ def _read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 def _read_tensor(path: Path) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(_read_upright(path)).permute(2, 0, 1)
+
+
+# ----------------------------------------------------------------------
+# Camera poses of the frames with COLMAP (Schoenberger and Frahm, CVPR 2016), from their static regions
+
+
+# of nsff_pl: many weak features, since videos are small and partly masked
+_PEAK_THRESHOLD, _EDGE_THRESHOLD, _MAX_FEATURES = 0.004, 16.0, 8192
+_FOCAL = 0.95  # initial focal length, of the longer side
+_MAX_MATCHES = 132768
+_STATIC = 0.99  # of an undistorted mask: only static pixels contributed
+
+
+def find_mask(folder: Path, frame: Path) -> Path | None:
+    """The mask of a frame: ``00000.png.png``, as COLMAP names it, or ``00000.png``; None if there is neither."""
+    return next((path for path in (folder / f"{frame.name}.png", folder / f"{frame.stem}.png") if path.is_file()), None)
+
+
+def reconstruct(frames: list[Path], masks: Path | None, out: Path, undistort: bool) -> None:
+    """Estimates the poses of frames and writes an undistorted model to ``sparse`` below ``out``.
+
+    Args:
+        frames: at least three, of one size, in one folder.
+        masks: folder with masks, dark on moving objects; frames without a mask are used as a whole.
+        out: an empty folder. With ``undistort``, also gets ``images``, ``masks`` if there are any, and the distorted model in ``sparse/0``.
+        undistort: estimate one coefficient of radial distortion; otherwise frames are assumed to be pinhole images.
+
+    Raises:
+        InputError: an empty mask, no reconstruction, or frames that are not registered.
+    """
+    import pycolmap
+
+    pycolmap.logging.minloglevel = int(pycolmap.logging.Level.ERROR)
+    pycolmap.set_random_seed(0)
+    work = out / "work"
+    static = {} if masks is None else _static_masks(frames, masks)
+    reader = pycolmap.ImageReaderOptions()
+    reader.camera_model = "SIMPLE_RADIAL" if undistort else "SIMPLE_PINHOLE"
+    reader.default_focal_length_factor = _FOCAL
+    if static:
+        reader.mask_path = str(_write_masks(work / "masks", {f"{name}.png": mask for name, mask in static.items()}))
+    extraction = pycolmap.FeatureExtractionOptions()
+    extraction.sift.peak_threshold, extraction.sift.edge_threshold = _PEAK_THRESHOLD, _EDGE_THRESHOLD
+    extraction.sift.max_num_features = _MAX_FEATURES
+    matching = pycolmap.FeatureMatchingOptions()
+    matching.max_num_matches = _MAX_MATCHES
+    mapping = pycolmap.IncrementalPipelineOptions()
+    mapping.random_seed = 0
+    extraction.num_threads = matching.num_threads = mapping.num_threads = len(os.sched_getaffinity(0))
+    work.mkdir(parents=True, exist_ok=True)
+    database, folder, names = work / "database.db", frames[0].parent, [frame.name for frame in frames]
+    pycolmap.extract_features(database, folder, names, pycolmap.CameraMode.SINGLE, reader, extraction, pycolmap.Device.cpu)
+    pycolmap.match_exhaustive(database, matching, device=pycolmap.Device.cpu)
+    (work / "models").mkdir()
+    found = pycolmap.incremental_mapping(database, folder, work / "models", mapping)
+    if not found:
+        raise InputError(
+            f"stage poses: {folder}: expected frames that COLMAP can reconstruct, got no model; the camera must move, and static regions need enough area and "
+            "texture: choose other frames or smaller masks, or provide poses in sparse or poses_bounds.npy"
+        )
+    model = work / "models" / str(max(found, key=lambda number: found[number].num_reg_images()))
+    registered = {image.name for image in ColmapModel.read(model).images}
+    missing = [name for name in names if name not in registered]
+    if missing:
+        raise InputError(
+            f"stage poses: {folder}: expected poses for all {len(names)} frames, got none for {len(missing)} that COLMAP could not register: "
+            f"{', '.join(missing[:20])}; remove them, or provide better masks"
+        )
+    if not undistort:
+        shutil.move(model, out / "sparse")
+    else:
+        pycolmap.undistort_images(work / "undistorted", model, folder)
+        shutil.move(work / "undistorted" / "images", out / "images")
+        shutil.move(work / "undistorted" / "sparse", out / "sparse")
+        shutil.copytree(model, out / "sparse" / "0")
+        if static:
+            everywhere = np.full(image_size(frames[0]), 255, np.uint8)
+            distorted = _write_masks(work / "distorted masks", {name: static.get(name, everywhere) for name in names})
+            pycolmap.undistort_images(work / "undistorted masks", model, distorted)
+            undistorted = {f"{name}.png": read_numbers(work / "undistorted masks" / "images" / name) for name in names}
+            _write_masks(out / "masks", {name: np.where(mask >= _STATIC, 255, 0).astype(np.uint8) for name, mask in undistorted.items()})
+    shutil.rmtree(work)
+
+
+def _static_masks(frames: list[Path], folder: Path) -> dict[str, UInt8[np.ndarray, "h w"]]:
+    """Masks at the size of the frames, 255 in static regions, by the names of the frames."""
+    masks = {}
+    for frame in frames:
+        path = find_mask(folder, frame)
+        if path is None:
+            continue
+        height, width = image_size(frame)
+        image = Image.fromarray(np.where(read_mask(path) >= 128, 255, 0).astype(np.uint8))
+        mask = np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
+        if not mask.any():
+            raise InputError(
+                f"stage poses: mask {path}: expected some static pixels (255), got none; correct the mask, or remove it if it is inverted"
+            )
+        masks[frame.name] = mask
+    return masks
+
+
+def _write_masks(folder: Path, masks: dict[str, UInt8[np.ndarray, "h w"]]) -> Path:
+    """Writes masks as PNG, whatever the suffix of their names."""
+    folder.mkdir(parents=True)
+    for name, pixels in masks.items():
+        Image.fromarray(pixels).save(folder / name, format="PNG")
+    return folder
+
+
+# ----------------------------------------------------------------------
+# Previews of the stages: contact sheets with a few frames, each beside its result
+
+
+_FRAMES = 4
+_RED = (1.0, 0.1, 0.1)
+_NEAR = 1e-6  # draws all points in front of the camera
+
+
+def write_preview(
+    path: Path, title: str, column: str, frames: Sequence[Path], result: Callable[[int], Float[Tensor, "3 h w"] | None] | None
+) -> None:
+    """Writes a contact sheet of evenly spread frames, beside the result of each if ``result`` is given."""
+    chosen = sorted({round(k * (len(frames) - 1) / (_FRAMES - 1)) for k in range(_FRAMES)})
+    images = [(_read_image(frames[k]),) if result is None else (_read_image(frames[k]), result(k)) for k in chosen]
+    rows = [SheetRow(frames[k].name, row) for k, row in zip(chosen, images, strict=True)]
+    write_png(path, contact_sheet(title, ("frame",) if result is None else ("frame", column), rows))
+
+
+def mask_preview(frame: Path, mask: Path) -> Float[Tensor, "3 h w"]:
+    """The frame, tinted red where the mask is dark."""
+    image, moving = _read_image(frame), torch.from_numpy(read_mask(mask)) < 128
+    return torch.where(moving, 0.4 * image + 0.6 * torch.tensor(_RED)[:, None, None], image)
+
+
+def map_preview(path: Path) -> Float[Tensor, "3 h w"]:
+    """Grey values from the minimum (black) to the maximum (white) of a map."""
+    values = torch.from_numpy(read_numbers(path))
+    values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-12)
+    return values.expand(3, -1, -1)
+
+
+def flow_preview(path: Path) -> Float[Tensor, "3 h w"]:
+    """Optical flow in the colour wheel of the Middlebury benchmark; no motion is white."""
+    from torchvision.utils import flow_to_image  # slow to import
+
+    return flow_to_image(torch.from_numpy(read_flow(path)).permute(2, 0, 1)).float() / 255
+
+
+def points_preview(scene: Scene, k: int) -> Float[Tensor, "3 h w"]:
+    """The points of the reconstruction over a frame; the frame alone if the poses came without points."""
+    camera, photo = thumbnail(scene.views[k])
+    return photo if scene.carried_points is None else draw_points(photo, camera, scene.cloud.read().xyz, _NEAR)
+
+
+def _read_image(path: Path) -> Float[Tensor, "3 h w"]:
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1).float() / 255
