@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,10 @@ def run_words(launch: Path, *overrides: str) -> Path:
 def remember(folder: Path, launch: Path, *overrides: str) -> None:
     """Writes what Hydra writes when a run is started from a shell."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = compose("config", overrides=[word for word in overrides if not word.startswith("hydra.")])
+        config = compose("config", [word for word in overrides if not word.startswith("hydra.")], return_hydra_config=True)
+    with open_dict(config):
+        choices = OmegaConf.to_container(config.pop("hydra").runtime.choices)
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    OmegaConf.save({"hydra": {"runtime": {"cwd": str(launch), "output_dir": str(folder)}}}, folder / ".hydra" / "hydra.yaml")
+    runtime = {"cwd": str(launch), "output_dir": str(folder), "choices": choices}
+    OmegaConf.save({"hydra": {"runtime": runtime}}, folder / ".hydra" / "hydra.yaml")

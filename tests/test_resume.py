@@ -1,5 +1,7 @@
 """A run that was stopped goes on as if nothing had happened: bit for bit, wherever it was stopped; and what is refused."""
 
+import json
+import logging
 import os
 import shutil
 import signal
@@ -13,6 +15,7 @@ import torch
 
 from npbgpp.callbacks.checkpoints import StepCheckpoint
 from npbgpp.core.files import load_tensors
+from npbgpp.engine.checkpoint import check_same_training
 from npbgpp.errors import InputError
 from npbgpp.methods.points import PerSceneParameters
 from npbgpp.points.descriptor_tables import digest
@@ -240,6 +243,17 @@ def test_other_settings_are_named(run_in, tmp_path, caplog):
     assert "datasets.train_random_zoom: [0.7, 1.4] then, None now" in message and "resume_strict=false" in message
     run_in(tmp_path, *words, "resume_strict=false", name="run", tiny=tiny)
     assert any("going on with other settings" in m for m in caplog.messages)
+
+
+def test_keys_that_came_after_a_checkpoint_may_have_any_value(tmp_path, caplog):
+    """Not where a value became a group, such as a network in place of none."""
+    before = {"npbgpp": {"training": json.dumps({"system.near": 0.01, "system.refiner": None})}}
+    now = {"system.near": 0.01, "system.refiner": None, "system.later": 3}
+    with caplog.at_level(logging.INFO):
+        check_same_training(tmp_path / "last.ckpt", before, now, strict=True)
+    assert any("system.later" in message for message in caplog.messages)
+    with pytest.raises(InputError, match="system.refiner.width: None then, 8 now"):
+        check_same_training(tmp_path / "last.ckpt", before, {"system.near": 0.01, "system.refiner.width": 8}, strict=True)
 
 
 def test_where_things_lie_may_change(run_in, tiny_root, tmp_path, monkeypatch):

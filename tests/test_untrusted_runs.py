@@ -182,6 +182,23 @@ def test_what_a_run_took_from_the_environment_is_read_from_its_folder(run, comma
     assert "trainer.num_nodes" in commands["export cloud"](run, "overwrite=true")
 
 
+def test_keys_that_came_later_have_their_defaults(run, tmp_path):
+    """Runs of earlier versions lack keys; a key that one of the two copies has was lost, and is an error when it is read."""
+    folder = tmp_path / "old"
+    shutil.copytree(run, folder)
+    whole = saved_config(run, tmp_path, False)
+    files = [folder / ".hydra" / "config.yaml", folder / "config.yaml"]
+    for file in files:
+        config = OmegaConf.load(file)
+        del config.system["style_weight"], config.system.learning_rates["refiner"], config.datasets["cache_memory_gb"]
+        OmegaConf.save(config, file)
+    completed = saved_config(folder, tmp_path, False)
+    assert completed["system"]["style_weight"] == whole["system"]["style_weight"] and completed["datasets"]["cache_memory_gb"] == 4
+    assert set(completed["system"]["learning_rates"]) == set(whole["system"]["learning_rates"])
+    shutil.copy(run / "config.yaml", files[1])
+    assert "style_weight" not in saved_config(folder, tmp_path, False)["system"]
+
+
 def test_a_class_of_an_installed_plugin_is_built(run, commands, tmp_path, monkeypatch):
     """And no name that its modules import from elsewhere."""
     from npbgpp.core import saved_config as module

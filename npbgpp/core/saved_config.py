@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from npbgpp.core.paths import conf_folder
-from npbgpp.core.plugins import LAYOUTS, METHODS, plugins
+from npbgpp.core.plugins import LAYOUTS, METHODS, config_folders, plugins
 from npbgpp.errors import InputError
 
 _TARGET = "_target_"
@@ -25,6 +25,8 @@ _OURS = ("npbgpp.methods.", "npbgpp.nets.", "npbgpp.points.", "npbgpp.volume.")
 # groups of a training, which no command on a finished run builds: their names are compared with these, and nothing is imported
 _TRAINING_GROUPS = ("callbacks", "loggers")
 _TRAINING_CLASSES = re.compile(r"pytorch_lightning\.(callbacks|loggers)\.[A-Z]\w*|npbgpp(\.[a-z_]+)+\.[A-Z]\w*")
+_COMPLETED_GROUPS = ("system", "datasets", "dataloader", "trainer")
+_NAME = re.compile(r"\w[\w.-]*")  # of a config file
 _REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 _ADVICE = "a saved config is data, not code: correct it, or add trust_config=true if you trust whoever made this folder as you would trust a program"
 
@@ -67,7 +69,7 @@ def launch_folder(run: Path) -> Path:
 
 
 def saved_config(run: Path, launch: Path, trusted: bool) -> dict[str, Any]:
-    """The config of a run as it was composed, with references between its keys unresolved.
+    """The config of a run as it was composed, with references between its keys unresolved. Keys that came after it have the values of today's yaml files.
 
     Hydra's paths are replaced by ``run`` and ``launch``: Hydra resolves them only in programs that it starts. Where our own yaml files use another resolver
     (``trainer=slurm`` reads variables of SLURM), the value is that of ``config.yaml`` in the folder, which was computed when the run started.
@@ -83,12 +85,77 @@ def saved_config(run: Path, launch: Path, trusted: bool) -> dict[str, Any]:
     file = run / ".hydra" / "config.yaml"
     paths = {"${hydra:run.dir}": run, "${hydra:runtime.output_dir}": run, "${hydra:runtime.cwd}": launch}
     config = with_current_classes(_with_paths(_read(file, run), paths))
+    copy = run / "config.yaml"
+    at_start = _read(copy, run) if copy.is_file() else {}
+    config = _with_later_keys(config, at_start, _choices(run))
     if not trusted:
-        at_start = run / "config.yaml"
-        config = _settled(config, _read(at_start, run) if at_start.is_file() else {})
+        config = _settled(config, at_start)
         check_saved_config(config, file)
     assert isinstance(config, dict)
     return config
+
+
+def _choices(run: Path) -> dict[str, str]:
+    """The files that the groups of a run were composed from; empty where the folder does not say."""
+    file = run / ".hydra" / "hydra.yaml"
+    found: Any = _read(file, run) if file.is_file() else {}
+    for key in ("hydra", "runtime", "choices"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return {group: name for group, name in found.items() if isinstance(name, str)} if isinstance(found, dict) else {}
+
+
+def _with_later_keys(config: dict[str, Any], copy: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, Any]:
+    """A config with the missing keys of its groups, as in the yaml files of today.
+
+    Only keys that the other copy of the config lacks, too: others were lost. Values that would be computed stay missing.
+    """
+    completed = dict(config)
+    for group in _COMPLETED_GROUPS:
+        if isinstance(completed.get(group), dict) and isinstance(copy.get(group), dict) and group in choices:
+            completed[group] = _filled(completed[group], _without(_defaults(group, choices[group]), copy[group]))
+    return completed
+
+
+def _without(defaults: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that are not known."""
+    left = {}
+    for key, value in defaults.items():
+        if key not in known:
+            left[key] = value
+        elif isinstance(value, dict) and isinstance(known[key], dict):
+            left[key] = _without(value, known[key])
+    return left
+
+
+def _defaults(group: str, name: str) -> dict[str, Any]:
+    """Keys of a config file with those of the files of the same group that its ``defaults`` name; empty for a file that is gone."""
+    if not _NAME.fullmatch(name):
+        return {}
+    folders = (conf_folder(), *(folder for _, folder in config_folders()))
+    file = next((found for folder in folders if (found := folder / group / f"{name}.yaml").is_file()), None)
+    if file is None:
+        return {}
+    own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    keys: dict[str, Any] = {}
+    for part in [*own.pop("defaults", ()), "_self_"]:
+        if part == "_self_":
+            keys = _filled(own, keys)
+        elif isinstance(part, str):
+            keys = _filled(_defaults(group, part), keys)
+    return keys
+
+
+def _filled(values: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``values``, and the keys of ``defaults`` that they lack. Networks, which have a ``_target_``, are left as they are."""
+    if _TARGET in values:
+        return values
+    filled = dict(values)
+    for key, default in defaults.items():
+        if key not in values and default != "???" and not any(_uses_resolver(leaf) for _, leaf in _leaves({key: default}, "")):
+            filled[key] = default
+        elif isinstance(values.get(key), dict) and isinstance(default, dict):
+            filled[key] = _filled(values[key], default)
+    return filled
 
 
 def check_saved_config(config: Mapping[str, Any], file: Path) -> None:

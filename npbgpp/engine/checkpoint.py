@@ -350,7 +350,7 @@ def _by_steps(files: Sequence[Path], word: str) -> list[Path]:
 
 
 def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[str, Any], strict: bool) -> None:
-    """Compares the config that a checkpoint was trained with to that of this run.
+    """Compares the config that a checkpoint was trained with to that of this run. Keys that came later than the checkpoint may have any value.
 
     Args:
         checkpoint: its path, for messages.
@@ -372,7 +372,10 @@ def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[st
         raise InputError(
             f"checkpoint {checkpoint}: expected the settings that it was trained with, got something else; copy it again"
         ) from error
-    differing = [key for key in sorted(differing_keys) if before.get(key) != keys.get(key)]
+    later = {key for key in keys.keys() - before.keys() if not any(key.startswith(f"{leaf}.") for leaf in before)}
+    if later:
+        log.info("checkpoint %s: an earlier version had no %s; training goes on with today's", checkpoint, ", ".join(sorted(later)))
+    differing = [key for key in sorted(differing_keys - later) if before.get(key) != keys.get(key)]
     if not differing:
         return
     named = "; ".join(f"{key}: {before.get(key)} then, {keys.get(key)} now" for key in differing[:_LISTED])

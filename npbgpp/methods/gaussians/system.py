@@ -94,7 +94,7 @@ class GaussianSettings(SystemSettings):
     sh_every: int
     background: Literal["auto", "white", "black", "learned", "environment"]
     environment_degree: int
-    random_background: bool = False  # saved configs of earlier versions have no such key
+    random_background: bool
     exposure: bool
     refine_cameras: bool
     use_masks: bool
