@@ -27,11 +27,17 @@ def backend(device: torch.device) -> Backend:
     Raises:
         InputError: a value of the variable that is none of ``CHOICES``.
     """
-    forced = os.environ.get(VARIABLE, "auto") or "auto"
-    if forced not in CHOICES:
-        raise InputError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {forced}; correct the environment variable")
+    forced = forced_backend()
     if device.type == "cpu" and forced in ("auto", "numba") and cpu.is_available():
         return "numba"
     if device.type == "cuda" and forced in ("auto", "cuda") and torch.version.cuda is not None:
         return "cuda"
     return "torch"
+
+
+def forced_backend() -> str:
+    """The value of ``NPBGPP_KERNELS``, one of ``CHOICES``. Raises InputError for another one."""
+    forced = os.environ.get(VARIABLE, "auto") or "auto"
+    if forced not in CHOICES:
+        raise InputError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {forced}; correct the environment variable")
+    return forced
