@@ -125,6 +125,8 @@ setup(
         "cluster": ["hydra-submitit-launcher>=1.2,<2"],
         # Clouds in .las and .laz files.
         "las": ["laspy[lazrs]>=2.5,<3"],
+        # Gaussians on NVIDIA GPUs by gsplat, which needs nvcc.
+        "gsplat": ["gsplat>=1.5,<2"],
         # Plots of benchmarks.
         "plots": ["matplotlib>=3.10,<4"],
         # The documentation; make docs uses the pins of requirements-docs.txt.

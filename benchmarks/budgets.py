@@ -4,8 +4,8 @@ Every method is trained anew for every budget, with the number of steps that fit
 is found by a short run. CPU seconds are those of all threads, from the first to the last training step.
 
 Run: ``python benchmarks/budgets.py out=experiments/budgets [minutes=1,5,20] [methods=gaussians,npbg] [scenes=still_life,lego] [data=<folder>]``. Results that are
-in ``out`` are not measured again. Scenes other than still_life are read from ``data`` (or NPBGPP_SHARED/data), in the sub-folders of ``SCENES``. The plot needs
-matplotlib, which is not installed with the project: ``pip install matplotlib``.
+in ``results.jsonl`` of ``out`` are not measured again; ``benchmarks/results/budgets`` has those of docs/results.md. Scenes other than still_life are read from
+``data`` (or NPBGPP_SHARED/data), in the sub-folders of ``SCENES``. The plot needs matplotlib, which is not installed with the project: ``pip install matplotlib``.
 """
 
 import json
@@ -16,6 +16,9 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from measure import machine
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -80,9 +83,23 @@ def train(method: Method, scene: tuple[str, ...], steps: int, folder: Path) -> d
     return {"cpu_seconds": measured["cpu_seconds"], "steps": measured["batches"], "psnr": scores["psnr"], "ssim": scores["ssim"]}
 
 
+def results(out: Path) -> list[dict[str, Any]]:
+    """What has been measured: method, scene, minutes, scores and machine."""
+    file = out / "results.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def add_result(out: Path, **result: Any) -> None:
+    """Adds a line to the results and prints it."""
+    with (out / "results.jsonl").open("a") as file:
+        file.write(json.dumps(result | {"machine": machine()}) + "\n")
+    print(result, flush=True)
+
+
 def measure(name: str, method: Method, scene: str, minutes: list[float], out: Path, words: tuple[str, ...]) -> None:
     """Adds missing results of one method on one scene."""
-    missing = [m for m in minutes if not (out / f"{scene}_{name}_{m:g}.json").is_file()]
+    known = {r["minutes"] for r in results(out) if (r["scene"], r["method"]) == (scene, name)}
+    missing = [m for m in minutes if m not in known]
     if not missing:
         return
     work = out / "runs" / f"{scene}_{name}"
@@ -94,8 +111,7 @@ def measure(name: str, method: Method, scene: str, minutes: list[float], out: Pa
     for budget in missing:
         shutil.rmtree(work, ignore_errors=True)
         result = train(method, words, max(1, round(60 * budget / seconds_per_step)), work)
-        print(f"{scene:12s} {name:12s} {budget:4g} min: {result}", flush=True)
-        (out / f"{scene}_{name}_{budget:g}.json").write_text(json.dumps({"method": name, "scene": scene, "minutes": budget} | result))
+        add_result(out, scene=scene, method=name, minutes=budget, **result)
 
 
 def report(out: Path) -> None:
@@ -105,9 +121,9 @@ def report(out: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
-    scenes = [scene for scene in SCENES if any(r["scene"] == scene for r in results)]
-    minutes = sorted({r["minutes"] for r in results})
+    measured = results(out)
+    scenes = [scene for scene in SCENES if any(r["scene"] == scene for r in measured)]
+    minutes = sorted({r["minutes"] for r in measured})
     lines = [
         "| scene | method | " + " | ".join(f"{m:g} min: PSNR, SSIM (CPU s, steps)" for m in minutes) + " |",
         "|---|---|" + "---|" * len(minutes),
@@ -115,7 +131,7 @@ def report(out: Path) -> None:
     figure, axes = pyplot.subplots(1, len(scenes), figsize=(4 * len(scenes), 3.5), squeeze=False, sharey=False)
     for axis, scene in zip(axes[0], scenes, strict=True):
         for method in METHODS:
-            found = {r["minutes"]: r for r in results if r["scene"] == scene and r["method"] == method}
+            found = {r["minutes"]: r for r in measured if r["scene"] == scene and r["method"] == method}
             if not found:
                 continue
             cells = [

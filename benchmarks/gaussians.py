@@ -2,15 +2,18 @@
 
 The gaussians cover the surfaces of ``measure.surface_cloud`` and are about as large as the distance to their neighbours, in Morton order, with harmonics of
 degree 2. A step is the rendering, its loss (L1 and SSIM) with the gradient of the image, the backward pass, and Adam on the visible gaussians. The reference
-needs a minute and gigabytes for the larger cases, so it is compared on a small one, in the same run.
+needs a minute and gigabytes for the larger cases, so it is compared on a small one, in the same run. Every case has a process of its own, whose peak memory counts.
 
-Run: ``python benchmarks/gaussians.py [--million] [--repeats 9]``.
+Run: ``python benchmarks/gaussians.py [--million] [--repeats 9] [--plot growth.png]``. The plot needs matplotlib: ``pip install matplotlib``.
 """
 
 import argparse
+import multiprocessing
 import os
+import resource
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -69,20 +72,61 @@ def _now() -> tuple[float, float]:
     return 1e3 * time.perf_counter(), 1e3 * time.process_time()
 
 
+def measure_case(case: tuple[str, int, int, int]) -> tuple[dict[str, tuple[float, float]], float]:
+    """``measure`` with a backend, and the memory that it takes at most beyond that of the imports, in MiB."""
+    os.environ["NPBGPP_KERNELS"], count, size, repeats = case
+    before = _peak_mib()
+    return measure(count, size, repeats), _peak_mib() - before
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def draw(found: dict[tuple[int, int], tuple[dict[str, tuple[float, float]], float]], file: Path) -> None:
+    """Plots time and memory over the number of gaussians, for every size of the image."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2))
+    for size in sorted({size for _, size in found}):
+        counts = sorted(count for count, of in found if of == size)
+        axes[0].loglog(counts, [found[count, size][0]["step"][1] for count in counts], marker="o", label=f"{size}x{size}")
+        axes[1].loglog(counts, [found[count, size][1] for count in counts], marker="o", label=f"{size}x{size}")
+    for axis, label in zip(axes, ("CPU ms of a training step", "MiB"), strict=True):
+        axis.set(xlabel="gaussians", ylabel=label)
+        axis.grid(alpha=0.3, which="both")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+
+
 def main() -> None:
     """Prints a table of milliseconds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--million", action="store_true", help="also 1,000,000 gaussians")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     counts = [25_000, 100_000, *([1_000_000] if options.million else [])]
     print(f"{machine()}\nms of the clock / of the CPU, all threads added; parts: best, step: median")
-    print(f"{'':8s} {'gaussians':>10s} {'image':>9s}" + "".join(f"{name:>18s}" for name in (*PARTS, "step")))
+    print(f"{'':8s} {'gaussians':>10s} {'image':>9s}" + "".join(f"{name:>18s}" for name in (*PARTS, "step")) + "     MiB")
     cases = [("numba", n, size) for size in (200, 800) for n in counts] + [(name, 2_000, 64) for name in ("numba", "torch")]
-    for name, count, size in cases:
-        os.environ["NPBGPP_KERNELS"] = name
-        found = measure(count, size, options.repeats if name == "numba" else 3)
-        print(f"{name:8s} {count:10,d} {size:4d}x{size:<4d}" + "".join(f"{clock:9.1f} / {cpu:6.1f}" for clock, cpu in found.values()))
+    found = {}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name, count, size in cases:
+            times, memory = pool.apply(measure_case, ((name, count, size, options.repeats if name == "numba" else 3),))
+            print(
+                f"{name:8s} {count:10,d} {size:4d}x{size:<4d}"
+                + "".join(f"{c:9.1f} / {u:6.1f}" for c, u in times.values())
+                + f"{memory:8.0f}"
+            )
+            if size > 64:
+                found[count, size] = times, memory
+    if options.plot is not None:
+        draw(found, options.plot)
 
 
 if __name__ == "__main__":

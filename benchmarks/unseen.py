@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from budgets import Method, measure, read_words, run_train
+from budgets import Method, add_result, measure, read_words, results, run_train
 
 NAMES = ("still_life", "lego", "dtu65", "bust")
 TRAINED = {"npbg from scratch": Method(("experiment=npbg_quick",)), "npbg from the refiner": Method(("experiment=npbg_small",))}
@@ -19,16 +19,15 @@ TRAINED = {"npbg from scratch": Method(("experiment=npbg_quick",)), "npbg from t
 
 def one_pass(scene: str, words: tuple[str, ...], out: Path) -> Path:
     """Evaluates the weights, unless that has been done; the folder of the run."""
-    run, result = out / "runs" / f"{scene}_one_pass", out / f"{scene}_one_pass.json"
-    if not result.is_file():
+    run = out / "runs" / f"{scene}_one_pass"
+    if not any((r["scene"], r["method"]) == (scene, "one pass") for r in results(out)):
         begin = time.monotonic()
         done = run_train(["experiment=npbgpp_small", *words, "loggers=none", "test_video=null", f"hydra.run.dir={run}"])
         if done.returncode:
             sys.exit(done.stdout[-2000:] + done.stderr[-3000:])
         (scores,) = json.loads((run / "metrics.json").read_text())["datasets"].values()
-        found = {"method": "one pass", "scene": scene, "minutes": 0, "seconds": time.monotonic() - begin}
-        result.write_text(json.dumps(found | {"psnr": scores["psnr"], "ssim": scores["ssim"]}))
-        print(f"{scene}: {result.read_text()}", flush=True)
+        found = {"seconds": time.monotonic() - begin, "psnr": scores["psnr"], "ssim": scores["ssim"]}
+        add_result(out, scene=scene, method="one pass", minutes=0, **found)
     return run
 
 
@@ -40,9 +39,8 @@ def main() -> None:
         finetuned = Method(("experiment=coefficients_small", f"system.descriptors_pretrained_dir={run / 'descriptors'}"))
         for name, method in {"coefficients": finetuned, **TRAINED}.items():
             measure(name, method, scene, minutes, out, chosen)
-    results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     lines = ["| scene | method | minutes | PSNR | SSIM |", "|---|---|---|---|---|"]
-    lines += [f"| {r['scene']} | {r['method']} | {r['minutes']:g} | {r['psnr']:.2f} | {r['ssim']:.3f} |" for r in results]
+    lines += [f"| {r['scene']} | {r['method']} | {r['minutes']:g} | {r['psnr']:.2f} | {r['ssim']:.3f} |" for r in results(out)]
     (out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -20,7 +20,7 @@ def command(recorded: Path) -> list[str]:
         f"datasets.data_root={recorded}",
         "datasets.scene_name=lego16",
         "datasets.val_indices=[12]",
-        "datasets.holdout_indices=[13,14,15]",
+        "datasets.test_indices=[13,14,15]",
         "system=npbgpp_sphere",
         "system.visibility_scale=1.0",
         "system.feature_extractor.pretrained_encoder=false",

@@ -24,8 +24,8 @@ ONE = ("datasets.scene_name=scene",)
 GAUSSIANS = ("system=gaussians", "system.gaussians=200", "system.sh_degree=1")
 CHOICES = {
     "nerf_blender_one_scene": (nerf_synthetic.write, ONE),
-    "scannet_one_scene": (scannet.write, (*ONE, "datasets.image_margin=4", "datasets.val_indices=[1]", "datasets.holdout_indices=[2]")),
-    "scannet_raw": (scannet_raw.write, (*ONE, "datasets.image_margin=4", "datasets.val_indices=[1]", "datasets.holdout_indices=[2]")),
+    "scannet_one_scene": (scannet.write, (*ONE, "datasets.image_margin=4", "datasets.val_indices=[1]", "datasets.test_indices=[2]")),
+    "scannet_raw": (scannet_raw.write, (*ONE, "datasets.image_margin=4", "datasets.val_indices=[1]", "datasets.test_indices=[2]")),
     "dtu_one_scene": (dtu.write, ONE),
     "h3ds_one_scene": (h3ds.write, ONE),
     "llff_one_scene": (llff.write, ONE),

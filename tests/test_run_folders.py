@@ -177,7 +177,7 @@ def test_a_name_that_is_too_long_for_files_is_refused_at_start(run_in, tiny_root
 
 
 def test_a_scene_without_test_views_is_trained(run_in, tiny_root, tmp_path):
-    words = ("datasets.holdout_indices=[]", *QUIET)
+    words = ("datasets.test_indices=[]", *QUIET)
     assert (run_in(tmp_path, *words) / LAST).is_file()
     with pytest.raises(InputError, match="expected at least one view"):
         run_in(tmp_path, *words, "test_after_fit=true", name="tested")

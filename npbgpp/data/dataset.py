@@ -65,7 +65,7 @@ class SceneDataset(Dataset[Batch]):
     ) -> None:
         if not indices:
             raise InputError(
-                f"dataset {name}: expected at least one view, got none; extend its split (datasets.val_indices, datasets.holdout_indices)"
+                f"dataset {name}: expected at least one view, got none; extend its split (datasets.val_indices, datasets.test_indices)"
             )
         if num_samples is not None and num_samples < 1:
             raise InputError(f"datasets.train_num_samples: expected a positive number or null, got {num_samples}")

@@ -138,7 +138,7 @@ class Scene:
             offset=offset,
         )
 
-    def with_splits(self, val_views: ViewChoice | None, holdout_views: ViewChoice | None) -> "Scene":
+    def with_splits(self, val_views: ViewChoice | None, test_views: ViewChoice | None) -> "Scene":
         """The scene with other validation and test views (None keeps those of the layout); the other views of the training split train.
 
         Where rules (every n-th, a share) overlap, test views go first, and validation is dropped if it would leave no training view.
@@ -146,7 +146,7 @@ class Scene:
         Raises:
             InputError: an invalid choice, a view outside the scene, a view in both lists, or no training view.
         """
-        if val_views is None and holdout_views is None and not self.holds_out:
+        if val_views is None and test_views is None and not self.holds_out:
             return self
         val, test = self.splits["val"], self.splits["test"]
         names = [view.name for view in self.views]
@@ -154,24 +154,24 @@ class Scene:
         if val_views is not None:
             val = choose_views(val_views, names, "datasets.val_indices", where)
             test = tuple(i for i in test if i not in val)
-        if holdout_views is not None:
-            test = choose_views(holdout_views, names, "datasets.holdout_indices", where)
+        if test_views is not None:
+            test = choose_views(test_views, names, "datasets.test_indices", where)
         if val_views is None or isinstance(val_views, str | float):
             val = tuple(i for i in val if i not in test)
             val = val if {*self.splits["train"]} - {*val, *test} else ()
         both = sorted(set(val) & set(test))
         if both:
             raise InputError(
-                f"datasets.val_indices and datasets.holdout_indices of scene {self.name} share {both}; a view is either for validation or held out"
+                f"datasets.val_indices and datasets.test_indices of scene {self.name} share {both}; a view is either for validation or held out"
             )
         held_out = {
             *(val if self.holds_out or val_views is not None else ()),
-            *(test if self.holds_out or holdout_views is not None else ()),
+            *(test if self.holds_out or test_views is not None else ()),
         }
         train = tuple(i for i in self.splits["train"] if i not in held_out)
         if not train:
             raise InputError(
-                f"scene {self.name}: expected at least one training view, got none left after datasets.val_indices and datasets.holdout_indices; shorten them"
+                f"scene {self.name}: expected at least one training view, got none left after datasets.val_indices and datasets.test_indices; shorten them"
             )
         return replace(self, splits={"train": train, "val": val, "test": test})
 
@@ -264,15 +264,15 @@ class Batch:
         )
 
 
-def rule_splits(count: int, holdout: str, val: str) -> dict[Stage, tuple[int, ...]]:
+def rule_splits(count: int, test: str, val: str) -> dict[Stage, tuple[int, ...]]:
     """Splits by rule, for layouts without a published split. Test views go first; validation is dropped if it would leave no training view.
 
     The training split holds all views: ``Scene.with_splits`` removes the others.
     """
     names = [str(k) for k in range(count)]
-    test = choose_views(holdout, names, "holdout", "the scene")
-    validation = tuple(i for i in choose_views(val, names, "val", "the scene") if i not in test)
-    return {"train": tuple(range(count)), "val": validation if len(test) + len(validation) < count else (), "test": test}
+    test_views = choose_views(test, names, "test", "the scene")
+    validation = tuple(i for i in choose_views(val, names, "val", "the scene") if i not in test_views)
+    return {"train": tuple(range(count)), "val": validation if len(test_views) + len(validation) < count else (), "test": test_views}
 
 
 def choose_views(choice: ViewChoice, names: Sequence[str], key: str, where: str) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class DatasetSettings:
     noise_sigma: float | None
     downscale: float
     val_indices: ViewChoice | None
-    holdout_indices: ViewChoice | None
+    test_indices: ViewChoice | None
     train_num_samples: int | None
     train_image_size: int | tuple[int, int] | None
     train_random_shift: bool
@@ -61,6 +61,12 @@ class DatasetSettings:
             raise InputError(
                 "datasets.scene_name: expected the name of a scene, got nothing; set it: datasets.scene_name=<folder below datasets.data_root>"
             )
+        values = dict(values)
+        authors_spelling = values.pop("holdout_indices", None)
+        if authors_spelling is not None:
+            if values.get("test_indices") is not None:
+                raise InputError("datasets.test_indices and datasets.holdout_indices are two spellings of one key; give one of them")
+            values["test_indices"] = authors_spelling
         options = {key: value for key, value in values.items() if key in layout_keys}
         known = typed(cls, {key: value for key, value in values.items() if key not in layout_keys}, "datasets")
         return dataclasses.replace(known, options=options)

@@ -104,7 +104,7 @@ class _SceneReader:
             scene = with_cloud(scene, folder)
         for note in scene.notes:
             log.info("scene %s: %s", name, note)
-        scene = scene.with_splits(self._choice("val_indices"), self._choice("holdout_indices"))
+        scene = scene.with_splits(self._choice("val_indices"), self._choice("test_indices"))
         if self.needs.needs_cloud:
             self._warn_of_leaks(scene, folder)
         return scene

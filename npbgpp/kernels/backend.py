@@ -36,14 +36,20 @@ def backend(device: torch.device) -> Backend:
     Raises:
         InputError: a value of the variable that is none of ``CHOICES``.
     """
-    forced = os.environ.get(VARIABLE, "auto") or "auto"
-    if forced not in CHOICES:
-        raise InputError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {forced}; correct the environment variable")
+    forced = forced_backend()
     if device.type == "cpu" and forced in ("auto", "numba") and numba_is_available():
         return "numba"
     if device.type == "cuda" and forced in ("auto", "cuda") and torch.version.cuda is not None:
         return "cuda"
     return "torch"
+
+
+def forced_backend() -> str:
+    """The value of ``NPBGPP_KERNELS``, one of ``CHOICES``. Raises InputError for another one."""
+    forced = os.environ.get(VARIABLE, "auto") or "auto"
+    if forced not in CHOICES:
+        raise InputError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {forced}; correct the environment variable")
+    return forced
 
 
 # ----------------------------------------------------------------------
@@ -242,32 +248,28 @@ def compile_for(source: str, name: str, capability: str) -> bytes:
     return binary
 
 
-class CudaModule:
-    """CUDA source with one or more ``extern "C"`` kernels.
+class SelfCheck:
+    """Decides once per process and device whether an implementation can be used there.
 
     Args:
-        name: of the family of kernels, for messages.
-        source: CUDA C++.
-        kernels: names of the functions.
-        check: runs the kernels on a small case on a device and compares them with the reference: returns a message that says what differs, or None.
+        name: of the implementation, for the warning.
+        instead: what is used otherwise.
+        check: runs the implementation on a small case on a device and compares it with the reference: returns a message that says what differs, or None.
     """
 
-    def __init__(self, name: str, source: str, kernels: tuple[str, ...], check: Callable[[torch.device], str | None]) -> None:
-        self.name, self.source, self.kernels = name, source, kernels
-        self._check = check
+    def __init__(self, name: str, instead: str, check: Callable[[torch.device], str | None]) -> None:
+        self.name, self._instead, self._check = name, instead, check
         self._usable: dict[int, bool] = {}
-        self._compiled: dict[tuple[int, str], Any] = {}
-        MODULES[name] = self
 
     def usable(self, device: torch.device) -> bool:
-        """Whether the kernels work on a device; the answer is found once per process and device."""
+        """Whether the check passes on a device; warns once if it does not."""
         number = device.index if device.index is not None else torch.cuda.current_device()
         if number not in self._usable:
             self._usable[number] = True  # the check calls the public functions, which ask again
             problem = self._problem(torch.device("cuda", number))
             self._usable[number] = problem is None
             if problem is not None:
-                log.warning("CUDA kernel %s cannot be used on %s (%s): plain PyTorch is used, which is slower", self.name, device, problem)
+                log.warning("%s cannot be used on %s (%s): %s", self.name, device, problem, self._instead)
         return self._usable[number]
 
     def _problem(self, device: torch.device) -> str | None:
@@ -276,8 +278,25 @@ class CudaModule:
                 problem = self._check(device)
                 torch.cuda.synchronize(device)
             return problem
-        except Exception as error:  # whatever NVRTC, the driver or the private interface raise: the reference still works
+        except Exception as error:  # whatever compilers, the driver or the private interface raise: the reference still works
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+class CudaModule:
+    """CUDA source with one or more ``extern "C"`` kernels.
+
+    Args:
+        name: of the family of kernels, for messages.
+        source: CUDA C++.
+        kernels: names of the functions.
+        check: see ``SelfCheck``.
+    """
+
+    def __init__(self, name: str, source: str, kernels: tuple[str, ...], check: Callable[[torch.device], str | None]) -> None:
+        self.source, self.kernels = source, kernels
+        self.usable = SelfCheck(f"CUDA kernel {name}", "plain PyTorch is used, which is slower", check).usable
+        self._compiled: dict[tuple[int, str], Any] = {}
+        MODULES[name] = self
 
     def launch(self, kernel: str, count: int, *arguments: torch.Tensor | int | float, block: int = BLOCK) -> None:
         """Runs a kernel with at least ``count`` threads on the device of its first tensor; nothing for a count of 0."""

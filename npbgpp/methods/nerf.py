@@ -413,7 +413,7 @@ class RayDataset(Dataset[RayBatch]):
     ) -> None:
         if not indices:
             raise InputError(
-                f"scene {scene.name}: expected at least one view to draw rays from, got none; shorten datasets.val_indices or datasets.holdout_indices"
+                f"scene {scene.name}: expected at least one view to draw rays from, got none; shorten datasets.val_indices or datasets.test_indices"
             )
         views = [scene.views[i] for i in indices]
         opaque = [view.name for view in views if not _has_alpha(view)]

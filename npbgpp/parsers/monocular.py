@@ -11,7 +11,7 @@
   in thousandths of a scene unit.
 
 Splits: all frames train, the middle one validates, test views are the photos in ``novel/``, or all frames without. Frames chosen with val_indices or
-holdout_indices do not train.
+test_indices do not train.
 """
 
 from collections.abc import Sequence

@@ -33,7 +33,7 @@ class SceneSettings:
     downscale: float = key(1.0, help="factor by which photos are reduced")
     white_bg: bool = key(True, help="composite photos on white outside of their masks")
     val_indices: tuple[int, ...] | float | str | None = key(None, help=f"validation views: {_VIEWS}")
-    holdout_indices: tuple[int, ...] | float | str | None = key(None, help=f"test views: {_VIEWS}")
+    test_indices: tuple[int, ...] | float | str | None = key(None, help=f"test views: {_VIEWS}")
     paths_file: Path | None = key(None, help="yaml of NPBG with the scenes and their files")
 
     def folder(self) -> Path:
@@ -57,7 +57,7 @@ class SceneSettings:
             assert isinstance(fragment, dict)
             options["published_views"] = fragment["published_views"]
         scene = read_scene(self.layout, folder, folder, name, CloudFile(folder / self.pc_name), options)
-        return scene.with_splits(self.val_indices, self.holdout_indices)
+        return scene.with_splits(self.val_indices, self.test_indices)
 
     def _options(self) -> dict[str, Any]:
         paths_file = None if self.paths_file is None else str(self.paths_file)

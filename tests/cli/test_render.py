@@ -281,7 +281,7 @@ def test_a_scene_without_held_out_views(trained, render, tmp_path):
         "frames=2",
         "video=none",
         "out=film",
-        "datasets.holdout_indices=[]",
+        "datasets.test_indices=[]",
         "datasets.val_indices=[]",
     )
     assert len(frames_of(tmp_path / "film")) == 2

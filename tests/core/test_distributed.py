@@ -229,7 +229,7 @@ PLAIN = ("system.field.sampling.perturb=0.0", "system.field.sampling.noise_std=0
 OTHERS = {
     "gaussians": (*TINY_GAUSSIANS, *TESTED, "dataloader.train_total_batch_size=2", "datasets.train_num_samples=12"),
     "nerf": (*TINY_NERF, *PLAIN, *TESTED, "system.occupancy_grid=false", "system.lr=0.5"),
-    "nsff": (*TINY_NSFF, *PLAIN, *TESTED, "datasets.batches_per_epoch=8", "datasets.holdout_indices=[2,5]"),
+    "nsff": (*TINY_NSFF, *PLAIN, *TESTED, "datasets.batches_per_epoch=8", "datasets.test_indices=[2,5]"),
     "npbgpp": (*TINY_NPBGPP, *TESTED, *BOTH),
     "npcr": (*TINY_NPCR, "test_after_fit=true", *BOTH),
 }
@@ -303,14 +303,14 @@ def test_two_processes_score_what_they_have_saved(others, run_in, tmp_path, name
 
 
 # one view for two processes, and none at all
-ONE_VIEW = ("datasets.holdout_indices=[3]", "datasets.val_indices=[5]", "test_after_fit=true")
+ONE_VIEW = ("datasets.test_indices=[3]", "datasets.val_indices=[5]", "test_after_fit=true")
 NO_VIEW = ("datasets.scenes.test=[]", "datasets.scenes.val=[]", "test_after_fit=true")
 FEW = {
     "npbg": (*TINY_OVERRIDES, *ONE_VIEW),
     "npbgpp": (*TINY_NPBGPP, *ONE_VIEW),
     "nerf": (*TINY_NERF, *ONE_VIEW, "trainer.max_epochs=2"),
     "npcr": (*TINY_NPCR, *ONE_VIEW, "trainer.num_sanity_val_steps=1"),
-    "nsff": (*TINY_NSFF, "trainer.check_val_every_n_epoch=1", "datasets.holdout_indices=[5]", "test_after_fit=true"),
+    "nsff": (*TINY_NSFF, "trainer.check_val_every_n_epoch=1", "datasets.test_indices=[5]", "test_after_fit=true"),
     "none": (*TINY_NERF, *NO_VIEW),
 }
 

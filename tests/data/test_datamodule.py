@@ -44,9 +44,18 @@ def test_one_scene(build):
 
 
 def test_indices_of_the_config_reach_the_sets(build):
-    data = build(val_indices=(0, 3), holdout_indices=(1,))
+    data = build(val_indices=(0, 3), test_indices=(1,))
     assert data.val_sets[0].indices == (0, 3) and data.test_sets[0].indices == (1,)
     assert data.train_sets[0].indices == (2, *range(4, 12))
+
+
+def test_the_authors_spelling_of_test_views(tiny_root):
+    def settings(**changes):
+        return dataset_settings(layout="nerf_synthetic", data_root=tiny_root, scenes=BALL, **changes)
+
+    assert settings(holdout_indices=(1,)) == settings(test_indices=(1,)) != settings()
+    with pytest.raises(InputError, match=r"test_indices.*holdout_indices"):
+        settings(holdout_indices=(1,), test_indices=(1,))
 
 
 LISTS = [
@@ -164,14 +173,14 @@ def test_conditions_of_the_scores(build):
         ({"train_random_shift": True}, ["datasets.train_random_shift"]),
         ({"train_random_shift": True, "train_image_size": 32}, ["datasets.train_random_shift"]),
         ({"val_indices": "every:1"}, ["datasets.val_indices", "every:<n>", "every:1"]),
-        ({"holdout_indices": "list.txt"}, ["datasets.holdout_indices", "list.txt"]),
-        ({"holdout_indices": 1.5}, ["datasets.holdout_indices", "1.5"]),
+        ({"test_indices": "list.txt"}, ["datasets.test_indices", "list.txt"]),
+        ({"test_indices": 1.5}, ["datasets.test_indices", "1.5"]),
         ({"downscale": 0.5}, ["datasets.downscale", "0.5"]),
         ({"downscale": 100.0}, ["datasets.downscale", "32x32"]),
         ({"cache_memory_gb": 0.0}, ["datasets.cache_memory_gb"]),
         ({"names": ("a",)}, ["datasets.names", "datasets.scene_name"]),
         ({"paths_file": "paths.yaml"}, ["datasets.paths_file", "paths.yaml"]),
-        ({"holdout_indices": (17,)}, ["datasets.holdout_indices", "[17]"]),
+        ({"test_indices": (17,)}, ["datasets.test_indices", "[17]"]),
         ({"train_num_samples": 0}, ["datasets.train_num_samples"]),
     ],
 )

@@ -95,7 +95,7 @@ def test_scenes_of_a_paths_file(build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("val", "holdout", "expected"),
+    ("val", "test", "expected"),
     [
         ("every:4+1", "every:4", ((1, 5), (0, 4))),
         (None, "every:2", ((), (0, 2, 4, 6))),
@@ -103,10 +103,10 @@ def test_scenes_of_a_paths_file(build, tmp_path):
         ("test.txt", 0.25, ((3, 1), (2, 6))),
     ],
 )
-def test_views_by_rule_share_and_file(build, tmp_path, val, holdout, expected):
+def test_views_by_rule_share_and_file(build, tmp_path, val, test, expected):
     colmap.write(tmp_path / "scene")
     (tmp_path / "test.txt").write_text("3\n1\n")
-    splits = build(val_indices=val, holdout_indices=holdout).scenes["scene"].splits
+    splits = build(val_indices=val, test_indices=test).scenes["scene"].splits
     assert (splits["val"], splits["test"]) == expected or val is None
     assert splits["test"] == expected[1] and not {*splits["val"], *splits["test"]} & {*splits["train"]}
 
@@ -129,7 +129,7 @@ def test_a_cloud_that_knows_test_views_is_told(build, tmp_path, caplog):
         CloudManifest("hull", {}, "scene", "dtu", used, tuple(n for n in names if n not in used), 9, cloud.name, "0", "a command").write(
             cloud
         )
-        return build(holdout_indices=(1, 7))
+        return build(test_indices=(1, 7))
 
     data = made_from("0", "2")
     assert not any("test views" in m for m in caplog.messages) and data.conditions()["cloud"] == "not known to be made from test views"

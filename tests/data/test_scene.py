@@ -16,7 +16,7 @@ NAMES = [f"photo{k}" for k in range(20)]
 
 
 def choose(choice, names=NAMES):
-    return choose_views(choice, names, "datasets.holdout_indices", "scene kitchen")
+    return choose_views(choice, names, "datasets.test_indices", "scene kitchen")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_invalid_choices_are_refused(tmp_path, choice, values):
         choice = str(tmp_path / "list.txt")
     with pytest.raises(InputError) as caught:
         choose(choice)
-    assert all(value in str(caught.value) for value in ["datasets.holdout_indices", *values]), str(caught.value)
+    assert all(value in str(caught.value) for value in ["datasets.test_indices", *values]), str(caught.value)
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_chosen_views_replace_the_split_of_the_layout(scene, val, test, expected
     ("val", "test", "values"),
     [
         ((8,), None, ["datasets.val_indices", "dots", "[8]", "0 to 7"]),
-        (None, (5, 99), ["datasets.holdout_indices", "[99]"]),
-        ((1, 2), (2, 3), ["datasets.val_indices", "datasets.holdout_indices", "[2]"]),
+        (None, (5, 99), ["datasets.test_indices", "[99]"]),
+        ((1, 2), (2, 3), ["datasets.val_indices", "datasets.test_indices", "[2]"]),
         ((0, 1), (2, 3), ["dots", "none"]),
     ],
 )

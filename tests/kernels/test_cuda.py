@@ -9,7 +9,7 @@ import torch
 
 from npbgpp import kernels
 from npbgpp.kernels import backend as backends
-from npbgpp.kernels.backend import CudaModule, compile_for
+from npbgpp.kernels.backend import CudaModule, SelfCheck, compile_for
 
 for module in pkgutil.walk_packages(kernels.__path__, "npbgpp.kernels."):
     importlib.import_module(module.name)
@@ -34,7 +34,7 @@ def test_every_kernel_passes_its_check(family, caplog):
 
 def test_kernels_that_fail_are_not_used_and_say_so_once(monkeypatch, caplog):
     monkeypatch.setattr(backends, "MODULES", {})
-    monkeypatch.setattr(backends.CudaModule, "_problem", lambda self, device: "the values differ")
+    monkeypatch.setattr(SelfCheck, "_problem", lambda self, device: "the values differ")
     family = CudaModule("example", "", (), lambda device: None)
     assert list(backends.MODULES) == ["example"]
     with caplog.at_level(logging.WARNING):
@@ -43,14 +43,11 @@ def test_kernels_that_fail_are_not_used_and_say_so_once(monkeypatch, caplog):
 
 
 def test_problems_are_one_line_each(monkeypatch):
-    monkeypatch.setattr(backends, "MODULES", {})
-
     def check(device):
         raise RuntimeError("error: expected a semicolon\nin line 3")
 
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
-    family = CudaModule("example", "", (), check)
-    assert family._problem(torch.device("cuda", 0)) == "RuntimeError: error: expected a semicolon"
+    assert SelfCheck("example", "", check)._problem(torch.device("cuda", 0)) == "RuntimeError: error: expected a semicolon"
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch without NVRTC")

@@ -82,7 +82,7 @@ def test_depths_of_spheres(trained, drawn):
 def test_videos_of_test_views(trained, run_nerf, drawn, tmp_path):
     assert (trained / "rendered/scene_holdout/test_epoch7/film.mp4").is_file()
     run = run_drawn(run_nerf, drawn)
-    again = run(tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "test_video=gif", "datasets.holdout_indices=[3,4,5]")
+    again = run(tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "test_video=gif", "datasets.test_indices=[3,4,5]")
     (film,) = again.rglob("film.*")
     with Image.open(film) as gif:
         assert film.suffix == ".gif" and gif.n_frames == 3 and gif.size == (32, 32)

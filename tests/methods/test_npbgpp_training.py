@@ -319,7 +319,7 @@ def test_visibility_scale_decides_how_much_a_photo_shows(run_colours, tmp_path, 
 def test_every_validation_reads_the_photos_with_the_weights_of_its_epoch(run, monkeypatch):
     job = ("datasets.scenes.test=[]", FEW, "trainer.max_epochs=2")
     folder = run(*job)
-    view = ("datasets.val_indices=[13]", "datasets.holdout_indices=[12]", "datasets.scenes.val=[]", "datasets.scenes.test=[ball]")
+    view = ("datasets.val_indices=[13]", "datasets.test_indices=[12]", "datasets.scenes.val=[]", "datasets.scenes.test=[ball]")
     again = run("eval_only=true", *view, f"weights_path={folder}/checkpoints/epoch1.ckpt", name="again")
     assert scores(folder, "ball_val") == scores(again, "ball_holdout")
 

@@ -170,7 +170,7 @@ def test_mixed_precision_moves_no_point(run_nsff, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("system.field.sampling.importance=4", "test_after_fit=true", "datasets.holdout_indices=[3]"),
+        ("system.field.sampling.importance=4", "test_after_fit=true", "datasets.test_indices=[3]"),
         ("system.field.appearance_channels=4", "system.world_viewdirs=false", "system.empty_where_unseen=false", "system.topk=0.3"),
         ("system.loss_schedule.unit=step", "system.thickness=3", "trainer.gradient_clip_val=0.1", "dataloader.train.num_workers=1"),
     ],

@@ -106,7 +106,7 @@ def test_cloud_is_made_from_the_training_views(prepare, tmp_path, write, photos,
     for k in (0, 1, 4, 9):  # headers stay: parsers read sizes from them
         content = files[k].read_bytes()
         files[k].write_bytes(content[: max(len(content) // 3, 700)])
-    output = prepare("cloud", "scene=scene", "pc_name=made.ply", "count=5000", "val_indices=[1]", "holdout_indices=[0,4,9]")
+    output = prepare("cloud", "scene=scene", "pc_name=made.ply", "count=5000", "val_indices=[1]", "test_indices=[0,4,9]")
     assert f"{method} from 12 training views of 16" in output and "made.ply" in output
     cloud, path = read_ply(tmp_path / "scene" / "made.ply"), tmp_path / "scene" / "made.ply"
     distance, ball = surface_distance(cloud.xyz)
@@ -115,7 +115,7 @@ def test_cloud_is_made_from_the_training_views(prepare, tmp_path, write, photos,
     manifest = CloudManifest.read(path)
     assert manifest is not None and manifest.method == method and manifest.points == len(cloud)
     assert len(manifest.used_views) == 12 and len(manifest.held_out_views) == 4
-    assert manifest.command.endswith("prepare cloud scene=scene pc_name=made.ply count=5000 'val_indices=[1]' 'holdout_indices=[0,4,9]'")
+    assert manifest.command.endswith("prepare cloud scene=scene pc_name=made.ply count=5000 'val_indices=[1]' 'test_indices=[0,4,9]'")
 
 
 def test_decimated_cloud_keeps_the_views_of_its_source(prepare, tmp_path):
@@ -172,7 +172,7 @@ def test_existing_clouds_are_kept_or_replaced_as_a_whole(prepare, tmp_path, monk
         ("cloud scene=scene pc_name=a.ply method=depth", ["depth maps"]),
         ("cloud scene=scene pc_name=a.ply count=0", ["count", "0"]),
         ("cloud scene=scene pc_name=a.ply voxel=0", ["voxel", "0"]),
-        ("cloud scene=scene pc_name=a.ply holdout_indices=every:1", ["holdout_indices", "every:1"]),
+        ("cloud scene=scene pc_name=a.ply test_indices=every:1", ["test_indices", "every:1"]),
         ("cloud scene=scene pc_name=a.ply source=none.ply", ["none.ply"]),
     ],
 )

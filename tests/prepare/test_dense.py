@@ -26,7 +26,7 @@ def original(tmp_path_factory) -> Path:
     write(folder)
     (folder / "images" / "view_7.png").write_bytes((folder / "images" / "view_7.png").read_bytes()[:300])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["prepare", "dense", str(folder), "val_indices=[]", "holdout_indices=[7]", "keep_depth=true"])
+        patch.setattr(sys, "argv", ["prepare", "dense", str(folder), "val_indices=[]", "test_indices=[7]", "keep_depth=true"])
         main()
     return folder
 
@@ -39,7 +39,7 @@ def prepare(original, tmp_path, monkeypatch) -> Callable[..., Path]:
         folder = tmp_path / "room"
         if not folder.exists():
             copytree(original, folder)
-        held_out = () if any("indices" in word for word in words) else ("val_indices=[]", "holdout_indices=[7]")
+        held_out = () if any("indices" in word for word in words) else ("val_indices=[]", "test_indices=[7]")
         monkeypatch.setattr(sys, "argv", ["prepare", command, str(folder), *held_out, *words])
         main()
         return folder
@@ -123,7 +123,7 @@ def test_method_of_prepare_cloud(prepare):
     ("words", "message"),
     [
         (("min_views=8", "pc_name=a.ply"), "min_views: expected points that at least 8 of 7"),
-        (("val_indices=[]", "holdout_indices=[0,1,2,3,4,5]", "pc_name=a.ply"), "at least 3 training views"),
+        (("val_indices=[]", "test_indices=[0,1,2,3,4,5]", "pc_name=a.ply"), "at least 3 training views"),
         (("size=10",), "size: expected 64 or more"),
         (("pc_name=mvs_pc.ply",), "overwrite=true"),
     ],

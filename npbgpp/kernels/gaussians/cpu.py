@@ -513,10 +513,10 @@ def _is_dark(rows, stride):
 
 
 @kernel(**_OPTIONS)
-def _blend(thread, threads, rows, schedule, starts, listed, table, whole, background, image, alpha, depth, ends, pair_weights):
+def _blend(thread, threads, rows, schedule, starts, listed, table, whole, background, image, alpha, depth, ends):
     """Renders every ``threads``-th tile of the schedule.
 
-    rows: scratch, per row of the tile planes of 16 values, transmittance, features, depth. ends: of the lists, where tiles stopped. pair_weights: per slot.
+    rows: scratch, per row of the tile planes of 16 values, transmittance, features, depth. ends: of the lists, where tiles stopped.
     """
     channels, height, width = image.shape
     across = (width + 15) >> 4
@@ -537,7 +537,6 @@ def _blend(thread, threads, rows, schedule, starts, listed, table, whole, backgr
             dx, to_v = lanes() + (f32(tile_x) + _HALF - table[i, 0]), f32(tile_y) + _HALF - table[i, 1]
             xx, xy, yy, power = table[i, 2], table[i, 3], table[i, 4], table[i, 5]
             begin, end = max(whole[i, 8] - tile_y, 0), min(whole[i, 9] - tile_y, 15) + 1
-            weights = splat(_ZERO)
             if channels == 3:
                 f0, f1, f2, f3 = table[i, _HEAD], table[i, _HEAD + 1], table[i, _HEAD + 2], table[i, _HEAD + 3]
                 for r in range(begin, end):
@@ -550,7 +549,6 @@ def _blend(thread, threads, rows, schedule, starts, listed, table, whole, backgr
                     store(rows, at + 32, load(rows, at + 32) + weight * f1)
                     store(rows, at + 48, load(rows, at + 48) + weight * f2)
                     store(rows, at + 64, load(rows, at + 64) + weight * f3)
-                    weights = weights + weight
             else:
                 for r in range(begin, end):
                     dy, at = to_v + f32(r), r * stride
@@ -561,11 +559,7 @@ def _blend(thread, threads, rows, schedule, starts, listed, table, whole, backgr
                     for c in range(channels + 1):
                         at += 16
                         store(rows, at, load(rows, at) + weight * table[i, _HEAD + c])
-                    weights = weights + weight
-            pair_weights[_slot(whole, i, tile_x, tile_y)] = total(weights)
         ends[tile] = k
-        for rest in range(k, last):
-            pair_weights[_slot(whole, listed[rest], tile_x, tile_y)] = _ZERO
         for r in range(inside_y):
             y, at = tile_y + r, r * stride
             for x in range(inside_x):
@@ -575,16 +569,6 @@ def _blend(thread, threads, rows, schedule, starts, listed, table, whole, backgr
                 for x in range(inside_x):
                     behind = background[c, y if step_y else 0, tile_x + x if step_x else 0]
                     image[c, y, tile_x + x] = rows[at + 16 * (c + 1) + x] + rows[at + x] * behind
-
-
-@kernel(**_OPTIONS)
-def _add_weights(begin, end, whole, pair_weights, weights):
-    for i in range(begin, end):
-        value = _ZERO
-        if whole[i, 7] >= 0:
-            for slot in range(whole[i, 10], whole[i, 10] + _tile_count(whole, i)):
-                value += pair_weights[slot]
-        weights[i] = value
 
 
 @kernel(**_OPTIONS)
@@ -681,7 +665,7 @@ def _blend_backward(
 
 
 class CpuRenderer(torch.autograd.Function):
-    """``render_gaussians`` for float32 tensors on the CPU: image, alpha, depth, visible, weights."""
+    """``render_gaussians`` for float32 tensors on the CPU: image, alpha, depth, visible."""
 
     @staticmethod
     def forward(
@@ -711,25 +695,21 @@ class CpuRenderer(torch.autograd.Function):
         listed, starts = _list_tiles(order, whole, height, width)
         schedule = np.argsort(starts[:-1] - starts[1:], kind="stable")  # long lists first, so that threads end together
         image, alpha, depth = (torch.empty(c, height, width) for c in (channels, 1, 1))
-        ends, pair_weights = np.empty(len(schedule), np.int64), np.empty(len(listed), f32)
+        ends = np.empty(len(schedule), np.int64)
         threads = thread_count(len(schedule))
         constants = background.detach().contiguous().numpy()
         outputs = (image.numpy(), alpha.numpy(), depth.numpy())
         run_threads(
-            lambda k: _blend(
-                k, threads, _scratch(16 * (channels + 2)), schedule, starts, listed, table, whole, constants, *outputs, ends, pair_weights
-            ),
+            lambda k: _blend(k, threads, _scratch(16 * (channels + 2)), schedule, starts, listed, table, whole, constants, *outputs, ends),
             threads,
         )
-        weights = torch.empty(n)
-        run_threads(lambda k: _add_weights(*parts[k], whole, pair_weights, weights.numpy()), len(parts))
-        visible, weights = torch.from_numpy(whole[: len(means), 7] >= 0), weights[: len(means)]
+        visible = torch.from_numpy(whole[: len(means), 7] >= 0)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(visible, weights)
+        ctx.mark_non_differentiable(visible)
         ctx.save_for_backward(*parameters, background, image, alpha, depth)
         ctx.count = len(means)
         ctx.state = (view, sh_degree, options, table, whole, listed, starts, ends, schedule)
-        return image, alpha, depth, visible, weights
+        return image, alpha, depth, visible
 
     @staticmethod
     def backward(ctx: Any, g_image: Tensor | None, g_alpha: Tensor | None, g_depth: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:

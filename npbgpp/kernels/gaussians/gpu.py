@@ -16,8 +16,8 @@ from torch import Tensor
 from npbgpp.geometry import Cameras
 from npbgpp.kernels.backend import CudaModule
 from npbgpp.kernels.gaussians.camera_values import camera_values
-from npbgpp.kernels.gaussians.reference import render_reference
-from npbgpp.kernels.gaussians.types import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, TILE, SplattingSettings
+from npbgpp.kernels.gaussians.self_check import difference_from_reference
+from npbgpp.kernels.gaussians.types import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, TILE, GaussianImage, SplattingSettings
 
 _HEAD, _SUMS, _PASS = 11, 6, 4  # columns before the features in the table and in the slots, features per pass
 
@@ -214,43 +214,28 @@ __device__ float warp_sum(float value) {
     return value;
 }
 
-// Blends the features of one pass: planes (features, h, w); transmittance; pair_weights per slot, filled in the first pass.
+// Blends the features of one pass: planes (features, h, w), and the transmittance.
 extern "C" __global__ void blend(
     const float *table, const int *whole, const long long *starts, const long long *listed, float *planes, float *transmittances,
-    float *pair_weights, int stride, int pass, int height, int width
+    int stride, int pass, int height, int width
 ) {
     __shared__ Splat splats[BATCH];
-    __shared__ float partial[BATCH][WARPS];
     int across = (width + TILE - 1) / TILE, tile_x = blockIdx.x % across, tile_y = blockIdx.x / across;
-    int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    int thread = threadIdx.x;
     int x = tile_x * TILE + thread % TILE, y = tile_y * TILE + thread / TILE;
     bool inside = x < width && y < height;
     float transmittance = inside ? 1.0f : 0.0f, sums[PASS] = {0};
     long long last = starts[blockIdx.x + 1];
     for (long long first = starts[blockIdx.x]; first < last; first += BATCH) {
         int count = last - first < BATCH ? (int)(last - first) : BATCH;
-        bool dark = !__syncthreads_or(transmittance >= MIN_TRANSMITTANCE);
+        if (!__syncthreads_or(transmittance >= MIN_TRANSMITTANCE)) break;
         if (thread < count) splats[thread] = read(table, whole, listed[first + thread], stride, pass, tile_x, tile_y);
         __syncthreads();
         for (int k = 0; k < count; k++) {
-            float weight = 0;
-            if (!dark) {
-                bool saturated;
-                float a = alpha_at(splats[k], x + 0.5f - splats[k].u, y + 0.5f - splats[k].v, saturated);
-                weight = a * transmittance;
-                transmittance -= weight;
-                for (int f = 0; f < PASS; f++) sums[f] += weight * splats[k].f[f];
-            }
-            if (pass == 0) {
-                float sum = __any_sync(0xffffffffu, weight > 0) ? warp_sum(weight) : 0.0f;
-                if (lane == 0) partial[k][warp] = sum;
-            }
-        }
-        __syncthreads();
-        if (pass == 0 && thread < count) {
-            float sum = 0;
-            for (int w = 0; w < WARPS; w++) sum += partial[thread][w];
-            pair_weights[splats[thread].slot] = sum;
+            bool saturated;
+            float weight = alpha_at(splats[k], x + 0.5f - splats[k].u, y + 0.5f - splats[k].v, saturated) * transmittance;
+            transmittance -= weight;
+            for (int f = 0; f < PASS; f++) sums[f] += weight * splats[k].f[f];
         }
     }
     if (!inside) return;
@@ -401,7 +386,7 @@ extern "C" __global__ void project_backward(
 
 
 class CudaRenderer(torch.autograd.Function):
-    """``render_gaussians`` for float32 tensors on a CUDA device: image, alpha, depth, visible, weights."""
+    """``render_gaussians`` for float32 tensors on a CUDA device: image, alpha, depth, visible."""
 
     @staticmethod
     def forward(
@@ -439,19 +424,17 @@ class CudaRenderer(torch.autograd.Function):
         listed = order[keys & 0xFFFFFFFF]
         starts = torch.searchsorted(keys, torch.arange(across * down + 1, device=device) << 32)
         planes = torch.empty(passes * _PASS, height, width, device=device)
-        transmittance, pair_weights = torch.empty(1, height, width, device=device), torch.empty(len(keys), device=device)
+        transmittance = torch.empty(1, height, width, device=device)
         grid = (across * down, 1, 1)
         for number in range(passes):
-            arguments = (table, whole, starts, listed, planes, transmittance, pair_weights, stride, number, height, width)
+            arguments = (table, whole, starts, listed, planes, transmittance, stride, number, height, width)
             MODULE.launch_grid("blend", grid, (TILE * TILE, 1, 1), *arguments)
-        totals = torch.cat([pair_weights.new_zeros(1, dtype=torch.float64), pair_weights.cumsum(0, dtype=torch.float64)])
-        weights = (totals[ends] - totals[ends - tiles]).float()
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(visible, weights)
+        ctx.mark_non_differentiable(visible)
         ctx.save_for_backward(*parameters, background, planes, transmittance, view, table, tiles, listed, starts)
         ctx.sh_degree = sh_degree
         image = planes[:channels] + transmittance * background
-        return image, 1 - transmittance, planes[channels : channels + 1].clone(), visible, weights
+        return image, 1 - transmittance, planes[channels : channels + 1].clone(), visible
 
     @staticmethod
     def backward(ctx: Any, g_image: Tensor | None, g_alpha: Tensor | None, g_depth: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -482,44 +465,13 @@ class CudaRenderer(torch.autograd.Function):
         return *by_parameter, g_background, None, None, None, None
 
 
+def render_cuda(*arguments: Any) -> GaussianImage:
+    """See ``CudaRenderer``."""
+    return GaussianImage(*CudaRenderer.apply(*arguments))
+
+
 def _check(device: torch.device) -> str | None:
-    """Values and gradients of a few gaussians, some of them outside of the image, against the reference."""
-    g = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g).to(device)
-
-    settings = SplattingSettings(dilation=0.3, antialiased=True, near=0.01)
-    intrinsics = (torch.tensor([[50.0, 60.0]]), torch.tensor([[20.0, 25.0]]))
-    camera = Cameras(torch.eye(3)[None], torch.tensor([[0.1, -0.1, 2.0]]), *intrinsics, (45, 37)).to(device)
-    for channels, rgb in ((3, True), (8, False)):
-        leaves = [
-            normal(300, 3) * 0.8,
-            normal(300, 3) * 0.3 - 2,
-            normal(300, 4),
-            normal(300),
-            normal(300, 16, channels),
-            normal(channels, 1, 1),
-        ]
-        upstream = [normal(c, 45, 37) for c in (channels, 1, 1)]
-        results = []
-        for is_reference in (False, True):
-            tensors = [t.clone().requires_grad_() for t in leaves]
-            with torch.enable_grad():
-                if is_reference:
-                    means, log_scales, quaternions, logits, sh, background = tensors
-                    found = render_reference(means, log_scales, quaternions, logits, sh, camera, 3, background, settings, rgb)
-                    values = [found.image, found.alpha, found.depth, found.weights]
-                else:
-                    image, alpha, depth, _, weights = CudaRenderer.apply(*tensors, camera, 3, settings, rgb)
-                    values = [image, alpha, depth, weights]
-                torch.autograd.backward(values[:3], upstream)
-            results.append([*(v.detach() for v in values), *(t.grad for t in tensors)])
-        for number, (one, other) in enumerate(zip(*results, strict=True)):
-            # alphas on either side of 1/255 by rounding change a pixel by that much
-            if not (one - other).abs().mean() <= 1e-3 * other.abs().mean():
-                return f"output {number} with {channels} channels differs from the reference"
-    return None
+    return difference_from_reference(render_cuda, device)
 
 
 MODULE = CudaModule("gaussians", _SOURCE, ("project", "list_pairs", "blend", "blend_backward", "project_backward"), _check)

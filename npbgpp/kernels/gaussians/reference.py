@@ -65,23 +65,21 @@ def render_reference(
     visible = torch.zeros(len(means), dtype=torch.bool, device=means.device)
     visible[front] = touches
 
-    rows, weights = [], torch.zeros_like(opacity_logits)
+    rows = []
     per_gaussian = torch.cat([uv, torch.linalg.inv(dilated).flatten(1), opacity[:, None], features, z[:, None]], 1)
     for top in range(0, height, TILE):
         bottom = min(top + TILE, height)
         chosen = (touches & (last[:, 1] >= top) & (first[:, 1] < bottom)).nonzero()[:, 0]
-        image, transmittance, row_weights = checkpoint(_render_rows, per_gaussian[chosen], top, bottom, width, use_reentrant=False)
-        rows.append((image, transmittance))
-        weights.index_add_(0, front[chosen], row_weights)
+        rows.append(checkpoint(_render_rows, per_gaussian[chosen], top, bottom, width, use_reentrant=False))
     composited = torch.cat([image for image, _ in rows], 1)
     transmittance = torch.cat([t for _, t in rows], 1)
-    return GaussianImage(composited[:-1] + transmittance * background, 1 - transmittance, composited[-1:], visible, weights)
+    return GaussianImage(composited[:-1] + transmittance * background, 1 - transmittance, composited[-1:], visible)
 
 
 def _render_rows(
     gaussians: Float[Tensor, "n f"], top: int, bottom: int, width: int
-) -> tuple[Float[Tensor, "c h w"], Float[Tensor, "1 h w"], Float[Tensor, " n"]]:
-    """Sum of weighted features (depth last), transmittance and total weights of gaussians in front-to-back order in some rows of the image."""
+) -> tuple[Float[Tensor, "c h w"], Float[Tensor, "1 h w"]]:
+    """Sum of weighted features (depth last) and transmittance of gaussians in front-to-back order in some rows of the image."""
     uv, conic, opacity, features = gaussians.split([2, 4, 1, gaussians.shape[1] - 7], 1)
     v, u = torch.meshgrid(torch.arange(top, bottom).to(gaussians) + 0.5, torch.arange(width).to(gaussians) + 0.5, indexing="ij")
     du, dv = u - uv[:, 0, None, None], v - uv[:, 1, None, None]
@@ -90,8 +88,7 @@ def _render_rows(
     alpha = torch.where(alpha >= MIN_ALPHA, alpha.clamp_max(MAX_ALPHA), 0)
     alpha = torch.where(_tile_goes_on(alpha.detach()), alpha, 0)
     transmittance = torch.cat([gaussians.new_ones(1, bottom - top, width), (1 - alpha).cumprod(0)])
-    weights = alpha * transmittance[:-1]
-    return torch.einsum("nhw,nc->chw", weights, features), transmittance[-1:], weights.detach().sum((1, 2))
+    return torch.einsum("nhw,nc->chw", alpha * transmittance[:-1], features), transmittance[-1:]
 
 
 def _tile_goes_on(alpha: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:

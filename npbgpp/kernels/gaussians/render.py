@@ -6,7 +6,7 @@ from torch import Tensor
 
 from npbgpp.geometry import Cameras
 from npbgpp.kernels.backend import backend
-from npbgpp.kernels.gaussians import gpu
+from npbgpp.kernels.gaussians import gpu, gsplat_renderer
 from npbgpp.kernels.gaussians.cpu import CpuRenderer
 from npbgpp.kernels.gaussians.reference import render_reference
 from npbgpp.kernels.gaussians.types import MAX_SH_DEGREE, GaussianImage, SplattingSettings
@@ -71,9 +71,12 @@ def render_gaussians(
     background = background if background.dim() == 3 else background[:, None, None]
     parameters = (means, log_scales, quaternions, opacity_logits, sh)
     if all(p.dtype == torch.float32 for p in (*parameters, background)):
-        chosen = backend(means.device)
-        if chosen == "numba":
-            return GaussianImage(*CpuRenderer.apply(*parameters, background, camera, sh_degree, settings, rgb))
-        if chosen == "cuda" and gpu.MODULE.usable(means.device):
-            return GaussianImage(*gpu.CudaRenderer.apply(*parameters, background, camera, sh_degree, settings, rgb))
+        arguments = (*parameters, background, camera, sh_degree, settings, rgb)
+        match backend(means.device):
+            case "numba":
+                return GaussianImage(*CpuRenderer.apply(*arguments))
+            case "cuda" if gsplat_renderer.is_wanted() and len(means) and gsplat_renderer.CHECK.usable(means.device):
+                return gsplat_renderer.render_with_gsplat(*arguments)
+            case "cuda" if gpu.MODULE.usable(means.device):
+                return gpu.render_cuda(*arguments)
     return render_reference(*parameters, camera, sh_degree, background, settings, rgb)

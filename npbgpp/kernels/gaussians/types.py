@@ -39,11 +39,9 @@ class GaussianImage:
         depth: sum over gaussians of blending weight times depth of the mean along z, scene units; 0 for empty pixels. Not divided by ``alpha``:
             ``depth / alpha`` is the mean depth.
         visible: gaussians beyond the near plane whose bounding box, see ``render_gaussians``, holds a pixel centre.
-        weights: sum over the pixels of the blending weight of each gaussian, without gradient.
     """
 
     image: Float[Tensor, "c h w"]
     alpha: Float[Tensor, "1 h w"]
     depth: Float[Tensor, "1 h w"]
     visible: Bool[Tensor, " n"]
-    weights: Float[Tensor, " n"]

@@ -85,7 +85,7 @@ class PixelWeights:
             height, width = self.image_size
             raise InputError(
                 f"checkpoint: expected weights of hard sampling for {len(self.time_steps)} frames of {width}x{height} pixels, got {len(state['moments'])} of "
-                f"{weights.shape[2]}x{weights.shape[1]}; resume with the same datasets.start_end, holdout_indices and size"
+                f"{weights.shape[2]}x{weights.shape[1]}; resume with the same datasets.start_end, test_indices and size"
             )
         self._weights.copy_(weights)
 
@@ -302,7 +302,7 @@ class VideoDataset(Dataset[VideoBatch]):
         frames = scene.frames
         self.views = tuple(frames[i] for i in sorted(indices) if i < len(frames))
         if not self.views:
-            raise InputError(f"scene {scene.name}: expected at least one frame that trains, got none; shorten datasets.holdout_indices")
+            raise InputError(f"scene {scene.name}: expected at least one frame that trains, got none; shorten datasets.test_indices")
         size = self.views[0].camera.image_size
         if not 0 <= 2 * margin < min(size):
             raise InputError(f"datasets.image_margin: expected 0 or more and less than half of {min(size)} pixels, got {margin}")
