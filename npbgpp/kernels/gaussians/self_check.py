@@ -43,8 +43,8 @@ def difference_from_reference(render: Callable[..., GaussianImage], device: torc
             tensors = [t.clone().requires_grad_() for t in leaves]
             with torch.enable_grad():
                 if is_reference:
-                    *gaussians, background = tensors
-                    found = render_reference(*gaussians, camera, 3, background, settings, rgb)
+                    means, log_scales, quaternions, logits, sh, background = tensors
+                    found = render_reference(means, log_scales, quaternions, logits, sh, camera, 3, background, settings, rgb)
                 else:
                     found = render(*tensors, camera, 3, settings, rgb)
                 values = [found.image, found.alpha, found.depth]
