@@ -633,6 +633,7 @@ class PoseEstimator:
         for k in [k for k in model.reg_image_ids() if k not in seen]:
             model.deregister_frame(model.image(k).frame_id)
         names = tuple(sorted(model.image(k).name for k in seen))
+        _move_to_given(model, found)
         model.write_binary(out)
         left_out = {photo.name: "no pose in the model" for photo in self.photos if photo.name not in found}
         left_out |= {name: "its pose agrees with almost no match" for name in found if name not in names}
@@ -666,6 +667,26 @@ class PoseEstimator:
                     pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image.image_id), pycolmap.Rigid3d(pose[:3])
                 )
         return model
+
+
+def _move_to_given(model: Any, given: Mapping[str, ModelImage]) -> None:
+    """Moves an adjusted model to the given poses by a similarity: the adjustment keeps one camera where it is, and the errors of its pose move all others.
+
+    The rotation is the mean of those of the cameras, since centres on a line do not tell it.
+    """
+    import pycolmap
+
+    images = [model.image(k) for k in model.reg_image_ids()]
+    before = np.stack([given[image.name].world_to_cam.numpy() for image in images])
+    now = np.stack([image.cam_from_world().matrix() for image in images])
+    turn = Rotation.from_matrix(before[:, :3, :3].transpose(0, 2, 1) @ now[:, :3, :3]).mean().as_matrix()
+    target, source = (-(poses[:, :3, :3].transpose(0, 2, 1) @ poses[:, :3, 3:])[..., 0] for poses in (before, now))
+    turned = source @ turn.T
+    a, b = turned - turned.mean(0), target - target.mean(0)
+    scale = float((a * b).sum() / max((a * a).sum(), 1e-30))
+    if scale <= 0:  # centres without extent, or nothing in common with those given
+        return
+    model.transform(pycolmap.Sim3d(np.column_stack([scale * turn, target.mean(0) - scale * turned.mean(0)])))
 
 
 def _silence_colmap(seed: int) -> None:

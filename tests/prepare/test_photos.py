@@ -242,6 +242,11 @@ def test_given_poses_are_adjusted(prepare, good, true, tmp_path):
     after = pose_errors(poses(tmp_path / "scene"), true)
     assert "8 of 10 photos registered" in output and before[0] > 0.6 and before[1] > 0.02
     assert after[0] < 0.3 and after[1] < 0.005
+    # exports in original coordinates lie where the given cameras are
+    names, found = sorted(noisy), poses(tmp_path / "scene")
+    given, adjusted = (np.stack([-p[n][:3, :3].T @ p[n][:3, 3] for n in names]) for p in (noisy, found))
+    back = PhotosManifest.read(tmp_path / "scene").from_colmap.inverse().apply(adjusted)
+    assert np.linalg.norm(back - given, axis=1).mean() < 0.08
 
 
 def test_given_poses_of_other_photos(prepare, good, tmp_path):
