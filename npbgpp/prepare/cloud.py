@@ -77,7 +77,7 @@ def make_dense_cloud(settings: DenseSettings, command: str) -> None:
     if settings.count is not None and settings.count < len(kept):
         kept = np.sort(np.random.default_rng(settings.seed).permutation(len(kept))[: settings.count])
     held_out = tuple(view.name for view in scene.views if view.name not in train)
-    if settings.keep_depth:
+    if found.seen is not None:
         write_visibility(path.with_name(f"{path.name}.vis"), found.seen[kept])
     assert found.cloud.rgb_u8 is not None
     cloud = PointCloud(found.cloud.xyz[kept], found.cloud.rgb_u8[kept])
