@@ -32,7 +32,6 @@ _PROBE_STEPS = 20  # that measure the speed
 _FEWEST_STEPS, _MOST_STEPS = 300, 30_000
 _LEAST_SHARE = 0.3  # of the minutes that training gets, also if the stages before took longer
 _START_SECONDS = 15.0  # of a command, and of an evaluation
-_DENSE_SECONDS = 10.0  # per megapixel of depth maps on two cores
 _MANY_PHOTOS = 10  # with fewer, three that agree on a point are enough
 _FILM_FRAMES, _FILM_SECONDS = 90, 40.0
 _AROUND = 120.0  # degrees, largest gap between cameras around the scene that a circle may cross
@@ -141,17 +140,18 @@ def _photo_settings(settings: AutoSettings, scene: Path) -> "PhotoSettings":
 
 def _forecast(settings: AutoSettings, scene: Path) -> None:
     """Says how the minutes will be spent."""
+    from npbgpp.prepare.dense import forecast_seconds
+    from npbgpp.prepare.forecast import in_words
     from npbgpp.prepare.photo_import import PhotoSource
-    from npbgpp.prepare.photos import duration, forecast, own_files
+    from npbgpp.prepare.photos import forecast, own_files
 
     root = settings.photos.expanduser().absolute()
     _, megapixels, seconds = forecast(_photo_settings(settings, scene), PhotoSource.find(root, own_files(scene, root)))
     reduced = min(1.0, _size(settings) / settings.max_image_size) ** 2
-    poses, cloud = sum(seconds.values()), _DENSE_SECONDS * reduced * sum(megapixels)
+    poses, cloud = sum(seconds.values()), sum(forecast_seconds([reduced * size for size in megapixels]).values())
     training = max(settings.minutes * 60 - poses - cloud - _FILM_SECONDS, _LEAST_SHARE * settings.minutes * 60)
     parts = {"poses": poses, "dense cloud": cloud, f"training of {settings.system}": training, "film": _FILM_SECONDS}
-    text = ", ".join(f"{name} {duration(expected)}" for name, expected in parts.items())
-    log.info("forecast: about %s in all (%s), less what is done already", duration(sum(parts.values())), text)
+    log.info("forecast: %s, less what is done already", in_words(parts))
 
 
 def _poses(settings: AutoSettings, scene: Path, command: str) -> None:

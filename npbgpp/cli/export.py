@@ -14,6 +14,7 @@ from npbgpp.cli.settings import (
     CameraExport,
     CloudExport,
     CroppedExport,
+    InCoordinates,
     MeshExport,
     PageExport,
     SplatExport,
@@ -24,7 +25,7 @@ from npbgpp.cli.trajectory import trajectory_frames
 from npbgpp.cli.view import require_viser, viewed_run
 from npbgpp.core.bundle import BUNDLE_SUFFIX
 from npbgpp.core.files import write_atomically
-from npbgpp.data import write_npcr_cameras
+from npbgpp.data import Scene, write_npcr_cameras
 from npbgpp.engine.checkpoint import find_weights
 from npbgpp.engine.run import build_run, evaluation_of, method_of, run_config, trainer_of
 from npbgpp.errors import InputError
@@ -32,6 +33,7 @@ from npbgpp.export import fusion, mesh, volume
 from npbgpp.export import page as pages
 from npbgpp.export import splats as splat_files
 from npbgpp.export.bundle import write_bundle
+from npbgpp.export.coordinates import ExportCoordinates
 from npbgpp.export.mesh import Box, DensityField, OcclusionTest, photo_colours, rendered_colours
 from npbgpp.export.volume import mean_colours, write_volume
 from npbgpp.export.weights import SUFFIX, export_weights
@@ -78,26 +80,28 @@ def weights(settings: WeightsExport) -> None:
 def cloud(settings: CroppedExport, overrides: list[str]) -> None:
     """Writes the points of a scene in the colours of their descriptors."""
     system, scene = _rebuilt(settings, overrides)
-    out = settings.file(f"{scene}_cloud.ply", (".ply",))
+    out, coordinates = settings.file(f"{scene}_cloud.ply", (".ply",)), _coordinates(settings, system.scenes[scene])
     points = system.coloured_cloud(scene)
-    points = points.kept(_kept(settings, points.xyz, system.scenes[scene].offset))
-    write_atomically(out, lambda file: write_ply(file, points, system.scenes[scene].offset))
+    points = coordinates.points(points.kept(_kept(settings, points.xyz, system.scenes[scene].offset)))
+    write_atomically(out, lambda file: write_ply(file, points, coordinates.offset))
     log.info("%d points: %s", len(points), out)
 
 
 def splats(settings: SplatExport, overrides: list[str]) -> None:
     """Writes the gaussians of a scene, in world coordinates."""
     system, scene = _rebuilt(settings, overrides)
-    out = settings.file(f"{scene}.ply", splat_files.SUFFIXES)
+    out, coordinates = settings.file(f"{scene}.ply", splat_files.SUFFIXES), _coordinates(settings, system.scenes[scene])
     gaussians = system.gaussian_cloud(scene)
-    gaussians = gaussians.kept(_kept(settings, gaussians.means, system.scenes[scene].offset))
-    splat_files.write_splats(out, gaussians, viewer_frame([view.camera for view in system.scenes[scene].views], None).up)
-    offset = system.scenes[scene].offset
-    if offset is not None:  # the formats have single precision
+    gaussians = coordinates.gaussians(gaussians.kept(_kept(settings, gaussians.means, system.scenes[scene].offset)))
+    up = coordinates.direction(viewer_frame([view.camera for view in system.scenes[scene].views], None).up)
+    splat_files.write_splats(out, gaussians, up)
+    if coordinates.offset is not None:  # the formats have single precision
         log.warning(
-            "coordinates in %s are those of the scene less (%s); weights_path takes them as they are",
+            "coordinates in %s are those of the %s less (%s)%s",
             out,
-            ", ".join(f"{part:.0f}" for part in offset),
+            "scene" if settings.coordinates == "scene" else "original model",
+            ", ".join(f"{part:.0f}" for part in coordinates.offset),
+            "; weights_path takes them as they are" if settings.coordinates == "scene" else "",
         )
     log.info("%d gaussians of degree %d: %s", len(gaussians), gaussians.sh_degree, out)
 
@@ -124,6 +128,7 @@ def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:
         return
     export, densities = _radiance_field(system)
     out, box = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES), _box(settings, export.grid)
+    coordinates = _coordinates(settings, system.scenes[scene])
     occlusion = OcclusionTest(densities, export.normalisation, settings.samples, settings.occ_threshold, _MARGIN_CELLS * max(box.steps()))
     values = densities.on_grid(box)
     threshold = settings.sigma_threshold
@@ -141,7 +146,8 @@ def extract_mesh(settings: MeshExport, overrides: list[str]) -> None:
         colours, known = photo_colours(system.scenes[scene], vertices, normals, occlusion)
         if not known.all():
             log.warning("%d of %d vertices are in no training photo: they are grey", (~known).sum(), len(known))
-    mesh.write_mesh(out, found.to_world(export.normalisation), (colours * 255).round().byte().cpu().numpy(), system.scenes[scene].offset)
+    in_file = coordinates.mesh(found.to_world(export.normalisation))
+    mesh.write_mesh(out, in_file, (colours * 255).round().byte().cpu().numpy(), coordinates.offset)
     _report(whole, found, out)
 
 
@@ -152,6 +158,7 @@ def _fuse_mesh(settings: MeshExport, system: System, scene: str) -> None:
         raise InputError(f"{ignored[0]}: {type(system).__name__} has no radiance field, its meshes are fused from depth maps; leave it out")
     out = settings.file(f"{scene}_mesh.ply", mesh.SUFFIXES)
     found = system.scenes[scene]
+    coordinates = _coordinates(settings, found)
     cameras = [found.views[k].camera.to(system.device) for k in found.splits["train"]]
 
     def render(camera: Cameras) -> Render:
@@ -165,7 +172,7 @@ def _fuse_mesh(settings: MeshExport, system: System, scene: str) -> None:
         raise InputError(f"export mesh: expected a surface in {box}, got none; change x_range, y_range and z_range")
     whole = mesh.extract_surface(inside, box, 0.0, fused.known)
     largest = whole.largest_component()
-    mesh.write_mesh(out, largest, fused.colours_at(largest.vertices, box), found.offset)
+    mesh.write_mesh(out, coordinates.mesh(largest), fused.colours_at(largest.vertices, box), coordinates.offset)
     _report(whole, largest, out)
 
 
@@ -194,9 +201,15 @@ def cameras(settings: CameraExport, overrides: list[str]) -> None:
     config, search_paths = run_config(run, settings.trust_config)
     scene = evaluation_of(config, run, settings.checkpoint, settings.scene, overrides)
     found = build_run(config, search_paths, needs_test_views=False).data.scenes[scene]
+    coordinates = _coordinates(settings, found)
     frames = trajectory_frames(settings, found)
-    poses, intrinsics = write_npcr_cameras(out, [frame.camera for frame in frames], found.offset)
+    poses, intrinsics = write_npcr_cameras(out, coordinates.cameras([frame.camera for frame in frames]), coordinates.offset)
     log.info("%d cameras: %s, %s", len(frames), poses, intrinsics)
+
+
+def _coordinates(settings: InCoordinates, scene: Scene) -> ExportCoordinates:
+    """Those that the settings ask for. Raises InputError for a scene without others."""
+    return ExportCoordinates.of_scene(scene) if settings.coordinates == "scene" else ExportCoordinates.of_original_model(scene)
 
 
 def _radiance_field(system: System) -> tuple[FieldExport, DensityField]:

@@ -187,8 +187,19 @@ class CloudExport(WeightsExport):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CroppedExport(CloudExport):
-    """The part of a scene that is written, in the coordinates of the scene's files."""
+class InCoordinates:
+    """Coordinates of the file that is written."""
+
+    coordinates: Literal["scene", "original"] = key(
+        "scene",
+        help="coordinates of the file; original: those of the COLMAP model that npbgpp prepare photos estimated or was given (poses=), before it made the scene "
+        "upright. Other keys stay in those of the scene",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CroppedExport(CloudExport, InCoordinates):
+    """The part of a scene that is written; its box is in the coordinates of the scene's files."""
 
     x_range: tuple[float, float] | None = key(
         None, help="ends of the box along x that is written; null: everything. The viewer shows a box"
@@ -243,7 +254,7 @@ class BoxExport(CloudExport):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshExport(BoxExport):
+class MeshExport(BoxExport, InCoordinates):
     """Arguments of ``npbgpp export mesh``."""
 
     sigma_threshold: float | None = key(
@@ -267,7 +278,7 @@ class VolumeExport(BoxExport):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CameraExport(PathSettings, SceneSettings):
+class CameraExport(PathSettings, SceneSettings, InCoordinates):
     """Arguments of ``npbgpp export cameras``."""
 
     path: str = key("turn", help="camera path as for npbgpp render")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
@@ -229,17 +229,25 @@ def draw_points(photo: Float[Tensor, "3 h w"], camera: Cameras, xyz_world: Float
 
 def render_points(chunks: ChunkedCloud, cloud: PointCloud, camera: Cameras, near: float) -> Float[Tensor, "3 h w"]:
     """The nearest point of each pixel in its own colour, or coloured by depth; holes are filled from half the resolution."""
+    index, depth = _nearest_points(chunks, camera, near)
+    rgb = cloud.rgb_u8
+    colours = depth_colormap(depth, *depth_range(depth[index >= 0])) if rgb is None else rgb[index.clamp(min=0)].permute(2, 0, 1) / 255
+    return torch.where(index >= 0, colours, _EMPTY)
+
+
+def render_depth(chunks: ChunkedCloud, camera: Cameras, near: float) -> Float[Tensor, "h w"]:
+    """Depth of the nearest point of each pixel, scene units, 0 where there is none; holes are filled from half the resolution."""
+    index, depth = _nearest_points(chunks, camera, near)
+    return torch.where(index >= 0, depth, 0.0)
+
+
+def _nearest_points(chunks: ChunkedCloud, camera: Cameras, near: float) -> tuple[Int[Tensor, "h w"], Float[Tensor, "h w"]]:
+    """(index of the nearest point of each pixel, -1 where there is none; its depth)."""
     fine, coarse = rasterize(chunks, camera, [Level(1.0), Level(0.5)], ProjectionSettings(near))
-    size = camera.image_size
-    hole = fine.index < 0
-    index = torch.where(hole, _upsample(coarse.index, size, -1), fine.index)
-    covered = index >= 0
-    if cloud.rgb_u8 is None:
-        depth = torch.where(hole, _upsample(coarse.depth, size, torch.inf), fine.depth)
-        colours = depth_colormap(depth, *depth_range(depth[covered]))
-    else:
-        colours = cloud.rgb_u8[index.clamp(min=0)].permute(2, 0, 1).float() / 255
-    return torch.where(covered, colours, _EMPTY)
+    hole, size = fine.index < 0, camera.image_size
+    return torch.where(hole, _upsample(coarse.index, size, -1), fine.index), torch.where(
+        hole, _upsample(coarse.depth, size, torch.inf), fine.depth
+    )
 
 
 def _upsample(values: Shaped[Tensor, "h2 w2"], size: tuple[int, int], fill: int | float) -> Shaped[Tensor, "h w"]:

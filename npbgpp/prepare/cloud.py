@@ -73,11 +73,11 @@ def make_dense_cloud(settings: DenseSettings, command: str) -> None:
     folder = settings.folder() / "depth" if settings.keep_depth else None
     options = DenseOptions(settings.size, settings.min_views, settings.seed, folder)
     found = dense_points(scene, settings.folder(), settings.downscale, _work_folder(path), options)
-    kept = np.arange(len(found.cloud))
-    if settings.count is not None and settings.count < len(kept):
-        kept = np.sort(np.random.default_rng(settings.seed).permutation(len(kept))[: settings.count])
+    kept: slice | np.ndarray = slice(None)
+    if settings.count is not None and settings.count < len(found.cloud):
+        kept = np.sort(np.random.default_rng(settings.seed).permutation(len(found.cloud))[: settings.count])
     held_out = tuple(view.name for view in scene.views if view.name not in train)
-    if settings.keep_depth:
+    if found.seen is not None:
         write_visibility(path.with_name(f"{path.name}.vis"), found.seen[kept])
     assert found.cloud.rgb_u8 is not None
     cloud = PointCloud(found.cloud.xyz[kept], found.cloud.rgb_u8[kept])

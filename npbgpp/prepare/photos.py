@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from npbgpp.core.files import write_atomically
 from npbgpp.data import ColmapModel, find_models, image_size
 from npbgpp.errors import InputError, listing
+from npbgpp.prepare.forecast import in_words
 from npbgpp.prepare.photo_import import (
     VIEWS_PER_PANORAMA,
     ImportedPhoto,
@@ -51,7 +52,7 @@ log = logging.getLogger("npbgpp.prepare")
 
 WORK = "reconstruction"  # folder of what an interrupted call continues from
 _KEPT = "sparse.before"  # poses of other programs that were replaced
-_IMPORT_SECONDS = 0.15  # per photo
+_IMPORT_SECONDS = 0.08  # per megapixel
 _BYTES_PER_PIXEL, _BYTES_PER_FEATURE = 1.0, 400  # of a photo on disk, and of its features and matches
 _BLURRED = 0.15  # of the median sharpness
 _FEW_POINTS = 100  # that a photo sees
@@ -170,11 +171,6 @@ class _Stages:
             self._name = ""
 
 
-def duration(seconds: float) -> str:
-    """A rough duration: 40 s, 3 min."""
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
 # ------------------------------------------------------------------ stages
 def forecast(settings: PhotoSettings, source: PhotoSource) -> tuple[PoseOptions, list[float], dict[str, float]]:
     """(how poses are estimated, megapixels of each photo of the scene, expected seconds of each stage), from the headers of the files."""
@@ -195,16 +191,15 @@ def forecast(settings: PhotoSettings, source: PhotoSource) -> tuple[PoseOptions,
     sequential = {"sequential": True, "exhaustive": False, "auto": source.video is not None or count > MAX_EXHAUSTIVE}[settings.matching]
     features = settings.features or number_of_features(number_of_pairs(count, sequential))
     options = PoseOptions(settings.camera_model, features, sequential, settings.retries, settings.seed)
-    seconds = {"photos": _IMPORT_SECONDS * count, **forecast_seconds(sizes, options)} if sizes else {}
+    seconds = {"photos": _IMPORT_SECONDS * sum(sizes), **forecast_seconds(sizes, options)} if sizes else {}
     return options, sizes, seconds
 
 
 def _announce(settings: PhotoSettings, source: PhotoSource, scene: Path) -> PoseOptions:
     """Says how long it will take. Raises InputError where there is not enough space on the disk."""
     options, sizes, seconds = forecast(settings, source)
-    parts = ", ".join(f"{name} {duration(expected)}" for name, expected in seconds.items())
     retries = "; more if few photos are registered" if settings.retries and settings.poses is None else ""
-    log.info("%s: %d photos, about %s (%s)%s", source.name, len(sizes), duration(sum(seconds.values())), parts, retries)
+    log.info("%s: %d photos, %s%s", source.name, len(sizes), in_words(seconds), retries)
     needed = 1e6 * sum(sizes) * _BYTES_PER_PIXEL + len(sizes) * options.features * _BYTES_PER_FEATURE
     free = shutil.disk_usage(next(folder for folder in (scene, *scene.parents) if folder.is_dir())).free
     if free < needed:

@@ -6,23 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from jaxtyping import Float
 from jinja2 import Environment, PackageLoader
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from npbgpp.core.files import write_atomically
 from npbgpp.data import CloudFile, CloudManifest, Scene, open_image
-from npbgpp.io import write_png
+from npbgpp.geometry import PointCloud
+from npbgpp.io import depth_colormap, depth_range, write_png
+from npbgpp.kernels.rasterization import ChunkedCloud
 from npbgpp.parsers import read_scene, with_cloud
-from npbgpp.prepare.check import top_and_side_view
+from npbgpp.prepare.check import render_depth, top_and_side_view
 from npbgpp.prepare.photos_manifest import PhotosManifest, ScenePhoto
-from npbgpp.prepare.scene_report import SceneReport, diagnose, inspect_scene
+from npbgpp.prepare.scene_report import SceneReport, diagnose, format_number, inspect_scene
 
 CLOUD = "mvs_pc.ply"  # the dense cloud, of which the report tells if there is one
 _NEAR = 1.0  # the near plane that trainings have
 _THUMBNAIL = 160  # pixels, longer side
 _TILES_A_ROW = 6
-_GAP, _CAPTION, _LINE = 8, 34, 20
-_WIDTH = _TILES_A_ROW * (_THUMBNAIL + _GAP) + _GAP
+_GAP, _CAPTION, _LINE, _BORDER = 8, 34, 20, 2
+_BOX_WIDTH = _THUMBNAIL + 2 * _BORDER
+_WIDTH = _TILES_A_ROW * (_BOX_WIDTH + _GAP) + _GAP
 _PAPER, _INK, _SOFT = (250, 250, 248), (30, 30, 34), (110, 110, 116)
 _GOOD, _WEAK, _BAD = (40, 130, 70), (220, 140, 0), (200, 30, 60)
 _WEAK_POINTS = 100  # fewer make a pose uncertain
@@ -48,12 +54,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A photo on the sheet and on the page. ``state`` is good, weak or out; ``covered`` the share of the photo with points, None without a pose."""
+    """A photo on the sheet and on the page.
+
+    ``state`` is good, weak or out; ``covered`` the share of the photo with points, None without a pose; ``depth`` its depths in colours, None without a pose or a
+    dense cloud.
+    """
 
     photo: ScenePhoto
     state: str
     covered: float | None
     image: Image.Image | None
+    depth: Image.Image | None
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """What the tile shows, from top to bottom."""
+        return [picture for picture in (self.image, self.depth) if picture is not None]
 
     @property
     def caption(self) -> str:
@@ -78,17 +94,20 @@ def write_report(folder: Path, manifest: PhotosManifest, outcome: Outcome | None
     """
     page = page or folder / "report.html"
     scene, report = _inspect(folder)
-    tiles = _tiles(folder, manifest, scene, report)
-    drawing = top_and_side_view(scene, report, scene.cloud.read(), _WIDTH)
+    cloud = scene.cloud.read()
+    depths = _depths(scene, cloud) if scene.cloud.path == folder / CLOUD else _Depths({}, 0.0, 0.0)
+    tiles = _tiles(folder, manifest, scene, report, depths)
+    drawing = top_and_side_view(scene, report, cloud, _WIDTH)
     warnings = (*manifest.warnings, *diagnose(report).values())
-    write_png(page.with_suffix(".png"), _sheet(_title(folder), manifest, report, tiles, drawing, warnings))
+    write_png(page.with_suffix(".png"), _sheet(_title(folder), manifest, report, tiles, drawing, warnings, depths.legend))
     environment = Environment(loader=PackageLoader("npbgpp.prepare", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("report.html.jinja").render(
         title=_title(folder),
         facts=_facts(manifest, report),
         warnings=warnings,
         drawing=_embedded(drawing, "PNG"),
-        tiles=[(tile, None if tile.image is None else _embedded(tile.image, "JPEG")) for tile in tiles],
+        tiles=[(tile, [_embedded(picture, "JPEG") for picture in tile.pictures]) for tile in tiles],
+        depth_legend=depths.legend,
         left_out=[photo for photo in manifest.photos if not photo.registered],
         attempts=manifest.attempts,
         seconds=manifest.seconds,
@@ -130,7 +149,45 @@ def _facts(manifest: PhotosManifest, report: SceneReport) -> list[tuple[str, str
     ]
 
 
-def _tiles(folder: Path, manifest: PhotosManifest, scene: Scene, report: SceneReport) -> list[_Tile]:
+@dataclass(frozen=True)
+class _Depths:
+    """Depths of the points of the dense cloud by the file of the photo, at the size of thumbnails, 0 where there is no point; and the ends of their colours."""
+
+    by_photo: dict[Path, Float[Tensor, "h w"]]
+    near: float
+    far: float
+
+    @property
+    def legend(self) -> str:
+        """Says what the colours mean; empty without depths."""
+        if not self.by_photo:
+            return ""
+        near, far = format_number(self.near), format_number(self.far)
+        return f"Below each photo the depths of {CLOUD}, from {near} (red) to {far} scene units (blue); black is without points"
+
+    def picture(self, photo: Path | None) -> Image.Image | None:
+        """The depths of a photo in colours."""
+        depth = None if photo is None else self.by_photo.get(photo)
+        if depth is None:
+            return None
+        colours = depth_colormap(depth, self.near, self.far)
+        return Image.fromarray((colours * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def _depths(scene: Scene, cloud: PointCloud) -> _Depths:
+    """Depths of the dense cloud in all views, also of those that it was not made from. Colours are the same for all."""
+    chunks = ChunkedCloud.build(cloud.xyz)
+    found = {}
+    for view in scene.views:
+        height, width = view.camera.image_size
+        scale = min(1.0, _THUMBNAIL / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        found[view.image] = render_depth(chunks, view.camera.resize(size), _NEAR)
+    near, far = depth_range(torch.cat([depth.flatten() for depth in found.values()]))
+    return _Depths(found, near, far)
+
+
+def _tiles(folder: Path, manifest: PhotosManifest, scene: Scene, report: SceneReport, depths: _Depths) -> list[_Tile]:
     covered = {view.image: entry.covered_cells / entry.cells for view, entry in zip(scene.views, report.views, strict=True)}
     tiles = []
     for photo in manifest.photos:
@@ -142,7 +199,7 @@ def _tiles(folder: Path, manifest: PhotosManifest, scene: Scene, report: SceneRe
                 file.draft("RGB", (_THUMBNAIL, _THUMBNAIL))
                 image = file.convert("RGB")
             image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-        tiles.append(_Tile(photo, state, None if path is None else covered.get(path), image))
+        tiles.append(_Tile(photo, state, None if path is None else covered.get(path), image, depths.picture(path)))
     return sorted(tiles, key=lambda tile: ("out", "weak", "good").index(tile.state))
 
 
@@ -159,15 +216,23 @@ def _embedded_video(path: Path) -> str:
 
 # ------------------------------------------------------------------ contact sheet
 def _sheet(
-    title: str, manifest: PhotosManifest, report: SceneReport, tiles: Sequence[_Tile], drawing: Image.Image, warnings: Sequence[str]
+    title: str,
+    manifest: PhotosManifest,
+    report: SceneReport,
+    tiles: Sequence[_Tile],
+    drawing: Image.Image,
+    warnings: Sequence[str],
+    depth_legend: str,
 ) -> Image.Image:
     small, large = ImageFont.load_default(13), ImageFont.load_default(20)
     facts = [f"{name}: {value}" for name, value in _facts(manifest, report)]
     problems = [line for warning in warnings for line in _wrapped(f"! {warning}", small, _WIDTH - 2 * _GAP)]
     rows = -(-len(tiles) // _TILES_A_ROW)
     top = 44 + _LINE * (-(-len(facts) // 2) + len(problems)) + 2 * _GAP
-    tile_height = _THUMBNAIL + _CAPTION + _GAP
-    sheet = Image.new("RGB", (_WIDTH, top + drawing.height + rows * tile_height + _GAP), _PAPER)
+    box_height = max([_THUMBNAIL, *(sum(picture.height for picture in tile.pictures) for tile in tiles)]) + 2 * _BORDER
+    tile_height = box_height + _CAPTION + _GAP
+    first_row = top + drawing.height + (_LINE if depth_legend else 0)
+    sheet = Image.new("RGB", (_WIDTH, first_row + rows * tile_height + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, _GAP), title, fill=_INK, font=large)
     for k, fact in enumerate(facts):
@@ -175,19 +240,21 @@ def _sheet(
     for k, line in enumerate(problems):
         draw.text((_GAP, 44 + (-(-len(facts) // 2) + k) * _LINE), line, fill=_BAD, font=small)
     sheet.paste(drawing, (0, top))
+    draw.text((_GAP, top + drawing.height), depth_legend, fill=_SOFT, font=small)
     for k, tile in enumerate(tiles):
-        left = _GAP + k % _TILES_A_ROW * (_THUMBNAIL + _GAP)
-        upper = top + drawing.height + k // _TILES_A_ROW * tile_height
+        left = _GAP + k % _TILES_A_ROW * (_BOX_WIDTH + _GAP)
+        upper = first_row + k // _TILES_A_ROW * tile_height
         colour = {"good": _GOOD, "weak": _WEAK, "out": _BAD}[tile.state]
-        box = (left, upper, left + _THUMBNAIL - 1, upper + _THUMBNAIL - 1)
+        box = (left, upper, left + _BOX_WIDTH - 1, upper + box_height - 1)
         draw.rectangle(box, fill=(236, 236, 232))
-        if tile.image is not None:
-            fitted = ImageOps.contain(tile.image, (_THUMBNAIL - 4, _THUMBNAIL - 4))
-            sheet.paste(fitted, (left + (_THUMBNAIL - fitted.width) // 2, upper + (_THUMBNAIL - fitted.height) // 2))
-        draw.rectangle(box, outline=colour, width=2)
+        at = upper + (box_height - sum(picture.height for picture in tile.pictures)) // 2
+        for picture in tile.pictures:
+            sheet.paste(picture, (left + (_BOX_WIDTH - picture.width) // 2, at))
+            at += picture.height
+        draw.rectangle(box, outline=colour, width=_BORDER)
         tiny = ImageFont.load_default(11)
         for row, text in enumerate((tile.photo.source, tile.caption)):
-            draw.text((left, upper + _THUMBNAIL + 2 + 14 * row), _cut(text, tiny, _THUMBNAIL), fill=(_INK, colour)[row], font=tiny)
+            draw.text((left, upper + box_height + 2 + 14 * row), _cut(text, tiny, _BOX_WIDTH), fill=(_INK, colour)[row], font=tiny)
     return sheet
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from plyfile import PlyData
 from safetensors import safe_open
 from safetensors.torch import load_file
+from scipy.spatial.transform import Rotation
 
 from npbgpp.api import load_run
 from npbgpp.core.bundle import run_folder
@@ -27,6 +28,8 @@ from npbgpp.export.__main__ import main
 from npbgpp.geometry.point_cloud import read_ply
 from npbgpp.methods.base import CHECKPOINT_FORMAT
 from npbgpp.parsers import read_scene
+from npbgpp.prepare.photo_poses import Similarity
+from npbgpp.prepare.photos_manifest import PhotosManifest
 from npbgpp.render import main as render_main
 
 from ..conftest import REPOSITORY, TINY_GAUSSIANS, TINY_NPBGPP, TINY_OVERRIDES, ring_pose
@@ -177,6 +180,51 @@ def test_cloud(trained, export, tiny_root, tmp_path, system):
         assert found.rgb_u8 is not None and (found.rgb_u8 - 255 * colours).abs().max() <= 0.51 and found.rgb_u8.float().std(0).max() > 0.5
 
 
+# ------------------------------------------------------------------ coordinates
+@pytest.fixture(scope="module")
+def moved(tiny_root, tmp_path_factory) -> tuple[Path, Similarity]:
+    """The ball as a scene of ``prepare photos``, and the change from the original coordinates, which are far from the origin."""
+    root, (turn,) = tmp_path_factory.mktemp("moved"), Rotation.random(1, rng=np.random.default_rng(0)).as_matrix()
+    shutil.copytree(tiny_root / "ball", root / "ball")
+    similarity = Similarity(0.5, tuple(map(tuple, turn.tolist())), tuple((-0.5 * turn @ [300_000.0, -40_000, 20_000] + 0.1).tolist()))
+    PhotosManifest("photos", (), 0, 0.0, (), similarity, {}, {}, (), "command").write(root / "ball")
+    return root, similarity
+
+
+@pytest.mark.parametrize(("command", "system", "keys"), [("cloud", "npbg", ("x_range=[0,3]",)), ("mesh", "nerf", RANGES)])
+def test_clouds_and_meshes_in_original_coordinates(trained, export, moved, tmp_path, command, system, keys):
+    """The way back gives the file in coordinates of the scene; boxes are in those."""
+    (root, similarity), found = moved, []
+    for coordinates in ("scene", "original"):
+        words = (f"run={trained[system]}", f"out={coordinates}.ply", f"coordinates={coordinates}", f"datasets.data_root={root}")
+        export(command, *words, *keys)
+        found.append(PlyData.read(tmp_path / f"{coordinates}.ply"))
+    scene, original = (np.stack([file["vertex"][axis] for axis in "xyz"], 1) for file in found)
+    assert np.abs(original.mean(0) - [300_000, -40_000, 20_000]).max() < 100 and len(scene) > 100
+    np.testing.assert_allclose(similarity.apply(original), scene, atol=1e-4)
+    for name in ("red", "green", "blue"):
+        assert (found[0]["vertex"][name] == found[1]["vertex"][name]).all()
+    if command == "mesh":
+        assert all((a == b).all() for a, b in zip(*(file["face"]["vertex_indices"] for file in found), strict=True))
+
+
+def test_cameras_in_original_coordinates(trained, export, moved, tmp_path):
+    (root, similarity), poses = moved, []
+    for coordinates in ("scene", "original"):
+        export(
+            "cameras",
+            f"run={trained['npbg']}",
+            "path=test",
+            f"out={coordinates}",
+            f"coordinates={coordinates}",
+            f"datasets.data_root={root}",
+        )
+        poses.append(np.loadtxt(tmp_path / coordinates / "CamPose.inf").reshape(-1, 4, 3))
+    scene, original = poses
+    np.testing.assert_allclose(similarity.apply(original[:, 3]), scene[:, 3], atol=1e-3)
+    np.testing.assert_allclose(original[:, :3] @ np.array(similarity.rotation).T, scene[:, :3], atol=1e-5)
+
+
 # ------------------------------------------------------------------ weights
 @pytest.mark.parametrize("system", ["npbg", "npbgpp", "nerf"])
 def test_weights(trained, export, system):
@@ -242,6 +290,8 @@ def test_default_files_are_in_the_run(trained, export, tmp_path):
         ("npbg", "volume", "NPBG"),
         ("npbg", "splats", "NPBG"),
         ("nerf", "splats out=scene.obj", "scene.obj: .* .ply or .splat or .glb"),
+        ("npbg", "cloud coordinates=original", "coordinates=original: .*photos.json.* ball has none"),
+        ("nerf", "mesh coordinates=orignal", "^error: coordinates: .*original"),
         ("npbg", "cloud out=cloud.obj", "cloud.obj: .* .ply"),
         ("npbg", "weights checkpoint=best", "checkpoint: .* epoch0, last .* best"),
         ("npbg", "weights out=weights.ckpt", "weights.ckpt: .* .safetensors"),

@@ -1,6 +1,7 @@
 """Exports of a part of a scene, and of a run as one page."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from npbgpp.cli.export import page as export_page
 from npbgpp.cli.export import splats
 from npbgpp.cli.settings import CroppedExport, PageExport, SplatExport
 from npbgpp.errors import InputError
+from npbgpp.export.coordinates import ExportCoordinates
 from npbgpp.export.page import Scores, read_scores
 from npbgpp.geometry import read_gaussian_ply
+from npbgpp.prepare.photo_poses import Similarity
+from npbgpp.prepare.photos_manifest import PhotosManifest
 from npbgpp.viewer.scene_nodes import box_edges
 
 from ..conftest import TINY_GAUSSIANS
@@ -33,6 +37,25 @@ def test_only_the_box_is_written(run, tmp_path):
     inside = (every[:, 0] >= 0) & (every[:, 0] <= 0.5) & (every[:, 2] >= -2) & (every[:, 2] <= 0.1)
     assert 0 < inside.sum() < len(every)
     np.testing.assert_array_equal(part, every[inside])
+
+
+def test_gaussians_in_original_coordinates(run, tiny_root, tmp_path):
+    """The box stays in coordinates of the scene."""
+    shutil.copytree(tiny_root / "ball", tmp_path / "ball")
+    change = Similarity(2.0, ((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)), (1.0, 2.0, 3.0))
+    PhotosManifest("photos", (), 0, 0.0, (), change, {}, {}, (), "command").write(tmp_path / "ball")
+    words = [f"datasets.data_root={tmp_path}"]
+    splats(SplatExport(run=run, out=tmp_path / "scene.ply", x_range=(0.0, 0.5)), words)
+    splats(SplatExport(run=run, out=tmp_path / "original.ply", x_range=(0.0, 0.5), coordinates="original"), words)
+    scene, original = (read_gaussian_ply(tmp_path / f"{name}.ply") for name in ("scene", "original"))
+    expected = ExportCoordinates(change.inverse(), None).gaussians(scene)
+    np.testing.assert_allclose(change.apply(original.means.double().numpy()), scene.means.numpy(), atol=1e-5)
+    for name, value in expected.__dict__.items():
+        np.testing.assert_allclose(getattr(original, name).numpy(), value.numpy(), atol=1e-5)
+    for suffix in (".splat", ".glb"):
+        splats(SplatExport(run=run, out=tmp_path / f"original{suffix}", coordinates="original"), words)
+    means = np.frombuffer((tmp_path / "original.splat").read_bytes(), "<f4").reshape(-1, 8)[:, :3]
+    assert np.abs(change.apply(means.astype(float))).max() < 3
 
 
 def test_empty_and_inverted_boxes_are_refused(run, tmp_path):

@@ -15,6 +15,7 @@ from npbgpp.prepare.check import (
     OrthographicView,
     check_sheet,
     draw_points,
+    render_depth,
     render_points,
     thumbnail,
     top_and_side_view,
@@ -22,7 +23,7 @@ from npbgpp.prepare.check import (
 )
 from npbgpp.prepare.scene_report import inspect_scene
 
-from ..helpers.balls import project
+from ..helpers.balls import cast_depth, project
 from ..helpers.scenes import COLOURS, POINTS, RADIUS
 from .conftest import NEAR, SIZE, VIEWS
 
@@ -54,6 +55,17 @@ def test_projected_points_of_mirrored_cameras_lie_elsewhere(scene):
     views = [replace(view, camera=replace(view.camera, R=view.camera.R * flip, T=view.camera.T * flip)) for view in scene.views]
     pairs = [drawn_pixels(replace(scene, views=tuple(views)), k) for k in range(0, VIEWS, 4)]
     assert sum((drawn & balls).sum() for drawn, balls in pairs) < 0.6 * sum(drawn.sum() for drawn, _ in pairs)
+
+
+def test_rendered_depths_are_those_of_the_balls(scene):
+    """Few pixels of this size are without a point."""
+    camera, cloud = scene.views[2].camera.resize((48, 64)), scene.cloud.read()
+    depth = render_depth(ChunkedCloud.build(cloud.xyz), camera, NEAR)
+    exact = torch.from_numpy(cast_depth(camera)).float()
+    both = (depth > 0) & (exact > 0)
+    assert both.sum() > 0.8 * (exact > 0).sum() and (depth - exact)[both].abs().median() < 0.03  # of pixels 0.04 wide
+    around = torch.nn.functional.max_pool2d(exact[None], 5, 1, 2)[0]
+    assert not ((depth > 0) & (around == 0)).any()
 
 
 def test_rendered_points_have_the_colours_of_the_balls(scene):

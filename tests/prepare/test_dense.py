@@ -1,6 +1,8 @@
 """``npbgpp prepare dense`` on photos of a textured room with a COLMAP model."""
 
 import json
+import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,9 +108,18 @@ def test_an_interrupted_call_goes_on(original, prepare, monkeypatch):
     assert not list(folder.glob(".again*"))
 
 
+def test_views_that_do_not_fit_into_memory_are_read_again(original, prepare, monkeypatch):
+    monkeypatch.setattr(dense, "_COMPARED", 3)
+    whole = (prepare("pc_name=whole.ply", "size=64") / "whole.ply").read_bytes()
+    monkeypatch.setattr(dense, "_CACHED_BYTES", 0)
+    assert (prepare("pc_name=parts.ply", "size=64") / "parts.ply").read_bytes() == whole
+
+
 def test_fewer_points(prepare, caplog):
+    caplog.set_level(logging.INFO)
     folder = prepare("pc_name=few.ply", "count=500", "size=96", "min_views=3")
     assert len(read_ply(folder / "few.ply")) == 500
+    assert re.search(r"7 photos, about \d+ s \(depth maps \d+ s, fusion \d+ s\)", caplog.text)
     with pytest.raises(SystemExit, match="exists; choose another name"):
         prepare("pc_name=few.ply")
 

@@ -85,6 +85,24 @@ def test_photos_are_turned_upright(importer, tmp_path, picture, orientation):
         assert (np.asarray(written) == np.asarray(picture)).all() and written.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_heic(importer, tmp_path, picture, orientation):
+    """Upright, with the focal length of the EXIF data, as the photos of a phone that was turned."""
+    heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif")
+    heif.register_heif_opener()
+    turned = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    stored = picture.transpose(turned[orientation]) if orientation in turned else picture
+    data = exif(Orientation=orientation, FocalLengthIn35mmFilm=43, Make="A", Model="B")
+    for k in range(2):
+        stored.save(tmp_path / f"{k}.heic", quality=95, exif=data.tobytes())
+    assert len(PhotoSource.find(tmp_path).files) == 2
+    (photo,) = add(importer, tmp_path / "0.heic")
+    with Image.open(importer.images / photo.name) as written:
+        assert written.format == "JPEG" and written.size == picture.size == (photo.width, photo.height)
+        assert np.abs(np.asarray(written).astype(int) - np.asarray(picture)).mean() < 25
+    assert photo.focal_px == pytest.approx(43 / 43.267 * 100) and photo.camera == "80x60 A B 43"
+
+
 def test_large_photos_are_reduced(tmp_path, picture):
     importer = PhotoImporter(tmp_path / "images", tmp_path / "m", None, tmp_path / "masks", 100, None)
     picture.resize((640, 480)).save(tmp_path / "a.jpg", exif=exif(FocalLengthIn35mmFilm=43))

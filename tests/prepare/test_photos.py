@@ -114,6 +114,16 @@ def test_report(good):
         assert sheet.width > 900 and sheet.height > 900
 
 
+def test_report_shows_the_depths_of_a_dense_cloud(prepare, good, tmp_path):
+    """Below each photo; the contact sheet grows by them."""
+    shutil.copytree(good / "scene", tmp_path / "scene")
+    prepare("dense", "scene", "size=80", "min_views=3")
+    text = (tmp_path / "scene" / "report.html").read_text()
+    assert text.count("data:image/jpeg") == 2 * COUNT and 'alt="depth of IMG_0.jpg"' in text and "depths of mvs_pc.ply" in text
+    with Image.open(good / "scene" / "report.png") as before, Image.open(tmp_path / "scene" / "report.png") as after:
+        assert after.width == before.width and after.height > before.height + 100
+
+
 def test_poses_are_replaced_only_on_request(prepare, good, tmp_path):
     shutil.copytree(good / "input", tmp_path / "input")
     shutil.copytree(good / "scene", tmp_path / "scene")
@@ -242,6 +252,11 @@ def test_given_poses_are_adjusted(prepare, good, true, tmp_path):
     after = pose_errors(poses(tmp_path / "scene"), true)
     assert "8 of 10 photos registered" in output and before[0] > 0.6 and before[1] > 0.02
     assert after[0] < 0.3 and after[1] < 0.005
+    # exports in original coordinates lie where the given cameras are
+    names, found = sorted(noisy), poses(tmp_path / "scene")
+    given, adjusted = (np.stack([-p[n][:3, :3].T @ p[n][:3, 3] for n in names]) for p in (noisy, found))
+    back = PhotosManifest.read(tmp_path / "scene").from_colmap.inverse().apply(adjusted)
+    assert np.linalg.norm(back - given, axis=1).mean() < 0.08
 
 
 def test_given_poses_of_other_photos(prepare, good, tmp_path):
