@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _REFRESH_S = 1.0  # between two pictures of a camera that rests
 _ENTER_S = 0.5  # that training waits at most for another thread to begin
-_LOOK_S = 0.02  # between two looks for browsers in a pause
+_LOOK_S = 0.02  # between two checks for browsers in a pause
 
 
 class Turn:
@@ -65,7 +65,7 @@ class Turn:
         return self.seconds / max(time.perf_counter() - self._began, 1e-9)
 
     def give(self, timeout: float) -> None:
-        """Lets one other thread render once, or returns after ``timeout`` seconds in which nobody began to."""
+        """Lets one other thread render once, or returns after ``timeout`` seconds in which none began to."""
         start = time.perf_counter()
         with self._changed:
             before, self._open = self._entered, True

@@ -362,11 +362,11 @@ def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[st
         InputError: keys that differ.
     """
     mark = content.get("npbgpp")
-    told = mark.get("training") if isinstance(mark, dict) else None
-    if not isinstance(told, str):
+    saved = mark.get("training") if isinstance(mark, dict) else None
+    if not isinstance(saved, str):
         return
     try:
-        before = with_current_classes(json.loads(told))
+        before = with_current_classes(json.loads(saved))
         differing_keys = before.keys() | keys.keys()
     except (ValueError, RecursionError, AttributeError) as error:
         raise InputError(

@@ -378,7 +378,7 @@ class _Attempts:
 
 
 def started(loggers: Sequence[Logger]) -> list[Logger]:
-    """The loggers without those of W&B that cannot start, because nobody is logged in or the server cannot be reached."""
+    """The loggers without those of W&B that cannot start, because there is no login or the server cannot be reached."""
     kept = []
     for logger in loggers:
         try:

@@ -130,7 +130,7 @@ def with_cloud(scene: Scene, root: Path) -> Scene:
 
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 _CLOUDS = (".ply", ".pcd", ".las", ".laz", ".xyz", ".e57", ".pts")
-_MOST = 10_000  # files that are looked at
+_MOST = 10_000  # files that are listed
 # patterns of files of other programs, what they are, and what to do
 _OTHERS = (
     ("sfm_data*.json", "OpenMVG", "export to COLMAP (openMVG_main_openMVG2Colmap)"),

@@ -93,7 +93,7 @@ class FilmThread:
                     done += 1
                     self._report(Progress(done, count))
                     time.sleep(_BREATH_S)
-        except Exception as error:  # told in the panel: the viewer goes on
+        except Exception as error:  # is shown in the panel: the viewer goes on
             log.warning("film %s: %s", self._file, error)
             self._report(Progress(done, count, error=str(error)))
             return
@@ -365,5 +365,5 @@ class PathPanel:
         if progress.ended:
             self._film = None
             self._progress.visible = self._cancel.visible = False
-            told = f"film: `{progress.file}`" if progress.file is not None else f"no film: {progress.error}"
-            self._state.content = f"{self._state.content}\n\n{told}"
+            outcome = f"film: `{progress.file}`" if progress.file is not None else f"no film: {progress.error}"
+            self._state.content = f"{self._state.content}\n\n{outcome}"

@@ -17,7 +17,7 @@ from npbgpp.viewer.poses import ViewerFrame
 from npbgpp.viewer.scene_nodes import cloud_arguments, frustums
 from npbgpp.viewer.server import open_server
 
-_PORT = 18800  # of the server that collects the scene; nobody connects to it
+_PORT = 18800  # of the server that collects the scene, without clients
 _LEAST_OPACITY = 1 / 255
 _AWAY, _ABOVE = 1.4, 0.5  # distances of the first look, relative to that of the first view
 

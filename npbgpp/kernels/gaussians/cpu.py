@@ -47,7 +47,7 @@ f32 = np.float32
 
 _HEAD = 11  # columns of the table before the features
 _SUMS = 6  # columns of a slot before the features
-_STRIDE = 8  # gaussians between two looks at the transmittance of a tile
+_STRIDE = 8  # gaussians between two checks of the transmittance of a tile
 
 _ZERO, _HALF, _ONE, _TWO = f32(0), f32(0.5), f32(1), f32(2)
 _LOG2E, _LN2 = f32(1 / math.log(2)), f32(math.log(2))

@@ -33,7 +33,7 @@ def render_gaussians(
 
     * alpha at a pixel centre is min(0.99, opacity * exp(-d^T C^-1 d / 2)), or 0 where that is below 1/255;
     * a gaussian thus ends at its bounding box, half-widths sqrt(2 ln(255 opacity) C_xx) and the same with C_yy;
-    * a tile of 16x16 pixels ends when the transmittance of all its pixels is below 1e-4. The fast implementations look at it every few gaussians only,
+    * a tile of 16x16 pixels ends when the transmittance of all its pixels is below 1e-4. The fast implementations check this every few gaussians only,
       which changes values by less than 1e-4 of the largest feature.
 
     Args:
