@@ -32,6 +32,7 @@ _PROBE_STEPS = 20  # that measure the speed
 _FEWEST_STEPS, _MOST_STEPS = 300, 30_000
 _LEAST_SHARE = 0.3  # of the minutes that training gets, also if the stages before took longer
 _START_SECONDS = 15.0  # of a command, and of an evaluation
+_ASPECT = 3 / 4  # of photos, for the forecast
 _MANY_PHOTOS = 10  # with fewer, three that agree on a point are enough
 _FILM_FRAMES, _FILM_SECONDS = 90, 40.0
 _AROUND = 120.0  # degrees, largest gap between cameras around the scene that a circle may cross
@@ -147,8 +148,8 @@ def _forecast(settings: AutoSettings, scene: Path) -> None:
 
     root = settings.photos.expanduser().absolute()
     _, megapixels, seconds = forecast(_photo_settings(settings, scene), PhotoSource.find(root, own_files(scene, root)))
-    reduced = min(1.0, _size(settings) / settings.max_image_size) ** 2
-    poses, cloud = sum(seconds.values()), sum(forecast_seconds([reduced * size for size in megapixels]).values())
+    most = _ASPECT * _size(settings) ** 2 / 1e6
+    poses, cloud = sum(seconds.values()), sum(forecast_seconds([min(most, size) for size in megapixels]).values())
     training = max(settings.minutes * 60 - poses - cloud - _FILM_SECONDS, _LEAST_SHARE * settings.minutes * 60)
     parts = {"poses": poses, "dense cloud": cloud, f"training of {settings.system}": training, "film": _FILM_SECONDS}
     log.info("forecast: %s, less what is done already", in_words(parts))
