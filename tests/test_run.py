@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from npbgpp.core.files import load_tensors
 from npbgpp.errors import InputError
 
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
@@ -52,6 +53,11 @@ def test_fit_and_test_write_everything(run_here):
 def test_pictures_can_be_left_out(run_here):
     folder = run_here("test_after_fit=true", "system.save_rendered_eval_images=false")
     assert not (folder / "rendered").exists() and (folder / "report.png").is_file()
+
+
+def test_a_time_limit_stops_within_an_epoch(run_here):
+    folder = run_here(*QUIET, "trainer.max_time=00:00:00:01", "datasets.train_num_samples=100000")
+    assert 0 < load_tensors(folder / "checkpoints" / "last.ckpt", "checkpoint")["global_step"] < 10_000
 
 
 def test_a_run_repeats_bit_for_bit_and_follows_its_seed(run_here):

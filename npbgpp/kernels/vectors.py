@@ -65,12 +65,10 @@ def _operations() -> dict[str, Any]:
     from numba.core.typing.templates import AbstractTemplate, infer_global, signature
     from numba.extending import intrinsic, lower_builtin, models, register_model
 
+    from npbgpp.kernels.vector_type import VectorType
+
     llvm_float, llvm_index = ir.FloatType(), ir.IntType(32)
     llvm_vector = ir.VectorType(llvm_float, LANES)
-
-    class VectorType(types.Type):
-        def __init__(self) -> None:
-            super().__init__(name="float32x16")
 
     @register_model(VectorType)
     class VectorModel(models.PrimitiveModel):

@@ -1,5 +1,9 @@
 """Vectors of CPU kernels against NumPy."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
@@ -79,3 +83,35 @@ def test_bilinear_samples():
     out = np.zeros(16, np.float32)
     _sample(image, 5, 9, x, y, out)
     np.testing.assert_allclose(out, map_coordinates(picture.astype(float), [y, x], order=1), rtol=1e-5)
+
+
+HALF_KEPT = """
+import numpy as np
+from npbgpp.kernels.backend import kernel
+from npbgpp.kernels.vectors import load, store
+
+@kernel()
+def square(values):
+    return load(values, 0) * load(values, 0)
+
+@kernel()
+def cube(values):
+    store(values, 0, square(values) * load(values, 0))
+
+values = np.full(16, 3, np.float32)
+cube(values)
+print(values[0])
+"""
+
+
+@pytest.mark.slow
+def test_a_cache_that_lacks_some_kernels(tmp_path):
+    """As an interrupted first run leaves it: what is kept has the vectors of every process."""
+    script = tmp_path / "half_kept.py"
+    script.write_text(HALF_KEPT)
+    command, environment = [sys.executable, str(script)], os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert subprocess.check_output(command, env=environment, text=True) == "27.0\n"
+    (index,) = (tmp_path / "cache").rglob("*cube*.nbi")
+    index.unlink()
+    assert list((tmp_path / "cache").rglob("*square*.nbi"))
+    assert subprocess.check_output(command, env=environment, text=True) == "27.0\n"
