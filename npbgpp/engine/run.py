@@ -152,7 +152,7 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
     checkpoints, keys = AtomicCheckpointIO(), training_keys(_plain(config), method.display_keys)
     resume = _checkpoint_to_resume(settings, plan, search_paths, checkpoints)
     if resume is not None:
-        check_same_training(resume, checkpoints.read_ahead(resume), keys, settings.resume_strict)
+        check_same_training(resume, checkpoints.read_ahead(resume), method.__name__, keys, settings.resume_strict)
     resumed_run = None if resume is None else resume.parent.parent
     context = RunContext(found.scenes, search_paths, metrics, settings.seed, settings.eval_only, resumed_run)
     system = method(system_settings, context, **networks)

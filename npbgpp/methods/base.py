@@ -241,6 +241,8 @@ class System(LightningModule):
     accepts_checkpoints_of: ClassVar[tuple[str, ...]] = ()
     # first parts of weight names in checkpoints that this method does not use
     unused_weights: ClassVar[tuple[str, ...]] = ()
+    # suffixes of files of other programs that ``read_foreign_weights`` reads
+    foreign_weights: ClassVar[tuple[str, ...]] = ()
     # meshes are fused from rendered depth maps: for methods without a radiance field whose depth maps are dense
     meshes_from_depth: ClassVar[bool] = False
     # renders dynamic scenes: needed for trajectories over time
