@@ -70,7 +70,10 @@ def complaint(done: subprocess.CompletedProcess) -> str:
         ("datasets.scenes.val=[globe]", "scene globe is not trained in this run and has no saved descriptors"),
         ("dataloader.train_total_batch_size=5", "one epoch has 4 samples, fewer than a batch of 5"),
         ("datasets.pc_name=cloud.ply", "point cloud .*cloud.ply: no such file"),
-        ("datasets.scene_name=bal", "scene bal: expected the folder .*folders there: ball, globe, moon"),
+        (
+            "datasets.scene_name=bal",
+            "scene bal: expected the folder .*datasets.data_root=.*datasets.scene_name.*folders there: ball, globe, moon",
+        ),
     ],
 )
 def test_config_mistakes_are_named(run_here, override, message):
@@ -201,4 +204,17 @@ def test_run_folder_that_cannot_be_made(run_command, tmp_path):
     done = run_command(*QUIET, f"hydra.run.dir={tmp_path}/file/run")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"hydra.run.dir={tmp_path}/file/run: expected a writable folder" in done.stderr
+    assert "Not a directory" in done.stderr and "free space" not in done.stderr
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("kept", [None, "mine.txt"])
+def test_a_run_that_was_refused_leaves_nothing(run_command, tmp_path, kept):
+    """Neither its folder nor those that it made for it; a folder with something else in it stays."""
+    folder = tmp_path / "new" / "run"
+    if kept is not None:
+        folder.mkdir(parents=True)
+        (folder / kept).write_text("mine")
+    assert "system.near" in complaint(run_command("system.near=-1", f"hydra.run.dir={folder}"))
+    assert (tmp_path / "new").exists() == (kept is not None)
+    assert kept is None or (folder / kept).read_text() == "mine"
