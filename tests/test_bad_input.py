@@ -1,6 +1,7 @@
 """What a user can get wrong ends in one message that names it, and exit code 1; files of earlier runs stay as they were."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from npbgpp.errors import InputError, original_message
@@ -147,6 +150,17 @@ def test_messages_of_worker_processes_are_unwrapped():
     wrapped = f"Caught InputError in DataLoader worker process 0.\n{traceback}"
     assert original_message(InputError(wrapped)) == "image a.png: broken"
     assert original_message(InputError("scene InputError: odd name")) == "scene InputError: odd name"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [("${foo}", r"expected .* key that exists, got \$\{foo\}"), ("???", "Missing mandatory value")]
+)
+def test_messages_of_omegaconf_are_one_line_that_begins_with_the_key(value, reason):
+    config = OmegaConf.create({"datasets": {"data_root": value}})
+    with pytest.raises(OmegaConfBaseException) as caught:
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    message = original_message(caught.value)
+    assert re.match(rf"datasets\.data_root: {reason}", message) and "\n" not in message, message
 
 
 # ------------------------------------------------------------------ the command line

@@ -15,6 +15,7 @@ from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, CloudFile, CloudManifest, PhotoCache, Scene, Stage, ViewChoice, available_bytes
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
 from npbgpp.data.sampling import BatchDataset, BatchEpochs, DrawnItems, ResumableLoader, SceneSampler, Shard, ignore_foreign_sigterm
+from npbgpp.data.scene import choose_views
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
@@ -199,9 +200,16 @@ class DataModule(LightningDataModule):
         )
 
     def _validates(self, name: str) -> bool:
-        if not self.scenes[name].splits["val"]:
-            log.warning("scene %s has no validation views and is not validated; choose some with datasets.val_indices", name)
-        return bool(self.scenes[name].splits["val"])
+        scene, rule = self.scenes[name], self.settings.val_indices
+        if scene.splits["val"]:
+            return True
+        reason = ""
+        if isinstance(rule, float) or (isinstance(rule, str) and rule.startswith("every:")):
+            chosen = choose_views(rule, [view.name for view in scene.views], "datasets.val_indices", name)
+            if chosen and {*chosen} <= {*scene.splits["test"]}:
+                reason = f" (all {len(chosen)} of datasets.val_indices={rule} are test views as well)"
+        log.warning("scene %s has no validation views%s and is not validated; choose some with datasets.val_indices", name, reason)
+        return False
 
     def _budget(self) -> int:
         """Bytes for decoded photos."""

@@ -352,13 +352,12 @@ class System(LightningModule):
 
     def gaussian_cloud(self, scene: str) -> GaussianCloud:
         """A scene as gaussians, for programs that show them. Raises InputError for methods without gaussians."""
-        raise InputError(f"export splats: {type(self).__name__} has no gaussians; use export cloud or mesh, or a run of system=gaussians")
+        raise InputError(f"export splats: {type(self).__name__} has no gaussians; use export cloud or mesh, or a run of a method that has")
 
     def field_export(self) -> FieldExport:
         """The radiance field for meshes and volumes. Raises InputError for methods without one in Euclidean coordinates."""
-        raise InputError(
-            f"export mesh, volume: {type(self).__name__} has no radiance field; use export cloud, or a run of such a method (system=nerf)"
-        )
+        command, other = ("volume", "export mesh or cloud") if self.meshes_from_depth else ("mesh, volume", "export cloud")
+        raise InputError(f"export {command}: {type(self).__name__} has no radiance field; use {other}, or a run of a method that has")
 
     def stabilise(self, scene: str, cameras: Sequence[Cameras], passes: int, lr: float, precision: Precision) -> VideoStability:
         """Finetunes the method along a trajectory so that its video flickers less. Raises InputError for methods that cannot."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -174,7 +175,8 @@ def test_existing_clouds_are_kept_or_replaced_as_a_whole(prepare, tmp_path, monk
     ("arguments", "expected"),
     [
         ("check scene=nowhere", ["nowhere", "folder"]),
-        ("check pictures=2", ["scene", "nothing"]),
+        ("check pictures=2", ["scene", "nothing", "npbgpp prepare check <scene>"]),
+        ("photos 'my photos'", ["scene: expected", "npbgpp prepare photos 'my photos' <scene>"]),
         ("check scene more", ["more", "key=value"]),
         ("check scene=scene neer=3", ["neer", "near"]),
         ("check scene=scene pictures=0", ["pictures", "0"]),
@@ -195,7 +197,7 @@ def test_refusals(prepare, tmp_path, arguments, expected):
         dtu.write(tmp_path / name, 6)
     (tmp_path / "damaged" / "cameras.npz").write_bytes(b"PK")
     llff.write(tmp_path / "llff", 6)
-    message = prepare.refused(*arguments.split())
+    message = prepare.refused(*shlex.split(arguments))
     assert all(word in message for word in expected), message
     assert not list(tmp_path.rglob("a.ply"))
 
