@@ -258,6 +258,7 @@ def load_weights(system: System, path: Path, strict: bool, run: Path | None = No
         _check_origin(system, path, saved.origin, strict)
         if run is not None and system.has_scene_files and path.resolve().parent == run.resolve() / "checkpoints":
             _expect_scene_files(system, path, saved.mark)
+        system.suggest_scene_files(path.resolve().parent.parent)
         weights = system.translate_weights(saved.tensors)
     if strict:
         system.adapt_to_weights(weights)

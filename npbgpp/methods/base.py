@@ -373,6 +373,9 @@ class System(LightningModule):
             mark: what ``on_save_checkpoint`` put into that checkpoint as ``npbgpp``.
         """
 
+    def suggest_scene_files(self, run: Path) -> None:
+        """Tells which run the weights are of, for messages on data of scenes that are missing."""
+
     # ------------------------------------------------------------- evaluation
     def on_validation_start(self) -> None:
         broadcast_buffers(self)  # all processes evaluate the same networks
