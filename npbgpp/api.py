@@ -40,7 +40,7 @@ def load_scene(
     Args:
         folder: folder of the scene.
         layout: name of its layout, such as ``colmap``; ``auto`` recognises it by its files.
-        pc_name: name of the point cloud in the folder. If there is no such file, the points that came with the poses are used.
+        pc_name: name of the point cloud in the folder. Without ``mvs_pc.ply``, the points that came with the poses are used.
         downscale: factor by which photos and cameras are reduced.
         options: further keys of the ``datasets`` group that the layout has, such as ``white_bg``.
 

@@ -37,6 +37,7 @@ _MANY_PHOTOS = 10  # with fewer, three that agree on a point are enough
 _FILM_FRAMES, _FILM_SECONDS = 90, 40.0
 _AROUND = 120.0  # degrees, largest gap between cameras around the scene that a circle may cross
 _STOPS = 8  # views that the film of other scenes goes through
+_MEMORY = "auto.json"  # in the folder of results: what they are of
 _PICTURES = 4  # held-out views on the page
 
 
@@ -92,10 +93,11 @@ def main() -> None:
 def run_stages(settings: AutoSettings, command: str) -> Path:
     """Runs what is not done yet; returns the report. Raises InputError for photos that cannot be used, and SystemExit if a command fails."""
     out = settings.folder()
-    _remember(settings, out)
-    start = time.monotonic()
     scene = out / "scene"
+    _check_folder(settings, out)
+    start = time.monotonic()
     _forecast(settings, scene)
+    _remember(settings, out)
     _poses(settings, scene, command)
     _cloud(settings, scene, command)
     run = out / settings.system
@@ -110,17 +112,13 @@ def run_stages(settings: AutoSettings, command: str) -> Path:
     return report
 
 
-def _remember(settings: AutoSettings, out: Path) -> None:
+def _check_folder(settings: AutoSettings, out: Path) -> None:
     """Raises InputError where the folder has results of other photos or keys; the method may differ, which has a folder of its own."""
-    from npbgpp.core.files import write_atomically
-
-    path = out / "auto.json"
-    values = {name: str(value) for name, value in asdict(settings).items() if name not in ("out", "system")}
-    values["photos"] = str(settings.photos.expanduser().absolute())
+    path = out / _MEMORY
     others = [entry for entry in out.iterdir() if entry != path] if out.is_dir() else []
     if path.is_file() and others:
         found = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in values.items():
+        for name, value in _remembered(settings).items():
             if found.get(name) != value:
                 raise InputError(
                     f"out={out}: has results of {name}={found.get(name)}, got {name}={value}; choose another folder with out=<folder>"
@@ -129,8 +127,18 @@ def _remember(settings: AutoSettings, out: Path) -> None:
         raise InputError(
             f"out={out}: expected a new folder, or one of an earlier call of npbgpp auto, got one with other files; choose another"
         )
-    else:  # new, or of a call that ended before it had results
-        write_atomically(path, lambda file: file.write(json.dumps(values, indent=1).encode()))
+
+
+def _remember(settings: AutoSettings, out: Path) -> None:
+    """Writes what the results of the folder are of; a call that ended before it had results may have left something else."""
+    from npbgpp.core.files import write_atomically
+
+    write_atomically(out / _MEMORY, lambda file: file.write(json.dumps(_remembered(settings), indent=1).encode()))
+
+
+def _remembered(settings: AutoSettings) -> dict[str, str]:
+    values = {name: str(value) for name, value in asdict(settings).items() if name not in ("out", "system")}
+    return values | {"photos": str(settings.photos.expanduser().absolute())}
 
 
 def _photo_settings(settings: AutoSettings, scene: Path) -> "PhotoSettings":

@@ -1,5 +1,6 @@
 """The exception for user errors in files, keys and numbers, which print one line; all others are bugs and keep their traceback."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -11,8 +12,13 @@ class InputError(Exception):
 
 
 def original_message(error: Exception) -> str:
-    """The message as raised: data loaders wrap the errors of worker processes in a printed traceback."""
+    """The message as raised: data loaders wrap the errors of worker processes in a printed traceback. Of OmegaConf, one line that begins with the key."""
     text = str(error)
+    key = getattr(error, "full_key", None)
+    if key:
+        reference = re.match(r"Interpolation key '(.+)' not found", text)
+        reason = f"expected a reference to a key that exists, got ${{{reference[1]}}}; correct it" if reference else text.splitlines()[0]
+        return f"{key}: {reason}"
     marker = f"{InputError.__name__}: "
     return text.rsplit(marker, 1)[-1].strip() if text.startswith("Caught ") and marker in text else text
 

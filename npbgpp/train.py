@@ -32,7 +32,7 @@ _NOISE = (
 def run_composed(config: DictConfig) -> None:
     """Runs a config that Hydra has composed. User errors print one line and exit with code 1."""
     # torch is imported once the command line is accepted
-    from npbgpp.engine.hydra_hooks import record_failure
+    from npbgpp.engine.hydra_hooks import record_failure, remove_unused_folder
     from npbgpp.engine.run import run
 
     runtime = HydraConfig.get().runtime
@@ -48,6 +48,7 @@ def run_composed(config: DictConfig) -> None:
         if record_failure(error, original_message(error)):
             return
         log.error("%s", original_message(error))
+        remove_unused_folder()
         sys.exit(1)
     except Exception as error:
         if not record_failure(error, ""):

@@ -1,6 +1,7 @@
 """The Python interface: scenes, clouds and trained runs by the names in ``npbgpp.__all__``, and the snippet of the README."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -52,8 +53,10 @@ def test_clouds(tiny_root):
     torch.testing.assert_close(cloud.rgb, cloud.xyz * 0.5 + 0.5, rtol=0, atol=1 / 255)  # the colours of the tiny scene
 
 
-def test_runs_render_what_their_evaluation_saved(trained):
-    run = npbgpp.load_run(trained)
+def test_runs_render_what_their_evaluation_saved(trained, caplog):
+    with caplog.at_level(logging.INFO):
+        run = npbgpp.load_run(trained)
+    assert not [record for record in caplog.records if record.name.startswith("pytorch_lightning")]
     cameras = run.cameras("test")
     render = run.render(cameras)
     assert isinstance(run, npbgpp.TrainedRun) and isinstance(render, npbgpp.Render) and run.method == "NPBG"

@@ -1,6 +1,7 @@
 """What a user can get wrong ends in one message that names it, and exit code 1; files of earlier runs stay as they were."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from npbgpp.errors import InputError, original_message
@@ -70,7 +73,10 @@ def complaint(done: subprocess.CompletedProcess) -> str:
         ("datasets.scenes.val=[globe]", "scene globe is not trained in this run and has no saved descriptors"),
         ("dataloader.train_total_batch_size=5", "one epoch has 4 samples, fewer than a batch of 5"),
         ("datasets.pc_name=cloud.ply", "point cloud .*cloud.ply: no such file"),
-        ("datasets.scene_name=bal", "scene bal: expected the folder .*folders there: ball, globe, moon"),
+        (
+            "datasets.scene_name=bal",
+            "scene bal: expected the folder .*datasets.data_root=.*datasets.scene_name.*folders there: ball, globe, moon",
+        ),
     ],
 )
 def test_config_mistakes_are_named(run_here, override, message):
@@ -146,6 +152,17 @@ def test_messages_of_worker_processes_are_unwrapped():
     assert original_message(InputError("scene InputError: odd name")) == "scene InputError: odd name"
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"), [("${foo}", r"expected .* key that exists, got \$\{foo\}"), ("???", "Missing mandatory value")]
+)
+def test_messages_of_omegaconf_are_one_line_that_begins_with_the_key(value, reason):
+    config = OmegaConf.create({"datasets": {"data_root": value}})
+    with pytest.raises(OmegaConfBaseException) as caught:
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    message = original_message(caught.value)
+    assert re.match(rf"datasets\.data_root: {reason}", message) and "\n" not in message, message
+
+
 # ------------------------------------------------------------------ the command line
 def test_misspelt_key_on_the_command_line(run_command):
     done = run_command("system.nea=2")
@@ -201,4 +218,17 @@ def test_run_folder_that_cannot_be_made(run_command, tmp_path):
     done = run_command(*QUIET, f"hydra.run.dir={tmp_path}/file/run")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"hydra.run.dir={tmp_path}/file/run: expected a writable folder" in done.stderr
+    assert "Not a directory" in done.stderr and "free space" not in done.stderr
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("kept", [None, "mine.txt"])
+def test_a_run_that_was_refused_leaves_nothing(run_command, tmp_path, kept):
+    """Neither its folder nor those that it made for it; a folder with something else in it stays."""
+    folder = tmp_path / "new" / "run"
+    if kept is not None:
+        folder.mkdir(parents=True)
+        (folder / kept).write_text("mine")
+    assert "system.near" in complaint(run_command("system.near=-1", f"hydra.run.dir={folder}"))
+    assert (tmp_path / "new").exists() == (kept is not None)
+    assert kept is None or (folder / kept).read_text() == "mine"

@@ -282,8 +282,36 @@ def test_where_weights_are_looked_for(tmp_path, caplog):
     with pytest.raises(InputError, match="did you mean last.ckpt") as caught:
         find_weights("experiments/checkpoints/lst.ckpt", search_paths)
     assert str(path.parent / "lst.ckpt") in str(caught.value)
-    with pytest.raises(InputError, match="expected a checkpoint file"):
+    with pytest.raises(
+        InputError, match=r"expected a checkpoint file.*checkpoints/last\.ckpt, got the folder .*/experiments/checkpoints .*: last\.ckpt"
+    ):
         find_weights("experiments/checkpoints", search_paths)
+
+
+@pytest.mark.parametrize("key", ["weights_path", "trainer.resume_from_checkpoint"])
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path, key):
+    search_paths = SearchPaths(tmp_path, tmp_path / "run", tmp_path)
+    (tmp_path / "made" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "made" / "checkpoints" / "first.ckpt").touch()
+    with pytest.raises(InputError, match=rf"{key}=made: .*last\.ckpt, got the folder .*/made .*: checkpoints/first\.ckpt"):
+        find_weights("made", search_paths, key)
+    (tmp_path / "made" / "checkpoints" / "last.ckpt").touch()
+    assert find_weights("made", search_paths, key) == tmp_path / "made" / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("name", "got"), [("README.md", r"got \.md"), ("scene.splat", r"got \.splat"), ("weights", "got one without a suffix")]
+)
+def test_files_that_are_no_checkpoints_name_the_kinds_that_are(tmp_path, name, got):
+    (tmp_path / name).write_bytes(b"# text")
+    with pytest.raises(InputError, match=rf"{name}: expected a file \.ckpt, \.pth, \.pt, \.safetensors, {got}"):
+        load_weights(Tiny(), tmp_path / name, strict=True)
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_checkpoints_may_have_any_suffix(tmp_path, is_archive):
+    torch.save({"state_dict": Tiny().state_dict()}, tmp_path / "weights.tar", _use_new_zipfile_serialization=is_archive)
+    assert len(load_weights(Tiny(), tmp_path / "weights.tar", strict=True).loaded) == 4
 
 
 def test_files_are_whole_or_absent(tmp_path):

@@ -250,10 +250,17 @@ def test_keys_that_came_after_a_checkpoint_may_have_any_value(tmp_path, caplog):
     before = {"npbgpp": {"training": json.dumps({"system.near": 0.01, "system.refiner": None})}}
     now = {"system.near": 0.01, "system.refiner": None, "system.later": 3}
     with caplog.at_level(logging.INFO):
-        check_same_training(tmp_path / "last.ckpt", before, now, strict=True)
+        check_same_training(tmp_path / "last.ckpt", before, "NPBG", now, strict=True)
     assert any("system.later" in message for message in caplog.messages)
     with pytest.raises(InputError, match="system.refiner.width: None then, 8 now"):
-        check_same_training(tmp_path / "last.ckpt", before, {"system.near": 0.01, "system.refiner.width": 8}, strict=True)
+        check_same_training(tmp_path / "last.ckpt", before, "NPBG", {"system.near": 0.01, "system.refiner.width": 8}, strict=True)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_checkpoints_of_another_method_are_named_as_such(tmp_path, strict):
+    before = {"npbgpp": {"system": "Gaussians", "training": json.dumps({"system.near": 0.01})}}
+    with pytest.raises(InputError, match=r"last\.ckpt: of Gaussians, not of NPBG"):
+        check_same_training(tmp_path / "last.ckpt", before, "NPBG", {"system.near": 1.0}, strict)
 
 
 def test_where_things_lie_may_change(run_in, tiny_root, tmp_path, monkeypatch):

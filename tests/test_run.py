@@ -1,6 +1,7 @@
 """Whole runs on tiny scenes: what a run leaves behind, and what the next one takes up."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from npbgpp.core.files import load_tensors
 from npbgpp.errors import InputError
 
+EVALUATED = ("eval_only=true", "datasets.scenes.test=[ball]", "system.descriptors_pretrained_dir=run/descriptors")
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
 
 
@@ -80,7 +82,28 @@ def test_evaluation_without_descriptors_is_refused(run_here):
     trained = run_here(*QUIET, name="trained")
     with pytest.raises(InputError, match="descriptors of scene ball: expected ball.pth") as caught:
         run_here("eval_only=true", f"weights_path={trained}/checkpoints/last.ckpt", name="again")
-    assert "system.descriptors_pretrained_dir" in str(caught.value)
+    assert str(caught.value).endswith(f"system.descriptors_pretrained_dir={trained}/descriptors")
+    (trained / "descriptors").rename(trained / "elsewhere")
+    with pytest.raises(InputError, match="descriptors of scene ball: .*with system.descriptors_pretrained_dir$"):
+        run_here("eval_only=true", f"weights_path={trained}/checkpoints/last.ckpt", name="again")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [((), True), (EVALUATED, False)],
+)
+def test_trainings_end_with_the_next_step(run_here, caplog, words, named):
+    run = run_here(*QUIET)
+    with caplog.at_level(logging.INFO):
+        run_here(
+            *QUIET,
+            *words,
+            *((f"weights_path={run}",) if words else ()),
+            "test_after_fit=false",
+            "system.overwrite_descriptors=true",
+            name="next",
+        )
+    assert ("npbgpp view next, or npbgpp render next path=circle" in caplog.text) == named
 
 
 def test_pretrained_descriptors_are_the_start(run_here, tmp_path):

@@ -214,6 +214,8 @@ def test_a_folder_that_holds_a_training(run, tmp_path):
         require_no_run(run, "hydra.run.dir")
     with pytest.raises(InputError, match="would be removed"):
         remove_run(run, "hydra.run.dir", [run / LAST])
+    with pytest.raises(InputError, match="would be removed"):
+        remove_run(run, "hydra.run.dir", [run])
     remove_run(run, "hydra.run.dir", [tmp_path / "elsewhere.ckpt"])
     require_no_run(run, "hydra.run.dir")
     assert not (run / "descriptors").exists() and (run / "films").is_dir()

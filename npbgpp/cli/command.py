@@ -1,6 +1,7 @@
 """Commands whose arguments are the fields of a dataclass: reading them, checking them, and help. Nothing here imports torch."""
 
 import difflib
+import shlex
 import shutil
 import signal
 import sys
@@ -15,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.core.config import GROUPS, literals, typed
+from npbgpp.core.config import GROUPS, describe, literals, require_known, typed
 from npbgpp.errors import InputError, original_message
 
 # ----------------------------------------------------------------------
@@ -183,6 +184,7 @@ class Command(Generic[S]):
             else:
                 given |= _parsed(word)
         given |= self._positional(words, given)
+        self._require(given)
         settings = typed(self.schema, given, "")
         for field in _keys(self.schema):
             known = self._choices(field)
@@ -205,6 +207,23 @@ class Command(Generic[S]):
             else:
                 found[left.pop(0)] = word
         return found
+
+    def _require(self, given: Mapping[str, Any]) -> None:
+        """Raises InputError for a key that is needed and not given, with the whole command."""
+        hints = get_type_hints(self.schema)
+        require_known(given, hints, "")
+        needed = [field.name for field in _keys(self.schema) if field.default is MISSING and field.default_factory is MISSING]
+        for key in needed:
+            if key not in given:
+                words = [self._typed(name, given.get(name)) for name in self.positional if name in given or name in needed]
+                words += [f"{name}=<...>" for name in needed if name not in (*given, *self.positional)]
+                raise InputError(f"{key}: expected {describe(hints[key])}, got nothing; npbgpp {self.name} {' '.join(words)}")
+
+    def _typed(self, key: str, value: Any) -> str:
+        """A positional key as it is typed; None for one that is to be filled in."""
+        if value is None:
+            return f"<{key}>"
+        return shlex.join(map(str, value)) if isinstance(value, list) else shlex.quote(str(value))
 
     def _see_help(self) -> str:
         return f"npbgpp {self.name} --help lists the keys"

@@ -54,6 +54,11 @@ def weights(settings: WeightsExport) -> None:
     config, search_paths = run_config(run, settings.trust_config)
     with_scene = method_of(config).has_scene_files
     suffixes = (BUNDLE_SUFFIX, SUFFIX) if with_scene else (SUFFIX,)
+    if settings.out is not None and settings.out.suffix == BUNDLE_SUFFIX and not with_scene:
+        raise InputError(
+            f"out={settings.out}: {BUNDLE_SUFFIX} files are for methods with descriptors, {method_of(config).__name__} has none; its weights are all of it: "
+            f"choose a name that ends in {SUFFIX}"
+        )
     out = settings.file(f"{run.name}{suffixes[0]}", suffixes)
     if out.suffix == BUNDLE_SUFFIX:
         as_trained = config.copy()

@@ -80,7 +80,8 @@ def render_video(settings: RenderSettings, overrides: Sequence[str]) -> Path:
     tiles = [SheetRow(caption, tuple(shown[k] for k in row)) for caption, row in zip(captions, rows, strict=True)]
     title = f"{scene}: {settings.path}, {len(frames)} frames"
     write_png(out / "contact_sheet.png", contact_sheet(title, ("",) * min(columns, len(shown)), tiles))
-    log.info("%d frames, %.3g s per frame (median); the film: %s", len(frames), float(np.median(seconds)), out)
+    made = f"the film: {out / f'film.{settings.video}'}" if settings.video != "none" else f"the pictures: {out}"
+    log.info("%d frames, %.3g s per frame (median); %s", len(frames), float(np.median(seconds)), made)
     return out
 
 

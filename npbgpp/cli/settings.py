@@ -83,10 +83,13 @@ class PathSettings:
                 f"poses: expected a file with path=file|{'|'.join(ONE_CAMERA_PATHS)} and none with other paths, got poses={self.poses} path={self.path}"
             )
         has_count = self.path in (*SAMPLED_PATHS, *ONE_CAMERA_PATHS) or (video is not None and video.between is None)
-        if self.frames is not None and (not has_count or self.frames < 1):
+        if self.frames is not None and not has_count:
             raise InputError(
-                f"frames: expected a positive number with path={'|'.join((*SAMPLED_PATHS, *ONE_CAMERA_PATHS))}, got frames={self.frames} path={self.path}"
+                f"frames={self.frames}: path={self.path} has its own frames; add path=circle, or another one of any number of frames "
+                f"({', '.join((*SAMPLED_PATHS, *ONE_CAMERA_PATHS))})"
             )
+        if self.frames is not None and self.frames < 1:
+            raise InputError(f"frames: expected a positive number, got {self.frames}")
         if self.loop and self.path != "interpolate":
             raise InputError(f"loop: expected path=interpolate with it, got path={self.path}; leave it out")
         if self.views is not None and (self.path == "file" or video is not None or not self.views):

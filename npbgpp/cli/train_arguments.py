@@ -24,6 +24,7 @@ _REGISTERED: Mapping[str, Callable[[], tuple[str, ...]]] = {
     "datasets.layout": lambda: ("auto", *sorted(plugins(LAYOUTS))),
     "system.system_class": lambda: tuple(sorted(plugins(METHODS))),
 }
+_EXAMPLE = "experiment=npbg_quick datasets=colmap_one_scene datasets.data_root=data datasets.scene_name=my_scene"
 _SEE_HELP = "npbgpp train --help lists the choices"
 
 
@@ -94,8 +95,18 @@ def _parsed(words: Sequence[str]) -> list[Override]:
         except OverrideParseException as error:
             if "=" not in word and not word.startswith("~"):
                 raise InputError(f"{word}: expected key=value; {_SEE_HELP}") from error
-            raise InputError(f"{word}: {' '.join(str(error).split())}; quote values with spaces, commas or braces in them") from error
+            raise InputError(
+                f"{word}: {_flaw(word)}; quote values with spaces, commas, brackets or braces in them: \"key='a, b'\""
+            ) from error
     return found
+
+
+def _flaw(word: str) -> str:
+    """What is wrong with a word that Hydra cannot parse."""
+    for opening, closing in ("[]", "{}", "()"):
+        if word.count(opening) != word.count(closing):
+            return f"expected as many {closing} as {opening}, got {word.count(closing)} and {word.count(opening)}"
+    return "expected key=value with a value, list or mapping as in YAML, got something else"
 
 
 def _values(override: Override) -> list[Any]:
@@ -197,7 +208,8 @@ def train_help(tree: ConfigTree, chosen: dict[str, str], changes: Sequence[str])
     ]
     config = plain(tree.compose([*chosen.values(), *changes], may_miss_groups=True))
     comments = tree.comments(list(chosen.values()))
-    return "\n".join(lines + (_keys(tree, chosen, config, comments) if chosen else _overview(tree, config, comments)))
+    lines += _keys(tree, chosen, config, comments) if chosen else _overview(tree, config, comments)
+    return "\n".join([*lines, "", f"example: npbgpp train {_EXAMPLE}"])
 
 
 def _overview(tree: ConfigTree, config: dict[str, Any], comments: dict[str, str]) -> list[str]:

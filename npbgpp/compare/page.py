@@ -54,10 +54,11 @@ class Row:
     best: tuple[bool, ...]
 
 
+_LPIPS = Column("LPIPS", -1)
 _SCORES = (
     Column("PSNR [dB]", 1),
     Column("SSIM", 1),
-    Column("LPIPS", -1),
+    _LPIPS,
     Column("views"),
     Column("s/view", -1),
 )
@@ -135,19 +136,23 @@ def _short(value: float) -> str:
 
 
 def terminal(runs: Sequence[RunSummary]) -> Group:
-    """Tables for the terminal, scores and costs, and below them settings in which runs differ. What is equal in all rows goes to the captions."""
+    """Tables for the terminal, scores and costs, and below them settings in which runs differ, and errors. What is equal in all rows goes to the captions.
+
+    Scores that no run has are left out.
+    """
     titles, found = columns(runs), rows(runs)
     first_score, first_cost = titles.index(_SCORES[0]), titles.index(_SCORES[0]) + len(_SCORES)
+    scores = [k for k in range(first_score, first_cost) if titles[k] != _LPIPS or any(row.cells[k].number is not None for row in found)]
+    costs = [k for k in range(first_cost, len(titles)) if titles[k] in _COSTS]
     many = first_score - 2 > _SETTINGS
     settings = range(2, first_score)
-    parts: list[RenderableType] = [
-        _table("comparison", titles, found, [0, 1, *(() if many else settings), *range(first_score, first_cost)])
-    ]
-    if first_cost < len(titles):
-        parts.append(_table("costs", titles, found, [0, 1, *range(first_cost, len(titles))]))
+    parts: list[RenderableType] = [_table("comparison", titles, found, [0, 1, *(() if many else settings), *scores])]
+    if costs:
+        parts.append(_table("costs", titles, found, [0, 1, *costs]))
     if many:
         for run, row in {row.cells[1].text: row for row in found}.items():
             parts.append(escape(f"{run}: {', '.join(f'{titles[k].title}={row.cells[k].text}' for k in settings)}"))
+    parts += [escape(f"{run.name} failed: {run.failure.splitlines()[0]}") for run in runs if run.failure]
     return Group(*parts)
 
 

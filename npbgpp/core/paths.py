@@ -1,5 +1,6 @@
 """Folders of the installation, and relative paths of a config; neither depends on the working directory of the process."""
 
+import errno
 import os
 import tempfile
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ def require_writable(folder: Path, key: str) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise InputError(f"{key}={folder}: expected a writable folder, got {error}; free space or choose another one") from error
+        advice = "free space or choose another one" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose another one"
+        raise InputError(f"{key}={folder}: expected a writable folder, got {error.strerror or error}; {advice}") from error
 
 
 @dataclass(frozen=True)

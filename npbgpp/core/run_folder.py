@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -18,6 +18,11 @@ from npbgpp.errors import InputError
 _LOCK = ".lock"
 # what a training writes; films, exports and refined runs of other commands stay
 _WRITTEN = ("checkpoints", "descriptors", "rendered", "train_images", "tb_logs", "csv_logs", "metrics.json", "report.png")
+_AT_START = (
+    _LOCK,
+    "train_net.log",
+    *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")),
+)  # what a run writes before it reads anything
 _held: list[int] = []  # file handles of locks, which last as long as the process
 
 
@@ -90,8 +95,10 @@ def remove_run(folder: Path, key: str, used: Iterable[Path]) -> None:
     Raises:
         InputError: one of them would be removed.
     """
-    for path in used:
-        if any((folder / name).resolve() in (path.resolve(), *path.resolve().parents) for name in _WRITTEN):
+    for path in used:  # of the folder of a run, its last checkpoint
+        if path.resolve() == folder.resolve() or any(
+            (folder / name).resolve() in (path.resolve(), *path.resolve().parents) for name in _WRITTEN
+        ):
             raise InputError(f"overwrite=true: {path} lies in {key}={folder}, whose run would be removed; choose another folder")
     for name in _WRITTEN:
         path = folder / name
@@ -99,6 +106,29 @@ def remove_run(folder: Path, key: str, used: Iterable[Path]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """A folder and those that it lies in, as far as they do not exist; the innermost first."""
+    return [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
+
+
+def remove_unused(created: Sequence[Path]) -> None:
+    """Removes the folder of a run that did nothing: one with the files of its start alone.
+
+    Args:
+        created: it and those that it lies in which this process made, the innermost first; nothing else is removed.
+    """
+    if not created or not created[0].is_dir():
+        return
+    files = [path for path in created[0].rglob("*") if not path.is_dir()]
+    if any(path.relative_to(created[0]).as_posix() not in _AT_START for path in files):
+        return
+    for path in files:
+        path.unlink()
+    for folder in (created[0] / ".hydra", *created):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def remove_parts(folder: Path) -> None:

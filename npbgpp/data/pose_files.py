@@ -186,12 +186,13 @@ def _camera(entry: Any, where: str, offset: Offset | None) -> Cameras:
 def _from_text(path: Path, text: str, like: Cameras, offset: Offset | None) -> tuple[Cameras, ...]:
     rows = [line.split() for line in text.splitlines() if line.strip()]
     width = len(rows[0]) if rows else 4
-    try:
-        numbers = np.array(rows, dtype=np.float64).reshape(len(rows), width)
-    except ValueError as error:
-        raise InputError(
-            f"poses {path}: expected rows of {width} numbers as in the first line, got others ({error}); correct the file"
-        ) from error
+    word = next((word for row in rows for word in row if not _is_number(word)), None)
+    if word is not None:
+        raise InputError(f"poses {path}: expected JSON, or rows of numbers, got {word[:40]!r}; correct the file or the path")
+    other = next((row for row in rows if len(row) != width), None)
+    if other is not None:
+        raise InputError(f"poses {path}: expected rows of {width} numbers as in the first line, got one of {len(other)}; correct the file")
+    numbers = np.array(rows, dtype=np.float64).reshape(len(rows), width)
     if width not in (4, 12) or (width == 4 and len(rows) % 4):
         raise InputError(
             f"poses {path}: expected rows of 4 numbers, 4 for each pose, or of 12 (CamPose.inf), got {len(rows)} of {width}; correct the file"
@@ -208,6 +209,14 @@ def _from_text(path: Path, text: str, like: Cameras, offset: Offset | None) -> t
         check_rigid(pose, f"poses {path}: pose {k}")
     intrinsics = like.focal_length, like.principal_point, like.image_size
     return tuple(_single(Cameras.from_opengl(cam_to_world_from(offset, pose)[None], *intrinsics)) for pose in poses)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def check_rigid(pose: Float[Tensor, "4 4"], where: str, kind: str = "camera-to-world pose") -> None:

@@ -4,6 +4,7 @@ import copy
 import difflib
 import json
 import logging
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor
 from npbgpp.core.files import load_tensors, read_number, save_tensors
 from npbgpp.core.paths import SearchPaths
 from npbgpp.core.saved_config import with_current_classes
-from npbgpp.errors import InputError
+from npbgpp.errors import InputError, listing
 from npbgpp.methods.base import CHECKPOINT_FORMAT, System
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ _PARTS = {
     "global_step": int,
 }
 
+_LAST = "checkpoints/last.ckpt"  # in the folder of a run
+_SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
+_PICKLE = b"\x80"  # first byte of files of earlier versions of torch
 _PROGRESS = ("global_step", "epoch", "loops", "npbgpp")  # where a run is, and what of it lies in files beside the checkpoint
 
 
@@ -124,16 +128,18 @@ class LoadReport:
 
 
 def find_weights(path: str, search_paths: SearchPaths, key: str = "weights_path") -> Path:
-    """The checkpoint file at a path relative to the launch folder, or the weights of that name that come with the project.
+    """The checkpoint file at a path relative to the launch folder, the last one of the run in a folder, or the weights of that name that come with the project.
 
     ``/result/checkpoints/``, a known slip, is read as ``/checkpoints/``.
 
     Raises:
-        InputError: no such file, or shipped weights without their card; the message names ``key``.
+        InputError: no such file, a folder without a last checkpoint, or shipped weights without their card; the message names ``key``.
     """
     found = search_paths.output(path)
     if found.is_file():
         return found
+    if (found / _LAST).is_file():
+        return found / _LAST
     shipped = search_paths.project / "checkpoints" / f"{path}.safetensors"
     if shipped.parent == search_paths.project / "checkpoints" and shipped.is_file():
         card = shipped.with_suffix(".md")
@@ -146,12 +152,17 @@ def find_weights(path: str, search_paths: SearchPaths, key: str = "weights_path"
     if mended != found and mended.is_file():
         log.warning("%s: %s does not exist, using %s", key, found, mended)
         return mended
+    if found.is_dir():
+        there = sorted(file.relative_to(found).as_posix() for place in (".", "checkpoints") for file in (found / place).glob("*.ckpt"))
+        raise InputError(
+            f"{key}={path}: expected a checkpoint file, or the folder of a run with {_LAST}, got the folder {found} without; name one of its checkpoints: "
+            f"{listing(there)}"
+        )
     siblings = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
     names = [p.stem for p in (search_paths.project / "checkpoints").glob("*.safetensors")] if Path(path).name == path else []
     close = difflib.get_close_matches(found.name, [*siblings, *names], n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    also = ", or the folder of a run" if key == "resume" else ""
-    raise InputError(f"{key}={path}: expected a checkpoint file{also}, there is none at {found}{hint}")
+    raise InputError(f"{key}={path}: expected a checkpoint file, or the folder of a run, there is none at {found}{hint}")
 
 
 @dataclass(frozen=True)
@@ -242,10 +253,12 @@ def load_weights(system: System, path: Path, strict: bool, run: Path | None = No
     if foreign is not None:
         weights = foreign
     else:
+        _check_kind(system, path)
         saved = read_weights(path)
         _check_origin(system, path, saved.origin, strict)
         if run is not None and system.has_scene_files and path.resolve().parent == run.resolve() / "checkpoints":
             _expect_scene_files(system, path, saved.mark)
+        system.suggest_scene_files(path.resolve().parent.parent)
         weights = system.translate_weights(saved.tensors)
     if strict:
         system.adapt_to_weights(weights)
@@ -270,11 +283,26 @@ def load_weights(system: System, path: Path, strict: bool, run: Path | None = No
         )
     system.load_state_dict(fitting, strict=False)
     report = LoadReport(tuple(fitting), tuple(k for k in own if k not in fitting), tuple(k for k in weights if k not in own))
-    log.info("weights %s: %s", path, report)
     surprising = [name for name in report.unexpected if name.partition(".")[0] not in system.unused_weights]
     if report.missing or surprising:
         log.warning("weights %s: not everything matched: %s", path, report)
+    else:
+        log.info("weights %s: %s", path, report)
     return report
+
+
+def _check_kind(system: System, path: Path) -> None:
+    """Raises InputError for a file that is of none of the kinds that are read, neither by its name nor by its content."""
+    if path.suffix.lower() in _SUFFIXES:
+        return
+    with path.open("rb") as file:
+        is_pickle = file.read(1) == _PICKLE
+    if not is_pickle and not zipfile.is_zipfile(path):
+        kinds = ", ".join((*_SUFFIXES, *system.foreign_weights))
+        raise InputError(
+            f"checkpoint {path}: expected a file {kinds}, got {path.suffix or 'one without a suffix'}, which holds no weights that "
+            f"{type(system).__name__} reads; name a checkpoint"
+        )
 
 
 def _check_origin(system: System, path: Path, origin: Origin | None, strict: bool) -> None:
@@ -349,19 +377,26 @@ def _by_steps(files: Sequence[Path], word: str) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-def check_same_training(checkpoint: Path, content: dict[str, Any], keys: dict[str, Any], strict: bool) -> None:
-    """Compares the config that a checkpoint was trained with to that of this run. Keys that came later than the checkpoint may have any value.
+def check_same_training(checkpoint: Path, content: dict[str, Any], method: str, keys: dict[str, Any], strict: bool) -> None:
+    """Compares the method and the config that a checkpoint was trained with to those of this run. Keys that came later than it may have any value.
 
     Args:
         checkpoint: its path, for messages.
         content: of the checkpoint. Checkpoints of early versions do not contain their config; they are accepted.
+        method: name of the class of the method.
         keys: from ``training_keys``.
         strict: refuse differences instead of logging them.
 
     Raises:
-        InputError: keys that differ.
+        InputError: another method, or keys that differ.
     """
     mark = content.get("npbgpp")
+    trained = mark.get("system") if isinstance(mark, dict) else None
+    if isinstance(trained, str) and trained != method:
+        raise InputError(
+            f"checkpoint {checkpoint}: of {trained}, not of {method}; training goes on with the method that it began with: choose its system, or the "
+            "checkpoint of another run"
+        )
     saved = mark.get("training") if isinstance(mark, dict) else None
     if not isinstance(saved, str):
         return

@@ -15,11 +15,12 @@ from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, CloudFile, CloudManifest, PhotoCache, Scene, Stage, ViewChoice, available_bytes
 from npbgpp.data.dataset import Augmentation, SceneDataset, as_size
 from npbgpp.data.sampling import BatchDataset, BatchEpochs, DrawnItems, ResumableLoader, SceneSampler, Shard, ignore_foreign_sigterm
+from npbgpp.data.scene import choose_views
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings, LoaderSettings
 from npbgpp.data.view_selection import ViewSelector
 from npbgpp.errors import InputError
 from npbgpp.methods.base import DataNeeds, TrainingViews
-from npbgpp.parsers import find_layout, locate_scene, read_scene, with_cloud
+from npbgpp.parsers import find_layout, locate_scene, read_scene, require_named_cloud, with_cloud
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class _SceneReader:
         if not folder.is_dir():
             known = sorted(p.name for p in self.root.iterdir() if p.is_dir())[:20] if self.root.is_dir() else []
             raise InputError(
-                f"scene {name}: expected the folder {folder}, which does not exist; folders there: {', '.join(known) or 'none'}"
+                f"scene {name}: expected the folder {folder}, which does not exist; correct datasets.data_root={s.data_root} or "
+                f"datasets.scene_name (folders there: {', '.join(known) or 'none'})"
             )
         cloud = CloudFile(folder / s.pc_name, s.n_point, s.noise_sigma)
         scene = read_scene(s.layout, folder, self.images_root / name, name, cloud, {**self.options, "downscale": s.downscale})
@@ -102,6 +104,8 @@ class _SceneReader:
         # methods without need of a cloud still read scene depths from it
         if self.needs.needs_cloud or cloud.path.is_file() or scene.carried_points is not None:
             scene = with_cloud(scene, folder)
+        else:
+            require_named_cloud(scene, folder)
         for note in scene.notes:
             log.info("scene %s: %s", name, note)
         scene = scene.with_splits(self._choice("val_indices"), self._choice("test_indices"))
@@ -196,9 +200,16 @@ class DataModule(LightningDataModule):
         )
 
     def _validates(self, name: str) -> bool:
-        if not self.scenes[name].splits["val"]:
-            log.warning("scene %s has no validation views and is not validated; choose some with datasets.val_indices", name)
-        return bool(self.scenes[name].splits["val"])
+        scene, rule = self.scenes[name], self.settings.val_indices
+        if scene.splits["val"]:
+            return True
+        reason = ""
+        if isinstance(rule, float) or (isinstance(rule, str) and rule.startswith("every:")):
+            chosen = choose_views(rule, [view.name for view in scene.views], "datasets.val_indices", name)
+            if chosen and {*chosen} <= {*scene.splits["test"]}:
+                reason = f" (all {len(chosen)} of datasets.val_indices={rule} are test views as well)"
+        log.warning("scene %s has no validation views%s and is not validated; choose some with datasets.val_indices", name, reason)
+        return False
 
     def _budget(self) -> int:
         """Bytes for decoded photos."""

@@ -17,10 +17,18 @@ from omegaconf import DictConfig
 
 from npbgpp.compare.runs import FAILURE, read_runs, runs_below
 from npbgpp.core.paths import require_writable
-from npbgpp.core.run_folder import is_first_process, lock_run_folder, remove_parts, require_no_run
+from npbgpp.core.run_folder import is_first_process, lock_run_folder, missing_folders, remove_parts, remove_unused, require_no_run
 from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
+
+
+_created: list[Path] = []  # folders that this run made, the innermost first
+
+
+def remove_unused_folder() -> None:
+    """Removes the folder of a run that was refused before it did anything, if this run made it."""
+    remove_unused(_created)
 
 
 class WritableRunFolder(Callback):
@@ -30,10 +38,12 @@ class WritableRunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
+        missing = missing_folders(folder)
         try:
             require_writable(folder, "hydra.run.dir")
             if not is_first_process():
                 return
+            _created[:] = missing
             lock_run_folder(folder, "hydra.run.dir")
             goes_on = any((config.get("resume"), config.get("eval_only"), config.get("trainer", {}).get("resume_from_checkpoint")))
             if not goes_on and not config.get("overwrite"):

@@ -1,6 +1,7 @@
 """Builds a run - data, method, trainer - from a composed config, to train or evaluate it, or from the folder of a trained run, to render or export it."""
 
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -152,7 +153,7 @@ def build_run(config: DictConfig, search_paths: SearchPaths, needs_test_views: b
     checkpoints, keys = AtomicCheckpointIO(), training_keys(_plain(config), method.display_keys)
     resume = _checkpoint_to_resume(settings, plan, search_paths, checkpoints)
     if resume is not None:
-        check_same_training(resume, checkpoints.read_ahead(resume), keys, settings.resume_strict)
+        check_same_training(resume, checkpoints.read_ahead(resume), method.__name__, keys, settings.resume_strict)
     resumed_run = None if resume is None else resume.parent.parent
     context = RunContext(found.scenes, search_paths, metrics, settings.seed, settings.eval_only, resumed_run)
     system = method(system_settings, context, **networks)
@@ -221,6 +222,8 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
         if settings.eval_only or (settings.test_after_fit and not trainer.interrupted):
             with report_lost_process(), report_nondeterministic_operation():
                 trainer.test(system, datamodule=data, verbose=False)
+        if trainer.is_global_zero and (search_paths.run / "checkpoints" / "last.ckpt").is_file():
+            _name_next_step(search_paths, system)
     except SIGTERMException:
         (preemption,) = (callback for callback in trainer.callbacks if isinstance(callback, Preemption))  # type: ignore[attr-defined]
         sys.exit(preemption.exit_code())
@@ -231,6 +234,14 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
         raise
     finally:
         close_loggers(trainer.loggers)
+
+
+def _name_next_step(search_paths: SearchPaths, system: System) -> None:
+    """Says how to look at a trained run."""
+    folder = search_paths.run.relative_to(search_paths.launch) if search_paths.run.is_relative_to(search_paths.launch) else search_paths.run
+    (name, *others), path = system.scenes, "spiral0" if system.renders_time else "circle"
+    words = shlex.join([str(folder), *([f"scene={name}"] if others else [])])
+    log.info("next: npbgpp view %s, or npbgpp render %s path=%s", words, words, path)
 
 
 def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None) -> None:
@@ -362,15 +373,21 @@ def configure_logging() -> None:
 def trainer_of(parts: Run) -> Trainer:
     """A Trainer for the device and the precision of a run; it neither trains nor logs. Raises InputError for a device that this machine lacks."""
     replace(parts.plan, arguments=parts.plan.arguments | {"devices": 1}).check_machine()
-    return Trainer(
-        accelerator=parts.plan.arguments["accelerator"],
-        precision=parts.plan.arguments["precision"],
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    lightning = logging.getLogger("pytorch_lightning")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)  # it lists the devices of the machine, and advertises
+    try:
+        return Trainer(
+            accelerator=parts.plan.arguments["accelerator"],
+            precision=parts.plan.arguments["precision"],
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    finally:
+        lightning.setLevel(level)
 
 
 def run_config(run: Path, trust_config: bool = False) -> tuple[DictConfig, SearchPaths]:

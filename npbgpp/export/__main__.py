@@ -17,27 +17,31 @@ def _command(name: str, summary: str, schema: type, example: str, config_keys: b
 COMMANDS = {
     "weights": _command(
         "weights",
-        "Writes the weights of a checkpoint as safetensors, which weights_path accepts.",
+        "Writes the weights of a checkpoint as .safetensors, which weights_path accepts; of methods with descriptors one .zip file, which renders the scene "
+        "(npbgpp render <file>.zip), or .safetensors without descriptors.",
         WeightsExport,
         "experiments/demo/npbg",
         config_keys=False,
     ),
     "cloud": _command(
-        "cloud", "Writes the points of a scene in the colours of their descriptors (NPBG, NPBG++).", CroppedExport, "experiments/demo/npbg"
+        "cloud",
+        "Writes the points of a scene in the colours of their descriptors, or its gaussians as points in their mean colours.",
+        CroppedExport,
+        "experiments/demo/npbg",
     ),
     "splats": _command(
         "splats",
-        "Writes the gaussians of a scene (gaussians) as .ply of 3D Gaussian Splatting, .splat or .glb (glTF).",
+        "Writes the gaussians of a scene as .ply of 3D Gaussian Splatting, .splat or .glb (glTF).",
         SplatExport,
         "experiments/gaussians_still_life out=still_life.splat",
     ),
     "mesh": _command(
         "mesh",
-        "Writes the coloured surface of a radiance field (NeRF), or fuses it from depth maps (gaussians).",
+        "Writes the coloured surface of a radiance field, or fuses it from the depth maps of methods whose depth is dense.",
         MeshExport,
         "experiments/nerf_lego n_grid=128 sigma_threshold=10",
     ),
-    "volume": _command("volume", "Writes the voxels of a radiance field (NeRF).", VolumeExport, "experiments/nerf_lego n_grid=128"),
+    "volume": _command("volume", "Writes the voxels of a radiance field.", VolumeExport, "experiments/nerf_lego n_grid=128"),
     "cameras": _command(
         "cameras", "Writes the cameras of a path as CamPose.inf and Intrinsic.inf of NPCR.", CameraExport, "experiments/npcr_hair path=turn"
     ),

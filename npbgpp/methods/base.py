@@ -241,6 +241,8 @@ class System(LightningModule):
     accepts_checkpoints_of: ClassVar[tuple[str, ...]] = ()
     # first parts of weight names in checkpoints that this method does not use
     unused_weights: ClassVar[tuple[str, ...]] = ()
+    # suffixes of files of other programs that ``read_foreign_weights`` reads
+    foreign_weights: ClassVar[tuple[str, ...]] = ()
     # meshes are fused from rendered depth maps: for methods without a radiance field whose depth maps are dense
     meshes_from_depth: ClassVar[bool] = False
     # renders dynamic scenes: needed for trajectories over time
@@ -350,13 +352,12 @@ class System(LightningModule):
 
     def gaussian_cloud(self, scene: str) -> GaussianCloud:
         """A scene as gaussians, for programs that show them. Raises InputError for methods without gaussians."""
-        raise InputError(f"export splats: {type(self).__name__} has no gaussians; use export cloud or mesh, or a run of system=gaussians")
+        raise InputError(f"export splats: {type(self).__name__} has no gaussians; use export cloud or mesh, or a run of a method that has")
 
     def field_export(self) -> FieldExport:
         """The radiance field for meshes and volumes. Raises InputError for methods without one in Euclidean coordinates."""
-        raise InputError(
-            f"export mesh, volume: {type(self).__name__} has no radiance field; use export cloud, or a run of such a method (system=nerf)"
-        )
+        command, other = ("volume", "export mesh or cloud") if self.meshes_from_depth else ("mesh, volume", "export cloud")
+        raise InputError(f"export {command}: {type(self).__name__} has no radiance field; use {other}, or a run of a method that has")
 
     def stabilise(self, scene: str, cameras: Sequence[Cameras], passes: int, lr: float, precision: Precision) -> VideoStability:
         """Finetunes the method along a trajectory so that its video flickers less. Raises InputError for methods that cannot."""
@@ -371,6 +372,9 @@ class System(LightningModule):
         Args:
             mark: what ``on_save_checkpoint`` put into that checkpoint as ``npbgpp``.
         """
+
+    def suggest_scene_files(self, run: Path) -> None:
+        """Tells which run the weights are of, for messages on data of scenes that are missing."""
 
     # ------------------------------------------------------------- evaluation
     def on_validation_start(self) -> None:

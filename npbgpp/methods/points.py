@@ -209,6 +209,9 @@ class PerSceneParameters(System):
         if state is not None:  # old checkpoints refer to no files
             self.tables.expect(state)
 
+    def suggest_scene_files(self, run: Path) -> None:
+        self.tables.suggested = run / "descriptors"
+
     def on_train_start(self) -> None:
         super().on_train_start()
         self.tables.open_restored()

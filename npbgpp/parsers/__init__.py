@@ -3,6 +3,7 @@
 A parser reads metadata only, writes nothing, and returns a Scene in the package's convention.
 """
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from npbgpp.core.plugins import LAYOUTS, load_all, plugins
+from npbgpp.core.paths import conf_folder
+from npbgpp.core.plugins import LAYOUTS, config_folders, load_all, plugins
 from npbgpp.data import CLOUD_SUFFIXES, IMAGE_SUFFIXES, CloudFile, Layout, Scene, fitted
 from npbgpp.errors import InputError, listing
 from npbgpp.geometry import far_offset
@@ -104,16 +107,14 @@ def with_cloud(scene: Scene, root: Path) -> Scene:
     """The scene with its cloud file if that exists; otherwise with the points that came with the poses, and a note that says so.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is neither, or a cloud that was named is missing.
     """
     path = scene.cloud.path
     if path.is_file():
         return scene
-    others = sorted(p.name for p in root.glob("*") if p.suffix.lower() in CLOUD_SUFFIXES and p.suffix.lower() not in _NO_CLOUDS)
-    there = f"clouds there: {', '.join(others[:5])}; " if others else ""
-    make = f"{there}npbgpp prepare cloud scene={root} makes one"
+    require_named_cloud(scene, root)
     if scene.carried_points is None:
-        raise InputError(f"point cloud {path}: no such file; name the cloud of scene {scene.name} with datasets.pc_name=<file> ({make})")
+        raise _no_cloud(scene, root)
     denser = any(view.depth is not None or view.mask is not None or view.alpha_is_mask for view in scene.views)
     make = (
         f"npbgpp prepare cloud scene={root} makes one from depth maps or masks"
@@ -122,6 +123,32 @@ def with_cloud(scene: Scene, root: Path) -> Scene:
     )
     note = f"there is no cloud {path.name}, the points of {scene.carried_points} are used ({make})"
     return replace(scene, cloud=scene.cloud.of_points(scene.carried_points, scene.carried_transform), notes=(*scene.notes, note))
+
+
+def require_named_cloud(scene: Scene, root: Path) -> None:
+    """Raises InputError for a missing cloud whose name is not one that a choice of ``datasets`` has by default: it was named, and is wanted."""
+    path = scene.cloud.path
+    if not path.is_file() and path not in (root / name for name in _usual_clouds()):
+        raise _no_cloud(scene, root)
+
+
+def _usual_clouds() -> set[str]:
+    """Values of ``pc_name`` in the yaml files of datasets, of this project and of plug-ins."""
+    folders = (conf_folder(), *(folder for _, folder in config_folders()))
+    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for folder in folders for path in (folder / "datasets").glob("*.yaml")]
+    return {str(content["pc_name"]) for content in contents if isinstance(content, dict) and content.get("pc_name") is not None}
+
+
+def _no_cloud(scene: Scene, root: Path) -> InputError:
+    path = scene.cloud.path
+    others = sorted(p.name for p in root.glob("*") if p.suffix.lower() in CLOUD_SUFFIXES and p.suffix.lower() not in _NO_CLOUDS)
+    close = difflib.get_close_matches(path.name, others, n=1)
+    meant = f"did you mean {close[0]}? Else " if close else ""
+    there = f"clouds there: {', '.join(others[:5])}; " if others else ""
+    return InputError(
+        f"point cloud {path}: no such file; {meant}name the cloud of scene {scene.name} with datasets.pc_name=<file> ({there}npbgpp prepare cloud scene={root} "
+        "makes one)"
+    )
 
 
 # ----------------------------------------------------------------------
@@ -167,9 +194,16 @@ def found_in(root: Path) -> str:
             videos = [path.name for path in files if path.suffix.lower() in _VIDEOS]
             place = "" if folder == root else f" in {folder.name}"
             if photos:
-                return f"there are {photos} photos{place} without poses: reconstruct them with COLMAP into {root / 'sparse'} (docs/datasets.md)"
+                there = "is 1 photo" if photos == 1 else f"are {photos} photos"
+                return (
+                    f"there {there}{place} without poses: find them with npbgpp prepare photos {folder} <scene>, or reconstruct the photos with COLMAP into "
+                    f"{root / 'sparse'} (docs/datasets.md)"
+                )
             if videos:
-                return f"there is a video ({listing(videos)}){place}: save its frames as photos and reconstruct them with COLMAP, or see npbgpp prepare monocular"
+                return (
+                    f"there is a video ({listing(videos)}){place}: find its poses with npbgpp prepare photos {folder / videos[0]} <scene>, or see npbgpp prepare "
+                    "monocular for moving scenes"
+                )
     clouds = [path.name for path in entries if path.suffix.lower() in _CLOUDS]
     if clouds:
         return f"there are clouds ({listing(clouds)}), but neither photos nor poses: add them"

@@ -263,6 +263,7 @@ class DescriptorTables:
         self._max_resident, self._max_points, self._keep_history, self._drawn_from = max_resident, max_points, keep_history, drawn_from
         self.residents: dict[str, ResidentScene] = {}
         self.shared = False
+        self.suggested: Path | None = None  # folder where missing files may lie, for messages
         self._reuse = folders.reuse
         self._digests: dict[str, str] = {}  # of the files of this run
         self._referenced: dict[str, str] = {}  # of the files that the last checkpoint refers to
@@ -441,6 +442,11 @@ class DescriptorTables:
     def _require_saved(self, scene: str) -> None:
         if not self._has_saved(scene):
             places = " and ".join(str(f) for f in (self.folders.save, self.folders.pretrained) if f is not None)
+            if self.suggested is not None and (self.suggested / f"{scene}.pth").is_file():
+                raise InputError(
+                    f"descriptors of scene {scene}: expected {scene}.pth in {places}, found none; those of the run of weights_path are in {self.suggested}: "
+                    f"system.descriptors_pretrained_dir={self.suggested}"
+                )
             raise InputError(
                 f"descriptors of scene {scene}: expected {scene}.pth in {places}, found none; train the scene first (for coefficients: evaluate it with an NPBG++ "
                 "system, eval_only=true), or name the folder of its descriptors with system.descriptors_pretrained_dir"

@@ -4,6 +4,7 @@ Symbols: the axes of a view are a matrix (3, 3) whose rows are its right, up and
 """
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
@@ -23,7 +24,7 @@ from npbgpp.io import SheetRow, contact_sheet, depth_colormap, depth_range, writ
 from npbgpp.kernels.rasterization import ChunkedCloud, Level, rasterize
 from npbgpp.parsers import with_cloud
 from npbgpp.points import visible_points
-from npbgpp.prepare.scene_report import SceneReport, ViewReport, coarse_scale, diagnose, format_number, inspect_scene, nearest_axis
+from npbgpp.prepare.scene_report import SceneReport, ViewReport, coarse_scale, counted, diagnose, format_number, inspect_scene, nearest_axis
 from npbgpp.prepare.settings import CheckSettings
 
 # ----------------------------------------------------------------------
@@ -48,7 +49,8 @@ def check(settings: CheckSettings) -> int:
     require_writable(folder, "out")
     manifest = CloudManifest.read(scene.cloud.path)
     report = inspect_scene(scene, settings.near, settings.pictures, manifest.used_views if manifest else ())
-    table = Table("property", "value", title=escape(f"scene {report.scene}"))
+    # long words, such as paths, are continued on the next line, not cut
+    table = Table(Column("property", overflow="fold"), Column("value", overflow="fold"), title=escape(f"scene {report.scene}"))
     for name, value in format_report(report):
         table.add_row(name, escape(value))
     Console().print(table)
@@ -59,30 +61,34 @@ def check(settings: CheckSettings) -> int:
     write_png(path, check_sheet(scene, report))
     found = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "no problems"
     log.info("%s; contact sheet: %s", found, path)
+    if report.cloud is None or report.cloud.from_reconstruction or "sparse cloud" in problems:
+        log.info("next, a dense cloud: npbgpp prepare dense %s", shlex.join(settings.scene_words()))
     return len(problems)
 
 
 def format_report(report: SceneReport) -> list[tuple[str, str]]:
     """(property, value) of each line of the printed report."""
+    reading = next((note for note in report.notes if note.startswith(f"read as {report.layout}")), f"read as {report.layout}")
     return [
-        ("scene", f"{report.scene}, read as {report.layout}"),
+        ("scene", f"{report.scene}, {reading}"),
         *_image_rows(report),
         *_camera_rows(report),
         *_cloud_rows(report),
         *_projection_rows(report),
-        *(("note", note) for note in report.notes),
+        *(("note", note) for note in report.notes if note != reading),
     ]
 
 
 def _image_rows(r: SceneReport) -> list[tuple[str, str]]:
     several = "; batches of several photos need datasets.train_image_size" if len(r.sizes) > 1 else ""
-    unused = f", {r.count(None)} unused" if r.count(None) else ""
-    sizes = ", ".join(f"{width}x{height} ({count} views)" for (height, width), count in r.sizes)
-    lenses = ", ".join(f"{model} ({count} views)" for model, count in r.lenses)
+    unused = f", {r.count(None)} unused (of no split: neither trained nor evaluated)" if r.count(None) else ""
+    sizes = ", ".join(f"{width}x{height} ({counted(count, 'view')})" for (height, width), count in r.sizes)
+    lenses = ", ".join(f"{model} ({counted(count, 'view')})" for model, count in r.lenses)
+    resampled = f"; {counted(r.resized, 'photo')} {'is' if r.resized == 1 else 'are'} resampled" if r.resized else ""
     return [
         ("views", f"{len(r.views)}: {r.count('train')} training, {r.count('val')} validation, {r.count('test')} test{unused}"),
-        ("image sizes", sizes + (f"; {r.resized} photos are resampled" if r.resized else "") + several),
-        ("masks", f"{r.masks} views" if r.masks else "none"),
+        ("image sizes", sizes + resampled + several),
+        ("masks", counted(r.masks, "view") if r.masks else "none"),
         ("lenses", f"{lenses}, undistorted when photos are read" if lenses else "pinhole"),
     ]
 
@@ -112,7 +118,7 @@ def _cloud_rows(r: SceneReport) -> list[tuple[str, str]]:
     if r.colours is not None:
         consistency = (
             f"difference {r.colours.at:.3f} at the projection, {r.colours.beside:.3f} at {r.colours.shift} pixels beside it: ratio {r.colours.ratio:.2f} "
-            f"({r.colours.pairs} pixels of {len(r.photos)} photos)"
+            f"({r.colours.pairs} pixels of {counted(len(r.photos), 'photo')})"
         )
     origin = " (from the reconstruction)" if cloud.from_reconstruction else ""
     colours = "with colours" if cloud.coloured else "without colours"

@@ -1,12 +1,14 @@
 """``npbgpp prepare cloud``: makes the point cloud of a scene from its training views."""
 
 import logging
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from npbgpp.cli.command import typed_value
 from npbgpp.core.files import write_atomically
 from npbgpp.core.paths import require_writable
 from npbgpp.data import CloudManifest, ColmapModel, Scene, View, file_sha256, find_models, manifest_path, read_cloud
@@ -17,7 +19,7 @@ from npbgpp.prepare.dense import DenseOptions, dense_points, write_visibility
 from npbgpp.prepare.depth_fusion import check_voxel, decimate, fuse_depth
 from npbgpp.prepare.photos_manifest import PhotosManifest
 from npbgpp.prepare.photos_report import CLOUD, write_report
-from npbgpp.prepare.settings import CloudSettings, DenseSettings
+from npbgpp.prepare.settings import CloudSettings, DenseSettings, SceneSettings
 from npbgpp.prepare.triangulation import triangulate_points
 from npbgpp.prepare.visual_hull import masks_carve, visual_hull
 
@@ -196,3 +198,22 @@ def _write_cloud(path: Path, points: PointCloud, scene: Scene, normals: np.ndarr
     photos = PhotosManifest.read(path.parent) if path.name == CLOUD else None
     if photos is not None:  # its report shows the cloud
         write_report(path.parent, photos)
+        log.info("report.html in %s shows the new cloud", path.parent)
+    if origin.settings.paths_file is None:
+        log.info("next, a training: npbgpp train %s", shlex.join(_training_words(origin.settings)))
+
+
+def _training_words(settings: CloudSettings | DenseSettings) -> list[str]:
+    """A training of the scene with the cloud that was made, and the splits that it was made for."""
+    folder = settings.folder()
+    words = [
+        "experiment=npbg_quick",
+        "datasets=auto_one_scene",
+        f"datasets.data_root={folder.parent}",
+        f"datasets.scene_name={folder.name}",
+    ]
+    usual = SceneSettings(settings.scene)
+    names = ("layout", "pc_name", "downscale", "white_bg", "val_indices", "test_indices")
+    return words + [
+        f"datasets.{name}={typed_value(getattr(settings, name))}" for name in names if getattr(settings, name) != getattr(usual, name)
+    ]

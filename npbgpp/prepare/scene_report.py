@@ -484,10 +484,11 @@ def _unreadable_photos(r: SceneReport) -> str | None:
     if not r.unreadable:
         return None
     count = len(r.unreadable)
-    return f"{_number(count, 'photo')} of {len(r.views)} cannot be decoded, such as: {r.unreadable[0]}"
+    return f"{counted(count, 'photo')} of {len(r.views)} cannot be decoded, such as: {r.unreadable[0]}"
 
 
-def _number(count: int, name: str) -> str:
+def counted(count: int, name: str) -> str:
+    """A number of things, which are one or several."""
     return f"{count} {name}" + ("" if count == 1 else "s")
 
 
@@ -517,7 +518,7 @@ def _empty_views(r: SceneReport) -> str | None:
         return None
     empty = sum(view.in_image == 0 for view in few)
     return (
-        f"{len(few)} of {len(r.views)} views have fewer than {_MIN_POINTS} points in their image, {empty} of them none "
+        f"{len(few)} of {len(r.views)} views {'has' if len(few) == 1 else 'have'} fewer than {_MIN_POINTS} points in their image, {empty} of them none "
         f"({_list_names([view.name for view in few])}). Remove these views, use a denser cloud, or check that poses and cloud are from the same reconstruction."
     )
 
@@ -526,7 +527,8 @@ def _near_plane(r: SceneReport) -> str | None:
     emptied = [view.name for view in r.views if view.in_image >= _MIN_POINTS > view.beyond_near]
     if r.clipped <= _MAX_CLIPPED and not emptied:
         return None
-    rest = f"; {len(emptied)} views keep fewer than {_MIN_POINTS} points ({_list_names(emptied)})" if emptied else ""
+    keep = f"{counted(len(emptied), 'view')} {'keeps' if len(emptied) == 1 else 'keep'}"
+    rest = f"; {keep} fewer than {_MIN_POINTS} points ({_list_names(emptied)})" if emptied else ""
     return (
         f"The near plane {format_number(r.near)} clips {100 * r.clipped:.1f} % of the points in the images{rest}. Set "
         f"system.near={r.suggested_near:g}."
@@ -557,7 +559,7 @@ def _train_views(r: SceneReport) -> str | None:
     count = r.count("train")
     if count >= _MIN_TRAIN_VIEWS:
         return None
-    return f"The scene has {count} training views. Provide at least {_MIN_TRAIN_VIEWS}, or shorten the lists of validation and test views."
+    return f"The scene has {counted(count, 'training view')}. Provide at least {_MIN_TRAIN_VIEWS}, or shorten the lists of validation and test views."
 
 
 def _duplicate_poses(r: SceneReport) -> str | None:
@@ -565,8 +567,8 @@ def _duplicate_poses(r: SceneReport) -> str | None:
         return None
     (first, second), count = r.cameras.duplicates[0], len(r.cameras.duplicates)
     return (
-        f"{count} pairs of views have the same pose, such as {first} and {second}. Remove the duplicates; if one of a pair is a test view, its score says "
-        "nothing about novel views."
+        f"{counted(count, 'pair')} of views {'has' if count == 1 else 'have'} the same pose, such as {first} and {second}. Remove the "
+        "duplicates; if one of a pair is a test view, its score says nothing about novel views."
     )
 
 
@@ -582,8 +584,8 @@ def _exposure(r: SceneReport, colour: str, names: list[str]) -> str | None:
     if not names:
         return None
     return (
-        f"{len(names)} of {len(r.photos)} decoded photos are nearly {colour} ({_list_names(names)}). Check how they were exported: bits per channel, alpha, "
-        "exposure."
+        f"{len(names)} of {counted(len(r.photos), 'decoded photo')} {'is' if len(names) == 1 else 'are'} nearly {colour} "
+        f"({_list_names(names)}). Check how they were exported: bits per channel, alpha, exposure."
     )
 
 
@@ -592,11 +594,12 @@ def _masks(r: SceneReport) -> str | None:
     empty = [photo.name for photo in masked if photo.masked == 0]
     if empty:
         return (
-            f"{len(empty)} of {len(masked)} decoded masks are empty ({_list_names(empty)}). Masks and alpha are bright on the object; check that they are not "
-            "inverted."
+            f"{len(empty)} of {counted(len(masked), 'decoded mask')} {'is' if len(empty) == 1 else 'are'} empty "
+            f"({_list_names(empty)}). Masks and alpha are bright on the object; check that they are not inverted."
         )
     if masked and all(photo.masked == 1 for photo in masked):
-        return f"All {len(masked)} decoded masks cover the whole photo. Check the mask files, or the alpha channels of the photos."
+        masks = "The decoded mask covers" if len(masked) == 1 else f"All {len(masked)} decoded masks cover"
+        return f"{masks} the whole photo. Check the mask files, or the alpha channels of the photos."
     return None
 
 
@@ -613,7 +616,7 @@ def _leaked_test_views(r: SceneReport) -> str | None:
     if not r.leaked:
         return None
     return (
-        f"The cloud was made with {len(r.leaked)} of {r.count('test')} test views ({_list_names(r.leaked)}): their scores are better than those of novel "
+        f"The cloud was made with {len(r.leaked)} of {counted(r.count('test'), 'test view')} ({_list_names(r.leaked)}): their scores are better than those of novel "
         "views. Make the cloud from the training views."
     )
 

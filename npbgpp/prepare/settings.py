@@ -59,6 +59,11 @@ class SceneSettings:
         scene = read_scene(self.layout, folder, folder, name, CloudFile(folder / self.pc_name), options)
         return scene.with_splits(self.val_indices, self.test_indices)
 
+    def scene_words(self) -> list[str]:
+        """The words of a command line that name the scene."""
+        layout = [] if self.layout == "auto" else [f"layout={self.layout}"]
+        return [self.scene, *layout, *([] if self.paths_file is None else [f"paths_file={self.paths_file}"])]
+
     def _options(self) -> dict[str, Any]:
         paths_file = None if self.paths_file is None else str(self.paths_file)
         return {"white_bg": self.white_bg, "downscale": self.downscale, "paths_file": paths_file}

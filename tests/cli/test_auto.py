@@ -160,6 +160,7 @@ def test_refusals(stages, monkeypatch, tmp_path, arguments, named):
     (tmp_path / "other" / "mine.txt").write_text("mine")
     message = exit_of(auto.main, monkeypatch, *arguments)
     assert str(message).startswith("error: ") and named in str(message) and not stages.done
+    assert not (tmp_path / "experiments").exists()
 
 
 def test_a_call_without_results_does_not_bind_the_next(stages, monkeypatch, tmp_path):

@@ -61,7 +61,7 @@ def test_keys_of_the_run_are_kept_apart():
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("count=2", ["run", "nothing"]),
+        ("count=2", ["run", "nothing", "npbgpp try <run>"]),
         ("here cuont=2", ["cuont", "did you mean count?"]),
         ("here there more", ["more", "key=value", "npbgpp try --help"]),
         ("here --fast", ["--fast", "key=value"]),

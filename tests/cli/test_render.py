@@ -79,7 +79,7 @@ def test_test_views_are_those_of_the_evaluation(trained, render, tmp_path, syste
     run = trained[system]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     said = render(f"run={run}", "out=film", "fps=5")
-    assert re.search(r"2 frames, [0-9.]+ s per frame .*film", said)
+    assert re.search(r"2 frames, [0-9.]+ s per frame .*/film/film\.mp4", said)
     assert sorted(path.name for path in (tmp_path / "film").iterdir()) == [
         "00000.png",
         "00001.png",
@@ -114,7 +114,7 @@ def some_camera() -> Cameras:
 
 def test_the_cameras_of_a_film_give_the_film_again(trained, render, tmp_path):
     run = f"run={trained['npbg']}"
-    render(run, "path=interpolate", "frames=5", "out=first", "video=none")
+    assert re.search(r"the pictures: \S+/first", render(run, "path=interpolate", "frames=5", "out=first", "video=none"))
     render(run, "path=file", "poses=first/cameras.json", "out=second", "video=none")
     assert [pixels(path).tolist() for path in frames_of(tmp_path / "first")] == [
         pixels(path).tolist() for path in frames_of(tmp_path / "second")
@@ -321,7 +321,8 @@ def refused(render, *words: str) -> str:
         (("path=around",), ["path", "around", "circle"]),
         (("fraems=3",), ["fraems", "frames"]),
         (("frames=0", "path=circle"), ["frames", "0"]),
-        (("frames=9",), ["frames", "path=test"]),
+        (("frames=9",), ["frames=9", "path=test", "add path=circle"]),
+        (("path=file", "poses=README.md"), ["README.md"]),
         (("frames=many", "path=circle"), ["frames", "many"]),
         (("loop=true", "path=circle"), ["loop", "interpolate"]),
         (("path=file",), ["poses"]),

@@ -38,7 +38,7 @@ REFUSED = [
     (f"{CHOSEN} dataloader.train_data_mode=eahc", ["dataloader.train_data_mode=eahc", "did you mean each?"]),
     (f"{CHOSEN} experiment=null", ["string or a list", "--help"]),
     (f"{CHOSEN} my_scene", ["my_scene", "key=value"]),
-    (f"{CHOSEN} datasets.train_image_size=[3", ["datasets.train_image_size=[3"]),
+    (f"{CHOSEN} datasets.train_image_size=[3", ["datasets.train_image_size=[3", "as many ] as [, got 0 and 1"]),
     (f"{CHOSEN} --foo", ["--foo"]),
     (f"{CHOSEN} --cfg everything", ["--cfg", "everything"]),
     (f"{CHOSEN} seed=1,2", ["seed=1,2", "-m"]),
@@ -115,6 +115,7 @@ def test_the_overview_lists_every_choice_and_no_fragment():
     for path in (ROOT / "conf").rglob("*.yaml"):
         named = path.parent == ROOT / "conf" or f"  {path.stem} " in text
         assert named is not path.stem.startswith("_"), path
+    assert text.splitlines()[-1].startswith("example: npbgpp train ") and read_train_arguments(text.splitlines()[-1].split()[3:]) is None
     for key in ("seed=3407", "eval_only=false", "weights_path=null", "hydra.run.dir="):
         assert f"  {key}" in text
     assert "_base" not in text and max(map(len, text.splitlines())) <= 140

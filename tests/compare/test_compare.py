@@ -205,6 +205,28 @@ def test_the_command_prints_one_message(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path}: ") and len(done.stderr.splitlines()) == 1
 
 
+def test_failures_stand_below_the_tables(tmp_path):
+    """On one line each as far as they fit, not in a narrow column; there is no column of scores that no run has."""
+    reason = "datasets.n_point: expected a positive number or null, got 0; correct it, or leave it out of the command line"
+    runs = [write_run(tmp_path / name, 20.0 + k, (0, 0, 0), costs=COSTS) for k, name in enumerate(("first", "second"))]
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / FAILURE).write_text(f"{reason}\n\nTraceback")
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal(read_runs([*runs, tmp_path / "third"], must_be_evaluated=False)))
+    text = console.file.getvalue()
+    below = " ".join(text.partition("costs")[2].split())
+    assert below.endswith(f"third failed: {reason}") and "ended with" not in text and "LPIPS" not in text, text
+
+
+def test_lpips_has_a_column_where_a_run_has_it(tmp_path):
+    runs = [write_run(tmp_path / name, 20.0 + k, (0, 0, 0)) for k, name in enumerate(("first", "second"))]
+    content = (runs[0] / "metrics.json").read_text().replace('"lpips": null', '"lpips": 0.25')
+    (runs[0] / "metrics.json").write_text(content)
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal(read_runs(runs)))
+    assert "LPIPS" in console.file.getvalue() and "0.2500" in console.file.getvalue()
+
+
 def test_tables_fit_a_terminal(tmp_path):
     """Runs that differ in ten keys, with costs: no word is cut, settings stand below the tables."""
     for k, name in enumerate(("first", "second")):

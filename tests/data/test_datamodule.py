@@ -75,6 +75,14 @@ def test_pretraining_uses_every_view_that_this_run_does_not_evaluate(build, list
     assert not trained & {(s.scene.name, i) for s in (*data.val_sets, *data.test_sets) for i in s.indices}
 
 
+@pytest.mark.parametrize(
+    ("val", "named"), [("every:8", "all 3 of datasets.val_indices=every:8 are test views"), ((), "no validation views and")]
+)
+def test_scenes_that_are_not_validated_say_why(build, caplog, val, named):
+    data = build(val_indices=val, test_indices="every:8")
+    assert data.val_sets == [] and named in caplog.text
+
+
 def test_evaluation_reads_no_training_scene(build):
     data = build(scenes=SceneLists(("absent",), ("ball",), ("globe",)), evaluate_only=True)
     assert list(data.scenes) == ["ball", "globe"] and data.train_sets == [] and data.sampler is None

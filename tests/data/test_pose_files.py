@@ -101,6 +101,8 @@ def entry(key: str, value: object) -> str:
         (TEXT.replace("1.0", "0", 1), ["pose 0", "orthonormal"]),
         (TEXT + TEXT.replace("1.0", "-1", 1), ["pose 1", "mirror"]),
         ("1 " * 12, ["pose 0", "orthonormal"]),
+        ("# Some text\n\nof a few lines", ["JSON", "numbers", "got '#'"]),
+        ("1 2 3 4\n1 2 3", ["rows of 4", "one of 3"]),
         ("{", ["JSON"]),
         ("[" * 5 + "1", ["rows"]),
         ('{"cameras": ' + "[" * 100_000, ["JSON"]),

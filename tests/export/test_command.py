@@ -153,6 +153,7 @@ def test_mesh_of_gaussians_is_fused_from_depth_maps(run_gaussians, export, tiny_
     assert colours.std() > 1
     assert "sigma_threshold" in export.refused("mesh", f"run={run}", "n_grid=40", "sigma_threshold=3", "out=other.ply")
     assert not (tmp_path / "other.ply").exists()
+    assert re.search("export volume: Gaussians .*export mesh", export.refused("volume", f"run={run}", "out=other.vol"))
 
 
 def test_volume(trained, export):
@@ -288,6 +289,7 @@ def test_default_files_are_in_the_run(trained, export, tmp_path):
         ("nerf", "cloud", "NeRF"),
         ("npbg", "mesh", "NPBG"),
         ("npbg", "volume", "NPBG"),
+        ("nerf", "weights out=a.zip", "out=a.zip: .* descriptors, NeRF has none.* .safetensors"),
         ("npbg", "splats", "NPBG"),
         ("nerf", "splats out=scene.obj", "scene.obj: .* .ply or .splat or .glb"),
         ("npbg", "cloud coordinates=original", "coordinates=original: .*photos.json.* ball has none"),
@@ -342,6 +344,10 @@ def test_command_line(trained, export, tmp_path):
     assert all(f"  {command} " in str(caught.value.code) for command in ("weights", "cloud", "splats", "mesh", "volume", "cameras"))
     with pytest.raises(SystemExit, match=r"(?s)usage: npbgpp export mesh.* run=.* sigma_threshold=null"):
         export("mesh")
+    for command, words in (("weights", [".zip", ".safetensors"]), ("cloud", ["descriptors", "gaussians"])):
+        with pytest.raises(SystemExit) as caught:
+            export(command)
+        assert all(word in str(caught.value.code) for word in words) and "NPBG" not in str(caught.value.code)
     (tmp_path / "weights.safetensors").touch()
     command = [sys.executable, "-m", "npbgpp.export", "weights", f"run={trained['nerf']}", "out=weights.safetensors"]
     done = subprocess.run(

@@ -130,11 +130,14 @@ def test_auto_chooses_a_number_and_says_why(run_gaussians, tmp_path, caplog):
     assert "5000 gaussians (one per 128 of the 12288 training pixels" in caplog.text and "from 400 points of mvs_pc.ply" in caplog.text
 
 
-def test_scenes_without_a_cloud_start_between_their_bounds(run_gaussians, tmp_path):
+def test_scenes_without_a_cloud_start_between_their_bounds(run_gaussians, tmp_path, caplog):
     llff.write(tmp_path / "scene", 8, (24, 32))
+    (tmp_path / "scene" / "mvs_pc.ply").unlink()
     words = ("datasets=llff_one_scene", "datasets.scene_name=scene", "datasets.downscale=1", "datasets.train_num_samples=3")
-    run = run_gaussians(tmp_path, *words, "datasets.pc_name=none.ply", "trainer.limit_val_batches=0", root=tmp_path)
+    with caplog.at_level(logging.INFO):
+        run = run_gaussians(tmp_path, *words, "system.start=auto", "trainer.limit_val_batches=0", root=tmp_path)
     assert len(weights(run)["gaussians.means"]) == 400 and "background.coefficients" in weights(run)
+    assert "at random, since there is no cloud mvs_pc.ply" in caplog.text
 
 
 def test_depth_maps_are_compared_where_they_are_known(trained, monkeypatch):
@@ -187,9 +190,12 @@ def run_export(monkeypatch, *words: object) -> None:
     export()
 
 
-def test_an_exported_ply_is_evaluated_as_the_checkpoint(trained, run_drawn, tmp_path, monkeypatch):
+def test_an_exported_ply_is_evaluated_as_the_checkpoint(trained, run_drawn, tmp_path, monkeypatch, caplog):
     run_export(monkeypatch, "splats", f"run={trained}", f"out={tmp_path / 'scene.ply'}")
-    run = run_drawn(tmp_path, *EVALUATE, f"weights_path={tmp_path / 'scene.ply'}")
+    with caplog.at_level(logging.INFO):
+        run = run_drawn(tmp_path, *EVALUATE, f"weights_path={tmp_path / 'scene.ply'}")
+    (report,) = (record for record in caplog.records if record.getMessage().startswith("weights "))
+    assert report.levelno == logging.INFO and "missing 0" in report.getMessage() and "failures" not in report.getMessage()
     assert psnr(run) == pytest.approx(psnr(trained), abs=1e-4)
     state, cloud = weights(trained), read_gaussian_ply(tmp_path / "scene.ply")
     for name, value in cloud.__dict__.items():
@@ -271,6 +277,10 @@ def truncated(root) -> None:
     (root / "file.ply").write_bytes(content[:-7])
 
 
+def splat(root) -> None:
+    (root / "file.splat").write_bytes(bytes(32))
+
+
 def nothing(root) -> None:
     pass
 
@@ -300,6 +310,8 @@ PLY = (*EVALUATE, "weights_path={root}/file.ply")
         (nothing, ("datasets.scenes.train=[ball,globe]",), r"system=gaussians: .* one scene, got 2"),
         (nothing, ("eval_only=true",), r"weights_path: .* point_cloud\.ply"),
         (without_cloud, ("system.start=cloud",), r"mvs_pc\.ply: no such file"),
+        (nothing, ("datasets.pc_name=mvs_pt.ply",), r"ball/mvs_pt\.ply: no such file; did you mean mvs_pc\.ply.*datasets\.pc_name"),
+        (nothing, ("datasets.pc_name=README.md", "system.start=random"), r"ball/README\.md: no such file.*clouds there: mvs_pc\.ply"),
         (parallel, (), r"scene ball: a random start .* no depth bounds and 12 cameras.*npbgpp prepare cloud"),
         (one_photo, (), r"no depth bounds and 1 cameras"),
         (empty_masks, (), r"scene ball: .* 12 masks that are dark everywhere"),
@@ -309,6 +321,7 @@ PLY = (*EVALUATE, "weights_path={root}/file.ply")
         (not_finite, PLY, r"file\.ply: 1 of 3 gaussians have log scales that are not finite"),
         (truncated, PLY, r"file\.ply: .* truncated"),
         (nothing, (*EVALUATE, "weights_path={root}/none.ply"), r"none\.ply"),
+        (splat, (*EVALUATE, "weights_path={root}/file.splat"), r"file\.splat: expected .*\.safetensors, \.ply, got \.splat.*Gaussians"),
     ],
 )
 def test_refusals(run_gaussians, tiny_root, tmp_path, change, words, message):

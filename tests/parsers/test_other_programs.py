@@ -327,9 +327,9 @@ def test_frames_without_tracking_are_left_out(tmp_path, value):
     ("files", "parts"),
     [
         ((), ["empty"]),
-        (("images/a.jpg", "images/b.JPG"), ["2 photos in images without poses", "COLMAP"]),
-        (("a.png",), ["1 photos without poses"]),
-        (("film.mp4",), ["a video (film.mp4)"]),
+        (("images/a.jpg", "images/b.JPG"), ["2 photos in images without poses", "npbgpp prepare photos", "/images <scene>", "COLMAP"]),
+        (("a.png",), ["is 1 photo without poses", "npbgpp prepare photos"]),
+        (("film.mp4",), ["a video (film.mp4)", "npbgpp prepare photos", "/film.mp4 <scene>"]),
         (("sfm_data.json", "images/a.jpg"), ["OpenMVG", "export to COLMAP"]),
         (("cameras.xml", "images/a.jpg"), ["Metashape, but without a chunk", "export the cameras again"]),
         (("scores.csv", "images/a.jpg"), ["Internal/External camera parameters"]),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -41,7 +42,18 @@ def test_check_of_a_scene_without_cloud(prepare, tmp_path, write):
     output = checked(prepare, 0, "scene=scene")
     assert "none: NeRF, NSFF and gaussians need none" in output and "no problems" in output
     assert "median 3" in output and (tmp_path / "scene" / "check" / "scene.png").is_file()
+    assert output.endswith("npbgpp prepare dense scene")
     assert "other.ply" in prepare.refused("check", "scene=scene", "pc_name=other.ply")
+
+
+def test_check_cuts_no_paths(prepare, tmp_path, monkeypatch):
+    """In narrow terminals they are continued on further lines."""
+    monkeypatch.setenv("COLUMNS", "60")
+    long = "a_folder_with_a_name_that_is_longer_than_the_terminal_is_wide_and_therefore_continued"
+    colmap.write(tmp_path / long, 12, SIZE)
+    (tmp_path / long / "mvs_pc.ply").unlink()
+    output = checked(prepare, 0, f"scene={long}")
+    assert "…" not in output and output.endswith(f"npbgpp prepare dense {long}")  # the points of the reconstruction are few
 
 
 def test_check_decodes_every_photo(prepare, tmp_path):
@@ -55,7 +67,7 @@ def test_check_decodes_every_photo(prepare, tmp_path):
 def test_check_says_that_a_cloud_is_too_sparse(prepare, tmp_path):
     colmap.write(tmp_path / "scene", 12, (480, 640))
     output = checked(prepare, 2, "scene=scene")
-    assert "too sparse for NPBG" in output and "npbgpp prepare dense" in output and "system=gaussians" in output
+    assert "too sparse for NPBG" in output and output.endswith("npbgpp prepare dense scene") and "system=gaussians" in output
 
 
 def test_check_recommends_one_near_plane(prepare, tmp_path):
@@ -69,6 +81,7 @@ def test_check_of_a_good_scene(prepare, tmp_path):
     colmap.write(tmp_path / "scene", 12, SIZE)
     output = checked(prepare, 0, "scene=scene")
     assert "scene, read as colmap" in output and "12: 10 training, 1 validation, 1 test" in output and "128x96 (12 views)" in output
+    assert "npbgpp prepare dense" not in output
     assert "400 points" in output and "check/scene.png" in output and "problem:" not in output
     with Image.open(tmp_path / "scene" / "check" / "scene.png") as sheet:
         assert sheet.width > 500 and sheet.height > 4 * 150
@@ -108,6 +121,8 @@ def test_cloud_is_made_from_the_training_views(prepare, tmp_path, write, photos,
         files[k].write_bytes(content[: max(len(content) // 3, 700)])
     output = prepare("cloud", "scene=scene", "pc_name=made.ply", "count=5000", "val_indices=[1]", "test_indices=[0,4,9]")
     assert f"{method} from 12 training views of 16" in output and "made.ply" in output
+    words = (f"datasets.data_root={tmp_path}", "datasets.scene_name=scene", "datasets.pc_name=made.ply", "'datasets.test_indices=[0,4,9]'")
+    assert "npbgpp train experiment=" in output and all(word in output for word in words)
     cloud, path = read_ply(tmp_path / "scene" / "made.ply"), tmp_path / "scene" / "made.ply"
     distance, ball = surface_distance(cloud.xyz)
     assert distance.abs().median() < tolerance and torch.bincount(ball, minlength=4).min() >= 20
@@ -160,7 +175,8 @@ def test_existing_clouds_are_kept_or_replaced_as_a_whole(prepare, tmp_path, monk
     ("arguments", "expected"),
     [
         ("check scene=nowhere", ["nowhere", "folder"]),
-        ("check pictures=2", ["scene", "nothing"]),
+        ("check pictures=2", ["scene", "nothing", "npbgpp prepare check <scene>"]),
+        ("photos 'my photos'", ["scene: expected", "npbgpp prepare photos 'my photos' <scene>"]),
         ("check scene more", ["more", "key=value"]),
         ("check scene=scene neer=3", ["neer", "near"]),
         ("check scene=scene pictures=0", ["pictures", "0"]),
@@ -181,7 +197,7 @@ def test_refusals(prepare, tmp_path, arguments, expected):
         dtu.write(tmp_path / name, 6)
     (tmp_path / "damaged" / "cameras.npz").write_bytes(b"PK")
     llff.write(tmp_path / "llff", 6)
-    message = prepare.refused(*arguments.split())
+    message = prepare.refused(*shlex.split(arguments))
     assert all(word in message for word in expected), message
     assert not list(tmp_path.rglob("a.ply"))
 

@@ -139,7 +139,7 @@ def test_large_clouds_are_sampled(scene, report, monkeypatch):
 
 
 def test_points_of_the_reconstruction_replace_a_missing_cloud(scene, report, tmp_path):
-    without = replace(scene, cloud=CloudFile(tmp_path / "none.ply"))
+    without = replace(scene, cloud=CloudFile(tmp_path / "mvs_pc.ply"))
     bare = inspect_scene(without, NEAR)
     assert bare.cloud is None and bare.cameras.distance == pytest.approx(3, abs=0.1) and diagnose(bare) == {}
     found = inspect_scene(with_cloud(replace(without, carried_points=scene.cloud.path), tmp_path), NEAR)
@@ -172,7 +172,7 @@ PROBLEMS: list[tuple[str, Callable[[Scene, Path], Scene], tuple[str, ...]]] = [
     ("colours", lambda s, out: permute_cameras(s), ("8 pixels", "ratio")),
     ("single viewpoint", lambda s, out: rotate_in_place(s), ()),
     ("training views", lambda s, out: replace(s, splits=s.splits | {"train": (1, 2)}), ("2 training views",)),
-    ("duplicate poses", lambda s, out: replace_cameras(s, lambda k, c: s.views[8].camera if k == 5 else c), ("1 pairs", "5 and 8")),
+    ("duplicate poses", lambda s, out: replace_cameras(s, lambda k, c: s.views[8].camera if k == 5 else c), ("1 pair ", "5 and 8")),
     ("dark photos", lambda s, out: replace_photos(s, out / "a.png", 2), ("8 of 8", "(0, ", "5 more)")),
     ("bright photos", lambda s, out: replace_photos(s, out / "a.png", 254), ("8 of 8",)),
     ("masks", lambda s, out: replace_masks(s, out / "a.png", False), ("8 of 8", "empty")),
@@ -205,7 +205,7 @@ def test_near_plane_that_empties_a_single_view(scene):
     """A view close to the points, among many that are far: the fraction of all points stays small."""
     close = replace(scene.views[3], camera=replace(scene.views[3].camera, T=scene.views[3].camera.T - torch.tensor([0.0, 0.0, 1.5])))
     report = inspect_scene(replace(scene, views=(*scene.views, *scene.views, close)), 2.2)
-    assert report.clipped < 0.05 and "1 views keep fewer than 100 points (3)" in diagnose(report)["near plane"]
+    assert report.clipped < 0.05 and "1 view keeps fewer than 100 points (3)" in diagnose(report)["near plane"]
     assert report.suggested_near == pytest.approx(0.5, abs=0.1)
 
 
@@ -238,7 +238,22 @@ def test_printed_report(report):
     assert rows["views"].split(": ")[1] == "12 training, 2 validation, 2 test" and "64x48 (16 views)" in rows["image sizes"]
     assert "mvs_pc.ply: 400 points" in rows["cloud"] and f"{report.colours.ratio:.2f}" in rows["colours against photos"]
     assert "400 (0) to 400 (" in rows["points per view"] and rows["recommended near plane"] == "system.near=1"
+    assert rows["scene"] == f"{report.scene}, read as {report.layout}"
     assert "+z" in rows["up direction"] and rows["note"] == "Photos [1, 2] are left out."
+
+
+def test_how_the_folder_was_read_is_printed_once(report):
+    reading = f"read as {report.layout} (it could also be llff: choose with datasets.layout)"
+    rows = format_report(replace(report, notes=(reading,)))
+    assert ("scene", f"{report.scene}, {reading}") in rows and not [name for name, _ in rows if name == "note"]
+
+
+def test_a_printed_report_of_one_photo(scene):
+    single = replace(scene, views=scene.views[:1], splits={"train": (), "val": (), "test": ()})
+    report = inspect_scene(replace(single, views=(replace(single.views[0], resized=True),)), NEAR)
+    rows = dict(format_report(report))
+    assert "64x48 (1 view); 1 photo is resampled" in rows["image sizes"] and rows["masks"] == "1 view"
+    assert "1 unused (of no split" in rows["views"]
 
 
 @pytest.mark.parametrize(("number", "text"), [(0.123456, "0.123"), (-0.0, "0"), (1234.5, "1230"), (-3.0, "-3")])

@@ -161,6 +161,7 @@ class Gaussians(ManualOptimizationSystem):
     settings: GaussianSettings
     settings_class = GaussianSettings
     meshes_from_depth = True
+    foreign_weights = (".ply",)
     extent: Tensor
     failures: Tensor
 
@@ -226,7 +227,9 @@ class Gaussians(ManualOptimizationSystem):
         wanted = None if s.gaussians == "auto" else s.gaussians
         count, reason = choose_count(wanted, self._views, None if cloud is None else len(cloud))
         gibibytes = check_memory(count, s.sh_degree, self.gaussians.channels, self.device)
-        where = "at random" if cloud is None else f"from {len(cloud)} points of {self.scene.cloud.path.name}"
+        name = self.scene.cloud.path.name
+        lacking = "" if s.start == "random" else f", since there is no cloud {name}"
+        where = f"at random{lacking}" if cloud is None else f"from {len(cloud)} points of {name}"
         log.info("scene %s: %d gaussians (%s), %s; about %.2f GiB", self.scene.name, count, reason, where, gibibytes)
         far = 0.0 if cloud is None else s.far_share
         start = Start(count, s.initial_opacity, far, s.sh_degree)
@@ -262,7 +265,7 @@ class Gaussians(ManualOptimizationSystem):
 
     def read_foreign_weights(self, path: Path) -> dict[str, Tensor] | None:
         """Gaussians of a PLY file of 3D Gaussian Splatting, in coordinates of the scene."""
-        if path.suffix.lower() != ".ply":
+        if path.suffix.lower() not in self.foreign_weights:
             return None
         if self.refiner is not None:
             raise InputError(f"gaussians {path}: they have colours, and system.refiner decodes descriptors; leave out system/refiner")
@@ -274,7 +277,7 @@ class Gaussians(ManualOptimizationSystem):
             )
         self.take(cloud)
         self.gaussians.active_degree.fill_(cloud.sh_degree)
-        return {name: value for name, value in self.state_dict().items() if name.startswith((f"{_GAUSSIANS}.", "extent"))}
+        return {name: value for name, value in self.state_dict().items() if name.startswith((f"{_GAUSSIANS}.", "extent", "failures"))}
 
     def require_weights(self, missing: Sequence[str]) -> None:
         """Only the gaussians are required: without exposure, motions and background training begins with none."""
