@@ -189,7 +189,7 @@ def test_installed_versions_are_the_pins() -> None:
 def test_imports_are_declared(scripts: bool) -> None:
     arguments = setup_arguments()
     extras = arguments["extras_require"]
-    optional = ("test", "plots", "viewer") if scripts else ("scatter", "pytorch3d", "heif", "las", "viewer")
+    optional = ("test", "plots", "viewer") if scripts else ("scatter", "pytorch3d", "gsplat", "heif", "las", "viewer")
     declared = arguments["install_requires"] + [line for name in optional for line in extras[name]]
     folders = SCRIPT_FOLDERS if scripts else ("npbgpp",)
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")] + [ROOT / "train_net.py"]
