@@ -99,7 +99,7 @@ NEWER_THAN_3_10 = {"tomllib"}  # of the standard library; Python 3.10 has a pack
 
 def imported_packages(files: list[Path]) -> set[str]:
     """Distributions that the files import, without the standard library and the project's own modules."""
-    own = {"npbgpp", "train_net"} | {path.stem for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*")}
+    own = {"npbgpp", "train_net", "tests"} | {path.stem for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*")}
     modules: set[str] = set()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

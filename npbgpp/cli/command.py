@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.core.config import GROUPS, describe, literals, require_known, typed
+from npbgpp.core.config import GROUPS, describe, literals, require_known, typed, typed_value
 from npbgpp.errors import InputError, original_message
 
 # ----------------------------------------------------------------------
@@ -113,22 +113,6 @@ def _width() -> int:
 
 def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, max(width, 30), break_long_words=False, break_on_hyphens=False)
-
-
-def typed_value(value: Any) -> str:
-    """A value as it would be typed on the command line."""
-    if isinstance(value, str | Path):
-        return str(value) or "''"
-    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000, sort_keys=False).removesuffix("...\n").strip()
-    return (
-        text.replace(", ", ",") if isinstance(value, tuple | list) else text
-    )  # without spaces, which a shell would take for ends of words
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 # ----------------------------------------------------------------------

@@ -12,9 +12,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from npbgpp.cli.command import KeyHelp, columns, hint, nearest, paragraph, section, typed_value
+from npbgpp.cli.command import KeyHelp, columns, hint, nearest, paragraph, section
 from npbgpp.cli.config_tree import ConfigTree, choices, config_loader, first_sentence, flattened, plain
-from npbgpp.core.config import as_typed
+from npbgpp.core.config import as_typed, typed_value
 from npbgpp.core.plugins import LAYOUTS, METHODS, plugins
 from npbgpp.errors import InputError
 

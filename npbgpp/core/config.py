@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from npbgpp.errors import InputError
@@ -211,3 +212,19 @@ def describe(hint: Any) -> str:
     if dataclasses.is_dataclass(hint):
         return f"a mapping with the keys {', '.join(field.name for field in dataclasses.fields(hint))}"
     return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def typed_value(value: Any) -> str:
+    """A value as it would be typed on the command line."""
+    if isinstance(value, str | Path):
+        return str(value) or "''"
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000, sort_keys=False).removesuffix("...\n").strip()
+    return (
+        text.replace(", ", ",") if isinstance(value, tuple | list) else text
+    )  # without spaces, which a shell would take for ends of words
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value

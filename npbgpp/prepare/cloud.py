@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from npbgpp.cli.command import typed_value
+from npbgpp.core.config import typed_value
 from npbgpp.core.files import write_atomically
 from npbgpp.core.paths import require_writable
 from npbgpp.data import CloudManifest, ColmapModel, Scene, View, file_sha256, find_models, manifest_path, read_cloud
