@@ -1,6 +1,6 @@
 """How kernels run: plain torch, numba on the CPU, or CUDA compiled at run time.
 
-Every kernel of this package stands in one file: a public function, its plain torch reference, a numba kernel and a CUDA kernel. The device of the tensors
+Every kernel of this package is one file: a public function, its plain torch reference, a numba kernel and a CUDA kernel. The device of the tensors
 decides between them; the environment variable ``NPBGPP_KERNELS`` forces one.
 """
 
