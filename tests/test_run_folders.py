@@ -270,3 +270,10 @@ def test_interrupted_processes(tiny_root, tmp_path):
             os.kill(resumed.pid, signal.SIGINT)
     output = resumed.communicate(timeout=240)[0]
     assert resumed.returncode == 130 and "Traceback" not in output
+    impatient = start("resume=auto")
+    wait_for_steps(time.time(), impatient)
+    while impatient.poll() is None:  # also while it saves, leaves Lightning and ends
+        os.kill(impatient.pid, signal.SIGINT)
+        time.sleep(0.3)
+    output = impatient.communicate(timeout=240)[0]
+    assert impatient.returncode == 130 and "Traceback" not in output, output

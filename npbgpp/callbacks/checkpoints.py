@@ -1,6 +1,7 @@
 """When a training saves: at regular numbers of steps, and before it is stopped by SIGTERM, Ctrl-C or SLURM."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -87,6 +88,26 @@ class Preemption(Checkpoint):
         self._steps_before = 0
         self._is_child = False
         self._previous_handler: Any = None  # of the launcher of a sweep, which requeues its job itself
+        self._handler_before: Any = None  # of SIGINT, outside of the run
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Installs the handler of Ctrl-C that Lightning restores when it has stopped: until ``close``, another one ends the process at once."""
+        before: Any = signal.getsignal(signal.SIGINT)
+        if self._handler_before is not None or not callable(before) or threading.current_thread() is not threading.main_thread():
+            return
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            if self._interrupted:
+                _end_at_once(trainer)
+            before(number, frame)
+
+        self._handler_before = before
+        signal.signal(signal.SIGINT, interrupt)
+
+    def close(self) -> None:
+        """Restores the handler of Ctrl-C; an interrupted process has only to end and ignores it, since Python cannot handle signals while it ends."""
+        if self._handler_before is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN if self._interrupted else self._handler_before)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replaces Lightning's handler, which starts a collective operation wherever the signal arrives. Lightning restores the handlers at the end."""
@@ -204,7 +225,12 @@ class Preemption(Checkpoint):
 
 
 def _end_at_once(trainer: Trainer) -> None:
-    """Ends this process and those that it started, without writing anything."""
+    """Ends this process and those that it started, without writing anything.
+
+    The workers of its loaders first: one that loses its parent while it hands over a batch prints a traceback, or waits for a reader for ever.
+    """
+    for worker in multiprocessing.active_children():
+        worker.kill()
     if trainer.strategy.launcher is not None:
         trainer.strategy.launcher.kill(signal.SIGKILL)
     os._exit(INTERRUPTED)

@@ -214,6 +214,7 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
         costs,
     )
     trainer = _trainer(config, parts, search_paths, writer)
+    (preemption,) = (callback for callback in trainer.callbacks if isinstance(callback, Preemption))  # type: ignore[attr-defined]
     try:
         if not settings.eval_only:
             if parts.resume is not None and trainer.is_global_zero:
@@ -225,7 +226,6 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
         if trainer.is_global_zero and (search_paths.run / "checkpoints" / "last.ckpt").is_file():
             _name_next_step(search_paths, system)
     except SIGTERMException:
-        (preemption,) = (callback for callback in trainer.callbacks if isinstance(callback, Preemption))  # type: ignore[attr-defined]
         sys.exit(preemption.exit_code())
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):  # before the first step; Lightning ends the process with code 1
@@ -234,6 +234,7 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
         raise
     finally:
         close_loggers(trainer.loggers)
+        preemption.close()
 
 
 def _name_next_step(search_paths: SearchPaths, system: System) -> None:
