@@ -237,13 +237,14 @@ def progress_callback() -> Callback:
 
 
 _PROC = Path("/proc")
+_FIRST_READING_S = 0.2  # a first step with too many threads can take half a minute
 
 
 class CpuShare(Callback):
     """Sets the number of PyTorch threads to the number of cores that other processes leave free, at most the number at the start.
 
     PyTorch divides every operation among its threads and waits for the slowest one. Where another process takes a core, a thread waits for it at every
-    operation, and a run gets a tenth of its speed; with one thread less it gets its fair share. Every ``seconds`` the load of the machine is
+    operation, and a run gets a tenth of its speed; with one thread less it gets its fair share. At the start and every ``seconds`` the load of the machine is
     read from ``/proc/stat`` (Linux; elsewhere nothing changes), without the share of this process and its data loader workers.
 
     The last bits of sums depend on the number of threads. The number stays as it is with ``trainer.deterministic=true``, on GPUs, and where the user has set
@@ -267,6 +268,8 @@ class CpuShare(Callback):
             return
         self._threads = threads
         self._last = _now()
+        time.sleep(_FIRST_READING_S)
+        self._adapt()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restores the number of threads."""
@@ -275,17 +278,19 @@ class CpuShare(Callback):
             self._threads = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._adapt()
+        self._adapt_at_times()
 
     def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        self._adapt()
+        self._adapt_at_times()
 
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        self._adapt()
+        self._adapt_at_times()
+
+    def _adapt_at_times(self) -> None:
+        if self._threads and time.monotonic() - self._last[0] >= self.seconds:
+            self._adapt()
 
     def _adapt(self) -> None:
-        if not self._threads or time.monotonic() - self._last[0] < self.seconds:
-            return
         now = _now()
         passed, busy, own = (after - before for after, before in zip(now, self._last, strict=True))
         self._last = now

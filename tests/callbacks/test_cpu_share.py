@@ -51,6 +51,18 @@ def test_busy_processes_take_threads_and_give_them_back(trainer, monkeypatch):
     assert torch.get_num_threads() == cores + 1
 
 
+def test_the_load_is_read_before_the_first_step(trainer, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+    readings = iter([(0.0, 0.0, 0.0), (0.5, 0.5 * len(os.sched_getaffinity(0)), 0.0)])  # all cores are busy
+    monkeypatch.setattr(resources, "_now", lambda: next(readings))
+    callback = CpuShare()
+    callback.setup(trainer, None, "fit")
+    assert torch.get_num_threads() == 1
+    callback.teardown(trainer, None, "fit")
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize("fixed", ["variable", "deterministic"])
 def test_fixed_numbers_of_threads_stay(trainer, monkeypatch, fixed):
     torch.set_num_threads(3)
