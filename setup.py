@@ -49,6 +49,7 @@ TEST_REQUIRES = [
 
 VIEWER_REQUIRES = [
     "msgspec>=0.18.6,<1",
+    "threadpoolctl>=3.1,<4",
     "viser>=1.1,<2",
     "websockets>=13.1,<17",
 ]

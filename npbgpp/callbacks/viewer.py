@@ -2,13 +2,16 @@
 
 import importlib.util
 import logging
+import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from npbgpp.core.distributed import process_rank
@@ -19,13 +22,17 @@ from npbgpp.viewer.poses import frame_of
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 _REFRESH_S = 1.0  # between two pictures of a camera that rests
-_ENTER_S = 0.5  # that training waits at most for another thread to begin
+_SAVED_S = 0.05  # of rendering, at most, after a time without
 _LOOK_S = 0.02  # between two checks for browsers in a pause
 
 
-class Turn:
-    """Lets another thread render between two training steps, for a share of the time.
+class Turns:
+    """Lets the training thread render for other threads between two steps, for a share of the time.
+
+    In its own thread, since PyTorch keeps threads for every thread that computes: those of two would compete for the cores, also between pictures.
 
     Args:
         share: of the time of training, from 0 to 1.
@@ -33,60 +40,87 @@ class Turn:
 
     def __init__(self, share: float) -> None:
         self.share = share
-        self.waiting = 0
         self.seconds = 0.0  # that training has waited
-        self._changed = threading.Condition()
-        self._open = self._inside = self._ended = False
-        self._entered = 0
-        self._began = time.perf_counter()
+        self._wanted: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._ended = False
+        self._began = self._reckoned = time.perf_counter()
+        self._allowance = 0.0  # seconds of rendering that training may wait for; negative after a long picture
 
-    def __enter__(self) -> None:
-        with self._changed:
-            self.waiting += 1
-            self._changed.wait_for(lambda: (self._open and not self._inside) or self._ended)
-            self.waiting -= 1
+    def __call__(self, work: Callable[[], _T]) -> _T:
+        """Has ``work`` done by the training thread, and waits for its result. Raises what ``work`` raises, and InputError at the end of the training."""
+        compute_alone()
+        future: Future[_T] = Future()
+        with self._lock:
             if self._ended:
-                raise InputError("the training has ended; open the run with npbgpp view")
-            self._inside, self._open = True, False
-            self._entered += 1
-            self._changed.notify_all()
+                future.set_exception(_ended())
+            else:
+                self._wanted.put((work, future))
+        return future.result()
 
-    def __exit__(self, *exception: object) -> None:
-        with self._changed:
-            self._inside = False
-            self._changed.notify_all()
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody wants to render."""
+        return not self._wanted.empty()
 
     def affordable(self) -> bool:
-        """Whether somebody wants to render, and training has waited for less than its share of the time."""
-        return self.waiting > 0 and self.seconds < self.share * (time.perf_counter() - self._began)
+        """Whether somebody wants to render, and training has waited for less than its share of the time. Time without pictures is not saved for later."""
+        now = time.perf_counter()
+        self._allowance = min(self._allowance + self.share * (now - self._reckoned), _SAVED_S)
+        self._reckoned = now
+        return self.waiting and self._allowance > 0
 
     def spent_share(self) -> float:
         """The share of the time that training has waited."""
         return self.seconds / max(time.perf_counter() - self._began, 1e-9)
 
-    def give(self, timeout: float) -> None:
-        """Lets one other thread render once, or returns after ``timeout`` seconds in which none began to."""
+    def give(self) -> None:
+        """Does what was wanted first."""
         start = time.perf_counter()
-        with self._changed:
-            before, self._open = self._entered, True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._entered > before, timeout)
-            self._open = False
-            self._changed.wait_for(lambda: not self._inside)
-        self.seconds += time.perf_counter() - start
+        work, future = self._wanted.get()
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        self._allowance -= seconds
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Time that passes in this context is neither time of training nor waiting."""
-        seconds, start = self.seconds, time.perf_counter()
+        before, start = (self.seconds, self._allowance), time.perf_counter()
         yield
-        self.seconds, self._began = seconds, self._began + time.perf_counter() - start
+        passed = time.perf_counter() - start
+        self.seconds, self._allowance = before
+        self._began, self._reckoned = self._began + passed, self._reckoned + passed
 
     def end(self) -> None:
         """Refuses everyone from now on."""
-        with self._changed:
+        with self._lock:
             self._ended = True
-            self._changed.notify_all()
+        while self.waiting:
+            self._wanted.get()[1].set_exception(_ended())
+
+
+_limited = threading.local()
+
+
+def compute_alone() -> None:
+    """Keeps the operations of PyTorch in the calling thread, which otherwise gets threads of its own for them, and keeps them.
+
+    While OpenMP has more threads than there are cores, all threads wait without spinning: NPBG trained with a third less speed after a browser had come.
+    """
+    from threadpoolctl import threadpool_limits
+
+    if not getattr(_limited, "done", False):
+        torch.get_num_threads()  # PyTorch sets the number of a thread when that thread first needs it
+        threadpool_limits(1, user_api="openmp")
+        _limited.done = True
+
+
+def _ended() -> InputError:
+    return InputError("the training has ended; open the run with npbgpp view")
 
 
 @contextmanager
@@ -114,10 +148,10 @@ class TrainingViewer(Callback):
         InputError: no such share, or an address that cannot be used.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 8080, share: float = 0.08, paused: bool = False) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 8080, share: float = 0.05, paused: bool = False) -> None:
         if not 0 < share <= 0.5:
             raise InputError(f"callbacks.fit.viewer.share: expected a number above 0 and at most 0.5, got {share:g}")
-        self.host, self.port, self.turn = host, port, Turn(share)
+        self.host, self.port, self.turns = host, port, Turns(share)
         self._running = threading.Event()
         if not paused:
             self._running.set()
@@ -143,12 +177,12 @@ class TrainingViewer(Callback):
         if now - self._refreshed > _REFRESH_S:
             self._refreshed = now
             self._server.refresh()
-        if self.turn.affordable():
+        if self.turns.affordable():
             self._render(pl_module)
         if not self._running.is_set():
-            with self.turn.uncounted():
+            with self.turns.uncounted():
                 while not self._running.wait(_LOOK_S):
-                    if self.turn.waiting:
+                    if self.turns.waiting:
                         self._render(pl_module)
 
     def _serve(self, trainer: Trainer, system: System) -> None:
@@ -160,9 +194,9 @@ class TrainingViewer(Callback):
             return
         self._scene = found
         run = ViewedRun("training", Path(trainer.default_root_dir), system, found, trainer.precision_plugin)
-        with self.turn.uncounted(), _evaluating(system):
+        with self.turns.uncounted(), _evaluating(system):
             run.prepare()
-        run.turn = self.turn
+        run.call = self.turns
         start = run.scene.splits["train"][0]
         options = ViewerOptions(run.scene.views[start].camera, start)
         self._server = ViewerServer([run], frame_of(run.scene), options, self.host, self.port, self._add_controls)
@@ -171,20 +205,21 @@ class TrainingViewer(Callback):
     def _render(self, system: System) -> None:
         if system.can_render(self._scene):
             with _evaluating(system):
-                self.turn.give(_ENTER_S)
+                self.turns.give()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the server. Pictures that are still wanted are refused."""
-        self.turn.end()
+        self.turns.end()
         if self._server is not None:
             self._server.stop()
             self._server = None
-            log.info("pictures for browsers took %.1f %% of the time of training", 100 * self.turn.spent_share())
+            log.info("pictures for browsers took %.1f %% of the time of training", 100 * self.turns.spent_share())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)
 
     def _add_controls(self, client: Any) -> None:
+        compute_alone()
         pause = client.gui.add_button("resume" if not self._running.is_set() else "pause")
 
         @pause.on_click

@@ -4,9 +4,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -85,7 +85,20 @@ _BAND_PIXELS = 4096  # rendered between two questions whether to stop
 _THUMBNAIL = 64  # pixels of the longer side of a thumbnail
 _TILE = 8  # pixels of a field of the checkerboard
 _PROBE = (32, 32)
+_T = TypeVar("_T")
 _ONE_AT_A_TIME = threading.RLock()
+
+
+class Caller(Protocol):
+    """Calls a function, where and when it may use the system."""
+
+    def __call__(self, work: Callable[[], _T]) -> _T: ...
+
+
+def _call_alone(work: Callable[[], _T]) -> _T:
+    """Of all runs, since kernels must not run in two threads at once."""
+    with _ONE_AT_A_TIME:
+        return work()
 
 
 @dataclass(frozen=True)
@@ -123,26 +136,17 @@ class ViewedRun:
         system: with its weights, on its device, in evaluation mode.
         scene: name of the scene.
         precision: of the run.
-        turn: held while the system renders; other threads may use the system in between.
 
     Attributes:
-        turn: as above; of all runs by default, since kernels must not run in two threads at once.
+        call: renders; in the calling thread by default, while no other run renders.
     """
 
-    def __init__(
-        self,
-        label: str,
-        folder: Path,
-        system: System,
-        scene: str,
-        precision: Precision,
-        turn: AbstractContextManager[object] | None = None,
-    ) -> None:
+    def __init__(self, label: str, folder: Path, system: System, scene: str, precision: Precision) -> None:
         self.label, self.folder = label, folder
         self.system = system
         self.scene: Scene = system.scenes[scene]
         self.precision = precision
-        self.turn = turn if turn is not None else _ONE_AT_A_TIME
+        self.call: Caller = _call_alone
         self._history: _History | None = None
         self._seen: SeenPoints | None = None
         self._modes: tuple[str, ...] = (PICTURE,)
@@ -165,30 +169,32 @@ class ViewedRun:
     def prepare(self) -> None:
         """Reads what the method needs, compiles its kernels, and finds out what it renders. Raises InputError as the method does."""
         camera = self.scene.views[0].camera
-        with self.rendering():
-            self.system.prepare(self.scene.name)
-            probe = self._render(TimedCamera(camera.resize(_PROBE)), Look())
+        self._rendered(lambda: self.system.prepare(self.scene.name))
+        probe = self._rendered(lambda: self._render(TimedCamera(camera.resize(_PROBE)), Look()))
         modes = [PICTURE]
         modes += [DEPTH, NORMALS] if probe.depth is not None else []
         modes += [OPACITY] if probe.alpha is not None else []
         modes += [SEEN] if self.scene.cloud.path.is_file() else []
         self._modes = (*modes, *self.system.layers())
 
-    def rendering(self) -> "_Rendering":
-        """A context in which this thread alone renders, without gradients and in the precision of the run."""
-        return _Rendering(self.turn, self.precision)
+    def _rendered(self, work: Callable[[], _T]) -> _T:
+        """The result of ``work``, without gradients and in the precision of the run."""
+
+        def in_context() -> _T:
+            with torch.no_grad(), self.precision.test_step_context():
+                return work()
+
+        return self.call(in_context)
 
     def draw(self, timed: TimedCamera, look: Look, stop: Callable[[], bool] = lambda: False) -> Picture | None:
         """Draws a view; None if ``stop`` said so, which is asked between parts of the picture where the method renders pixels alone."""
         start = time.perf_counter()
         if look.mode == SEEN:
-            with self.rendering():
-                self._seen = self._seen or SeenPoints(self.scene)
-                return Picture(self._seen.picture(timed.camera), None, time.perf_counter() - start)
+            seen = self._seen = self._seen or SeenPoints(self.scene)
+            return Picture(self._rendered(lambda: seen.picture(timed.camera)), None, time.perf_counter() - start)
         layer = look.mode if look.mode in self.system.layers() else None
         if layer is not None:
-            with self.rendering():
-                image = self.system.render_layer(timed.camera, self.scene.name, layer).float().cpu()
+            image = self._rendered(lambda: self.system.render_layer(timed.camera, self.scene.name, layer).float().cpu())
             rgb = torch.nn.functional.interpolate(image, timed.camera.image_size, mode="nearest")[0]
             return Picture(rgb, None, time.perf_counter() - start)
         render = self._in_bands(timed, look, stop) if self.system.renders_pixels_alone else self._whole(timed, look)
@@ -197,8 +203,7 @@ class ViewedRun:
         return Picture(shown(render, look, timed.camera), None if render.depth is None else render.depth[0, 0], time.perf_counter() - start)
 
     def _whole(self, timed: TimedCamera, look: Look) -> Render:
-        with self.rendering():
-            return _on_cpu(self._render(timed, look))
+        return self._rendered(lambda: _on_cpu(self._render(timed, look)))
 
     def _in_bands(self, timed: TimedCamera, look: Look, stop: Callable[[], bool]) -> Render | None:
         height, width = timed.camera.image_size
@@ -207,9 +212,8 @@ class ViewedRun:
         for top in range(0, height, rows):
             if stop():
                 return None
-            camera = timed.camera.crop(top, 0, (min(rows, height - top), width))
-            with self.rendering():
-                bands.append(_on_cpu(self._render(replace(timed, camera=camera), look)))
+            band = replace(timed, camera=timed.camera.crop(top, 0, (min(rows, height - top), width)))
+            bands.append(self._whole(band, look))
 
         def joined(name: str) -> Tensor | None:
             return None if getattr(bands[0], name) is None else torch.cat([getattr(band, name) for band in bands], 2)
@@ -230,24 +234,6 @@ class ViewedRun:
             self._history = history
             return render
         return self.system.render(timed.camera, self.scene.name, depth=True)
-
-
-class _Rendering:
-    """See ``ViewedRun.rendering``."""
-
-    def __init__(self, turn: AbstractContextManager[object], precision: Precision) -> None:
-        self._turn, self._precision = turn, precision
-
-    def __enter__(self) -> None:
-        self._turn.__enter__()
-        self._contexts = (torch.no_grad(), self._precision.test_step_context())
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *exception: object) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*exception)  # type: ignore[arg-type]
-        self._turn.__exit__(*exception)  # type: ignore[arg-type]
 
 
 class _Feed(Sequence[TimedCamera]):

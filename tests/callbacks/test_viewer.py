@@ -4,76 +4,130 @@ import threading
 import time
 
 import pytest
+import torch
 
-from npbgpp.callbacks.viewer import TrainingViewer, Turn
+from npbgpp.callbacks.viewer import TrainingViewer, Turns, compute_alone
 from npbgpp.errors import InputError
 
 
-def test_training_waits_for_its_share_at_most():
-    turn, rendered, stop = Turn(0.1), [], threading.Event()
+def browser(turns: Turns, work, times: int | None = 1):
+    """A thread that wants ``work`` done again and again."""
 
-    def browser():
-        while not stop.is_set():
-            with turn:
-                time.sleep(0.02)
-                rendered.append(time.perf_counter())
+    def ask():
+        done = 0
+        while times is None or done < times:
+            try:
+                turns(work)
+            except InputError:
+                return
+            done += 1
 
-    thread = threading.Thread(target=browser, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
+    return thread
+
+
+def test_training_waits_for_its_share_at_most():
+    turns, rendered = Turns(0.1), []
+    thread = browser(turns, lambda: rendered.append(time.sleep(0.02)), None)
     begun = time.perf_counter()
     while time.perf_counter() - begun < 2.0:
         time.sleep(0.005)  # a step
-        if turn.affordable():
-            turn.give(0.5)
+        if turns.affordable():
+            turns.give()
     elapsed = time.perf_counter() - begun
-    stop.set()
-    turn.give(0.5)
-    assert len(rendered) > 3
-    assert turn.seconds <= 0.1 * elapsed + 0.15
-
-
-def test_nobody_renders_beside_a_step():
-    turn, inside = Turn(0.5), threading.Event()
-
-    def browser():
-        with turn:
-            inside.set()
-
-    threading.Thread(target=browser, daemon=True).start()
-    assert not inside.wait(0.2)
-    turn.give(1.0)
-    assert inside.is_set()
-    start = time.perf_counter()
-    turn.give(0.05)
-    assert time.perf_counter() - start < 0.5, "nobody came"
-
-
-def test_the_end_refuses():
-    turn, errors = Turn(0.5), []
-
-    def browser():
-        try:
-            with turn:
-                pass
-        except InputError as error:
-            errors.append(str(error))
-
-    thread = threading.Thread(target=browser, daemon=True)
-    thread.start()
-    turn.end()
+    turns.end()
     thread.join(5)
-    assert "npbgpp view" in errors[0]
+    assert not thread.is_alive()
+    assert len(rendered) > 3
+    assert turns.seconds <= 0.1 * elapsed + 0.15
+
+
+def test_time_without_a_browser_is_not_saved():
+    turns = Turns(0.1)
+    time.sleep(1.0)
+    thread = browser(turns, lambda: time.sleep(0.02), None)
+    rendered, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < 0.5:
+        time.sleep(0.005)
+        if turns.affordable():
+            turns.give()
+            rendered += 1
+    turns.end()
+    thread.join(5)
+    assert 0 < rendered <= 6  # 0.05 s of before and a tenth of 0.5 s, and the picture that passes the limit
+
+
+def test_pictures_are_rendered_between_steps_in_the_thread_of_the_training():
+    turns, threads = Turns(0.5), []
+    thread = browser(turns, lambda: threads.append(threading.get_ident()))
+    thread.join(0.2)
+    assert not threads and turns.waiting
+    turns.give()
+    thread.join(5)
+    assert threads == [threading.get_ident()] and not turns.waiting
+
+
+def test_errors_reach_the_browser_alone():
+    turns, errors = Turns(0.5), []
+
+    def fail():
+        raise ValueError("no picture")
+
+    def ask():
+        try:
+            turns(fail)
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    while not turns.waiting:
+        time.sleep(0.01)
+    turns.give()
+    thread.join(5)
+    assert [str(error) for error in errors] == ["no picture"]
+
+
+def test_the_end_refuses_who_waits_and_who_comes():
+    turns = Turns(0.5)
+    thread = browser(turns, lambda: None, None)
+    while not turns.waiting:
+        time.sleep(0.01)
+    turns.end()
+    thread.join(5)
+    assert not thread.is_alive()
+    with pytest.raises(InputError, match="npbgpp view"):
+        turns(lambda: None)
+
+
+def test_threads_of_browsers_compute_alone():
+    pytest.importorskip("threadpoolctl", reason="the extra viewer is not installed")
+    before, threads = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        thread = threading.Thread(target=lambda: (compute_alone(), threads.append(torch.get_num_threads())))
+        thread.start()
+        thread.join(5)
+        assert threads == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pauses_do_not_count():
-    turn = Turn(0.1)
-    with turn.uncounted():
+    turns = Turns(0.1)
+    thread = browser(turns, lambda: None, 2)
+    while not turns.waiting:
+        time.sleep(0.01)
+    with turns.uncounted():
         time.sleep(0.2)
-        turn.give(0.01)
-    assert turn.seconds == 0
-    turn.waiting = 1
-    time.sleep(0.01)
-    assert turn.affordable()
+        turns.give()
+    assert turns.seconds == 0
+    while not turns.waiting:
+        time.sleep(0.01)
+    assert turns.affordable()
+    turns.give()
+    thread.join(5)
 
 
 def test_shares_are_checked():
