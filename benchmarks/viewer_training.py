@@ -74,18 +74,24 @@ def rate(folder: Path, begin: float, end: float) -> float:
     return (len(found) - 1) / (found[-1] - found[0])
 
 
-def move(seconds: float) -> None:
-    """A browser that moves its camera."""
+def camera_messages() -> list[bytes]:
+    """What a browser sends at the training views."""
     scene = npbgpp.load_scene(ROOT / "example" / "still_life")
-    frame, cameras = frame_of(scene), [scene.views[i].camera for i in scene.splits["train"]]
+    frame = frame_of(scene)
+    return [camera_message(frame.pose(scene.views[i].camera, 1.0), frame) for i in scene.splits["train"]]
+
+
+def move(messages: list[bytes], seconds: float) -> None:
+    """A browser that moves its camera."""
     with connect(f"ws://127.0.0.1:{PORT}", subprotocols=["viser-v1.1.1"], max_size=None) as socket:  # type: ignore[list-item]
         begin = time.monotonic()
         while (passed := time.monotonic() - begin) < seconds:
-            socket.send(camera_message(frame.pose(cameras[int(5 * passed) % len(cameras)], 1.0), frame))
+            socket.send(messages[int(5 * passed) % len(messages)])
             drain(socket, 1 / RATE)
 
 
 def measure(method: str, seconds: float, windows: int, folder: Path) -> None:
+    messages = camera_messages()
     process = start(method, folder, "callbacks=viewer", f"callbacks.fit.viewer.port={PORT}")
     ratios, alone = [], []
     try:
@@ -93,7 +99,7 @@ def measure(method: str, seconds: float, windows: int, folder: Path) -> None:
             begin = time.monotonic()
             time.sleep(seconds)
             between = time.monotonic()
-            move(seconds)
+            move(messages, seconds)
             end = time.monotonic()
             alone.append(rate(folder, begin, between))
             ratios.append(rate(folder, between, end) / alone[-1])

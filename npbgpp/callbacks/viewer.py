@@ -32,7 +32,8 @@ _LOOK_S = 0.02  # between two checks for browsers in a pause
 class Turns:
     """Lets the training thread render for other threads between two steps, for a share of the time.
 
-    In its own thread, since PyTorch keeps threads for every thread that computes: those of two would compete for the cores, also between pictures.
+    In its own thread, since PyTorch keeps threads for every thread that computes: those of two would compete for the cores, also between pictures. What the other
+    threads compute themselves, such as the compression of pictures, takes a core from the training and counts as well.
 
     Args:
         share: of the time of training, from 0 to 1.
@@ -41,22 +42,27 @@ class Turns:
     def __init__(self, share: float) -> None:
         self.share = share
         self.seconds = 0.0  # that training has waited
-        self._wanted: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any], float]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._ended = False
         self._began = self._reckoned = time.perf_counter()
-        self._allowance = 0.0  # seconds of rendering that training may wait for; negative after a long picture
+        self._allowance = 0.0  # seconds that pictures may take; negative after a long one
+        self._caller = threading.local()  # CPU seconds of each calling thread when it got its last result
 
     def __call__(self, work: Callable[[], _T]) -> _T:
         """Has ``work`` done by the training thread, and waits for its result. Raises what ``work`` raises, and InputError at the end of the training."""
         compute_alone()
         future: Future[_T] = Future()
+        computed = time.thread_time() - getattr(self._caller, "since", time.thread_time())
         with self._lock:
             if self._ended:
                 future.set_exception(_ended())
             else:
-                self._wanted.put((work, future))
-        return future.result()
+                self._wanted.put((work, future, computed))
+        try:
+            return future.result()
+        finally:
+            self._caller.since = time.thread_time()
 
     @property
     def waiting(self) -> bool:
@@ -64,7 +70,7 @@ class Turns:
         return not self._wanted.empty()
 
     def affordable(self) -> bool:
-        """Whether somebody wants to render, and training has waited for less than its share of the time. Time without pictures is not saved for later."""
+        """Whether somebody wants to render, and pictures have taken less than their share of the time. Time without pictures is not saved for later."""
         now = time.perf_counter()
         self._allowance = min(self._allowance + self.share * (now - self._reckoned), _SAVED_S)
         self._reckoned = now
@@ -77,14 +83,14 @@ class Turns:
     def give(self) -> None:
         """Does what was wanted first."""
         start = time.perf_counter()
-        work, future = self._wanted.get()
+        work, future, computed = self._wanted.get()
         try:
             future.set_result(work())
         except Exception as error:
             future.set_exception(error)
         seconds = time.perf_counter() - start
         self.seconds += seconds
-        self._allowance -= seconds
+        self._allowance -= seconds + computed
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:

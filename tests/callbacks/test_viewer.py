@@ -58,6 +58,30 @@ def test_time_without_a_browser_is_not_saved():
     assert 0 < rendered <= 6  # 0.05 s of before and a tenth of 0.5 s, and the picture that passes the limit
 
 
+def test_what_the_thread_of_a_browser_computes_counts():
+    turns = Turns(0.1)
+
+    def compute():
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
+
+    def ask():
+        turns(lambda: None)
+        compute()  # the picture is compressed
+        turns(lambda: None)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    for _ in range(2):
+        while not turns.waiting:
+            time.sleep(0.01)
+        turns.give()
+    thread.join(5)
+    assert turns.seconds < 0.05
+    assert turns._allowance < -0.04
+
+
 def test_pictures_are_rendered_between_steps_in_the_thread_of_the_training():
     turns, threads = Turns(0.5), []
     thread = browser(turns, lambda: threads.append(threading.get_ident()))
