@@ -54,11 +54,16 @@ def clock_words(file: Path) -> list[str]:
     return ["+callbacks.fit.cpu_clock._target_=cpu_clock.CpuClock", f"+callbacks.fit.cpu_clock.file={file}"]
 
 
-def run_train(words: list[str]) -> subprocess.CompletedProcess:
-    """``npbgpp train`` in a process of its own that finds the modules of the benchmarks."""
+def train_command(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """``npbgpp train``, and an environment in which it finds the modules of the benchmarks."""
     path = os.pathsep.join(filter(None, (str(HERE), str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "npbgpp", "train", *words]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    return [sys.executable, "-m", "npbgpp", "train", *words], os.environ | {"PYTHONPATH": path}
+
+
+def run_train(words: list[str]) -> subprocess.CompletedProcess:
+    """``npbgpp train`` in a process of its own."""
+    command, environment = train_command(words)
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def train(method: Method, scene: tuple[str, ...], steps: int, folder: Path) -> dict[str, float]:

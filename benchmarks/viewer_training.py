@@ -4,7 +4,6 @@ Run: ``python benchmarks/viewer_training.py [--methods gaussians npbg] [--second
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pytorch_lightning import Callback
 from websockets.sync.client import connect
 
 import npbgpp
-from budgets import HERE, METHODS, ROOT, SCENES
+from budgets import METHODS, ROOT, SCENES, train_command
 from measure import machine
 from npbgpp.viewer.poses import frame_of
 from viewer import camera_message, drain
@@ -43,7 +42,6 @@ class StepTimes(Callback):
 
 def start(method: str, folder: Path, *words: str) -> subprocess.Popen:
     """A training without an end, which has taken its first steps."""
-    path = os.pathsep.join(filter(None, (str(HERE), str(ROOT), os.environ.get("PYTHONPATH"))))
     times = folder / "times.txt"
     clock = ("+callbacks.fit.step_times._target_=viewer_training.StepTimes", f"+callbacks.fit.step_times.file={times}")
     fixed = (
@@ -53,9 +51,9 @@ def start(method: str, folder: Path, *words: str) -> subprocess.Popen:
         "loggers=none",
         f"hydra.run.dir={folder / 'run'}",
     )
-    command = [sys.executable, "-m", "npbgpp", "train", *METHODS[method].words, *SCENES["still_life"], *words, *clock, *fixed]
+    command, environment = train_command([*METHODS[method].words, *SCENES["still_life"], *words, *clock, *fixed])
     with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     while len(steps(folder)) < 20:
         time.sleep(0.2)
         if process.poll() is not None:

@@ -190,8 +190,7 @@ class ViewedRun:
         """Draws a view; None if ``stop`` said so, which is asked between parts of the picture where the method renders pixels alone."""
         start = time.perf_counter()
         if look.mode == SEEN:
-            seen = self._seen = self._seen or SeenPoints(self.scene)
-            return Picture(self._rendered(lambda: seen.picture(timed.camera)), None, time.perf_counter() - start)
+            return Picture(self._rendered(lambda: self._seen_picture(timed)), None, time.perf_counter() - start)
         layer = look.mode if look.mode in self.system.layers() else None
         if layer is not None:
             image = self._rendered(lambda: self.system.render_layer(timed.camera, self.scene.name, layer).float().cpu())
@@ -201,6 +200,10 @@ class ViewedRun:
         if render is None:
             return None
         return Picture(shown(render, look, timed.camera), None if render.depth is None else render.depth[0, 0], time.perf_counter() - start)
+
+    def _seen_picture(self, timed: TimedCamera) -> Float[Tensor, "3 h w"]:
+        self._seen = self._seen or SeenPoints(self.scene)
+        return self._seen.picture(timed.camera)
 
     def _whole(self, timed: TimedCamera, look: Look) -> Render:
         return self._rendered(lambda: _on_cpu(self._render(timed, look)))
