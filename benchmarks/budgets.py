@@ -1,7 +1,7 @@
 """Methods at equal budgets of CPU time: table and plot of the PSNR of held-out views.
 
 Every method is trained anew for every budget, with the number of steps that fits into it, so that its learning rates follow their whole schedule. The number
-is found by a short run. CPU seconds are those of all threads, from the first to the last training step.
+is found by a short run, or by that of a smaller budget. CPU seconds are those of all threads, from the first to the last training step.
 
 Run: ``python benchmarks/budgets.py out=experiments/budgets [minutes=1,5,20] [methods=gaussians,npbg] [scenes=still_life,lego] [data=<folder>]``. Results that are
 in ``results.jsonl`` of ``out`` are not measured again; ``benchmarks/results/budgets`` has those of docs/results.md. Scenes other than still_life are read from
@@ -66,10 +66,11 @@ def run_train(words: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def train(method: Method, scene: tuple[str, ...], steps: int, folder: Path) -> dict[str, float]:
-    """Trains and evaluates in a process of its own; CPU seconds, steps, PSNR and SSIM."""
+def train(method: Method, scene: tuple[str, ...], steps: int, folder: Path, *words: str) -> dict[str, float]:
+    """Trains in a process of its own, in an empty folder; CPU seconds and steps."""
+    shutil.rmtree(folder, ignore_errors=True)
     clock = folder / "cpu_clock.json"
-    words = [
+    words = (
         *method.words,
         *scene,
         method.steps.format(steps),
@@ -79,13 +80,13 @@ def train(method: Method, scene: tuple[str, ...], steps: int, folder: Path) -> d
         "loggers=none",
         f"hydra.run.dir={folder}",
         *clock_words(clock),
-    ]
-    done = run_train(words)
+        *words,
+    )
+    done = run_train(list(words))
     if done.returncode:
         sys.exit(f"npbgpp train {' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
-    (scores,) = json.loads((folder / "metrics.json").read_text())["datasets"].values()
     measured = json.loads(clock.read_text())
-    return {"cpu_seconds": measured["cpu_seconds"], "steps": measured["batches"], "psnr": scores["psnr"], "ssim": scores["ssim"]}
+    return {"cpu_seconds": measured["cpu_seconds"], "steps": measured["batches"]}
 
 
 def results(out: Path) -> list[dict[str, Any]]:
@@ -101,22 +102,20 @@ def add_result(out: Path, **result: Any) -> None:
     print(result, flush=True)
 
 
-def measure(name: str, method: Method, scene: str, minutes: list[float], out: Path, words: tuple[str, ...]) -> None:
-    """Adds missing results of one method on one scene."""
-    known = {r["minutes"] for r in results(out) if (r["scene"], r["method"]) == (scene, name)}
-    missing = [m for m in minutes if m not in known]
-    if not missing:
+def measure(name: str, method: Method, scene: str, minutes: float, out: Path, words: tuple[str, ...]) -> None:
+    """Adds the result of one method on one scene for one budget, if it is missing."""
+    known = {r["minutes"]: r for r in results(out) if (r["scene"], r["method"]) == (scene, name)}
+    if minutes in known:
         return
     work = out / "runs" / f"{scene}_{name}"
-    seconds_per_step = 0.0
-    for steps in (PILOT_STEPS, 4 * PILOT_STEPS):  # the first one also compiles kernels
-        shutil.rmtree(work, ignore_errors=True)
-        pilot = train(method, words, steps, work)
-        seconds_per_step = pilot["cpu_seconds"] / pilot["steps"]
-    for budget in missing:
-        shutil.rmtree(work, ignore_errors=True)
-        result = train(method, words, max(1, round(60 * budget / seconds_per_step)), work)
-        add_result(out, scene=scene, method=name, minutes=budget, **result)
+    if known:
+        last = known[max(known)]
+    else:
+        for steps in (PILOT_STEPS, 4 * PILOT_STEPS):  # the first one also compiles kernels
+            last = train(method, words, steps, work, "test_after_fit=false")
+    measured = train(method, words, max(1, round(60 * minutes * last["steps"] / last["cpu_seconds"])), work)
+    (scores,) = json.loads((work / "metrics.json").read_text())["datasets"].values()
+    add_result(out, scene=scene, method=name, minutes=minutes, **measured, psnr=scores["psnr"], ssim=scores["ssim"])
 
 
 def report(out: Path) -> None:
@@ -177,9 +176,10 @@ def main() -> None:
     if find_spec("matplotlib") is None:
         sys.exit("error: matplotlib: expected the package for the plot, got none; pip install matplotlib")
     words, out, minutes, scenes = read_words("budgets", "1,5,20", tuple(SCENES))
-    for scene, chosen in scenes.items():
-        for method in words.get("methods", ",".join(METHODS)).split(","):
-            measure(method, METHODS[method], scene, minutes, out, chosen)
+    for budget in sorted(minutes):
+        for scene, chosen in scenes.items():
+            for method in words.get("methods", ",".join(METHODS)).split(","):
+                measure(method, METHODS[method], scene, budget, out, chosen)
     report(out)
 
 

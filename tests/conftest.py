@@ -26,7 +26,6 @@ import functools  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
 import subprocess  # noqa: E402
-import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -43,6 +42,7 @@ from npbgpp.kernels.rasterization import (  # noqa: E402
     rasterize,
 )
 
+from .helpers.programs import TRAIN_NET, run_program  # noqa: E402
 from .run_folders import REPOSITORY, run_words  # noqa: E402
 
 TINY_SIZE = 32
@@ -297,8 +297,7 @@ def run_command(tiny_root: Path, tmp_path: Path) -> Callable[..., subprocess.Com
     """Runs ``train_net.py`` with the tiny configuration plus overrides as a user does; returns the finished process."""
 
     def go(*overrides: str, root: Path = tiny_root, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(REPOSITORY / "train_net.py"), *TINY_OVERRIDES, f"datasets.data_root={root}", *overrides]
-        return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+        return run_program(TRAIN_NET, [*TINY_OVERRIDES, f"datasets.data_root={root}", *overrides], cwd, **environment)
 
     return go
 

@@ -5,8 +5,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +14,9 @@ from PIL import Image
 
 from npbgpp.errors import InputError, original_message
 
+from .helpers.programs import TRAIN_NET, run_program
+
 QUIET = ("trainer.limit_val_batches=0", "datasets.scenes.test=[]")
-TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 
 
 def complaint(done: subprocess.CompletedProcess) -> str:
@@ -177,7 +176,7 @@ def test_a_traceback_when_asked(run_command):
 
 
 def test_choices_are_listed_when_the_data_set_is_missing(tmp_path):
-    done = subprocess.run([sys.executable, str(TRAIN_NET), "system=npbg"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run_program(TRAIN_NET, ["system=npbg"], tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "datasets" in done.stderr and "nerf_blender_one_scene" in done.stderr and "nerf_blender_pretrain" in done.stderr
 

@@ -1,14 +1,14 @@
 """The whole command line against a recorded evaluation of the authors' code: a scene on disk and their trained weights in, pictures and scores out."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from .helpers.programs import TRAIN_NET, run_program
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VIEWS = 3
@@ -32,8 +32,7 @@ def command(recorded: Path) -> list[str]:
 
 def launch(recorded: Path, folder: Path) -> Path:
     """Runs the program as a user does; returns the run folder that it chose."""
-    line = [sys.executable, str(REPOSITORY / "train_net.py"), *command(recorded)]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = run_program(TRAIN_NET, command(recorded), folder)
     assert done.returncode == 0, done.stderr
     (run,) = (folder / "experiments").glob("*/*")
     return run

@@ -5,11 +5,9 @@ Pretraining of NPBG++ on four data sets; evaluation, finetuning and test of one 
 
 import csv
 import json
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,9 @@ from npbgpp.methods.npbg import NPBG
 from npbgpp.methods.npbgpp import NPBGPlusPlus
 from npbgpp.methods.points import PointSystem
 
+from .helpers.programs import TRAIN_NET, run_program
 from .helpers.scenes import write_dtu, write_h3ds, write_scannet
 
-TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 HEAD = "5ae021f2805c0854"
 
 PRETRAIN_SCANNET = """python train_net.py trainer.gpus=4 hydra.run.dir=experiments/npbgpp_scannet datasets=scannet_pretrain datasets.n_point=6e6
@@ -322,10 +320,9 @@ def test_pretraining_of_npbg(train, launch, line, overrides, scenes, size):
 def test_evaluation_typed_into_a_shell(dtu, evaluate, launch):
     """bash takes the backslashes away."""
     here = scores(evaluate(EVALUATE, *NETWORKS, "loggers=none"))
-    words = " ".join(map(shlex.quote, (*NETWORKS, "hydra.run.dir=experiments/typed")))
-    python = f"{shlex.quote(sys.executable)} {shlex.quote(str(TRAIN_NET))}"
-    command = " ".join(EVALUATE.split("\n")).replace("python train_net.py", python) + " " + words
-    done = subprocess.run(["bash", "-c", command], cwd=launch, env=os.environ, capture_output=True, text=True, timeout=300)
+    command = " ".join(EVALUATE.split("\n")).replace("python train_net.py", "printf '%s\\n'")
+    words = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
+    done = run_program(TRAIN_NET, [*words, *NETWORKS, "hydra.run.dir=experiments/typed"], launch)
     assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     assert "scan118_holdout" in done.stdout
     assert scores(launch / "experiments" / "typed") == {view: pytest.approx(found, abs=1e-3) for view, found in here.items()}

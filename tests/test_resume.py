@@ -1,12 +1,12 @@
 """A run that was stopped goes on as if nothing had happened: bit for bit, wherever it was stopped; and what is refused."""
 
+import functools
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from npbgpp.errors import InputError
 from npbgpp.methods.points import PerSceneParameters
 from npbgpp.points.descriptor_tables import digest
 
-from .conftest import REPOSITORY, TINY_GAUSSIANS, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_OVERRIDES
+from .conftest import TINY_GAUSSIANS, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_OVERRIDES
+from .helpers.programs import TRAIN_NET, Program, run_program
 
 LAST = "checkpoints/last.ckpt"
 # what draws at random: crops, zooms, scenes, input photos, colours, depths, densities
@@ -160,18 +161,14 @@ def test_a_run_that_max_steps_stops_within_an_epoch_goes_on(run_in, tmp_path, na
 def test_a_run_on_a_full_disk_is_not_lost(tiny_root, tmp_path):
     """Processes whose checkpoints do not fit, twice; then there is space."""
     tiny = (*SYSTEMS["npbg_history"], "trainer.limit_val_batches=0", f"datasets.data_root={tiny_root}", "hydra.run.dir=run")
-    words = " ".join(f"'{word}'" for word in (sys.executable, str(REPOSITORY / "train_net.py"), *tiny))
-    size = 100  # KiB: descriptors fit
-
-    def go(line: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-
-    assert go(f"{words} trainer.max_epochs=1").returncode == 0
-    assert (tmp_path / "run" / LAST).stat().st_size > 2 * size * 1024 > 4 * (tmp_path / "run" / "descriptors" / "ball.pth").stat().st_size
+    size = 100 << 10  # descriptors fit
+    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    assert run_program(TRAIN_NET, [*tiny, "trainer.max_epochs=1"], tmp_path).returncode == 0
+    assert (tmp_path / "run" / LAST).stat().st_size > 2 * size > 4 * (tmp_path / "run" / "descriptors" / "ball.pth").stat().st_size
     for _ in range(2):
-        done = go(f"ulimit -f {size}; {words} trainer.max_epochs=3 resume=auto")
+        done = run_program(TRAIN_NET, [*tiny, "trainer.max_epochs=3", "resume=auto"], tmp_path, before=full)
         assert done.returncode == 1 and "cannot be written" in done.stdout + done.stderr, done.stderr
-    done = go(f"{words} trainer.max_epochs=3 resume=auto")
+    done = run_program(TRAIN_NET, [*tiny, "trainer.max_epochs=3", "resume=auto"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert load_tensors(tmp_path / "run" / LAST, "checkpoint")["epoch"] == 2
 
@@ -310,14 +307,13 @@ def test_a_killed_process_goes_on(run_in, tiny_root, tmp_path):
     """A process of its own, killed without warning in the middle of an epoch."""
     tiny = (*SYSTEMS["npbg_history"], *COMMON, "trainer.limit_train_batches=1.0", "datasets.train_num_samples=40")
     tiny = (*tiny, "callbacks.fit.during_epoch.every_n_steps=5", f"datasets.data_root={tiny_root}")
-    command = [sys.executable, str(REPOSITORY / "train_net.py"), *tiny]
-    process = subprocess.Popen([*command, "hydra.run.dir=run"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Program(TRAIN_NET, [*tiny, "hydra.run.dir=run"], tmp_path)
     checkpoint, deadline = tmp_path / "run" / LAST, time.monotonic() + 200
     while not checkpoint.is_file() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was to be killed while it trained"
-    done = subprocess.run([*command, "hydra.run.dir=run", "resume=auto"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run_program(TRAIN_NET, [*tiny, "hydra.run.dir=run", "resume=auto"], tmp_path)
     assert done.returncode == 0, done.stderr
     whole = run_in(tmp_path, name="whole", tiny=tiny)
     assert_equal(whole, tmp_path / "run")

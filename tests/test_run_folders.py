@@ -24,6 +24,7 @@ from npbgpp.render import main as render
 
 from .conftest import REPOSITORY, TINY_NERF, TINY_NPCR, TINY_OVERRIDES
 from .helpers.commands import Command
+from .helpers.programs import TRAIN_NET, Program
 from .run_folders import remember
 
 LAST = "checkpoints/last.ckpt"
@@ -230,13 +231,12 @@ ENDLESS = (
 @pytest.mark.slow
 def test_interrupted_processes(tiny_root, tmp_path):
     """Real ones, with the workers of their loaders: a run, another one in its folder, Ctrl-C, runs that begin anew or go on, and a second Ctrl-C."""
-    command = [sys.executable, str(REPOSITORY / "train_net.py"), *ENDLESS, f"datasets.data_root={tiny_root}", "hydra.run.dir=run"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    fixed = [*ENDLESS, f"datasets.data_root={tiny_root}", "hydra.run.dir=run"]
 
-    def start(*words: str) -> subprocess.Popen:
-        return subprocess.Popen([*command, *words], cwd=tmp_path, start_new_session=True, **pipes)
+    def start(*words: str) -> Program:
+        return Program(TRAIN_NET, [*fixed, *words], tmp_path, together=True, before=os.setsid)
 
-    def wait_for_steps(more_than: float, process: subprocess.Popen) -> None:
+    def wait_for_steps(more_than: float, process: Program) -> None:
         end = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < end:
             found = [path.stat().st_mtime for path in (tmp_path / "run" / "checkpoints").glob("epoch*.ckpt")]

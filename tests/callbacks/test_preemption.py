@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from npbgpp.errors import InputError
 from npbgpp.methods.npbg import NPBG
 
 from ..conftest import REPOSITORY, TINY_NERF, TINY_OVERRIDES
+from ..helpers.programs import TRAIN_NET, Program
 
 # a small NeRF on a tiny scene without an end
 ENDLESS = (
@@ -32,13 +31,12 @@ SLURM = {
 }
 
 
-def start(root: Path, launch: Path, *overrides: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, str(REPOSITORY / "train_net.py"), *ENDLESS, f"datasets.data_root={root}", "hydra.run.dir=run", *overrides]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=launch, env=os.environ | environment, **pipes)
+def start(root: Path, launch: Path, *overrides: str, **environment: str) -> Program:
+    words = [*ENDLESS, f"datasets.data_root={root}", "hydra.run.dir=run", *overrides]
+    return Program(TRAIN_NET, words, launch, together=True, **environment)
 
 
-def stop(process: subprocess.Popen, folder: Path, number: signal.Signals) -> str:
+def stop(process: Program, folder: Path, number: signal.Signals) -> str:
     """Sends a signal in the second epoch; returns the output of the process."""
     end = time.monotonic() + 240
     while not (folder / "checkpoints" / "epoch0.ckpt").is_file() and process.poll() is None and time.monotonic() < end:

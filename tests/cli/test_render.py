@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from npbgpp.geometry.point_cloud import read_ply
 from npbgpp.render import main
 
 from ..conftest import TINY_NPBGPP, TINY_OVERRIDES, TINY_SIZE, ring_pose
+from ..helpers.programs import run_program
 from ..helpers.rasterize_reference import rasterize_reference
 from ..run_folders import remember
 
@@ -394,7 +394,6 @@ def test_as_a_user_types_it(run_command, tmp_path):
     """Processes of their own: a run leaves what the command needs."""
     done = run_command(f"hydra.run.dir={tmp_path / 'run'}", "trainer.limit_val_batches=0", "loggers=[csv]")
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "npbgpp", "render", "run", "path=circle", "frames=2"]
-    film = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    film = run_program("npbgpp", ["render", "run", "path=circle", "frames=2"], tmp_path)
     assert film.returncode == 0, film.stderr
     assert "2 frames" in film.stdout and (tmp_path / "run" / "films" / "ball_circle" / "film.mp4").is_file()

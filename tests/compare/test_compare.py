@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -18,6 +17,8 @@ from npbgpp.compare.__main__ import compare
 from npbgpp.compare.page import columns, markdown, page, rows, shared_views, terminal
 from npbgpp.compare.runs import FAILURE, read_runs, runs_below
 from npbgpp.errors import InputError
+
+from ..helpers.programs import run_program
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 COSTS = {
@@ -199,9 +200,7 @@ def test_folders_without_readable_runs_are_refused(tmp_path, damage, folders, me
 
 
 def test_the_command_prints_one_message(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "npbgpp.compare", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=120
-    )
+    done = run_program("npbgpp.compare", [tmp_path], tmp_path)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path}: ") and len(done.stderr.splitlines()) == 1
 
 

@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from npbgpp.core.files import load_tensors
 from npbgpp.data.sampling import SceneSampler, Shard
 
 from ..conftest import REPOSITORY, TINY_GAUSSIANS, TINY_NERF, TINY_NPBGPP, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
+from ..helpers.programs import Program
 
 LAST = "checkpoints/last.ckpt"
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
@@ -60,15 +59,15 @@ def start(tiny_root):
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         runs = {"run": (f"datasets.data_root={root}", *overrides)} if runs is None else runs
         lines = [[*TWO, *overrides, f"hydra.run.dir={launch / name}"] for name, overrides in runs.items()]
-        line = [sys.executable, "-m", "tests.helpers.worker_process", str(launch), json.dumps(lines)]
+        words = [launch, json.dumps(lines)]
         processes = [
-            subprocess.Popen(
-                line,
-                cwd=REPOSITORY,
-                env=os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+            Program(
+                "tests.helpers.worker_process",
+                words,
+                REPOSITORY,
+                together=True,
+                **environment,
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
             )
             for rank in ranks
         ]
@@ -208,11 +207,11 @@ def test_sigterm_stops_all_processes_at_the_same_step(two_processes, tiny_root, 
         "resume=auto",
         "dataloader.train.num_workers=1",
     )
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     for target, epoch, batch, steps in (("itself", "0", "0", 1), ("all", "1", "1", 4)):
-        line = [sys.executable, str(tmp_path / "first.py"), target, epoch, batch, *overrides]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        first = subprocess.Popen(line, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
+        words = [target, epoch, batch, *overrides]
+        first = Program(
+            tmp_path / "first.py", words, tmp_path, together=True, before=os.setsid, GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1"
+        )
         try:
             output, _ = first.communicate(timeout=150)  # of all processes: it ends with the last one
         finally:

@@ -1,11 +1,10 @@
 """Tensors of several processes."""
 
-import subprocess
-import sys
-
 import torch
 
 from npbgpp.core.distributed import gather_tensors
+
+from ..helpers.programs import Program
 
 PROGRAM = """
 import sys, torch
@@ -26,11 +25,8 @@ print("done")
 
 
 def test_tensors_of_several_processes(tmp_path):
-    command = [sys.executable, "-c", PROGRAM]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for rank in range(3)
-    ]
+    (tmp_path / "program.py").write_text(PROGRAM)
+    processes = [Program(tmp_path / "program.py", [rank, tmp_path / "store"], tmp_path) for rank in range(3)]
     for out, error in [process.communicate(timeout=200) for process in processes]:
         assert out.strip() == "done", error
 

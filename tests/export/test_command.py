@@ -1,11 +1,8 @@
 """``npbgpp export``: files of trained runs, refusals."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -32,9 +29,10 @@ from npbgpp.prepare.photo_poses import Similarity
 from npbgpp.prepare.photos_manifest import PhotosManifest
 from npbgpp.render import main as render_main
 
-from ..conftest import REPOSITORY, TINY_GAUSSIANS, TINY_NPBGPP, TINY_OVERRIDES, ring_pose
+from ..conftest import TINY_GAUSSIANS, TINY_NPBGPP, TINY_OVERRIDES, ring_pose
 from ..helpers.commands import Command
 from ..helpers.fields import octahedron_weights
+from ..helpers.programs import run_program
 from ..run_folders import remember
 
 SEMI_AXES = (0.9, 0.6, 0.8)
@@ -349,10 +347,7 @@ def test_command_line(trained, export, tmp_path):
             export(command)
         assert all(word in str(caught.value.code) for word in words) and "NPBG" not in str(caught.value.code)
     (tmp_path / "weights.safetensors").touch()
-    command = [sys.executable, "-m", "npbgpp.export", "weights", f"run={trained['nerf']}", "out=weights.safetensors"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    )
+    done = run_program("npbgpp.export", ["weights", f"run={trained['nerf']}", "out=weights.safetensors"], tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("error: out=") and done.stderr.count("\n") == 1
 
 

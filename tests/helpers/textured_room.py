@@ -1,5 +1,6 @@
 """A room with noise on its walls, drawn as photos, panoramas and videos with known poses. z is up; the room is the box from (0, 0, 0) to SIDE."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -15,8 +16,13 @@ class Room:
     """Rooms of different seeds have nothing in common."""
 
     def __init__(self, seed: int = 0) -> None:
+        self.walls = self._walls(seed)
+
+    @staticmethod
+    @functools.cache
+    def _walls(seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        self.walls = np.stack([self._noise(rng) for _ in range(6)])
+        return np.stack([Room._noise(rng) for _ in range(6)])
 
     @staticmethod
     def _noise(rng: np.random.Generator) -> np.ndarray:

@@ -6,8 +6,6 @@ The simulated device refuses operations with CPU tensors, as a GPU does.
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 from ..conftest import TINY_COLOURS, TINY_NERF, TINY_NPCR, TINY_NSFF, TINY_OVERRIDES
+from ..helpers.programs import run_program
 from ..pretend_gpu import pretended_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,9 +51,8 @@ def scores(folder: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.skipif(CUDA, reason="the pretended device would take the place of the GPU for the rest of the process")
 def test_training_on_a_pretended_device_in_a_process_of_its_own():
     """Gradients know the kinds of device that the process had when the first ones were computed."""
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "pretended_device_scores"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    done = subprocess.run(words, env=environment | {OWN_PROCESS: "1"}, capture_output=True, text=True, cwd=ROOT)
+    words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__, "-k", "pretended_device_scores"]
+    done = run_program("pytest", words, ROOT, **{OWN_PROCESS: "1"})
     assert done.returncode == 0 and f"{len(RUNS)} passed" in done.stdout, done.stdout + done.stderr
 
 

@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from npbgpp.prepare.__main__ import main
 from ..helpers.balls import surface_distance, wrong_colour_fraction
 from ..helpers.commands import Command
 from ..helpers.layouts import colmap, dtu, h3ds, llff, nerf_synthetic, npbg, scannet_raw
+from ..helpers.programs import run_program
 
 SIZE = (96, 128)
 
@@ -204,8 +203,7 @@ def test_refusals(prepare, tmp_path, arguments, expected):
 
 def test_command_line(tmp_path):
     """Usage without arguments; a user error is one line and exit code 1."""
-    command = [sys.executable, "-m", "npbgpp.prepare"]
-    usage = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    usage = run_program("npbgpp.prepare", [], tmp_path)
     assert usage.returncode == 1 and all(f"  {name} " in usage.stderr for name in ("check", "cloud", "llff", "monocular"))
-    wrong = subprocess.run([*command, "check", "scene=nowhere"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    wrong = run_program("npbgpp.prepare", ["check", "scene=nowhere"], tmp_path)
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: scene=nowhere") and wrong.stderr.count("\n") == 1

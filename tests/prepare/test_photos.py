@@ -341,20 +341,8 @@ def test_masks(prepare, good, tmp_path):
         ("pair", ["scene", "nothing"]),
     ],
 )
-def test_refusals(prepare, tmp_path, monkeypatch, arguments, expected):
-    for name, count in (("one", 1), ("pair", 2), ("own/images", 2), ("foreign/images", 1)):
-        flat_photos_of_room(tmp_path / name, count)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "heic").mkdir()
-    for name in ("a.heic", "b.HEIC"):
-        (tmp_path / "heic" / name).write_bytes(b"heic")
-    (tmp_path / "damaged").mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / "damaged" / name).write_bytes(b"jpeg" * 50)
-    picture = Room(1).photo(cameras(8)[0], (60, 80), 70).filter(ImageFilter.GaussianBlur(2))
-    (tmp_path / "equal").mkdir()
-    for k, quality in enumerate((95, 95, 92)):
-        picture.save(tmp_path / "equal" / f"{k}.jpg", quality=quality)
+def test_refusals(prepare, refused, tmp_path, monkeypatch, arguments, expected):
+    shutil.copytree(refused, tmp_path, dirs_exist_ok=True)
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
     before = sorted(tmp_path.rglob("*.jpg"))
     message = prepare.refused("photos", *arguments.split())
@@ -362,10 +350,25 @@ def test_refusals(prepare, tmp_path, monkeypatch, arguments, expected):
     assert set(before) <= set(tmp_path.rglob("*.jpg")) and not list(tmp_path.rglob("sparse"))
 
 
-def flat_photos_of_room(folder: Path, count: int) -> None:
-    folder.mkdir(parents=True)
-    for k, pose in enumerate(cameras(8)[:count]):
-        Room(1).photo(pose, (60, 80), 70).save(folder / f"IMG_{k}.jpg")
+@pytest.fixture(scope="session")
+def refused(tmp_path_factory) -> Path:
+    """Folders without enough good photos."""
+    folder = tmp_path_factory.mktemp("refused")
+    room = Room(1)
+    for name, count in (("one", 1), ("pair", 2), ("own/images", 2), ("foreign/images", 1)):
+        (folder / name).mkdir(parents=True)
+        for k, pose in enumerate(cameras(8)[:count]):
+            room.photo(pose, (60, 80), 70).save(folder / name / f"IMG_{k}.jpg")
+    for name in ("empty", "heic", "damaged", "equal"):
+        (folder / name).mkdir()
+    for name in ("a.heic", "b.HEIC"):
+        (folder / "heic" / name).write_bytes(b"heic")
+    for name in ("a.jpg", "b.jpg"):
+        (folder / "damaged" / name).write_bytes(b"jpeg" * 50)
+    picture = room.photo(cameras(8)[0], (60, 80), 70).filter(ImageFilter.GaussianBlur(2))
+    for k, quality in enumerate((95, 95, 92)):
+        picture.save(folder / "equal" / f"{k}.jpg", quality=quality)
+    return folder
 
 
 def test_photos_without_texture(prepare, tmp_path):

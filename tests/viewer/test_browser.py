@@ -3,8 +3,6 @@
 import io
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +20,8 @@ from npbgpp.cli.settings import SceneSettings
 from npbgpp.geometry import fit_to_size
 
 from ..conftest import TINY_GAUSSIANS, TINY_OVERRIDES
-from ..run_folders import REPOSITORY, remember
+from ..helpers.programs import TRAIN_NET, Program
+from ..run_folders import remember
 
 pytest.importorskip("viser", reason="the extra viewer is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -322,15 +321,12 @@ def test_the_trackball_turns_over_the_pole(browser, server):
 def test_a_training_is_paused_and_goes_on(browser, tiny_root, tmp_path):
     words = [*TINY_GAUSSIANS, f"datasets.data_root={tiny_root}", f"hydra.run.dir={tmp_path / 'run'}", "test_after_fit=false"]
     words += ["callbacks=viewer", "callbacks.fit.viewer.paused=true", "callbacks.fit.viewer.port=18400", "datasets.train_num_samples=200"]
-    command = [sys.executable, str(REPOSITORY / "train_net.py"), *words]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = Program(TRAIN_NET, words, tmp_path, together=True)
     try:
-        link = None
-        for line in process.stdout:
-            if "the training in the browser: " in line:
-                link = line.rpartition(": ")[2].strip()
-                break
-        assert link is not None
+        said = "the training in the browser: "
+        while said not in process.stdout and process.poll() is None:
+            time.sleep(0.1)
+        link = process.stdout.partition(said)[2].split()[0]
         page = browser.new_page(viewport={"width": 860, "height": 480})
         page.goto(link)
         button = page.get_by_role("button", name="resume")
@@ -339,9 +335,8 @@ def test_a_training_is_paused_and_goes_on(browser, tiny_root, tmp_path):
         shot(page, "training")
         assert process.poll() is None
         button.click()
-        output = process.stdout.read()
-        assert process.wait(120) == 0, output
-        assert "pictures for browsers took" in output
+        assert process.wait(120) == 0, process.stdout
+        assert "pictures for browsers took" in process.stdout
         page.close()
     finally:
         process.kill()
