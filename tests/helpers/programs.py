@@ -69,6 +69,8 @@ class Program:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="program-")
         self._files = [Path(self._folder.name) / name for name in ("out", "out" if together else "err")]
+        for file in self._files:
+            file.touch()
         words = [str(word) for word in arguments]
         variables = {**os.environ, **environment}
         self._process = _CONTEXT.Process(
