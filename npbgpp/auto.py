@@ -45,14 +45,14 @@ _PICTURES = 4  # held-out views on the page
 class AutoSettings:
     """Arguments of ``npbgpp auto``."""
 
-    photos: Path = key(help="folder of photos, or a video file")
+    photos: Path = key(help="folder of photos, or a video file", exists="a folder of photos or a video")
     out: Path | None = key(None, help="folder of the results; null: experiments/auto/<name of the photos>")
     minutes: float = key(10.0, help="time for all stages together; training gets what poses and cloud leave, at least 30 % of it")
     system: Literal["gaussians", "npbg", "npbgpp_sphere"] = key("gaussians", help="method to train")
     size: int | None = key(
         None, help=f"longest side of the photos in stereo and training, pixels; null: {_SIZE_CPU}, with a GPU {_SIZE_GPU}"
     )
-    masks: Path | None = key(None, help="folder of masks, see npbgpp prepare photos --help")
+    masks: Path | None = key(None, help="folder of masks, see npbgpp prepare photos --help", exists="a folder of masks")
     max_image_size: int = key(1600, help="longest side of the photos of the scene, pixels")
     frames: int = key(100, help="largest number of frames that are taken from a video")
 

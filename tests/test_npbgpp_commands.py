@@ -185,7 +185,7 @@ def h3ds(train, scannet, launch) -> Trained:
 
 @pytest.fixture(scope="module")
 def dtu(train, scannet, launch) -> Trained:
-    done = train(PRETRAIN_DTU, *PRETRAIN, "trainer.max_epochs=3")
+    done = train(PRETRAIN_DTU, *PRETRAIN, "trainer.max_epochs=3", "trainer.limit_val_batches=0")
     shutil.copy(done.folder / "checkpoints" / "last.ckpt", launch / "checkpoints" / "npbgpp_dtu_nm_mvs_ft_epoch35.ckpt")
     return done
 
@@ -203,7 +203,7 @@ def test_pretraining_on_scannet(scannet, launch):
 
 def test_pretraining_on_blender_goes_on_from_scannet(train, scannet, caplog):
     """Without reloading of loaders, as the line has it, all five scenes are seen all the same. There is no GPU here, and that is said."""
-    done = train(PRETRAIN_BLENDER, *PRETRAIN, "trainer.max_epochs=2", "datasets.train_random_shift=false")
+    done = train(PRETRAIN_BLENDER, *PRETRAIN, "trainer.max_epochs=2", "trainer.limit_val_batches=0", "datasets.train_random_shift=false")
     assert set.union(*done.epochs) == {"chair", "drums", "lego", "materials", "ship"} and [len(e) for e in done.epochs] == [4, 4]
     if not torch.cuda.is_available():
         assert "trainer.gpus=4: this machine has no usable GPU; running on the CPU instead" in caplog.text

@@ -175,6 +175,9 @@ class Command(Generic[S]):
             value = getattr(settings, field.name)
             if known and isinstance(value, str) and value not in known:
                 raise InputError(f"{field.name}={value}: unknown choice; {hint(value, known)}")
+            if expected := field.metadata.get("exists"):
+                for path in value if isinstance(value, tuple) else (value,):
+                    require_exists(field.name, path, expected)
         return settings, overrides
 
     def _positional(self, words: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +242,12 @@ class Command(Generic[S]):
         if self.example:
             lines += ["", f"example: npbgpp {self.name} {self.example}"]
         return "\n".join(lines)
+
+
+def require_exists(key: str, path: Path | None, expected: str) -> None:
+    """Raises InputError for a path at which nothing lies."""
+    if path is not None and not path.expanduser().exists():
+        raise InputError(f"{key}={path}: expected {expected}, {path.expanduser().absolute()} does not exist; correct the path")
 
 
 def _keys(schema: Any) -> "list[Field[Any]]":

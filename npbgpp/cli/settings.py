@@ -56,6 +56,7 @@ class PathSettings:
     poses: Path | None = key(
         None,
         help="file of poses for path=file (cameras.json, transforms.json, CamPose.inf); turn, straight and tumble move its first camera",
+        exists="a file of poses",
     )
     views: tuple[int | str, ...] | None = key(
         None, help="names or indices of the views that the path is made from, in place of those of path"
@@ -102,7 +103,10 @@ class PathSettings:
 class RunSettings:
     """A trained run."""
 
-    run: Path = key(help="folder of the run, or a .zip file of npbgpp export weights, which is unpacked into a folder beside it")
+    run: Path = key(
+        help="folder of the run, or a .zip file of npbgpp export weights, which is unpacked into a folder beside it",
+        exists="the folder of a run",
+    )
     checkpoint: str = key("last", help="name of a file in the checkpoints of the run")
     trust_config: bool = key(
         False,
@@ -232,7 +236,7 @@ class PageExport(CloudExport):
 
     points: int = key(200_000, help="at most so many points or gaussians, of these the largest and most opaque")
     photos: bool = key(True, help="photos in the cameras, small")
-    film: Path | None = key(None, help="film to put into the page, .mp4; null: film.mp4 of the run, where there is one")
+    film: Path | None = key(None, help="film to put into the page, .mp4; null: film.mp4 of the run, where there is one", exists="a film")
 
     def __post_init__(self) -> None:
         if self.points < 1:
@@ -293,7 +297,7 @@ class CameraExport(PathSettings, SceneSettings, InCoordinates):
 class ViewSettings:
     """Arguments of ``npbgpp view``."""
 
-    runs: tuple[Path, ...] = key(help="folders of runs of one scene, the first one on the left")
+    runs: tuple[Path, ...] = key(help="folders of runs of one scene, the first one on the left", exists="the folder of a run")
     checkpoint: str = key("last", help="name of a file in the checkpoints of the runs")
     scene: str | None = key(None, help="name of the scene; needed when a run has several")
     trust_config: bool = key(
@@ -309,7 +313,7 @@ class ViewSettings:
     origin_view: bool = key(False, help="start above the cloud, looking down along the z axis, as --origin-view of NPBG")
     mode: str = key("picture", help="what is shown first: picture, depth, normals, opacity, or a layer of the method such as descriptors")
     speed: float = key(1.0, help="of the keys, relative to the size of the scene")
-    replay: Path | None = key(None, help="file of poses to play, as for npbgpp render path=file")
+    replay: Path | None = key(None, help="file of poses to play, as for npbgpp render path=file", exists="a file of poses")
     screenshot: Path | None = key(None, help="write the first picture into this PNG file and end, without a browser")
 
     def __post_init__(self) -> None:

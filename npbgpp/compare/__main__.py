@@ -18,7 +18,9 @@ from npbgpp.core.config import key
 class CompareSettings:
     """Arguments of the command."""
 
-    runs: tuple[Path, ...] = key(help="folders of runs or sweeps (hydra -m), the first one on the left")
+    runs: tuple[Path, ...] = key(
+        help="folders of runs or sweeps (hydra -m), the first one on the left", exists="the folder of a run or of a sweep"
+    )
     out: Path = key(Path("."), help="folder for compare.md, compare.html and compare.png")
     trust_config: bool = key(False, help="also compare runs whose saved configs name other code than that of npbgpp and of plug-ins")
 

@@ -32,15 +32,18 @@ _HYDRA_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d[\d_]*)?|\.\d[\d
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", Path: "a path", type(None): "null"}
 
 
-def key(default: Any = dataclasses.MISSING, *, help: str, choices: Callable[[], Iterable[str]] | None = None) -> Any:
+def key(
+    default: Any = dataclasses.MISSING, *, help: str, choices: Callable[[], Iterable[str]] | None = None, exists: str | None = None
+) -> Any:
     """A dataclass field that is a key of a command line.
 
     Args:
         default: value of the field; without one the key must be given.
         help: meaning, unit and special values.
         choices: gives the accepted values where they are known at run time only; others are a Literal type.
+        exists: what lies at the path, or at each of the paths, before the command: "the folder of a run".
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "exists": exists})
 
 
 def as_typed(word: str) -> str:

@@ -133,7 +133,7 @@ class DenseSettings(SceneSettings):
 class LlffSettings:
     """Arguments of ``npbgpp prepare llff``."""
 
-    scene: Path = key(help="folder with images and a COLMAP model")
+    scene: Path = key(help="folder with images and a COLMAP model", exists="the folder of a scene")
     out: Path | None = key(
         None,
         help="folder of a new scene with undistorted PNG copies of the registered photos; null: poses_bounds.npy beside the original photos",
@@ -152,7 +152,7 @@ class LlffSettings:
 class VideoSettings:
     """Arguments of ``npbgpp prepare monocular``."""
 
-    root: Path = key(help="folder of the video")
+    root: Path = key(help="folder of the video", exists="the folder of a video")
     stages: tuple[Literal["resize", "masks", "poses", "depth", "flow"], ...] = key(
         ("resize", "masks", "poses", "depth", "flow"), help="stages to run; their order is fixed"
     )
@@ -181,13 +181,20 @@ class VideoSettings:
 class PhotoSettings:
     """Arguments of ``npbgpp prepare photos``."""
 
-    photos: Path = key(help="folder of photos (JPEG, PNG, TIFF, WebP, BMP, HEIC) and its sub-folders, or a video file")
+    photos: Path = key(
+        help="folder of photos (JPEG, PNG, TIFF, WebP, BMP, HEIC) and its sub-folders, or a video file",
+        exists="a folder of photos or a video",
+    )
     scene: Path = key(help="folder of the scene to write")
     masks: Path | None = key(
-        None, help="folder with a mask <name of the photo>.png for photos, bright where the scene is: moving things are dark"
+        None,
+        help="folder with a mask <name of the photo>.png for photos, bright where the scene is: moving things are dark",
+        exists="a folder of masks",
     )
     poses: Path | None = key(
-        None, help="folder of a COLMAP model of these photos, as VGGT and others write: its poses are adjusted, not estimated"
+        None,
+        help="folder of a COLMAP model of these photos, as VGGT and others write: its poses are adjusted, not estimated",
+        exists="the folder of a COLMAP model",
     )
     max_image_size: int = key(1600, help="longest side of the photos of the scene, pixels; larger ones are reduced")
     panoramas: bool | None = key(
@@ -221,7 +228,7 @@ class PhotoSettings:
 class ResizeSettings:
     """Arguments of ``npbgpp prepare resize``."""
 
-    dir: Path = key(help="folder of images")
+    dir: Path = key(help="folder of images", exists="a folder of images")
     out: Path | None = key(None, help="folder of the resized images; null: <dir>_<1/factor>, such as images_2")
     factor: float | None = key(None, help="factor of the sides, such as 0.5")
     max_size: int | None = key(None, help="longest side, pixels, in place of factor; smaller images keep their size")

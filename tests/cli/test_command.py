@@ -143,7 +143,11 @@ def test_every_key_is_documented(command):
 
 
 @pytest.mark.parametrize("command", [command for command in ALL if command is not DEMO], ids=lambda command: command.name)
-def test_examples_can_be_read(command):
+def test_examples_can_be_read(command, tmp_path, monkeypatch):
+    """Where the folders that they name exist."""
+    monkeypatch.chdir(tmp_path)
+    for word in command.example.split():
+        Path(word.rpartition("=")[2]).mkdir(parents=True, exist_ok=True)
     settings, _ = command.read(command.example.split())
     assert isinstance(settings, command.schema)
 

@@ -360,7 +360,8 @@ def test_one_message(trained, render, tmp_path, words, expected):
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (None, "there is none"),
+        (None, "does not exist"),
+        ("", "there is none"),
         ("- 1\n", "ListConfig"),
         ("a: [", "unreadable"),
         ("a: 1\n", "none called datasets"),
@@ -370,7 +371,8 @@ def test_one_message(trained, render, tmp_path, words, expected):
 def test_what_is_no_run(render, tmp_path, config, expected):
     if config is not None:
         (tmp_path / "run" / ".hydra").mkdir(parents=True)
-        (tmp_path / "run" / ".hydra" / "config.yaml").write_text(config, encoding="latin-1")
+        if config:
+            (tmp_path / "run" / ".hydra" / "config.yaml").write_text(config, encoding="latin-1")
     assert re.search(expected, refused(render, "run=run"))
 
 

@@ -152,6 +152,9 @@ def test_a_mistake_beside_help_is_named():
         (str(ROOT / "train_net.py"), "", 1, "experiment=<choice>"),
         ("npbgpp", "train experiment=demo_npbg system.nea=2", 1, "did you mean system.near?"),
         ("npbgpp", "trian experiment=demo_npbg", 1, "did you mean train?"),
+        ("npbgpp", "render nowhere", 1, "run=nowhere: expected the folder of a run"),
+        ("npbgpp", "compare nowhere", 1, "runs=nowhere: expected the folder of a run"),
+        ("npbgpp", "auto photos=nowhere", 1, "photos=nowhere: expected a folder of photos"),
         ("npbgpp", "", 1, "train"),
     ],
 )
