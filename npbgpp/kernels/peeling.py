@@ -52,7 +52,7 @@ class Layer:
     closed: Bool[Tensor, "h w"]
 
 
-def peel(cloud: ChunkedCloud, camera: Cameras, layers: int, footprint: Footprint, gap: float = math.inf) -> list[Layer]:
+def peel(cloud: ChunkedCloud, camera: Cameras, layers: int, footprint: Footprint, gap: float = math.inf, near: float = 0.0) -> list[Layer]:
     """The nearest layers of a cloud for one camera, front to back, in ``PixelConvention.EXACT``. Ties in depth go to the lowest index.
 
     Args:
@@ -61,6 +61,7 @@ def peel(cloud: ChunkedCloud, camera: Cameras, layers: int, footprint: Footprint
         layers: number of layers, at least 1; layers behind the last point are empty.
         footprint: size of the points.
         gap: depth difference to the previous layer above which a pixel is closed, scene units.
+        near: near plane: points at depth <= near are culled; scene units.
 
     Raises:
         ValueError: not exactly one camera, no layer, ``near >= far`` or a negative size.
@@ -72,6 +73,9 @@ def peel(cloud: ChunkedCloud, camera: Cameras, layers: int, footprint: Footprint
     device, size = cloud.xyz_world.device, camera.image_size
     points = _project(cloud, camera.to(device), footprint)
     removed = torch.zeros(cloud.rows + 1, dtype=torch.bool, device=device)
+    if near > 0:
+        depths = cloud.xyz_world.flatten(1).t() @ camera.to(device).R[0, :, 2] + camera.to(device).T[0, 2]
+        removed[cloud.index.flatten().long()] = depths <= near
     found: list[Layer] = []
     for _ in range(layers):
         fragments = Fragments(points.nearest(removed))

@@ -5,8 +5,9 @@ With an aggregator, the per-point parameters are the coefficients from which NPB
 descriptor and a software rasterizer. Symbols: n points of a scene, m points that won a pixel in this step, q parameters per point, b views.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,12 +26,14 @@ from npbgpp.methods.points import (
 )
 from npbgpp.nets import Aggregator
 from npbgpp.points import (
+    MAX_LAYERS,
     DescriptorTables,
     FeaturePyramid,
     ScenePoints,
     SparseRMSprop,
     Visible,
     describe,
+    front_points,
 )
 
 
@@ -54,7 +57,20 @@ class NPBGSettings(PointSettings):
     overwrite_descriptors: bool
     reset_descriptor_optimizer: bool
     drop_single_view_points: bool = True
+    front_points: int = 1
+    front_spread: float = 0.01
     learning_rates: LearningRates
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.front_points <= MAX_LAYERS:
+            raise InputError(f"system.front_points: expected a number of points from 1 to {MAX_LAYERS}, got {self.front_points}")
+        if not 0 < self.front_spread < math.inf:
+            raise InputError(f"system.front_spread: expected a positive number, got {self.front_spread:g}")
+        if self.front_points > 1 and self.pixel_convention != "exact":
+            raise InputError(
+                f"system.front_points={self.front_points}: expected system.pixel_convention=exact, got {self.pixel_convention}; add system.pixel_convention=exact"
+            )
 
 
 class NPBG(PerSceneParameters, PointSystem):
@@ -136,11 +152,22 @@ class NPBG(PerSceneParameters, PointSystem):
 
     def _visible(self, aligned: AlignedCameras, scenes: Sequence[str], levels: Sequence[Level], training: bool) -> Visible:
         clouds = [self.tables.resident(name, training).cloud for name in scenes]
-        maps = self.rasterize(clouds, aligned.rendered, levels)
+        count = self.settings.front_points
+        front = []
+        if count == 1:
+            maps = self.rasterize(clouds, aligned.rendered, levels)
+        else:
+            front = front_points(clouds, aligned.rendered, levels, count, self.settings.front_spread, self.settings.near)
+            maps = [rows for level in front for rows in level.rows]
         gathered = self.tables.gather(maps, scenes, learn=training)
         if self.aggregator is None:
-            return Visible(gathered.values, gathered.rows, gathered)
-        return describe(gathered, self.tables.residents, self.aggregator, aligned.requested)
+            visible = Visible(gathered.values, gathered.rows, gathered)
+        else:
+            visible = describe(gathered, self.tables.residents, self.aggregator, aligned.requested)
+        if not front:
+            return visible
+        found = tuple(replace(level, rows=torch.stack(visible.rows[k * count : (k + 1) * count])) for k, level in enumerate(front))
+        return replace(visible, rows=visible.rows[::count], front=found)
 
     # ---------------------------------------------------------------- training
     def points_of(self, batch: Batch) -> int:

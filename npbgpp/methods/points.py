@@ -449,7 +449,7 @@ class PointSystem(ManualOptimizationSystem):
 
     def decode(self, aligned: AlignedCameras, visible: Visible) -> Render:
         """Runs the refiner on the visible descriptors; colours are not clamped."""
-        image = self.refiner(self.rasterizer(visible.rows, visible.descriptors)).float()
+        image = self.refiner(self.rasterizer(visible.rows, visible.descriptors, visible.front)).float()
         if aligned.alignment is not None:
             image = aligned.alignment.undo(image)
         mask = image[:, 3:4].sigmoid() if image.shape[1] == 4 else None

@@ -15,6 +15,7 @@ from npbgpp.points.descriptor_tables import (
     point_directions,
 )
 from npbgpp.points.feature_pyramid import FeaturePyramid, RGBConverter, feature_image, feature_table
+from npbgpp.points.front_points import FrontPoints, front_points
 from npbgpp.points.sparse_optim import SparseAdam, SparseParameter, SparseRMSprop
 from npbgpp.points.visibility import cloud_coverage, sample_features
 
@@ -24,6 +25,7 @@ __all__ = [
     "DescriptorTables",
     "FeaturePyramid",
     "Footprint",
+    "FrontPoints",
     "Gathered",
     "Layer",
     "MAX_LAYERS",
@@ -38,6 +40,7 @@ __all__ = [
     "describe",
     "feature_image",
     "feature_table",
+    "front_points",
     "gather_visible",
     "peel",
     "point_directions",

@@ -23,6 +23,7 @@ from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 from npbgpp.kernels.rasterization import ChunkedCloud
 from npbgpp.nets import Aggregator, PointDirections
+from npbgpp.points.front_points import FrontPoints
 from npbgpp.points.sparse_optim import SparseAdam, SparseParameter, SparseRMSprop
 
 log = logging.getLogger(__name__)
@@ -105,11 +106,13 @@ class Visible:
         descriptors: of the m points that won a pixel.
         rows: per level, the row of ``descriptors`` of every cell, -1 for empty cells.
         gathered: the table rows that the descriptors were computed from; None for descriptors without tables.
+        front: per level, the rows of the nearest points of every cell, where several are blended; else empty.
     """
 
     descriptors: Float[Tensor, "m c"]
     rows: tuple[Int[Tensor, "b _ _"], ...]
     gathered: Gathered | None = None
+    front: tuple[FrontPoints, ...] = ()
 
 
 def gather_visible(

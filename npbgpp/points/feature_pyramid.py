@@ -12,6 +12,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from npbgpp.errors import InputError
 from npbgpp.kernels.rasterization import Level, look_up
+from npbgpp.points.front_points import FrontPoints
 
 
 def feature_table(descriptors: Float[Tensor, "m c"], background: Float[Tensor, "1 c 1 1"]) -> Float[Tensor, "m1 c1"]:
@@ -36,7 +37,19 @@ def feature_image(row: Int[Tensor, "b h w"], table: Float[Tensor, "m1 c1"], supe
         c feature channels and, last, the mask: 1 where any cell of the pixel is covered, else 0; in channels-last memory, as the lookup yields it and the
         decoder prefers it.
     """
-    image = look_up(row, table).permute(0, 3, 1, 2)
+    return _averaged(look_up(row, table).permute(0, 3, 1, 2), table, supersampling)
+
+
+def blended_image(front: FrontPoints, table: Float[Tensor, "m1 c1"], supersampling: int = 1) -> Float[Tensor, "b c1 h2 w2"]:
+    """As ``feature_image``, of several points per cell."""
+    image = torch.stack(
+        [weight[:, None] * look_up(row, table).permute(0, 3, 1, 2) for row, weight in zip(front.rows, front.weights, strict=True)]
+    )
+    return _averaged(image.sum(0), table, supersampling)
+
+
+def _averaged(image: Float[Tensor, "b c1 h w"], table: Float[Tensor, "m1 c1"], supersampling: int) -> Float[Tensor, "b c1 h2 w2"]:
+    """Features of pixels from those of their cells."""
     if supersampling == 1:
         return image
     image = avg_pool2d(image * image[:, -1:], supersampling)
@@ -79,9 +92,16 @@ class FeaturePyramid(nn.Module):
         self.cat_mask, self.invert_mask_values = cat_mask, invert_mask_values
         self.bg_feature = nn.Parameter(torch.rand(1, descriptor_dim, 1, 1), requires_grad=learnable)
 
-    def forward(self, rows: Sequence[Int[Tensor, "b _ _"]], descriptors: Float[Tensor, "m c"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Pyramid of (b, c + 1, h_k, w_k) images (c channels without ``cat_mask``) from the descriptor row of each cell of each level."""
+    def forward(
+        self, rows: Sequence[Int[Tensor, "b _ _"]], descriptors: Float[Tensor, "m c"], front: Sequence[FrontPoints] = ()
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """Pyramid of (b, c + 1, h_k, w_k) images (c channels without ``cat_mask``) from the descriptor row of each cell of each level.
+
+        With ``front``, from the rows of several points per cell of each level.
+        """
         table = feature_table(descriptors, self.bg_feature)
+        if front:
+            return [self._with_mask(blended_image(f, table, level.supersampling)) for f, level in zip(front, self.levels, strict=True)]
         return [self._with_mask(feature_image(row, table, level.supersampling)) for row, level in zip(rows, self.levels, strict=True)]
 
     def empty(self, image_size: tuple[int, int], batch: int = 1) -> list[Float[Tensor, "b _ _ _"]]:
