@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from npbgpp.kernels.backend import Backend, CudaModule, backend, kernel, run_threads, spans, thread_count
+from npbgpp.kernels.vectors import LANES, load, load_strided, maximum, splat, store, store_strided, where_less
 
 _ONE = np.float32(1)
 _LEAST_ROWS = 512  # per thread
@@ -173,30 +174,62 @@ def _eliminate(row, ridge, channels, gram, pivots, x):
 
 @kernel()
 def _solve(sums, rows, ridge, channels, out, begin, end):
-    """Rows ``begin`` to ``end`` of ``out``; no ``rows`` means all in order."""
+    """Rows ``begin`` to ``end`` of ``out``; no ``rows`` means all in order. Sixteen rows at a time, one in each lane of the vectors."""
     m, c = len(ridge), len(channels)
-    gram, pivots, x = np.empty((m, m), np.float32), np.empty(m, np.float32), np.empty((m, c), np.float32)
-    for i in range(begin, end):
-        chosen = rows[i] if len(rows) else i
-        result = out[i]
-        if chosen < 0:
-            for k in range(c + m * c):
-                result[k] = 0
-            continue
-        row = sums[chosen]
-        count = max(row[0], _ONE)
+    length, solved = sums.shape[1], c + m * c
+    part, found = np.zeros(LANES * length, np.float32), np.empty(LANES * solved, np.float32)
+    # vectors: G, whose upper triangle is used, the reciprocals of its pivots, and the right-hand sides, which become the slopes
+    pivots, x = m * m * LANES, (m * m + m) * LANES
+    work = np.empty(x + m * c * LANES, np.float32)
+    for first in range(begin, end, LANES):
+        lanes = min(LANES, end - first)
+        for lane in range(lanes):
+            chosen = rows[first + lane] if len(rows) else first + lane
+            at = lane * length
+            if chosen < 0:
+                part[at : at + length] = 0  # zeros are solved by zeros
+                continue
+            row = sums[chosen]
+            for k in range(length):
+                part[at + k] = row[k]
+        count = maximum(load_strided(part, 0, length), _ONE)
         for k in range(c):
-            result[k] = row[1 + m + k] / count
+            store_strided(found, k, solved, load_strided(part, 1 + m + k, length) / count)
         at = 1 + m + c
         for j in range(m):
+            for k in range(j, m):
+                value = load_strided(part, at + k - j, length)
+                store(work, (j * m + k) * LANES, value + ridge[j] if k == j else value)
             at += m - j
+            basis = load_strided(part, 1 + j, length)
             for k in range(c):
-                x[j, k] = row[at + k] - row[1 + j] * result[k]  # not fused: for one observation a difference of equal products
+                deviation = load_strided(part, at + k, length) - basis * load_strided(found, k, solved)
+                # one observation deviates by rounding errors only
+                store(work, x + (j * c + k) * LANES, where_less(count, np.float32(1.5), splat(np.float32(0)), deviation))
             at += c
-        _eliminate(row, ridge, channels, gram, pivots, x)
         for j in range(m):
+            for i in range(j):
+                factor = load(work, (i * m + j) * LANES) * load(work, pivots + i * LANES)
+                for k in range(j, m):
+                    at = (j * m + k) * LANES
+                    store(work, at, load(work, at) - factor * load(work, (i * m + k) * LANES))
+                for k in range(c):
+                    at = x + (j * c + k) * LANES
+                    store(work, at, load(work, at) - factor * load(work, x + (i * c + k) * LANES))
+            store(work, pivots + j * LANES, splat(_ONE) / load(work, (j * m + j) * LANES))
+        for reverse in range(m):
+            j = m - 1 - reverse
+            pivot = load(work, pivots + j * LANES)
             for k in range(c):
-                result[c + j * c + k] = x[j, k]
+                value = load(work, x + (j * c + k) * LANES) * pivot
+                for i in range(j + 1, m):
+                    value = value - load(work, (j * m + i) * LANES) * pivot * load(work, x + (i * c + k) * LANES)
+                store(work, x + (j * c + k) * LANES, value)
+                store_strided(found, c + j * c + k, solved, value)
+        for lane in range(lanes):
+            result = out[first + lane]
+            for k in range(solved):
+                result[k] = found[lane * solved + k]
 
 
 @kernel()
