@@ -56,26 +56,25 @@ def peel(cloud: ChunkedCloud, camera: Cameras, layers: int, footprint: Footprint
     """The nearest layers of a cloud for one camera, front to back, in ``PixelConvention.EXACT``. Ties in depth go to the lowest index.
 
     Args:
-        cloud: the points, on the device to render on; points at depth <= 0 or with non-finite coordinates are culled.
+        cloud: the points, on the device to render on; points with non-finite coordinates are culled.
         camera: one camera.
         layers: number of layers, at least 1; layers behind the last point are empty.
         footprint: size of the points.
         gap: depth difference to the previous layer above which a pixel is closed, scene units.
-        near: near plane: points at depth <= near are culled; scene units.
+        near: near plane: points at depth <= near are culled; at least 0, scene units.
 
     Raises:
-        ValueError: not exactly one camera, no layer, ``near >= far`` or a negative size.
+        ValueError: not exactly one camera, no layer, ``near`` below 0, or a footprint of ``near >= far`` or a negative size.
     """
     if len(camera) != 1 or layers < 1:
         raise ValueError(f"peel: expected one camera and at least one layer, got {len(camera)} and {layers}")
+    if near < 0:
+        raise ValueError(f"peel: expected near >= 0, got {near}")
     if not footprint.near < footprint.far or footprint.max_splat < 0:
         raise ValueError(f"peel: expected near < far and max_splat >= 0, got {footprint}")
     device, size = cloud.xyz_world.device, camera.image_size
-    points = _project(cloud, camera.to(device), footprint)
+    points = _project(cloud, camera.to(device), footprint, near)
     removed = torch.zeros(cloud.rows + 1, dtype=torch.bool, device=device)
-    if near > 0:
-        depths = cloud.xyz_world.flatten(1).t() @ camera.to(device).R[0, :, 2] + camera.to(device).T[0, 2]
-        removed[cloud.index.flatten().long()] = depths <= near
     found: list[Layer] = []
     for _ in range(layers):
         fragments = Fragments(points.nearest(removed))
@@ -97,13 +96,13 @@ class _Points(ABC):
         """The smallest key of every pixel among the points whose row is not marked. Marks are never withdrawn."""
 
 
-def _project(cloud: ChunkedCloud, camera: Cameras, footprint: Footprint) -> _Points:
+def _project(cloud: ChunkedCloud, camera: Cameras, footprint: Footprint, near: float) -> _Points:
     chosen = backend(cloud.xyz_world.device)
     if chosen == "numba":
-        return _NumbaPoints(cloud, camera, footprint)
+        return _NumbaPoints(cloud, camera, footprint, near)
     if chosen == "cuda" and _CUDA.usable(cloud.xyz_world.device):
-        return _CudaPoints(cloud, camera, footprint)
-    return _TorchPoints(cloud, camera, footprint)
+        return _CudaPoints(cloud, camera, footprint, near)
+    return _TorchPoints(cloud, camera, footprint, near)
 
 
 # ----------------------------------------------------------------------
@@ -113,14 +112,14 @@ def _project(cloud: ChunkedCloud, camera: Cameras, footprint: Footprint) -> _Poi
 class _TorchPoints(_Points):
     """Plain PyTorch: one scattered minimum of all points per pixel of the largest square."""
 
-    def __init__(self, cloud: ChunkedCloud, camera: Cameras, footprint: Footprint) -> None:
+    def __init__(self, cloud: ChunkedCloud, camera: Cameras, footprint: Footprint, near: float = 0.0) -> None:
         self.size = height, width = camera.image_size
         xyd = ProjectionSettings().grid(self.size).normalise(camera, cloud.xyz_world.flatten(1).t())[0]
         depth = xyd[:, 2]
         radius = (1 - (depth - footprint.near) / (footprint.far - footprint.near)).clamp(0, 1) * footprint.max_splat
         first, last = ((xyd[:, :2] + shift[:, None]).floor() for shift in (-radius, radius))
         limit = torch.tensor([width - 1.0, height - 1.0], device=depth.device)
-        kept = (depth > 0) & ((first <= limit) & (last >= 0)).all(1)
+        kept = (depth > near) & ((first <= limit) & (last >= 0)).all(1)
         self.first, self.last = (torch.minimum(ends[kept].clamp_min(0), limit).long() for ends in (first, last))
         self.keys = (depth[kept].contiguous().view(torch.int32).long() << 32) | cloud.index.flatten()[kept].long()
 
@@ -144,17 +143,17 @@ _POINTS_PER_TASK = 1 << 16  # work that a thread takes at a time
 _POINTS_PER_THREAD = 1 << 16  # at least: a buffer per thread must be filled and merged
 
 
-def _numbers(cloud: ChunkedCloud, camera: Cameras, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:
+def _numbers(camera: Cameras, footprint: Footprint, near: float) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the camera, and (near, far - near, max_splat), float32."""
     grid: PixelGrid = ProjectionSettings().grid(camera.image_size)
-    numbers = projection_numbers(grid.projection(camera), grid, 0.0)
+    numbers = projection_numbers(grid.projection(camera), grid, near)
     return numbers, np.array([footprint.near, footprint.far - footprint.near, footprint.max_splat], dtype=np.float32)
 
 
 class _NumbaPoints(_Points):
     """Points that cover any pixel, at the beginning of the part of each task; the first ``counts`` of a part remain."""
 
-    def __init__(self, cloud: ChunkedCloud, camera: Cameras, footprint: Footprint) -> None:
+    def __init__(self, cloud: ChunkedCloud, camera: Cameras, footprint: Footprint, near: float = 0.0) -> None:
         self.size = camera.image_size
         xyz, index, corners = cloud.xyz_world.numpy(), cloud.index.numpy(), cloud.corners.numpy()
         chunks, length = index.shape
@@ -164,7 +163,7 @@ class _NumbaPoints(_Points):
         per_task = max(1, _POINTS_PER_TASK // length)
         bounds = [(k, min(k + per_task, chunks)) for k in range(0, chunks, per_task)]
         self.starts, self.counts = [begin * length for begin, _ in bounds], [0] * len(bounds)
-        numbers, sizes = _numbers(cloud, camera, footprint)
+        numbers, sizes = _numbers(camera, footprint, near)
         tasks = iter(enumerate(bounds))  # shared: a delayed thread takes fewer
 
         def project(_: int) -> None:
@@ -213,7 +212,7 @@ def _project_chunks(xyz, index, corners, begin, end, numbers, sizes, height, wid
             top, left = np.floor(v[k] - radius[k]), np.floor(u[k] - radius[k])
             last_row, last_column = np.floor(v[k] + radius[k]), np.floor(u[k] + radius[k])
             # false for NaN
-            if depth[k] > zero and top <= bottom and left <= right and last_row >= zero and last_column >= zero:
+            if depth[k] > numbers[17] and top <= bottom and left <= right and last_row >= zero and last_column >= zero:
                 row, column = np.int32(max(top, zero)), np.int32(max(left, zero))
                 keys[count] = (np.int64(bits[k]) << 32) | np.int64(rows[k])
                 squares[count, 0] = row * np.int32(width) + column
@@ -274,7 +273,7 @@ extern "C" __global__ void project_squares(
     const float last_row = floorf(__fadd_rn(v, radius)), last_column = floorf(__fadd_rn(u, radius));
     const float bottom = sizes[3] - 1.0f, right = sizes[4] - 1.0f;
     squares[3 * k + 1] = 0;
-    if (!(depth > 0.0f && top <= bottom && left <= right && last_row >= 0.0f && last_column >= 0.0f)) return;
+    if (!(depth > numbers[17] && top <= bottom && left <= right && last_row >= 0.0f && last_column >= 0.0f)) return;
     const int row = (int)fmaxf(top, 0.0f), column = (int)fmaxf(left, 0.0f);
     keys[k] = ((long long)__float_as_int(depth) << 32) | (long long)index[k];
     squares[3 * k] = row * (int)sizes[4] + column;
@@ -302,9 +301,9 @@ extern "C" __global__ void draw_squares(
 class _CudaPoints(_Points):
     """All points; those that cover no pixel have squares without rows."""
 
-    def __init__(self, cloud: ChunkedCloud, camera: Cameras, footprint: Footprint) -> None:
+    def __init__(self, cloud: ChunkedCloud, camera: Cameras, footprint: Footprint, near: float = 0.0) -> None:
         device, self.size = cloud.xyz_world.device, camera.image_size
-        numbers, sizes = _numbers(cloud, camera, footprint)
+        numbers, sizes = _numbers(camera, footprint, near)
         self.count = cloud.index.numel()
         self.counts = torch.tensor([self.count, self.size[1]], device=device)
         self.keys = torch.empty(self.count, dtype=torch.int64, device=device)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from npbgpp.geometry import Cameras
+from npbgpp.geometry import Cameras, PixelConvention, PixelGrid
 from npbgpp.kernels.peeling import Footprint, peel
 from npbgpp.kernels.rasterization import ChunkedCloud, Level
 
@@ -60,5 +60,5 @@ def front_points(
 def _at_level(camera: Cameras, level: Level) -> Cameras:
     """The camera with a cell of the level for a pixel."""
     cells = level.cells_per_pixel()
-    height, width = (int(level.scale * size) * level.supersampling for size in camera.image_size)
-    return Cameras(camera.R, camera.T, camera.focal_length * cells, camera.principal_point * cells, (height, width))
+    size = PixelGrid(PixelConvention.EXACT, camera.image_size).level_size(level.scale, level.supersampling)
+    return Cameras(camera.R, camera.T, camera.focal_length * cells, camera.principal_point * cells, size)

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from ..run_folders import REPOSITORY
+
 TRAIN_NET = REPOSITORY / "train_net.py"
-NPBGPP = "npbgpp"
 
 # found by the server, as this module
 if str(REPOSITORY) not in sys.path:

@@ -50,8 +50,10 @@ def expected(xyz: torch.Tensor, camera: Cameras, level: Level, count: int, sprea
     return rows, weights
 
 
+@pytest.mark.parametrize("kernels", ["numba", "torch"])
 @pytest.mark.parametrize("spread", [0.01, 0.5])
-def test_points_and_weights_are_those_of_a_loop_over_points(spread):
+def test_points_and_weights_are_those_of_a_loop_over_points(spread, kernels, monkeypatch):
+    monkeypatch.setenv("NPBGPP_KERNELS", kernels)
     views = cameras(2)
     clouds = [points(900, seed) for seed in range(2)]
     found = front_points([ChunkedCloud.build(xyz) for xyz in clouds], views, LEVELS, 3, spread, NEAR)
