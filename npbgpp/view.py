@@ -21,10 +21,11 @@ def main() -> None:
     settings, overrides = read_arguments(COMMAND, sys.argv[1:])
     # torch is imported once the arguments are accepted
     from npbgpp.cli.view import view
+    from npbgpp.core.cpu_share import CpuShare
     from npbgpp.engine.run import configure_logging
 
     configure_logging()
-    with user_errors():
+    with user_errors(), CpuShare():
         view(settings, overrides)
 
 

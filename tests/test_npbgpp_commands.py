@@ -171,14 +171,14 @@ def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
 # ------------------------------------------------------------------ pretraining of NPBG++
 @pytest.fixture(scope="module")
 def scannet(train, launch) -> Trained:
-    done = train(PRETRAIN_SCANNET, *PRETRAIN, *SCANNET, "trainer.max_epochs=2", "datasets.n_point=150")
+    done = train(PRETRAIN_SCANNET, *PRETRAIN, *SCANNET, "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2", "datasets.n_point=150")
     shutil.copy(done.folder / "checkpoints" / "epoch1.ckpt", done.folder / "checkpoints" / "epoch38.ckpt")
     return done
 
 
 @pytest.fixture(scope="module")
 def h3ds(train, scannet, launch) -> Trained:
-    done = train(PRETRAIN_H3DS, *PRETRAIN, "trainer.max_epochs=2", "datasets.train_num_samples=4")
+    done = train(PRETRAIN_H3DS, *PRETRAIN, "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2", "datasets.train_num_samples=4")
     shutil.copy(done.folder / "checkpoints" / "last.ckpt", launch / "checkpoints" / "npbgpp_h3ds.ckpt")
     return done
 
@@ -229,8 +229,13 @@ def evaluate(run_line, launch) -> Callable[..., Path]:
     return lambda line, *overrides: run_line(launch, *shlex.split(line, comments=True)[2:], *overrides)
 
 
-def test_evaluation_of_a_scan(dtu, evaluate):
-    folder = evaluate(EVALUATE, *NETWORKS, "loggers=[csv]")
+@pytest.fixture(scope="module")
+def evaluated_scan(dtu, evaluate) -> Path:
+    return evaluate(EVALUATE, *NETWORKS, "loggers=[csv]", "hydra.run.dir=experiments/evaluated_scan")
+
+
+def test_evaluation_of_a_scan(evaluated_scan, evaluate):
+    folder = evaluated_scan
     rendered = folder / "rendered" / "scan118_holdout" / "test_epoch0"
     kinds = ("rendered", "gt", "raster")
     assert {p.name for p in rendered.glob("*.png")} == {f"{view}_{kind}.png" for view in range(7, 48, 5) for kind in kinds}
@@ -254,7 +259,13 @@ def chain(h3ds, evaluate) -> dict[str, Path]:
     line = line.replace("npbgpp_dtu_nm_mvs_ft_epoch35", "npbgpp_h3ds")
     evaluated = evaluate(line, *NETWORKS, "loggers=none")
     before = files_of(evaluated)
-    job = ("datasets.train_num_samples=24", "trainer.max_epochs=3", "trainer.log_every_n_steps=1", "loggers=[csv]")
+    job = (
+        "datasets.train_num_samples=24",
+        "trainer.max_epochs=3",
+        "trainer.log_every_n_steps=1",
+        "trainer.limit_val_batches=0",
+        "loggers=[csv]",
+    )
     finetuned = evaluate(FINETUNE, REFINER, *job, "system.loss_factors.vgg_loss=0")
     assert files_of(evaluated) == before, "finetuning reads what the evaluation left, and leaves it alone"
     before = files_of(finetuned)
@@ -317,9 +328,9 @@ def test_pretraining_of_npbg(train, launch, line, overrides, scenes, size):
 
 
 # ------------------------------------------------------------------ in a shell
-def test_evaluation_typed_into_a_shell(dtu, evaluate, launch):
+def test_evaluation_typed_into_a_shell(evaluated_scan, launch):
     """bash takes the backslashes away."""
-    here = scores(evaluate(EVALUATE, *NETWORKS, "loggers=none"))
+    here = scores(evaluated_scan)
     command = " ".join(EVALUATE.split("\n")).replace("python train_net.py", "printf '%s\\n'")
     words = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
     done = run_program(TRAIN_NET, [*words, *NETWORKS, "hydra.run.dir=experiments/typed"], launch)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from npbgpp.cli.settings import RenderSettings, VideoPath
 from npbgpp.cli.trajectory import Frame, moving_frames, trajectory_frames
+from npbgpp.core.cpu_share import adapt_threads
 from npbgpp.data import write_poses
 from npbgpp.engine.run import Run, build_run, evaluation_of, run_config, trainer_of
 from npbgpp.errors import InputError
@@ -134,6 +135,7 @@ def _render(
         options = VideoOptions(bool(settings.depth), settings.history, settings.part, settings.motion)
         renders = system.render_video(scene, [frame.timed for frame in frames], options)
         for k in tqdm(range(len(frames)), desc=f"{settings.path} of {scene}", disable=None, leave=False):
+            adapt_threads()
             start = time.perf_counter()
             render = next(renders)
             picture = render.rgb[0].cpu()  # waits for the device, so the clock is honest

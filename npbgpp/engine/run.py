@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from npbgpp.callbacks.checkpoints import INTERRUPTED, Preemption
 from npbgpp.callbacks.evaluation import EvaluationWriter
-from npbgpp.callbacks.resources import CpuShare, RunCosts, progress_callback
+from npbgpp.callbacks.resources import RunCosts, ThreadsFollowLoad, progress_callback
 from npbgpp.core.config import GROUPS, as_typed, typed
 from npbgpp.core.distributed import report_lost_process
 from npbgpp.core.paths import SearchPaths, project_folder
@@ -321,7 +321,7 @@ def _automatic_optimization(system: System, settings: SystemSettings) -> dict[st
 
 def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: EvaluationWriter) -> Trainer:
     plan, evaluate_only = parts.plan, parts.settings.eval_only
-    callbacks: list[Callback] = [CpuShare(), writer]
+    callbacks: list[Callback] = [ThreadsFollowLoad(), writer]
     chosen = config.callbacks.get("test" if evaluate_only else "fit")
     if not plan.arguments["enable_checkpointing"]:
         chosen = {k: v for k, v in (chosen or {}).items() if not v["_target_"].endswith("Checkpoint")}

@@ -59,10 +59,11 @@ def main() -> None:
     name, settings, overrides = read_subcommand("export", "Writes files of a trained run for other programs.", COMMANDS, sys.argv[1:])
     # torch is imported once the arguments are accepted
     from npbgpp.cli import export
+    from npbgpp.core.cpu_share import CpuShare
     from npbgpp.engine.run import configure_logging
 
     configure_logging()
-    with user_errors():
+    with user_errors(), CpuShare():
         if name == "weights":
             export.weights(settings)
         elif name == "cloud":

@@ -14,6 +14,7 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 from tqdm import tqdm
 
+from npbgpp.core.cpu_share import adapt_threads
 from npbgpp.errors import InputError
 from npbgpp.export.mesh import Box
 from npbgpp.geometry import Cameras
@@ -92,6 +93,7 @@ def fuse_depth_maps(render: Callable[[Cameras], Render], cameras: Sequence[Camer
     colours = torch.zeros(total, 3, device=device)
     truncation = _TRUNCATION * max(box.steps())
     for camera in tqdm(cameras, desc="depth maps", unit="view", disable=None, leave=False):
+        adapt_threads()
         found = render(camera)
         depth, rgb = _depth(found), found.rgb[0]
         height, width = depth.shape

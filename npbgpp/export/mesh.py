@@ -22,6 +22,7 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 from tqdm import tqdm
 
+from npbgpp.core.cpu_share import adapt_threads
 from npbgpp.core.files import write_atomically
 from npbgpp.data import Scene, SceneNormalisation, read_photo
 from npbgpp.errors import InputError
@@ -111,6 +112,7 @@ class DensityField:
         values = np.empty(total, dtype=np.float32)
         with tqdm(total=total, desc="densities", unit="node", unit_scale=True, disable=None, leave=False) as progress:
             for first in range(0, total, step):
+                adapt_threads()
                 flat = torch.arange(first, min(first + step, total), device=self.device)
                 nodes = box.nodes(torch.stack(torch.unravel_index(flat, (box.count,) * 3), -1))
                 values[first : first + len(flat)] = self.at(nodes).cpu().numpy()
@@ -293,6 +295,7 @@ def photo_colours(
     """
     total, weight = torch.zeros_like(vertices), vertices.new_zeros(len(vertices))
     for k in tqdm(scene.splits["train"], desc=f"photos of {scene.name}", disable=None, leave=False):
+        adapt_threads()
         view = scene.views[k]
         camera = occlusion.normalisation.cameras(view.camera.to(vertices.device))
         inside = _inside_image(camera, vertices).nonzero()[:, 0]

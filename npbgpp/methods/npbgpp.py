@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import adjust_hue
 from tqdm import tqdm
 
+from npbgpp.core.cpu_share import adapt_threads
 from npbgpp.core.files import save_tensors
 from npbgpp.data import Batch, Photo, Scene, View, Views, read_photo
 from npbgpp.errors import InputError
@@ -336,6 +337,7 @@ class NPBGPlusPlus(PointSystem):
         for first, last in passes:
             sums = SceneSums(last - first, self.aggregator, home)
             for k, photo in zip(inputs, _decoded_ahead([scene.views[k] for k in inputs]), strict=True):
+                adapt_threads()
                 self._add_view(sums, scene.views[k].camera, photo, cloud, xyz_world, first, last)
                 progress.update()
                 if progress.disable and time.monotonic() - last_log > _LOG_INTERVAL_S:

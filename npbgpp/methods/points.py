@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from npbgpp.core.cpu_share import adapt_threads
 from npbgpp.core.paths import SearchPaths
 from npbgpp.data import Batch, cloud_checksum
 from npbgpp.errors import InputError
@@ -469,6 +470,7 @@ class PointSystem(ManualOptimizationSystem):
         self.prepare(scene)
         with self.autocast_free():
             for k in tqdm(views.splits["train"], desc=f"views of {scene}", disable=None, leave=False):
+                adapt_threads()
                 camera = views.views[k].camera.to(self.device)
                 visible = self.visible(AlignedCameras(camera, camera, None), [scene], [Level(1.0)])
                 assert visible.gathered is not None, "trained scenes have tables"

@@ -96,9 +96,11 @@ def main() -> None:
 
             sys.exit(_PROBLEMS if check(settings) else 0)
         elif name == "cloud":
+            from npbgpp.core.cpu_share import CpuShare
             from npbgpp.prepare.cloud import make_cloud
 
-            make_cloud(settings, f"npbgpp prepare {shlex.join(arguments)}")
+            with CpuShare():
+                make_cloud(settings, f"npbgpp prepare {shlex.join(arguments)}")
         elif name == "dense":
             from npbgpp.prepare.cloud import make_dense_cloud
 

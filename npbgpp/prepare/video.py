@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from npbgpp.core.cpu_share import CpuShare, adapt_threads
 from npbgpp.data import (
     DECODER_ERRORS,
     CloudFile,
@@ -57,9 +58,10 @@ def prepare_video(settings: VideoSettings) -> None:
     root = settings.root.expanduser()
     if not root.is_dir():
         raise InputError(f"root={settings.root}: expected the folder of a video, {root.absolute()} does not exist; correct the path")
-    for stage, run in STAGES.items():
-        if stage in settings.stages:
-            log.info("%s: %s", stage, run(settings, root))
+    with CpuShare():
+        for stage, run in STAGES.items():
+            if stage in settings.stages:
+                log.info("%s: %s", stage, run(settings, root))
     if (root / "images").is_dir() and _has_poses(root):
         scene = _read_scene(root)
         for note in scene.notes:
@@ -118,6 +120,7 @@ def _masks(settings: VideoSettings, root: Path) -> str:
     moving = 0.0
     with _atomic_folder(out) as part:
         for file in files:
+            adapt_threads()
             mask = static_mask(detect(_read_tensor(file)))
             moving += float((mask == 0).mean()) / len(files)
             Image.fromarray(mask).save(part / f"{file.name}.png")
@@ -170,6 +173,7 @@ def _depth(settings: VideoSettings, root: Path) -> str:
         method = f"by {settings.depth}"
     with _atomic_folder(out) as part:
         for k, file in enumerate(files):
+            adapt_threads()
             Image.fromarray(quantise(estimate(_read_tensor(file), k))).save(part / f"{file.stem}.png")
     preview = root / "preview" / "depth.png"
     write_preview(preview, f"{root.name}: disparity", "bright: near", files, lambda k: map_preview(out / f"{files[k].stem}.png"))
@@ -188,6 +192,7 @@ def _flow(settings: VideoSettings, root: Path) -> str:
         step = 1 if name == "flow_fw" else -1
         with _atomic_folder(root / name) as part:
             for k, file in enumerate(files):
+                adapt_threads()
                 if 0 <= k + step < len(files):
                     write_flow(part / f"{file.stem}.flo", estimate(images[k], images[k + step]))
     if "flow_fw" in missing:

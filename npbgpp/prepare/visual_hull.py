@@ -20,6 +20,7 @@ from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from npbgpp.core.cpu_share import adapt_threads
 from npbgpp.data import View, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PointCloud, ProjectionSettings
@@ -202,6 +203,7 @@ def _classify_chunk(
     index = torch.arange(len(xyz))
     carved, not_kept, shown, touched = torch.zeros(4, len(xyz), dtype=torch.int32)
     limit = int(dissent * len(silhouettes))
+    adapt_threads()
     for silhouette in silhouettes:
         test = silhouette.test(xyz, radius)
         carved, not_kept = carved + test.carved, not_kept + ~test.kept

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from npbgpp.core.cpu_share import adapt_threads
 from npbgpp.data import Scene, View, read_photo
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras, PixelConvention, ProjectionSettings, TimedCamera, fit_to_size
@@ -98,6 +99,7 @@ class Caller(Protocol):
 def _call_alone(work: Callable[[], _T]) -> _T:
     """Of all runs, since kernels must not run in two threads at once."""
     with _ONE_AT_A_TIME:
+        adapt_threads()
         return work()
 
 

@@ -548,7 +548,7 @@ def playgrounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WRITTEN)
-@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=places, damage=damages)
 def test_random_damage_is_read_or_refused(playgrounds, name, place, damage):
     folder = playgrounds[name]

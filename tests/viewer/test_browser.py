@@ -64,7 +64,7 @@ def second(run_in, tiny_root, tmp_path_factory) -> Path:
 def browser():
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
-        yield browser
+        yield browser.new_context()  # one for all pages, which share its cache
         browser.close()
 
 
@@ -91,10 +91,16 @@ def server(run) -> Iterator[ViewerServer]:
         yield server
 
 
+def new_page(browser, width: int, height: int):
+    page = browser.new_page()
+    page.set_viewport_size({"width": width, "height": height})
+    return page
+
+
 def opened(browser, server):
     """A page, and the panel of the server that belongs to it."""
     known = set(server.panels)
-    page = browser.new_page(viewport={"width": 860, "height": 480})
+    page = new_page(browser, 860, 480)
     page.goto(server.link)
     until(lambda: set(server.panels) - known, page=page)
     (number,) = set(server.panels) - known
@@ -281,7 +287,7 @@ def test_two_runs_side_by_side(browser, run, second):
 def test_clients_come_and_go(browser, server):
     pages = []
     for _ in range(10):
-        page = browser.new_page(viewport={"width": 400, "height": 300})
+        page = new_page(browser, 200, 150)
         page.goto(server.link)
         pages.append(page)
     until(lambda: len(server.panels) == 10, 120, page=pages[-1])
@@ -327,7 +333,7 @@ def test_a_training_is_paused_and_goes_on(browser, tiny_root, tmp_path):
         while said not in process.stdout and process.poll() is None:
             time.sleep(0.1)
         link = process.stdout.partition(said)[2].split()[0]
-        page = browser.new_page(viewport={"width": 860, "height": 480})
+        page = new_page(browser, 860, 480)
         page.goto(link)
         button = page.get_by_role("button", name="resume")
         button.wait_for(timeout=60_000)
@@ -348,7 +354,7 @@ def test_a_page_opens_from_disk(browser, run, tmp_path):
 
     out = tmp_path / "page.html"
     export_page(PageExport(run=run, out=out), [])
-    page, requests = browser.new_page(viewport={"width": 800, "height": 900}), []
+    page, requests = new_page(browser, 800, 900), []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(out.as_uri())
     page.frame_locator("iframe").locator("canvas[data-engine]").wait_for(timeout=60_000)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from npbgpp.core.cpu_share import adapt_threads
 from npbgpp.errors import InputError
 from npbgpp.geometry import Cameras
 from npbgpp.methods.base import Render
@@ -196,6 +197,7 @@ def render_path(system: LayeredMethod, scene: str, cameras: Sequence[Cameras]) -
     _require_path(cameras)
     pictures, depths = [], []
     for camera in cameras:
+        adapt_threads()
         render = system.render(camera, scene, depth=True)
         assert render.depth is not None
         pictures.append(render.rgb[0])
@@ -241,6 +243,7 @@ def finetune(
         total = 0.0
         before: tuple[_Frame, Tensor] | None = None
         for camera in cameras:
+            adapt_threads()
             with precision():
                 drawn = system.render_layers(camera.to(system.device), [scene], learn=True)
                 frame = _Frame(drawn.rgba[0].detach(), drawn.depth[0], camera.to(system.device))
