@@ -42,9 +42,9 @@ def run_drawn(run_nerf, drawn):
 
 @pytest.fixture(scope="module")
 def trained(run_nerf, drawn, tmp_path_factory):
-    """A field after 240 steps, evaluated."""
+    """A field after 150 steps, evaluated."""
     return run_drawn(run_nerf, drawn)(
-        tmp_path_factory.mktemp("nerf"), "trainer.max_epochs=8", "trainer.limit_train_batches=30", "test_after_fit=true"
+        tmp_path_factory.mktemp("nerf"), "trainer.max_epochs=5", "trainer.limit_train_batches=30", "trainer.limit_val_batches=0", "test_after_fit=true"
     )
 
 
@@ -54,7 +54,7 @@ def test_a_field_learns_the_scene(trained, run_nerf, drawn, tmp_path):
     assert name == "scene_holdout" and late["views"] == 1
     assert late["psnr"] > scores(early)[1]["psnr"] + 3
     for kind in ("rendered", "gt", "raster"):
-        assert len(list(trained.glob(f"rendered/scene_holdout/test_epoch7/*_{kind}.png"))) == 1
+        assert len(list(trained.glob(f"rendered/scene_holdout/test_epoch4/*_{kind}.png"))) == 1
     assert (trained / "report.png").is_file()
 
 
@@ -80,7 +80,7 @@ def test_depths_of_spheres(trained, drawn):
 
 
 def test_videos_of_test_views(trained, run_nerf, drawn, tmp_path):
-    assert (trained / "rendered/scene_holdout/test_epoch7/film.mp4").is_file()
+    assert (trained / "rendered/scene_holdout/test_epoch4/film.mp4").is_file()
     run = run_drawn(run_nerf, drawn)
     again = run(tmp_path, "eval_only=true", f"weights_path={trained / LAST}", "test_video=gif", "datasets.test_indices=[3,4,5]")
     (film,) = again.rglob("film.*")
