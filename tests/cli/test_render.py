@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from npbgpp.core.cpu_share import CpuShare
 from npbgpp.data.pose_files import read_poses, write_poses
 from npbgpp.errors import InputError
 from npbgpp.geometry.cameras import Cameras
@@ -74,6 +75,13 @@ def frames_of(folder: Path) -> list[Path]:
 
 
 # ------------------------------------------------------------------ pictures
+def test_every_frame_follows_the_load_of_the_machine(trained, render, monkeypatch):
+    asked = []
+    monkeypatch.setattr(CpuShare, "adapt", lambda self: asked.append(self))
+    render(f"run={trained['npbg']}", "path=circle", "frames=3", "out=film")
+    assert len(asked) >= 3
+
+
 @pytest.mark.parametrize("system", ["npbg", "npbgpp", "coefficients_ft"])
 def test_test_views_are_those_of_the_evaluation(trained, render, tmp_path, system):
     run = trained[system]

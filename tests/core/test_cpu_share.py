@@ -1,5 +1,6 @@
 """Threads on a machine that others use, with real processes that use it."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -103,3 +104,24 @@ def test_nothing_changes_outside_of_a_command(monkeypatch):
     monkeypatch.setattr(cpu_share, "_now", lambda: pytest.fail("the load was read"))
     adapt_threads()
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        ("render", "npbgpp.cli.render.render_video"),
+        ("refine", "npbgpp.cli.refine.refine_run"),
+        ("view", "npbgpp.cli.view.view"),
+        ("export cloud", "npbgpp.cli.export.cloud"),
+        ("prepare cloud", "npbgpp.prepare.cloud.make_cloud"),
+    ],
+)
+def test_commands_follow_the_load(monkeypatch, tmp_path, all_busy, command, function):
+    torch.set_num_threads(2)
+    during = []
+    monkeypatch.setattr(function, lambda *args: during.append(torch.get_num_threads()))
+    name, *words = command.split()
+    monkeypatch.setattr(sys, "argv", [name, *words, str(tmp_path), *(["path=straight"] if name == "refine" else [])])
+    module = importlib.import_module(f"npbgpp.{name}")
+    (module if hasattr(module, "main") else importlib.import_module(f"npbgpp.{name}.__main__")).main()
+    assert during == [1] and torch.get_num_threads() == 2

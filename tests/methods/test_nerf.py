@@ -44,7 +44,11 @@ def run_drawn(run_nerf, drawn):
 def trained(run_nerf, drawn, tmp_path_factory):
     """A field after 150 steps, evaluated."""
     return run_drawn(run_nerf, drawn)(
-        tmp_path_factory.mktemp("nerf"), "trainer.max_epochs=5", "trainer.limit_train_batches=30", "trainer.limit_val_batches=0", "test_after_fit=true"
+        tmp_path_factory.mktemp("nerf"),
+        "trainer.max_epochs=5",
+        "trainer.limit_train_batches=30",
+        "trainer.limit_val_batches=0",
+        "test_after_fit=true",
     )
 
 
