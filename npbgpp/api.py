@@ -145,7 +145,13 @@ class TrainedRun:
         Returns:
             Tensors on the CPU: ``rgb`` (b, 3, h, w) in [0, 1]; ``depth`` (b, 1, h, w) along the viewing axis in scene units, 0 where there is no surface;
             ``alpha`` (b, 1, h, w), or None for methods that predict none.
+
+        Raises:
+            InputError: no camera.
         """
+        if not isinstance(cameras, Cameras) or not len(cameras):
+            got = "none" if isinstance(cameras, Cameras) else f"{type(cameras).__name__}"
+            raise InputError(f"cameras: expected at least one camera, such as run.cameras('test'), got {got}")
         self._system.prepare(self.scene.name)
         with self._trainer.precision_plugin.test_step_context():
             views = [self._system.render(cameras[k], self.scene.name, depth=True) for k in range(len(cameras))]

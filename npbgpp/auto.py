@@ -35,7 +35,6 @@ _START_SECONDS = 15.0  # of a command, and of an evaluation
 _ASPECT = 3 / 4  # of photos, for the forecast
 _MANY_PHOTOS = 10  # with fewer, three that agree on a point are enough
 _FILM_FRAMES, _FILM_SECONDS = 90, 40.0
-_AROUND = 120.0  # degrees, largest gap between cameras around the scene that a circle may cross
 _STOPS = 8  # views that the film of other scenes goes through
 _MEMORY = "auto.json"  # in the folder of results: what they are of
 _PICTURES = 4  # held-out views on the page
@@ -161,6 +160,8 @@ def _forecast(settings: AutoSettings, scene: Path) -> None:
     training = max(settings.minutes * 60 - poses - cloud - _FILM_SECONDS, _LEAST_SHARE * settings.minutes * 60)
     parts = {"poses": poses, "dense cloud": cloud, f"training of {settings.system}": training, "film": _FILM_SECONDS}
     log.info("forecast: %s, less what is done already", in_words(parts))
+    if poses + cloud + training + _FILM_SECONDS > settings.minutes * 60:
+        log.info("that is more than minutes=%g: the training gets %.0f %% of them all the same", settings.minutes, 100 * _LEAST_SHARE)
 
 
 def _poses(settings: AutoSettings, scene: Path, command: str) -> None:
@@ -217,6 +218,8 @@ def _train(settings: AutoSettings, out: Path, run: Path, seconds: float) -> None
 
 def _affordable_steps(settings: AutoSettings, out: Path, seconds: float) -> int:
     """Steps for which the time is enough, by the second epoch of a short training: the first one compiles and loads."""
+    from npbgpp.prepare.forecast import duration
+
     probe, start = out / f"{settings.system}_speed", time.monotonic()
     words = _training(settings, out, probe, _PROBE_STEPS, epochs=2)
     _call("train", *words, "test_after_fit=false", "trainer.limit_val_batches=0", "loggers=[csv]")
@@ -225,7 +228,7 @@ def _affordable_steps(settings: AutoSettings, out: Path, seconds: float) -> int:
     per_step = times[-1] / _PROBE_STEPS
     left = seconds - (time.monotonic() - start) - _FILM_SECONDS - 2 * _START_SECONDS
     steps = min(max(int(left / per_step), _FEWEST_STEPS), _MOST_STEPS)
-    log.info("training: %.2f s a step; %d steps, about %.0f minutes", per_step, steps, steps * per_step / 60)
+    log.info("training: %.2f s a step; %d steps, about %s", per_step, steps, duration(steps * per_step))
     return steps
 
 
@@ -259,25 +262,12 @@ def _downscale(settings: AutoSettings, scene: Path) -> float:
 
 def _film_path(scene: Path) -> list[str]:
     """A circle where the cameras stand around the scene, else a way through views in their order."""
-    import torch
-
     from npbgpp.data import CloudFile
-    from npbgpp.geometry import Cameras, orbit_path
+    from npbgpp.geometry import Cameras, surrounds
     from npbgpp.parsers import read_scene
 
     views = read_scene("colmap", scene, scene, scene.name, CloudFile(scene / "mvs_pc.ply"), {}).views
-    cameras = Cameras.cat([view.camera for view in views])
-    try:
-        orbit_path(cameras, 2)
-    except InputError:
-        around = False
-    else:
-        # the vertical of the scene is z, and its origin is amid the points
-        x, y, _ = cameras.centers().unbind(1)
-        azimuth = torch.rad2deg(torch.atan2(y, x)).sort().values
-        gaps = torch.cat([azimuth.diff(), azimuth[:1] + 360 - azimuth[-1:]])
-        around = bool(gaps.max() < _AROUND)
-    if around:
+    if surrounds(Cameras.cat([view.camera for view in views])):
         return ["path=circle"]
     step = max(1, len(views) // _STOPS)
     return ["path=interpolate", f"views=[{','.join(map(str, range(0, len(views), step)))}]"]

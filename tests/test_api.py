@@ -58,6 +58,9 @@ def test_runs_render_what_their_evaluation_saved(trained, caplog):
         run = npbgpp.load_run(trained)
     assert not [record for record in caplog.records if record.name.startswith("pytorch_lightning")]
     cameras = run.cameras("test")
+    for none in (cameras[:0], [], "test"):
+        with pytest.raises(npbgpp.InputError, match="expected at least one camera"):
+            run.render(none)
     render = run.render(cameras)
     assert isinstance(run, npbgpp.TrainedRun) and isinstance(render, npbgpp.Render) and run.method == "NPBG"
     assert render.rgb.shape == (2, 3, 32, 32) and render.depth.shape == (2, 1, 32, 32) and render.alpha is None

@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if nothing had happened: bit for bit, wherever it was stopped; and what is refused."""
 
+import csv
 import functools
 import json
 import logging
@@ -112,6 +113,23 @@ def test_a_stopped_run_goes_on_bit_for_bit(run_in, tmp_path, monkeypatch, stop_a
     torch.rand(7)
     resumed = run_in(tmp_path, "resume=auto", name="stopped", tiny=tiny)
     assert_equal(whole, resumed)
+
+
+def test_the_csv_log_goes_on(run_in, tmp_path, monkeypatch, stop_after):
+    """Rows after the checkpoint that the run goes on from are written anew."""
+    logged = ("loggers=[csv]", "trainer.log_every_n_steps=1", "+loggers.csv.flush_logs_every_n_steps=1")
+    tiny = (*SYSTEMS["npbg"], *COMMON, "callbacks.fit.during_epoch.every_n_steps=3", *logged)
+    logs = {}
+    for name in ("whole", "stopped"):
+        if name == "stopped":
+            stop_after(10)
+            with pytest.raises(StoppedError):
+                run_in(tmp_path, name=name, tiny=tiny)
+            monkeypatch.undo()
+        folder = run_in(tmp_path, *(["resume=auto"] if name == "stopped" else []), name=name, tiny=tiny)
+        with (folder / "csv_logs" / "metrics.csv").open(newline="") as file:
+            logs[name] = [(row["step"], row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    assert len(logs["whole"]) == 12 and logs["stopped"] == logs["whole"]
 
 
 @pytest.mark.parametrize("name", ["npbg_history", "npcr", "coefficients"])

@@ -103,7 +103,7 @@ def test_trainings_end_with_the_next_step(run_here, caplog, words, named):
             "system.overwrite_descriptors=true",
             name="next",
         )
-    assert ("npbgpp view next, or npbgpp render next path=circle" in caplog.text) == named
+    assert ("npbgpp view next, or npbgpp render next path=interpolate" in caplog.text) == named
 
 
 def test_pretrained_descriptors_are_the_start(run_here, tmp_path):

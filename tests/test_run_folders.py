@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from npbgpp.core.files import load_tensors
 from npbgpp.core.paths import SearchPaths
 from npbgpp.core.run_folder import lock_run_folder, remove_parts, remove_run, require_no_run
 from npbgpp.engine.checkpoint import AtomicCheckpointIO, find_checkpoint
+from npbgpp.engine.hydra_hooks import WritableRunFolder
 from npbgpp.errors import InputError
 from npbgpp.export.__main__ import main as export
 from npbgpp.io import open_video
@@ -213,6 +215,8 @@ def test_a_folder_that_holds_a_training(run, tmp_path):
     assert not list(run.rglob("*.part"))
     with pytest.raises(InputError, match="holds a training already, with 2 checkpoints .*resume=auto.*overwrite=true"):
         require_no_run(run, "hydra.run.dir")
+    with pytest.raises(SystemExit, match="holds a training, whose .* this evaluation would overwrite"):
+        WritableRunFolder().on_run_start(OmegaConf.create({"hydra": {"run": {"dir": str(run)}}, "eval_only": True}))
     with pytest.raises(InputError, match="would be removed"):
         remove_run(run, "hydra.run.dir", [run / LAST])
     with pytest.raises(InputError, match="would be removed"):

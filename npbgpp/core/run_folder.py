@@ -84,6 +84,14 @@ def require_no_run(folder: Path, key: str) -> None:
         )
 
 
+def require_no_training(folder: Path, key: str) -> None:
+    """Raises InputError if a folder holds a training, whose config, logs and scores an evaluation would overwrite."""
+    if checkpoints_in(folder):
+        raise InputError(
+            f"{key}={folder}: holds a training, whose config, logs and scores this evaluation would overwrite; choose another folder, such as {key}={folder}_test"
+        )
+
+
 def remove_run(folder: Path, key: str, used: Iterable[Path]) -> None:
     """Removes what a training left in a folder.
 

@@ -17,7 +17,15 @@ from omegaconf import DictConfig
 
 from npbgpp.compare.runs import FAILURE, read_runs, runs_below
 from npbgpp.core.paths import require_writable
-from npbgpp.core.run_folder import is_first_process, lock_run_folder, missing_folders, remove_parts, remove_unused, require_no_run
+from npbgpp.core.run_folder import (
+    is_first_process,
+    lock_run_folder,
+    missing_folders,
+    remove_parts,
+    remove_unused,
+    require_no_run,
+    require_no_training,
+)
 from npbgpp.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -45,8 +53,10 @@ class WritableRunFolder(Callback):
                 return
             _created[:] = missing
             lock_run_folder(folder, "hydra.run.dir")
-            goes_on = any((config.get("resume"), config.get("eval_only"), config.get("trainer", {}).get("resume_from_checkpoint")))
-            if not goes_on and not config.get("overwrite"):
+            goes_on = any((config.get("resume"), config.get("trainer", {}).get("resume_from_checkpoint")))
+            if config.get("eval_only"):
+                require_no_training(folder, "hydra.run.dir")
+            elif not goes_on and not config.get("overwrite"):
                 require_no_run(folder, "hydra.run.dir")
         except InputError as error:
             sys.exit(f"error: {error}")

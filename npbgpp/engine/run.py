@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import DeviceStatsMonitor, ModelSummary
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -28,6 +29,7 @@ from npbgpp.core.paths import SearchPaths, project_folder
 from npbgpp.core.plugins import METHODS, load_plugin, warn_of_broken_plugins
 from npbgpp.core.run_folder import is_first_process, remove_run
 from npbgpp.core.saved_config import launch_folder, saved_config
+from npbgpp.data import Scene
 from npbgpp.data.settings import DataloaderSettings, DatasetSettings
 from npbgpp.engine.checkpoint import (
     AtomicCheckpointIO,
@@ -43,13 +45,16 @@ from npbgpp.engine.provenance import write_provenance
 from npbgpp.engine.trainer import (
     TrainerPlan,
     close_loggers,
+    continue_csv,
     guard,
+    logged_steps,
     report_nondeterministic_operation,
     share_evaluations,
     started,
     trainer_plan,
 )
 from npbgpp.errors import InputError
+from npbgpp.geometry import Cameras, fit_to_size, surrounds
 from npbgpp.io import VIDEO_FORMATS
 from npbgpp.methods.base import RunContext, System, SystemSettings
 from npbgpp.metrics import ImageMetrics
@@ -240,9 +245,16 @@ def run(config: DictConfig, search_paths: SearchPaths) -> None:
 def _name_next_step(search_paths: SearchPaths, system: System) -> None:
     """Says how to look at a trained run."""
     folder = search_paths.run.relative_to(search_paths.launch) if search_paths.run.is_relative_to(search_paths.launch) else search_paths.run
-    (name, *others), path = system.scenes, "spiral0" if system.renders_time else "circle"
+    name, *others = system.scenes
     words = shlex.join([str(folder), *([f"scene={name}"] if others else [])])
+    path = "spiral0" if system.renders_time else _path_of(system.scenes[name])
     log.info("next: npbgpp view %s, or npbgpp render %s path=%s", words, words, path)
+
+
+def _path_of(scene: Scene) -> str:
+    """A camera path of ``npbgpp render`` near the views that were trained on."""
+    cameras = [scene.views[i].camera for i in scene.splits["train"]]
+    return "circle" if surrounds(Cameras.cat([fit_to_size(camera, cameras[0].image_size) for camera in cameras])) else "interpolate"
 
 
 def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None) -> None:
@@ -336,6 +348,11 @@ def _trainer(config: DictConfig, parts: Run, search_paths: SearchPaths, writer: 
     callbacks.append(Preemption(search_paths.run / "checkpoints" if saves else None, plan.requeue_signal))
     callbacks.append(writer.costs)  # last, so that it measures the others
     loggers = started([guard(instantiate(node)) for node in (config.loggers or {}).values()])
+    if parts.resume is not None and is_first_process():
+        steps = logged_steps(parts.checkpoints.read_ahead(parts.resume))
+        for logger in loggers:
+            if isinstance(logger, CSVLogger):
+                continue_csv(logger, steps)
     arguments = plan.arguments | _automatic_optimization(parts.system, parts.system_settings)
     arguments["enable_model_summary"] = arguments["enable_model_summary"] and not evaluate_only
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(search_paths.run)

@@ -5,22 +5,25 @@ spellings of Lightning 1.4 are read as well.
 """
 
 import contextlib
+import csv
 import functools
 import inspect
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 import torch.distributed as dist
 from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import AcceleratorRegistry
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.loops import _EvaluationLoop
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
@@ -399,6 +402,28 @@ def _system_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def logged_steps(checkpoint: Mapping[str, Any]) -> int:
+    """Number of steps, as loggers count them, that a checkpoint of Lightning has made."""
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    batches = loop.get("epoch_loop.batch_progress", {}).get("current", {"processed": 0, "completed": 0})
+    # the last batch is counted after the callbacks of its end, which save checkpoints
+    uncounted = batches["processed"] > batches["completed"]
+    return int(loop.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", checkpoint["global_step"])) + uncounted
+
+
+def continue_csv(logger: CSVLogger, steps: int) -> None:
+    """Keeps the rows that the training which a run goes on with has written up to a number of steps; Lightning's logger removes them all."""
+    file = Path(logger.log_dir) / "metrics.csv"
+    if not file.is_file():
+        return
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(opened)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it removes the file
+        logger.experiment.metrics = [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) < steps]
+    logger.save()
 
 
 def close_loggers(loggers: Sequence[Logger]) -> None:

@@ -31,6 +31,7 @@ from npbgpp.geometry.trajectories import (
     random_rotation_path,
     spiral_along_path,
     spiral_path,
+    surrounds,
     turntable_path,
 )
 
@@ -71,6 +72,7 @@ __all__ = [
     "rigid_defect",
     "spiral_along_path",
     "spiral_path",
+    "surrounds",
     "transformed",
     "turntable_path",
     "write_gaussian_ply",

@@ -22,6 +22,7 @@ _SMALLEST_SPREAD = 1e-3  # mean squared sine of the angles between optical axes 
 _SMALLEST_MEAN = 0.1  # shortest mean of unit directions that still defines a direction
 _LEVEL_RATIO = 10.0  # horizontal axes lie in a plane if their variance within it is so many times that across it
 _SMALLEST_SINE = 1e-6  # of the angle between viewing direction and up
+_WIDEST_GAP = 120.0  # degrees
 _SPIRAL_TURNS = 2
 _SPIRAL_QUANTILE = 0.9
 _VIDEO_SPIRAL_TURNS = 4
@@ -170,6 +171,19 @@ def orbit_path(cameras: Cameras, count: int) -> Cameras:
     distance = float(distances.quantile(0.5))
     elevation = float(torch.asin((offset @ up / distances).clamp(-1, 1)).quantile(0.5))
     return circle_path(focus, up, distance * math.cos(elevation), distance * math.sin(elevation), count, focus, cameras[0])
+
+
+def surrounds(cameras: Cameras) -> bool:
+    """Whether n views look at one object from around it, so that a circle shows what they show: no gap between neighbours is wider than 120 degrees."""
+    try:
+        focus, up = _focus(cameras), common_up(cameras)
+    except InputError:
+        return False
+    across = normalize(torch.linalg.cross(up, _centers(cameras)[0] - focus), dim=0)
+    along = torch.linalg.cross(across, up)
+    offset = _centers(cameras) - focus
+    azimuth = torch.rad2deg(torch.atan2(offset @ across, offset @ along)).sort().values
+    return bool(torch.cat([azimuth.diff(), azimuth[:1] + 360 - azimuth[-1:]]).max() < _WIDEST_GAP)
 
 
 def spiral_path(cameras: Cameras, focus: float, count: int) -> Cameras:

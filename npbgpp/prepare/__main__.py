@@ -91,20 +91,23 @@ def main() -> None:
             from npbgpp.prepare.photos import prepare_photos
 
             prepare_photos(settings, f"npbgpp prepare {shlex.join(arguments)}")
+            logging.info("next, a dense cloud: npbgpp prepare dense %s", settings.scene)
         elif name == "check":
             from npbgpp.prepare.check import check
 
             sys.exit(_PROBLEMS if check(settings) else 0)
         elif name == "cloud":
             from npbgpp.core.cpu_share import CpuShare
-            from npbgpp.prepare.cloud import make_cloud
+            from npbgpp.prepare.cloud import make_cloud, name_training
 
             with CpuShare():
                 make_cloud(settings, f"npbgpp prepare {shlex.join(arguments)}")
+            name_training(settings)
         elif name == "dense":
-            from npbgpp.prepare.cloud import make_dense_cloud
+            from npbgpp.prepare.cloud import make_dense_cloud, name_training
 
             make_dense_cloud(settings, f"npbgpp prepare {shlex.join(arguments)}")
+            name_training(settings)
         elif name == "resize":
             from npbgpp.prepare.resize import resize_images
 

@@ -199,12 +199,12 @@ def _write_cloud(path: Path, points: PointCloud, scene: Scene, normals: np.ndarr
     if photos is not None:  # its report shows the cloud
         write_report(path.parent, photos)
         log.info("report.html in %s shows the new cloud", path.parent)
-    if origin.settings.paths_file is None:
-        log.info("next, a training: npbgpp train %s", shlex.join(_training_words(origin.settings)))
 
 
-def _training_words(settings: CloudSettings | DenseSettings) -> list[str]:
-    """A training of the scene with the cloud that was made, and the splits that it was made for."""
+def name_training(settings: CloudSettings | DenseSettings) -> None:
+    """Says how to train on the scene with the cloud that was made, and the splits that it was made for."""
+    if settings.paths_file is not None:
+        return
     folder = settings.folder()
     words = [
         "experiment=npbg_quick",
@@ -214,6 +214,7 @@ def _training_words(settings: CloudSettings | DenseSettings) -> list[str]:
     ]
     usual = SceneSettings(settings.scene)
     names = ("layout", "pc_name", "downscale", "white_bg", "val_indices", "test_indices")
-    return words + [
+    words += [
         f"datasets.{name}={typed_value(getattr(settings, name))}" for name in names if getattr(settings, name) != getattr(usual, name)
     ]
+    log.info("next, a training: npbgpp train %s", shlex.join(words))

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -31,6 +32,7 @@ from npbgpp.prepare.photo_import import (
     frame_source,
     import_frames,
     photo_names,
+    write_image,
 )
 from npbgpp.prepare.photo_poses import (
     ENOUGH,
@@ -85,6 +87,7 @@ def prepare_photos(settings: PhotoSettings, command: str) -> PhotosManifest:
     if len(photos) > MAX_EXHAUSTIVE and settings.matching == "exhaustive":
         log.warning("%d photos are many for matching all pairs; matching=sequential compares neighbours by name", len(photos))
     masks = scene / "masks" if settings.masks is not None else work / "masks"
+    _mask_all(masks, photos)
     _forget_other_photos(work, masks, options, photos)
     estimator = PoseEstimator(work, scene / "images", masks, photos, options, stages.show, log.info)
     with stages.running():
@@ -110,7 +113,6 @@ def prepare_photos(settings: PhotoSettings, command: str) -> PhotosManifest:
         log.warning("problem: %s", warning)
     write_report(scene, manifest)
     log.info("report: %s; contact sheet: %s", scene / "report.html", scene / "report.png")
-    log.info("next, a dense cloud: npbgpp prepare dense %s", settings.scene)
     return manifest
 
 
@@ -309,6 +311,15 @@ def _require_photos(root: Path, photos: Sequence[ImportedPhoto], failures: dict[
         )
     reasons = "; ".join(f"{source}: {reason}" for source, reason in list(failures.items())[:3])
     raise InputError(f"photos={root}: expected at least 2 photos that can be read, got {len(photos)} ({reasons}); replace the files")
+
+
+def _mask_all(masks: Path, photos: Sequence[ImportedPhoto]) -> None:
+    """Adds white masks of photos without one: where there is a folder of masks, COLMAP leaves out the photos that have none."""
+    if masks.is_dir():
+        for photo in photos:
+            mask = masks / f"{photo.name}.png"
+            if not mask.is_file():
+                write_image(mask, Image.new("L", (photo.width, photo.height), 255))
 
 
 def _forget_other_photos(work: Path, masks: Path, options: PoseOptions, photos: Sequence[ImportedPhoto]) -> None:

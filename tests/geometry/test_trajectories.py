@@ -20,6 +20,7 @@ from npbgpp.geometry.trajectories import (
     random_rotation_path,
     spiral_along_path,
     spiral_path,
+    surrounds,
     turntable_path,
 )
 
@@ -151,6 +152,12 @@ def test_orbit_of_views_on_a_circle_is_that_circle(elevation):
     assert torch.allclose(offset.norm(dim=1), torch.full((30,), 4.0), atol=1e-4)
     assert torch.allclose(offset[:, 2], torch.full((30,), 4 * math.sin(elevation)), atol=1e-4)
     assert torch.equal(path.focal_length, around().focal_length[:1].expand(30, 2))
+
+
+def test_views_surround_an_object():
+    ring = around(count=12)
+    assert surrounds(ring) and not surrounds(ring[:7]) and not surrounds(forward_facing()) and not surrounds(ring[:1])
+    assert not surrounds(around(count=2)) and surrounds(around(count=4))
 
 
 def test_up_from_level_views_on_one_side():

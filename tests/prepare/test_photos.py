@@ -320,6 +320,19 @@ def test_masks(prepare, good, tmp_path):
     assert "IMG_3.jpg.png" in message and "invert" in message
 
 
+def test_one_photo_with_transparency(prepare, good, tmp_path):
+    """The others have features everywhere."""
+    (tmp_path / "input").mkdir()
+    for k in range(5):
+        shutil.copy(good / "input" / f"IMG_{k}.jpg", tmp_path / "input")
+    with Image.open(tmp_path / "input" / "IMG_4.jpg") as photo:
+        photo.putalpha(255)
+        photo.save(tmp_path / "input" / "IMG_4.png")
+    (tmp_path / "input" / "IMG_4.jpg").unlink()
+    prepare("photos", "input", "scene")
+    assert len(poses(tmp_path / "scene")) == 5
+
+
 # ------------------------------------------------------------------ bad input
 @pytest.mark.parametrize(
     ("arguments", "expected"),
