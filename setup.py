@@ -104,6 +104,8 @@ ENTRY_POINTS = {
 }
 
 setup(
+    # a path, not an import hook: elsewhere a folder of that name, such as a clone, would be imported in place of the package
+    options={"editable_wheel": {"mode": "compat"}},
     name="npbgpp",
     version="0.1.0",
     description="Neural point-based graphics: novel views of a scene from its photos and a point cloud",

@@ -335,12 +335,31 @@ def pip(*arguments: str) -> None:
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Programs of a new environment with the wheel, and with the dependencies that are installed here."""
     folder = tmp_path_factory.mktemp("environment")
+    install(folder, str(wheel))
+    return folder / "bin"
+
+
+def install(folder: Path, *what: str) -> None:
+    """Makes an environment with the dependencies that are installed here, and installs something in it."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
     (packages,) = folder.glob("lib/python*/site-packages")
     # the folder alone: its .pth files, such as that of an editable npbgpp, are not read
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip("--python", str(folder / "bin" / "python"), "install", str(wheel))
-    return folder / "bin"
+    pip("--python", str(folder / "bin" / "python"), "install", *what)
+
+
+def test_editable_installation_beside_a_clone(tmp_path: Path) -> None:
+    """The folder of a clone has the name of the package, too: where programs start beside it, the package is imported all the same."""
+    clone = tmp_path / "npbgpp"
+    clone.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    for name in ("npbgpp", "conf", "checkpoints", "example"):
+        (clone / name).mkdir()
+    shutil.copy(ROOT / "npbgpp" / "__init__.py", clone / "npbgpp")
+    environment = tmp_path / "environment"
+    install(environment, "--no-build-isolation", "--editable", str(clone))
+    assert run_installed(environment / "bin", tmp_path, "python", "-c", "import npbgpp; print(npbgpp.__version__)").strip()
 
 
 def run_installed(programs: Path, cwd: Path, *command: str) -> str:
