@@ -118,6 +118,9 @@ class TrainedRun:
         self._trainer.precision_plugin.convert_module(parts.system)
         self._system = parts.system.to(self._trainer.strategy.root_device).eval()
 
+    def __repr__(self) -> str:
+        return f"TrainedRun({self.method}, scene {self.scene.name}, {len(self.scene.views)} views, {self.folder})"
+
     def cameras(self, split: Stage = "test") -> Cameras:
         """Cameras of the views of a split: ``train``, ``val`` or ``test``.
 

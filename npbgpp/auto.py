@@ -119,8 +119,10 @@ def _check_folder(settings: AutoSettings, out: Path) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, value in _remembered(settings).items():
             if found.get(name) != value:
+                words = [f"experiment={_TRAININGS[settings.system][0]}", "datasets=colmap_one_scene", f"datasets.data_root={out}"]
+                longer = f", or train on its scene: npbgpp train {shlex.join(words)} datasets.scene_name=scene" if name == "minutes" else ""
                 raise InputError(
-                    f"out={out}: has results of {name}={found.get(name)}, got {name}={value}; choose another folder with out=<folder>"
+                    f"out={out}: has results of {name}={found.get(name)}, got {name}={value}; choose another folder with out=<folder>{longer}"
                 )
     elif others:
         raise InputError(

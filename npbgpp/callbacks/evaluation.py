@@ -171,7 +171,8 @@ class EvaluationWriter(Callback):
             step = max(1, -(-len(found) // _SHEET_ROWS))
             rows += found[::step]
         title = "   ".join(
-            f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}, {row['views']} views" for name, row in summary.items()
+            f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}, {row['views']} view{'s' * (row['views'] != 1)}"
+            for name, row in summary.items()
         )
         write_png(self.run_dir / "report.png", evaluation_sheet(title, rows))
 

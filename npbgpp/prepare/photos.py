@@ -201,7 +201,8 @@ def _announce(settings: PhotoSettings, source: PhotoSource, scene: Path) -> Pose
     """Says how long it will take. Raises InputError where there is not enough space on the disk."""
     options, sizes, seconds = forecast(settings, source)
     retries = "; more if few photos are registered" if settings.retries and settings.poses is None else ""
-    log.info("%s: %d photos, %s%s", source.name, len(sizes), in_words(seconds), retries)
+    if sizes:
+        log.info("%s: %d photos, %s%s", source.name, len(sizes), in_words(seconds), retries)
     needed = 1e6 * sum(sizes) * _BYTES_PER_PIXEL + len(sizes) * options.features * _BYTES_PER_FEATURE
     free = shutil.disk_usage(next(folder for folder in (scene, *scene.parents) if folder.is_dir())).free
     if free < needed:
