@@ -265,11 +265,11 @@ def _downscale(settings: AutoSettings, scene: Path) -> float:
 def _film_path(scene: Path) -> list[str]:
     """A circle where the cameras stand around the scene, else a way through views in their order."""
     from npbgpp.data import CloudFile
-    from npbgpp.geometry import Cameras, surrounds
+    from npbgpp.geometry import surrounds
     from npbgpp.parsers import read_scene
 
     views = read_scene("colmap", scene, scene, scene.name, CloudFile(scene / "mvs_pc.ply"), {}).views
-    if surrounds(Cameras.cat([view.camera for view in views])):
+    if surrounds([view.camera for view in views]):
         return ["path=circle"]
     step = max(1, len(views) // _STOPS)
     return ["path=interpolate", f"views=[{','.join(map(str, range(0, len(views), step)))}]"]

@@ -54,7 +54,7 @@ from npbgpp.engine.trainer import (
     trainer_plan,
 )
 from npbgpp.errors import InputError
-from npbgpp.geometry import Cameras, fit_to_size, surrounds
+from npbgpp.geometry import surrounds
 from npbgpp.io import VIDEO_FORMATS
 from npbgpp.methods.base import RunContext, System, SystemSettings
 from npbgpp.metrics import ImageMetrics
@@ -253,8 +253,7 @@ def _name_next_step(search_paths: SearchPaths, system: System) -> None:
 
 def _path_of(scene: Scene) -> str:
     """A camera path of ``npbgpp render`` near the views that were trained on."""
-    cameras = [scene.views[i].camera for i in scene.splits["train"]]
-    return "circle" if surrounds(Cameras.cat([fit_to_size(camera, cameras[0].image_size) for camera in cameras])) else "interpolate"
+    return "circle" if surrounds([scene.views[i].camera for i in scene.splits["train"]]) else "interpolate"
 
 
 def _fit(trainer: Trainer, system: System, data: DataModule, resume: Path | None) -> None:

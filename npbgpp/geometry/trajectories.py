@@ -4,6 +4,7 @@ Paths are computed in double precision and returned in single precision, as all 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -173,8 +174,13 @@ def orbit_path(cameras: Cameras, count: int) -> Cameras:
     return circle_path(focus, up, distance * math.cos(elevation), distance * math.sin(elevation), count, focus, cameras[0])
 
 
-def surrounds(cameras: Cameras) -> bool:
-    """Whether n views look at one object from around it, so that a circle shows what they show: no gap between neighbours is wider than 120 degrees."""
+def surrounds(views: Sequence[Cameras]) -> bool:
+    """Whether views look at one object from around it, so that a circle shows what they show: no gap between neighbours is wider than 120 degrees.
+
+    Args:
+        views: one camera each, at least one, of any image sizes.
+    """
+    cameras = Cameras.cat([fit_to_size(view, views[0].image_size) for view in views])
     try:
         focus, up = _focus(cameras), common_up(cameras)
     except InputError:

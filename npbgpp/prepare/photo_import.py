@@ -388,8 +388,7 @@ class PhotoImporter:
         found = [folder / f"{stem}.png" for folder in places for stem in (relative.name, relative.stem)]
         mask = next((file for file in found if file.is_file()), None)
         size = decoded.image.size
-        if mask is None:
-            write_image(self.scene_masks / f"{name}.png", Image.new("L", size, 255))
+        if mask is None:  # ``prepare_photos`` adds a white one
             return
         pixels = Image.fromarray(read_mask(mask))
         if decoded.turned is not None and pixels.size == decoded.stored_size[::-1]:

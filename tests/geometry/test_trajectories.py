@@ -155,9 +155,13 @@ def test_orbit_of_views_on_a_circle_is_that_circle(elevation):
 
 
 def test_views_surround_an_object():
-    ring = around(count=12)
-    assert surrounds(ring) and not surrounds(ring[:7]) and not surrounds(forward_facing()) and not surrounds(ring[:1])
-    assert not surrounds(around(count=2)) and surrounds(around(count=4))
+    ring, ahead = around(count=12), forward_facing()
+    views = [ring[k] for k in range(12)]
+    assert surrounds(views) and not surrounds(views[:7]) and not surrounds([ahead[k] for k in range(12)]) and not surrounds(views[:1])
+    assert surrounds([views[0].resize((17, 40)), *views[1:]]), "images of different sizes"
+    for count in (2, 4):
+        few = around(count=count)
+        assert surrounds([few[k] for k in range(count)]) == (count == 4)
 
 
 def test_up_from_level_views_on_one_side():
